@@ -58,7 +58,8 @@ static const Option options[] = {
 static const OptionAbout about = {
     "[options] FILE...",
     "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
-    "llm.c's format (- for standard input; may be zstd). With --report, writes a page over metrics files.\n"
+    "llm.c's format (- for standard input; may be zstd).\n"
+    "With --report, writes a page about the training runs whose metrics files are given.\n"
     "\n"
     "examples:\n"
     "  show chat.shard                     header, three records with their masks, statistics\n"
@@ -670,22 +671,21 @@ NORETURN static void wrong_file(Reader *r, const char *path) {
         strcmp(path, "-") ? path : "standard input", file_kind_any(bytes, n, text));
 }
 
-/* Writes the page over metrics files. */
+/* Writes the page about the runs of several metrics files. */
 static void show_runs(char **paths, int count) {
     Error e;
     Runs runs = {0};
     OutputPaths files = {0};
-    const OptionUse use[] = {
-        {&o.records, false, "not used with --report"},  {&o.start, false, "not used with --report"},
-        {&o.all, false, "not used with --report"},      {&o.tokens, false, "not used with --report"},
-        {&o.json, false, "not used with --report"},     {&o.color, false, "not used with --report"},
-        {&o.stats, false, "not used with --report"},    {&o.tensors, false, "not used with --report"},
-        {&o.tokenizer, false, "not used with --report"}};
+    const char *why = "not used with --report";
+    const OptionUse use[] = {{&o.records, false, why}, {&o.start, false, why},   {&o.all, false, why},
+                             {&o.tokens, false, why},  {&o.json, false, why},    {&o.color, false, why},
+                             {&o.stats, false, why},   {&o.tensors, false, why}, {&o.tokenizer, false, why}};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (!count) usage_error("--report: expected one metrics file or more");
     output_add(&files, "report", o.report, OUTPUT_WRITTEN);
     for (int i = 0; i < count; i++) output_add(&files, "report", paths[i], OUTPUT_READ);
-    if (!output_distinct(&files, &e)) usage_error("%s", e.text);
+    if (!output_distinct(&files, &e))
+        usage_error("--report: %s is one of the files that are read; give another path", o.report);
     output_free(&files);
     for (int i = 0; i < count; i++)
         if (!runs_read(&runs, paths[i], &e)) die("%s", e.text);

@@ -37,7 +37,7 @@ static void cut_twice(const uint8_t *data, size_t size) {
 static void compare(const uint8_t *data, size_t size) {
     Error e = {""};
     Run run = {.name = strdup("a")};
-    if (run_parse(&run, "a", (const char *)data, size, &e)) {
+    if (run_parse(&run, (const char *)data, size, &e)) {
         Runs runs = {.runs = (Run[]){run, run}, .count = 2};
         char *page;
         size_t length;

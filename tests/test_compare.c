@@ -1,4 +1,4 @@
-/* test_compare.c - pages over several runs: metrics files that are read or refused, options that differ, the order of
+/* test_compare.c - pages about several runs: metrics files that are read or refused, options that differ, the order of
  * stages, hostile texts, and the functions of the page's script on known values. */
 #include "../llmc/base/error.h"     /* Error */
 #include "../llmc/report/compare.h" /* compare_page */
@@ -65,8 +65,8 @@ static void test_two_runs(void **state) {
     assert_non_null(strstr(page, "<td class='mono'>seed</td><td class='mono'>1</td><td class='mono'>2</td>"));
     assert_non_null(
         strstr(page, "<td class='mono'>only</td><td class='mono'>x</td><td class='mono'>\xE2\x80\x93</td>"));
-    assert_null(strstr(page, ">beta<")); /* equal in both */
-    assert_non_null(strstr(page, "<td>stopped</td><td>10</td>"));
+    assert_null(strstr(page, ">beta<"));                                               /* equal in both */
+    assert_non_null(strstr(page, "<td>stopped</td><td>10</td><td>\xE2\x80\x93</td>")); /* no step_time, no speed */
     assert_non_null(strstr(page, "<td>without an end</td><td>10</td>"));
     assert_non_null(strstr(page, "<span>A <b>0.100</b></span><span>B <b>0.200</b></span>"));
     assert_int_equal(occurrences(page, "<figure>"), 2); /* loss and num_tokens, each drawn without the script */
@@ -86,16 +86,22 @@ static void test_two_runs(void **state) {
     runs_free(&r);
 }
 
-/* Stages are in the order of their lineage, whatever the order of the files. */
+/* Stages are in the order of their lineage, whatever the order of the files; the options that differ are listed, too. */
 static void test_chain(void **state) {
     (void)state;
     Runs r = {0};
 #define SFT  "{\"stage\":\"train_sft\",\"parent\":null,\"options\":{\"seed\":\"1\"}}"
 #define GRPO "{\"stage\":\"train_grpo\",\"parent\":\"12ab\"}"
+    add(&r, put_run("2.jsonl",
+                    "{\"record\":\"start\",\"program\":\"train_grpo\",\"args\":{\"seed\":\"7\"},\"lineage\":[" SFT
+                    "," GRPO "]}\n",
+                    1,
+                    "{\"record\":\"end\",\"final\":[{\"name\":\"accuracy\",\"before\":\"1 %\",\"after\":"
+                    "\"90 %\"}]}\n"));
     add(&r,
-        put_run("2.jsonl", "{\"record\":\"start\",\"program\":\"train_grpo\",\"lineage\":[" SFT "," GRPO "]}\n", 1,
-                "{\"record\":\"end\",\"final\":[{\"name\":\"accuracy\",\"before\":\"1 %\",\"after\":\"90 %\"}]}\n"));
-    add(&r, put_run("1.jsonl", "{\"record\":\"start\",\"program\":\"train_sft\",\"lineage\":[" SFT "]}\n", 1, ""));
+        put_run("1.jsonl",
+                "{\"record\":\"start\",\"program\":\"train_sft\",\"args\":{\"seed\":\"1\"},\"lineage\":[" SFT "]}\n", 1,
+                ""));
     runs_order(&r);
     assert_true(r.chain);
     assert_non_null(strstr(r.runs[0].name, "1.jsonl"));
@@ -104,6 +110,7 @@ static void test_chain(void **state) {
     const char *second = strstr(page, "Group-relative policy optimisation</td><td>A</td>");
     assert_true(first && second && first < second);
     assert_non_null(strstr(second, "<td>accuracy</td><td>1 %</td><td class='after'>90 %</td>"));
+    assert_non_null(strstr(page, "<td class='mono'>seed</td><td class='mono'>1</td><td class='mono'>7</td>"));
     free(page);
     runs_free(&r);
 }
@@ -117,6 +124,10 @@ static void test_refused(void **state) {
                  {"{\"step\":1}\n{\"loss\":NaN,\"step\":2}\n", "line 2: not JSON"},
                  {"{\"step\":1}\n{\"loss\":1}\n", "line 2: a line without an integer \"step\""},
                  {"{\"step\":3}\n{\"step\":3}\n", "line 2: step 3 after step 3, expected increasing steps"},
+                 {"{\"step\":1}\n{\"record\":\"middle\"}\n", "line 2: a record \"middle\", expected \"start\" or"},
+                 {"{\"step\":0,\"when\":\"before\",\"prompt\":\"2+2=\",\"completion\":\"4\",\"answer\":\"4\","
+                  "\"reward\":1}\n", /* a file of samples */
+                  "line 1: \"when\" is neither a number nor null"},
                  {"RIFF\x01\x02\n", "line 1: not JSON"}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         Runs r = {0};

@@ -70,7 +70,8 @@ static inline void compare_legend(FILE *f, const Runs *r) {
         report_date(run_number(start, "time"), text, sizeof text);
         run_cell(f, "", text);
         run_cell(f, "", run->cut ? "cut off in its last line" : status ? status : "without an end");
-        chart_value(history_speed(&run->h), false, text);
+        const double speed = history_speed(&run->h);
+        chart_value(speed > 0 ? speed : NAN, false, text);
         fprintf(f, "<td>%lld</td><td>%s</td></tr>\n", (long long)run->h.last_step, text);
     }
     fputs("</tbody></table></div></section>\n", f);
@@ -295,7 +296,7 @@ static inline void compare_page(FILE *f, const Runs *r) {
     fprintf(f, "<header><h1>%s</h1></header>\n", title);
     compare_legend(f, r);
     if (r->chain) compare_stages(f, r);
-    else compare_options(f, r);
+    compare_options(f, r);
     compare_curves(f, r);
     report_end(f, compare_js());
 }

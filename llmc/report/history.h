@@ -13,7 +13,7 @@
 #ifndef LLMC_REPORT_HISTORY_H
 #define LLMC_REPORT_HISTORY_H
 
-#include "../base/error.h" /* xrealloc, error_set, Error, checked_object */
+#include "../base/error.h" /* error_set, xrealloc, Error, checked_object */
 #include "../base/text.h"  /* utf8_copy */
 #include <jansson.h>
 #include <math.h>
@@ -202,36 +202,50 @@ static inline void history_free(History *h) {
 
 typedef enum { LINE_KEPT, LINE_LATER, LINE_BROKEN } HistoryLine;
 
-/* Adds a record of the run's beginning or end to h and takes it over. A part that was resumed from a later step than
- * `last` is left out, and so is the end, unless `last` is INT64_MAX: the run goes on. */
-static inline HistoryLine history_read_record(History *h, json_t *object, const char *kind, int64_t last) {
-    const bool start = !strcmp(kind, "start");
-    const bool kept = start ? json_integer_value(json_object_get(object, "resumed_step")) <= last : last == INT64_MAX;
-    if (start && kept) history_start(h, object);
-    else if (kept && !strcmp(kind, "end")) history_end(h, object);
-    else json_decref(object);
-    return kept ? LINE_KEPT : LINE_LATER;
+/* A number that was read, or NaN for anything else. */
+static inline double history_number(const json_t *value) {
+    return json_is_number(value) ? json_number_value(value) : NAN;
 }
 
-/* Adds one line of metrics.jsonl to h. LINE_LATER: the line's step is after `last`, and h is unchanged. LINE_BROKEN:
- * the line is neither an object with an integer "step" nor one with a "record", and e has the reason. Values that are
- * not numbers become gaps. */
+/* Adds a record of the run's beginning or end to h and takes it over. A part that was resumed from a later step than
+ * `last` is left out, and so is the end, unless `last` is INT64_MAX: the run goes on. */
+static inline HistoryLine history_read_record(History *h, json_t *object, const char *kind, int64_t last, Error *e) {
+    const bool start = !strcmp(kind, "start"), end = !strcmp(kind, "end");
+    const bool kept = start ? json_integer_value(json_object_get(object, "resumed_step")) <= last : last == INT64_MAX;
+    if (!start && !end) error_set(e, "a record \"%.40s\", expected \"start\" or \"end\"", kind);
+    if (start && kept) history_start(h, object);
+    else if (end && kept) history_end(h, object);
+    else json_decref(object);
+    return !start && !end ? LINE_BROKEN : kept ? LINE_KEPT : LINE_LATER;
+}
+
+/* Whether an object, NULL if the line is not JSON because of `why`, is the line of a step: "step" is an integer, and all
+ * other values are numbers, or null if they were not finite. */
+static inline bool history_is_step(json_t *object, const json_error_t *why, Error *e) {
+    const char *key;
+    json_t *value;
+    if (!object) return error_set(e, "not JSON: %s, expected an object with a \"step\"", why->text);
+    if (!json_is_integer(json_object_get(object, "step")))
+        return error_set(e, "a line without an integer \"step\", expected an object with one");
+    json_object_foreach(object, key, value) {
+        if (!json_is_number(value) && !json_is_null(value))
+            return error_set(e, "\"%.40s\" is neither a number nor null", key);
+    }
+    return true;
+}
+
+/* Adds one line of metrics.jsonl to h; a null becomes a gap. LINE_LATER: the line's step is after `last`, and h is
+ * unchanged. LINE_BROKEN: the line is not one that metrics.h writes, and e has the reason. */
 static inline HistoryLine history_read_line(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
     json_t *object = json_loadb(line, n, 0, &why);
-    const json_t *step = json_object_get(object, "step");
     const char *record = json_string_value(json_object_get(object, "record"));
-    if (record) return history_read_record(h, object, record, last);
-    if (!json_is_integer(step)) {
-        if (object) error_set(e, "a line without an integer \"step\", expected an object with one");
-        else error_set(e, "not JSON: %s, expected an object with a \"step\"", why.text);
+    if (record) return history_read_record(h, object, record, last, e);
+    const bool whole = history_is_step(object, &why, e);
+    const int64_t at = json_integer_value(json_object_get(object, "step"));
+    if (!whole || at > last) {
         json_decref(object);
-        return LINE_BROKEN;
-    }
-    const int64_t at = json_integer_value(step);
-    if (at > last) {
-        json_decref(object);
-        return LINE_LATER;
+        return whole ? LINE_LATER : LINE_BROKEN;
     }
     const double before = h->finished_at, time = json_number_value(json_object_get(object, "time"));
     if (h->lines && time > before) h->seconds += time - before;
@@ -239,8 +253,7 @@ static inline HistoryLine history_read_line(History *h, const char *line, size_t
     const char *key;
     json_t *value;
     json_object_foreach(object, key, value) {
-        if (strcmp(key, "step") && strcmp(key, "time"))
-            history_value(h, key, at, json_is_number(value) ? json_number_value(value) : NAN);
+        if (strcmp(key, "step") && strcmp(key, "time")) history_value(h, key, at, history_number(value));
     }
     json_decref(object);
     return LINE_KEPT;
@@ -260,9 +273,7 @@ static inline HistoryLine history_read_pair(History *h, json_t *object, int64_t 
     else {
         result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
         if (result == LINE_KEPT)
-            history_pair(h, step, when, prompt, chosen, rejected,
-                         json_is_number(reward[0]) ? json_number_value(reward[0]) : NAN,
-                         json_is_number(reward[1]) ? json_number_value(reward[1]) : NAN);
+            history_pair(h, step, when, prompt, chosen, rejected, history_number(reward[0]), history_number(reward[1]));
     }
     json_decref(object);
     return result;
@@ -283,9 +294,7 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
     else {
         /* an "after" sample was taken at the end of an earlier part, which is not the end of the run */
         result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
-        if (result == LINE_KEPT)
-            history_sample(h, step, when, prompt, completion, answer,
-                           json_is_number(reward) ? json_number_value(reward) : NAN);
+        if (result == LINE_KEPT) history_sample(h, step, when, prompt, completion, answer, history_number(reward));
     }
     json_decref(object);
     return result;

@@ -13,14 +13,15 @@
 #define LLMC_REPORT_RUNS_H
 
 #include "../base/error.h" /* error_set, Error, xrealloc */
-#include "../base/io.h"    /* Reader, reader_close, reader_open, reader_rest */
+#include "../base/io.h"    /* file_slurp */
 #include "../base/text.h"  /* utf8_copy */
+#include "chart.h"         /* CHART_LINES */
 #include "history.h"       /* LINE_BROKEN, history_free, History, HistoryLine, ... */
 
-enum { RUNS_MOST = 26 }; /* a letter names each */
+enum { RUNS_MOST = CHART_LINES }; /* a letter names each */
 
 typedef struct Run {
-    char *name; /* path of the file, as valid UTF-8 */
+    char *name; /* path of the file, or "standard input", as valid UTF-8 */
     History h;
     bool cut; /* the last line is cut off */
 } Run;
@@ -46,8 +47,8 @@ static inline const json_t *run_last_start(const Run *r) {
     return n ? json_array_get(r->h.starts, n - 1) : NULL;
 }
 
-/* Adds the lines of text[0..n), whose name is that of the messages. */
-static inline bool run_parse(Run *r, const char *name, const char *text, size_t n, Error *e) {
+/* Adds the lines of text[0..n). */
+static inline bool run_parse(Run *r, const char *text, size_t n, Error *e) {
     long long number = 1;
     for (size_t at = 0; at < n; number++) {
         const char *end = (const char *)memchr(text + at, '\n', n - at);
@@ -57,27 +58,24 @@ static inline bool run_parse(Run *r, const char *name, const char *text, size_t 
         Error why;
         const HistoryLine kind = history_read_line(&r->h, text + at, length, INT64_MAX, &why);
         if (kind == LINE_BROKEN && !end) r->cut = true;
-        else if (kind == LINE_BROKEN) return error_set(e, "%s: line %lld: %s", name, number, why.text);
+        else if (kind == LINE_BROKEN) return error_set(e, "%s: line %lld: %s", r->name, number, why.text);
         if (r->h.lines > lines && r->h.last_step <= before)
-            return error_set(e, "%s: line %lld: step %lld after step %lld, expected increasing steps", name, number,
+            return error_set(e, "%s: line %lld: step %lld after step %lld, expected increasing steps", r->name, number,
                              (long long)r->h.last_step, (long long)before);
         at += length + 1;
     }
-    if (!r->h.lines) return error_set(e, "%s: line %lld: the file ends without a step", name, number);
+    if (!r->h.lines) return error_set(e, "%s: line %lld: the file ends without a step", r->name, number);
     return true;
 }
 
 /* Reads a metrics file and adds the run. On failure nothing is added. */
 static inline bool runs_read(Runs *r, const char *path, Error *e) {
-    Reader in;
     size_t n;
     if (r->count == RUNS_MOST) return error_set(e, "%s: more than %d runs do not fit on a page", path, RUNS_MOST);
-    if (!reader_open(&in, path, e)) return false;
-    char *text = reader_rest(&in, (size_t)1 << 32, &n, e);
-    reader_close(&in);
+    char *text = file_slurp(path, (size_t)1 << 32, &n, e);
     if (!text) return false;
-    Run run = {.name = utf8_copy(path)};
-    const bool ok = run_parse(&run, path, text, n, e);
+    Run run = {.name = utf8_copy(strcmp(path, "-") ? path : "standard input")};
+    const bool ok = run_parse(&run, text, n, e);
     free(text);
     if (!ok) {
         history_free(&run.h);
