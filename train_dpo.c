@@ -327,7 +327,7 @@ static PreferenceTotals validate(Run *r, const PreferenceData *val) {
 static void show_pairs(Run *r, const PreferenceData *d, const char *when) {
     Trainer *t = &r->t;
     CompletionSet *s = &r->set;
-    if (o.l.unpaired || !trainer_shows_pairs(t)) return;
+    if (o.l.unpaired || !trainer_records(t)) return;
     const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
     completion_set_clear(s);
     for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++) completion_set_add(s, &d->pair[i], i);

@@ -321,7 +321,7 @@ static Stats validate(Run *r, const Labelled *val) {
 /* Shows the first pairs with their scores. */
 static void show_pairs(Run *r, const Labelled *d, const char *when) {
     Trainer *t = &r->t;
-    if (o.kind != REWARD_MODEL_BT || !trainer_shows_pairs(t)) return;
+    if (o.kind != REWARD_MODEL_BT || !trainer_records(t)) return;
     const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
     for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++) {
         const Pair *p = &d->pairs.pair[i];

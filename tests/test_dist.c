@@ -382,7 +382,7 @@ static void a_rank_that_hangs_ends_the_run(void **state) {
     loses_a_rank(SIGSTOP, 2, 3, "has not answered for 3 s (--dist-timeout)");
 }
 
-/* Without --zero, rank 0 has everything that the state needs, and writes it before the run ends. */
+/* Without --zero, rank 0 has everything that the state needs, and writes it, and why the run failed, before the end. */
 static void a_lost_rank_leaves_the_state(void **state) {
     NEEDS_MPI();
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
@@ -395,6 +395,8 @@ static void a_lost_rank_leaves_the_state(void **state) {
     assert_true(run_wait(launcher, 120) != 0);
     assert_holds(said, "state written to ");
     assert_holds(said, "rank 1 of 2 (process ");
+    run(0,
+        "tail -n 1 $T/lost.jsonl | grep '^{\"record\":\"end\".*\"status\":\"failed\".*\"reason\":\"rank 1 of 2 (process '");
     run(124, "timeout 3 " SFT "-x 100000 -o $T/lost.bin --resume $T/lost.state");
     assert_holds(said, "stopped by a signal after step ");
 }

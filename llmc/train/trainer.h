@@ -35,7 +35,7 @@
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
 #include "../base/json_text.h"         /* json_utf8 */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
-#include "../base/options.h"           /* Option, OPT_END, OptionList, OPT_GROUP, ... */
+#include "../base/options.h"           /* Option, OPT_END, OPT_TEXT, OptionList, ... */
 #include "../base/output.h"            /* OUTPUT_READ, output_add, OUTPUT_RESUMED, OUTPUT_STATE, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_memory, program_stopping */
 #include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
@@ -66,7 +66,7 @@
 #include "../report/metrics.h"         /* metrics_set, metrics_line, metrics_phase, metrics_fact, ... */
 #include "../report/run_facts.h"       /* RunPhase, run_text, RUN_SAVING, run_file, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
-#include "resume.h"                    /* resume_place, resume_is_path, resume_changes, resume_listed, ... */
+#include "resume.h"                    /* resume_is_path, resume_place, resume_changes, resume_listed, ... */
 #include "run_folder.h"                /* run_folder_path, run_folder_newest, run_folder_check, ... */
 #include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
 
@@ -283,12 +283,37 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
     free(state);
 }
 
+/* ---- a run that fails ------------------------------------------------------------------------------------------ */
+
+/* The run whose record trainer_fail() ends. */
+static inline Trainer **trainer_open_run(void) {
+    static Trainer *run;
+    return &run;
+}
+
+/* Ends the record of the run that is open, if it has begun, so that its page and its metrics give the reason. */
+static inline void trainer_fail(const Error *reason) {
+    Trainer *t = *trainer_open_run();
+    Error e;
+    if (!t || !t->metrics.begun) return;
+    *trainer_open_run() = NULL;
+    t->metrics.status = "failed";
+    metrics_result(&t->metrics, "reason", run_text(reason->text));
+    metrics_close(&t->metrics, &e);
+}
+
+/* For atexit(3): die() may end the run. */
+static inline void trainer_at_exit(void) {
+    if (error_last()->text[0]) trainer_fail(error_last());
+}
+
 /* ---- ranks ----------------------------------------------------------------------------------------------------- */
 
 static inline bool trainer_write_state(Trainer *t, const char *path, Error *e);
 
 /* The callback `failed` of dist.h: reports the step in which the run ends and the path of its last state, which is
- * first written, if that is possible without the other ranks. A GPU may still wait for them, so it is not used. */
+ * first written, if that is possible without the other ranks, and ends the record of the run. A GPU may still wait for
+ * the other ranks, so it is not used. */
 static inline void trainer_failed(void *trainer, const Error *e) {
     Trainer *t = (Trainer *)trainer;
     Error unwritten = {""};
@@ -304,6 +329,8 @@ static inline void trainer_failed(void *trainer, const Error *e) {
     fprintf(stderr, "%s: %s; the run ends in step %lld%s%s%s%s\n", program_invocation_short_name, e->text,
             (long long)t->step + 1, there ? ", the last state is " : "", there ? state : "",
             unwritten.text[0] ? "; " : "", unwritten.text);
+    free(state);
+    trainer_fail(e);
 }
 
 /* Ends the run if a rank's value differs from that of rank 0. what: the file or options that it belongs to.
@@ -548,19 +575,23 @@ static inline void trainer_add_stage(ModelFile *f, const char *stage, json_t *op
     json_array_append_new(f->lineage, entry);
 }
 
+/* The values of the options that have one, all of them or those of the lineage; the caller owns the object. */
+static inline json_t *trainer_values(const Option *table, bool all) {
+    json_t *values = (json_t *)checked_object(json_object(), "a JSON object");
+    TextBuffer value = {0};
+    for (const Option *o = table; o->kind != OPT_END; o++) {
+        if (o->kind == OPT_GROUP || (!all && resume_place(o->name))) continue;
+        option_value(o, &value);
+        if (value.length) json_object_set_new(values, o->name, json_utf8(value.text, value.length));
+    }
+    text_free(&value);
+    return values;
+}
+
 /* Adds an entry for this stage to the lineage: its options and the parent's hash. A resumed run has the entry from its
  * state, with its own values of the options that it may change. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
-    if (t->o->resume) return;
-    json_t *options = json_object();
-    TextBuffer value = {0};
-    for (const Option *o = table; o->kind != OPT_END; o++) {
-        if (o->kind == OPT_GROUP || resume_place(o->name)) continue;
-        option_value(o, &value);
-        if (value.length) json_object_set_new(options, o->name, json_utf8(value.text, value.length));
-    }
-    text_free(&value);
-    trainer_add_stage(&t->file, t->program, options);
+    if (!t->o->resume) trainer_add_stage(&t->file, t->program, trainer_values(table, false));
 }
 
 static inline uint64_t trainer_options_hash(const Option *table) {
@@ -615,47 +646,20 @@ static inline json_t *trainer_files(const Option *table) {
     return all;
 }
 
-/* The values of all options that have one; the caller owns the object. */
-static inline json_t *trainer_values(const Option *table) {
-    json_t *all = (json_t *)checked_object(json_object(), "a JSON object");
-    TextBuffer value = {0};
-    for (const Option *o = table; o->kind != OPT_END; o++) {
-        if (o->kind == OPT_GROUP) continue;
-        option_value(o, &value);
-        if (value.length) json_object_set_new(all, o->name, json_utf8(value.text, value.length));
-    }
-    text_free(&value);
-    return all;
-}
+/* Whether this rank writes the record of the run, which the metrics and the report have. */
+static inline bool trainer_records(const Trainer *t) { return !t->dist.rank && (t->o->metrics || t->o->report); }
 
-/* The run whose record trainer_at_exit() ends. */
-static inline Trainer **trainer_open_run(void) {
-    static Trainer *run;
-    return &run;
-}
-
-/* Ends the record of a run that die() ends, so that its page and its metrics say so. */
-static inline void trainer_at_exit(void) {
-    Trainer *t = *trainer_open_run();
-    Error e;
-    if (!t || !t->metrics.begun || !error_last()->text[0]) return;
-    *trainer_open_run() = NULL;
-    t->metrics.status = "failed";
-    metrics_result(&t->metrics, "reason", run_text(error_last()->text));
-    metrics_close(&t->metrics, &e);
-}
-
-/* Gives the record of the run what only the trainer has: the device, the options, the files, the lineage. */
+/* Gives the record of the run what only the trainer has: the device, the options, the files, the lineage. TensorBoard
+ * gets the options alone. */
 static inline void trainer_describe(Trainer *t, const Option *table, const char *model, const char *device) {
-    const TrainerOptions *o = t->o;
-    if (t->dist.rank || (!o->metrics && !o->report && !o->tensorboard)) return;
+    if (!trainer_records(t) && (t->dist.rank || !t->o->tensorboard)) return;
     Metrics *m = &t->metrics;
     metrics_describe(m, LLMC_VERSION);
     metrics_fact(m, "model", run_text(model));
     metrics_fact(m, "device", run_text(device));
     metrics_fact(m, "kernels", run_text(device_kernels(t->backend)));
-    metrics_fact(m, "args", trainer_values(table));
-    metrics_fact(m, "files", trainer_files(table));
+    metrics_fact(m, "args", trainer_values(table, true));
+    if (trainer_records(t)) metrics_fact(m, "files", trainer_files(table));
     metrics_fact(m, "lineage", json_deep_copy(t->file.lineage));
     if (!*trainer_open_run()) atexit(trainer_at_exit);
     *trainer_open_run() = t;
@@ -881,12 +885,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
 
 enum { TRAINER_PAIRS = 8 }; /* pairs that are scored for the report */
 
-/* Whether the scores of pairs are shown: only in the files, and by rank 0. */
-static inline bool trainer_shows_pairs(const Trainer *t) {
-    return !t->dist.rank && (t->o->metrics || t->o->report || t->o->tensorboard);
-}
-
-/* Adds a pair with the model's scores of both answers to the report. when: "before" or "after". */
+/* Adds a pair with the model's scores of both answers to the samples and to the report, if trainer_records(). when: "before" or "after". */
 static inline void trainer_show_pair(Trainer *t, const char *when, const Pair *p, double chosen, double rejected) {
     char *prompt = model_text_decode(&t->text, p->prompt, p->prompt_len, true);
     char *better = model_text_decode(&t->text, p->chosen, p->chosen_len, true);
