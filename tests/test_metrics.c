@@ -7,13 +7,13 @@
 #include "../llmc/report/chart.h"           /* chart_round, chart_smooth, chart_path, Chart, ... */
 #include "../llmc/report/chart_data.h"      /* chart_data */
 #include "../llmc/report/chart_text.h"      /* chart_tick, chart_value */
-#include "../llmc/report/curve_catalogue.h" /* curve_catalogue */
+#include "../llmc/report/curve_catalogue.h" /* curve_catalogue, curve_info */
 #include "../llmc/report/curves.h"          /* curve_list, CurveList */
 #include "../llmc/report/history.h"         /* history_value, History, history_free, history_row, ... */
 #include "../llmc/report/progress.h"        /* progress_draw, progress_duration */
 #include "../llmc/report/report.h"          /* report_page */
 #include "../llmc/report/report_samples.h"  /* REPORT_PROMPTS */
-#include "../llmc/report/run_facts.h"       /* RUN_SAMPLING, phase_enter, process_age, PhaseClock, ... */
+#include "../llmc/report/run_facts.h"       /* RUN_SAMPLING, phase_enter, process_age, run_file, ... */
 #include "../llmc/report/tensorboard.h"     /* tensorboard_crc32c, tensorboard_step, TensorBoard, ... */
 #include "files.h"                          /* files_path, text_of, files_assert_error, files_put, ... */
 #include "page.h"                           /* occurrences, assert_page */
@@ -708,6 +708,24 @@ static void test_records(void **state) {
     free(text);
 }
 
+/* Standard input and a pipe have no bytes to hash, not even if a file is named "-". */
+static void test_files_of_streams(void **state) {
+    (void)state;
+    static const char *const names[] = {"-", "pipe"};
+    const int here = open(".", O_RDONLY | O_DIRECTORY);
+    files_put(files_path("-"), "abc", 3);
+    assert_int_equal(mkfifo(files_path("pipe"), 0600), 0);
+    assert_int_equal(chdir(files_directory), 0);
+    for (int i = 0; i < 2; i++) {
+        json_t *file = run_file("input", names[i]);
+        assert_string_equal(text_in(file, "path"), names[i]);
+        assert_int_equal(json_object_size(file), 2);
+        json_decref(file);
+    }
+    assert_int_equal(fchdir(here), 0);
+    close(here);
+}
+
 /* Seconds go to the phase that they were spent in. */
 static void test_phases(void **state) {
     (void)state;
@@ -1088,6 +1106,7 @@ int main(void) {
         cmocka_unit_test(test_catalogue),
         cmocka_unit_test(test_report_pairs),
         cmocka_unit_test(test_records),
+        cmocka_unit_test(test_files_of_streams),
         cmocka_unit_test(test_phases),
         cmocka_unit_test(test_report_final),
         cmocka_unit_test(test_report_style),

@@ -1,4 +1,4 @@
-/* program.h - process utilities for all programs: signals and peak memory.
+/* program.h - process utilities for all programs: signals, memory, and the name of the processor.
  *
  * After program_start(), writing to a broken pipe is an error of write(), and these signals are requests to stop: the
  * training loop checks program_stopping() once per step, saves its state and exits with status 0.
@@ -98,13 +98,23 @@ static inline size_t program_memory(void) {
 }
 
 /* Formats a size, such as "1.6 GB". */
-static inline const char *program_bytes(char text[16], size_t bytes) {
+static inline const char *program_bytes(char text[16], double bytes) {
     const char *unit[] = {"B", "kB", "MB", "GB", "TB"};
-    double value = (double)bytes;
     int u = 0;
-    for (; value >= 1000 && u < 4; u++) value /= 1000;
-    snprintf(text, 16, u ? "%.1f %s" : "%.0f %s", value, unit[u]);
+    for (; bytes >= 1000 && u < 4; u++) bytes /= 1000;
+    snprintf(text, 16, u ? "%.1f %s" : "%.0f %s", bytes, unit[u]);
     return text;
+}
+
+/* The processor's name as the system has it, at most size - 1 bytes, or "unknown". */
+static inline const char *program_processor(char *name, size_t size) {
+    char line[512], model[256] = "unknown";
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "model name : %255[^\n]", model) == 1) break;
+    if (f) fclose(f);
+    snprintf(name, size, "%s", model);
+    return name;
 }
 
 #endif

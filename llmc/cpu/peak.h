@@ -14,6 +14,7 @@
 #ifndef LLMC_CPU_PEAK_H
 #define LLMC_CPU_PEAK_H
 
+#include "../base/program.h"  /* program_processor */
 #include "../model/backend.h" /* DTYPE_BF16 */
 #include "gemm.h"             /* Device */
 #include "product.h"          /* CPU_VEC */
@@ -111,13 +112,9 @@ static inline double peak_of(const Device *d) {
 
 /* What distinguishes this setting from others: "bf16 ISA THREADS PROCESSOR". */
 static inline void peak_setting(const Device *d, char *text, size_t size) {
-    char line[256], processor[128] = "unknown";
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %127[^\n]", processor) == 1) break;
-    if (f) fclose(f);
+    char processor[128];
     snprintf(text, size, "%s %d %d %s", d->dtype == DTYPE_BF16 ? "bf16" : "float32", (int)dnnl_get_effective_cpu_isa(),
-             omp_get_max_threads(), processor);
+             omp_get_max_threads(), program_processor(processor, sizeof processor));
 }
 
 static inline bool peak_path(char *path, size_t size) {

@@ -2,7 +2,8 @@
  *
  * All text that is not part of the program (a model's output, an option's value, a metric's name) reaches a page
  * through html_text(). Its output is safe between tags and inside quoted attributes. Control characters, which HTML
- * cannot display, are written as \x1b, and marks that turn the direction of text as \u202e; newline and tab are kept. The text must be valid UTF-8, which history.h ensures.
+ * cannot display, are written as \x1b, and marks that change the direction of text as \u202e; newline and tab are kept.
+ * The text must be valid UTF-8, which history.h ensures.
  *
  *     fputs("<td title='", f);
  *     html_text(f, name);
@@ -47,5 +48,18 @@ static inline void html_bytes(FILE *f, const char *text, size_t n) {
 }
 
 static inline void html_text(FILE *f, const char *text) { html_bytes(f, text, strlen(text)); }
+
+/* The number of bytes of text that are shown if at most `most` may be: all of it, or whole characters. */
+static inline size_t html_shown(const char *text, size_t most) {
+    size_t n = strlen(text);
+    if (n > most)
+        for (n = most; n && ((unsigned char)text[n] & 0xC0) == 0x80;) n--;
+    return n;
+}
+
+/* Writes how much of a text is left out of which the first n bytes are shown, if anything is. */
+static inline void html_rest(FILE *f, const char *text, size_t n) {
+    if (text[n]) fprintf(f, "<span class='none'> \xE2\x80\xA6 and %zu bytes more</span>", strlen(text + n));
+}
 
 #endif

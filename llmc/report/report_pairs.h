@@ -10,7 +10,7 @@
 
 #include "chart_text.h" /* chart_value */
 #include "history.h"    /* HistoryPair, History */
-#include "html.h"       /* html_text, html_bytes */
+#include "html.h"       /* html_text, html_bytes, html_rest, html_shown */
 
 enum {
     PAIRS_SHOWN = 64,  /* most pairs of a page */
@@ -22,12 +22,10 @@ static inline bool pair_same(const HistoryPair *a, const HistoryPair *b) {
 }
 
 static inline void pair_text(FILE *f, const char *name, const char *class, const char *text) {
-    size_t all = strlen(text), n = all;
-    if (n > PAIRS_TEXT)
-        for (n = PAIRS_TEXT; n && ((unsigned char)text[n] & 0xC0) == 0x80;) n--;
+    const size_t n = html_shown(text, PAIRS_TEXT);
     fprintf(f, "<div class='take %s'><div class='got'>%s</div><pre>", class, name);
     html_bytes(f, text, n);
-    if (n < all) fprintf(f, "<span class='none'> \xE2\x80\xA6 and %zu bytes more</span>", all - n);
+    html_rest(f, text, n);
     fputs("</pre></div>", f);
 }
 

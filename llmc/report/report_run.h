@@ -8,11 +8,12 @@
 #ifndef LLMC_REPORT_REPORT_RUN_H
 #define LLMC_REPORT_REPORT_RUN_H
 
-#include "chart_text.h"  /* chart_value */
-#include "history.h"     /* History */
-#include "html.h"        /* html_text, html_bytes */
-#include "report_head.h" /* report_date, report_duration */
-#include "run_facts.h"   /* RunPhase, run_phase_name, RUN_PHASES */
+#include "../base/program.h" /* program_bytes */
+#include "chart_text.h"      /* chart_value */
+#include "history.h"         /* History, history_number */
+#include "html.h"            /* html_text, html_bytes */
+#include "report_head.h"     /* report_date, report_duration */
+#include "run_facts.h"       /* RUN_PHASES, RunPhase, run_phase_name */
 
 /* A text of a record, or NULL. */
 static inline const char *run_string(const json_t *record, const char *key) {
@@ -21,8 +22,7 @@ static inline const char *run_string(const json_t *record, const char *key) {
 
 /* A number of a record, or NaN. */
 static inline double run_number(const json_t *record, const char *key) {
-    const json_t *value = json_object_get(record, key);
-    return json_is_number(value) ? json_number_value(value) : NAN;
+    return history_number(json_object_get(record, key));
 }
 
 /* Writes a row of the list of facts; nothing for a NULL value. */
@@ -69,14 +69,6 @@ static inline void run_command_row(FILE *f, const json_t *start) {
     fputs("</dd></div>\n", f);
 }
 
-/* A number of bytes: "1.23 GB". */
-static inline void run_bytes(double bytes, char text[32]) {
-    static const char *const unit[] = {"bytes", "kB", "MB", "GB", "TB"};
-    int u = 0;
-    for (; bytes >= 999.5 && u < 4; u++) bytes /= 1000;
-    snprintf(text, 32, "%.*f %s", !u || bytes >= 99.95 ? 0 : bytes >= 9.995 ? 1 : 2, bytes, unit[u]);
-}
-
 /* Writes the facts of the beginning and of the end as a list. */
 static inline void run_list(FILE *f, const json_t *start, const json_t *end) {
     char text[512], bytes[32];
@@ -102,7 +94,7 @@ static inline void run_list(FILE *f, const json_t *start, const json_t *end) {
     }
     const double memory = run_number(end, "peak_memory"), gpu = run_number(end, "peak_gpu_memory");
     if (memory >= 0 || gpu >= 0) {
-        run_bytes(memory >= 0 ? memory : gpu, bytes);
+        program_bytes(bytes, memory >= 0 ? memory : gpu);
         run_row(f, memory >= 0 ? "peak memory" : "peak GPU memory", bytes);
     }
     fputs("</dl>\n", f);
@@ -111,31 +103,29 @@ static inline void run_list(FILE *f, const json_t *start, const json_t *end) {
 /* Writes the time of each phase: a bar of their shares, and a table. */
 static inline void run_phases(FILE *f, const json_t *end) {
     const json_t *seconds = json_object_get(end, "seconds");
-    double all = 0, at = 0;
+    double part[RUN_PHASES], all = 0, at = 0;
     for (int i = 0; i < RUN_PHASES; i++) {
-        const double part = run_number(seconds, run_phase_name((RunPhase)i));
-        if (part > 0) all += part;
+        part[i] = fmax(run_number(seconds, run_phase_name((RunPhase)i)), 0); /* 0 if there is no number */
+        all += part[i];
     }
     if (!(all > 0) || !isfinite(all)) return;
     fputs("<h3>Time of each phase</h3><p class='note'>The phases divide the running time of the process.</p>\n"
           "<svg class='phases' viewBox='0 0 600 18' preserveAspectRatio='none' aria-hidden='true'>",
           f);
     for (int i = 0; i < RUN_PHASES; i++) {
-        const double part = run_number(seconds, run_phase_name((RunPhase)i));
-        if (!(part > 0)) continue;
-        fprintf(f, "<path class='p%d' d='M%.2f 0H%.2fV18H%.2fz'/>", i, 600 * at / all, 600 * (at + part) / all,
+        if (!part[i]) continue;
+        fprintf(f, "<path class='p%d' d='M%.2f 0H%.2fV18H%.2fz'/>", i, 600 * at / all, 600 * (at + part[i]) / all,
                 600 * at / all);
-        at += part;
+        at += part[i];
     }
     fputs("</svg>\n<div class='scroll'><table class='all'><thead><tr><th>phase</th><th>time</th><th>share</th></tr>"
           "</thead><tbody>\n",
           f);
     for (int i = 0; i < RUN_PHASES; i++) {
         char text[64], share[32];
-        const double part = run_number(seconds, run_phase_name((RunPhase)i));
-        if (!(part > 0)) continue;
-        report_duration(part, text, sizeof text);
-        chart_value(part / all, true, share);
+        if (!part[i]) continue;
+        report_duration(part[i], text, sizeof text);
+        chart_value(part[i] / all, true, share);
         fprintf(f, "<tr><td><i class='p%d'></i>%s</td><td>%s</td><td>%s</td></tr>\n", i, run_phase_name((RunPhase)i),
                 text, share);
     }
@@ -152,15 +142,14 @@ static inline void run_cell(FILE *f, const char *class, const char *text) {
 static inline void run_files(FILE *f, const json_t *start) {
     const json_t *files = json_object_get(start, "files");
     if (!json_array_size(files)) return;
-    fputs(
-        "<h3>Files read</h3><p class='note'>xxh3: the hash that <code>xxhsum -H3</code> prints; files of more than 2 GiB "
-        "are not hashed.</p>\n<div class='scroll'><table class='all'><thead><tr><th>option</th><th>file</th>"
-        "<th>size</th><th>xxh3</th></tr></thead><tbody>\n",
-        f);
+    fputs("<h3>Files read</h3><p class='note'>xxh3: the hash that <code>xxhsum -H3</code> prints; files of more than "
+          "2 GiB are not hashed.</p>\n<div class='scroll'><table class='all'><thead><tr><th>option</th><th>file</th>"
+          "<th>size</th><th>xxh3</th></tr></thead><tbody>\n",
+          f);
     for (size_t i = 0; i < json_array_size(files); i++) {
         const json_t *file = json_array_get(files, i);
         char text[32] = "\xE2\x80\x93";
-        if (run_number(file, "bytes") >= 0) run_bytes(run_number(file, "bytes"), text);
+        if (run_number(file, "bytes") >= 0) program_bytes(text, run_number(file, "bytes"));
         fputs("<tr>", f);
         run_cell(f, "", run_string(file, "option"));
         run_cell(f, " class='mono'", run_string(file, "path"));
@@ -192,8 +181,8 @@ static inline void run_lineage(FILE *f, const json_t *start) {
     const json_t *lineage = json_object_get(start, "lineage");
     if (!json_array_size(lineage)) return;
     fputs(
-        "<h3>Lineage</h3><p class='note'>The stages of training that made the model; the last one is this run. Parent: the "
-        "hash of the model file with which a stage began.</p>\n<div class='scroll'><table class='all'><thead><tr>"
+        "<h3>Lineage</h3><p class='note'>The stages of training that made the model; the last one is this run. Parent: "
+        "the hash of the model file with which a stage began.</p>\n<div class='scroll'><table class='all'><thead><tr>"
         "<th>stage</th><th>parent</th><th>input</th><th>learning rate</th><th>steps</th><th>seed</th><th>options</th>"
         "</tr></thead><tbody>\n",
         f);

@@ -13,7 +13,7 @@
 #include "../base/error.h" /* xcalloc, xrealloc */
 #include "chart_text.h"    /* chart_value */
 #include "history.h"       /* History, Sample */
-#include "html.h"          /* html_text, html_bytes */
+#include "html.h"          /* html_text, html_bytes, html_rest, html_shown */
 
 enum {
     REPORT_SHOWN = 8,    /* prompts shown unfolded */
@@ -28,16 +28,13 @@ static inline const char *report_class(double reward) {
 
 /* Writes a completion; unless it is wrong, the last occurrence of the answer is marked. */
 static inline void report_completion(FILE *f, const Sample *s) {
-    const size_t all = strlen(s->completion);
-    size_t n = all;
-    if (n > REPORT_TEXT)
-        for (n = REPORT_TEXT; n && ((unsigned char)s->completion[n] & 0xC0) == 0x80;) n--;
+    const size_t n = html_shown(s->completion, REPORT_TEXT);
     const char *found = NULL;
     if (s->answer[0] && isfinite(s->reward) && s->reward >= 0.5)
         for (const char *c = s->completion; (c = strstr(c, s->answer)); c++)
             if ((size_t)(c - s->completion) + strlen(s->answer) <= n) found = c;
     fputs("<pre>", f);
-    if (!all) fputs("<span class='none'>empty</span>", f);
+    if (!n) fputs("<span class='none'>empty</span>", f);
     if (found) {
         const size_t at = (size_t)(found - s->completion), length = strlen(s->answer);
         html_bytes(f, s->completion, at);
@@ -46,7 +43,7 @@ static inline void report_completion(FILE *f, const Sample *s) {
         fputs("</mark>", f);
         html_bytes(f, found + length, n - at - length);
     } else html_bytes(f, s->completion, n);
-    if (n < all) fprintf(f, "<span class='none'> \xE2\x80\xA6 and %zu bytes more</span>", all - n);
+    html_rest(f, s->completion, n);
     fputs("</pre>", f);
 }
 

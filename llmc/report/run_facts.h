@@ -4,9 +4,9 @@
  * The facts are JSON objects, which metrics.h writes as the first and the last record of the metrics file and report.h
  * shows at the top of the page:
  *
- *     {"record":"start","time":...,"program":"train_sft","version":"0.1.0 (562a0c9)","command":["./train_sft","-x","9"],
- *      "folder":"/home/a","host":"b","processor":"...", and what the trainer adds: "model", "device", "kernels", "args",
- *      "files", "lineage"}
+ *     {"record":"start","time":...,"program":"train_sft","version":"0.1.0 (562a0c9)",
+ *      "command":["./train_sft","-x","9"],"folder":"/home/a","host":"b","processor":"...", and what the trainer adds:
+ *      "model", "device", "kernels", "args", "files", "lineage"}
  *     {"record":"end","time":...,"status":"finished","steps":9,"tokens_per_second":...,"peak_memory":...,
  *      "seconds":{"setup":0.2,"training":3.1,...},"warnings":[{"text":"...","times":1}],"final":[...]}
  *
@@ -24,6 +24,7 @@
 #include "../base/error.h"     /* checked_object, WarningList, warning_list, xmalloc */
 #include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
 #include "../base/json_text.h" /* json_utf8 */
+#include "../base/program.h"   /* program_processor */
 #include <jansson.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -52,7 +53,7 @@ typedef struct PhaseClock {
     double since, seconds[RUN_PHASES]; /* clock_seconds() when `now` was entered; time of each phase until then */
 } PhaseClock;
 
-/* Seconds since this process was started; 0 if the system does not say. */
+/* Seconds since this process was started; 0 if the system does not say, or gives a time that is not within a day. */
 static inline double process_age(void) {
     char text[1024];
     unsigned long long ticks = 0;
@@ -83,12 +84,6 @@ static inline RunPhase phase_enter(PhaseClock *c, RunPhase phase) {
     return before;
 }
 
-/* Moves time from one phase to another, for work whose duration was measured within a phase. */
-static inline void phase_move(PhaseClock *c, RunPhase from, RunPhase to, double seconds) {
-    c->seconds[from] -= seconds;
-    c->seconds[to] += seconds;
-}
-
 /* The seconds of each phase that was entered, as an object; the caller owns it. */
 static inline json_t *phase_seconds(PhaseClock *c) {
     json_t *all = (json_t *)checked_object(json_object(), "a JSON object");
@@ -114,20 +109,10 @@ static inline json_t *run_command(void) {
     return all;
 }
 
-/* The processor's name, or "unknown". */
-static inline json_t *run_processor(void) {
-    char line[512], name[256] = "unknown";
-    FILE *f = fopen("/proc/cpuinfo", "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "model name : %255[^\n]", name) == 1) break;
-    if (f) fclose(f);
-    return run_text(name);
-}
-
 /* The record of a run's beginning, to which the trainer adds its own facts; the caller owns it. resume_step: -1, or the
  * step from which the run goes on. */
 static inline json_t *run_start_record(const char *program, const char *version, int64_t resume_step) {
-    char host[256] = "unknown", *folder = getcwd(NULL, 0);
+    char host[256] = "unknown", processor[256], *folder = getcwd(NULL, 0);
     gethostname(host, sizeof host - 1);
     json_t *record = (json_t *)checked_object(json_object(), "a JSON object");
     json_object_set_new(record, "record", json_string("start"));
@@ -138,7 +123,7 @@ static inline json_t *run_start_record(const char *program, const char *version,
     json_object_set_new(record, "command", run_command());
     json_object_set_new(record, "folder", run_text(folder ? folder : ""));
     json_object_set_new(record, "host", run_text(host));
-    json_object_set_new(record, "processor", run_processor());
+    json_object_set_new(record, "processor", run_text(program_processor(processor, sizeof processor)));
     free(folder);
     return record;
 }
@@ -175,15 +160,15 @@ static inline bool run_file_hash(const char *path, char text[17]) {
     return ok;
 }
 
-/* A file that an option names: {"option","path","bytes","xxh3"}. A folder, a pipe and a device have neither bytes nor a
- * hash; a file of more than RUN_HASHED_BYTES has no hash. The caller owns it. */
+/* A file that an option names: {"option","path","bytes","xxh3"}. Standard input ("-"), a folder, a pipe and a device have
+ * neither bytes nor a hash; a file of more than RUN_HASHED_BYTES has no hash. The caller owns it. */
 static inline json_t *run_file(const char *option, const char *path) {
     char hash[17];
     struct stat about;
     json_t *file = (json_t *)checked_object(json_object(), "a JSON object");
     json_object_set_new(file, "option", run_text(option));
     json_object_set_new(file, "path", run_text(path));
-    if (stat(path, &about) || !S_ISREG(about.st_mode)) return file;
+    if (!strcmp(path, "-") || stat(path, &about) || !S_ISREG(about.st_mode)) return file;
     json_object_set_new(file, "bytes", json_integer((json_int_t)about.st_size));
     if (about.st_size <= RUN_HASHED_BYTES && run_file_hash(path, hash))
         json_object_set_new(file, "xxh3", json_string(hash));
