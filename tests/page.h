@@ -48,7 +48,6 @@ static inline void assert_balanced(const char *page) {
     assert_int_equal(depth, 0);
 }
 
-/* Checks that hold for every page: well formed, UTF-8, and nothing is loaded from elsewhere. */
 /* Checks a whole page of n bytes: valid UTF-8, balanced, without anything that the browser would fetch. */
 static inline void assert_page(const char *page, size_t n) {
     assert_int_equal(strlen(page), n);

@@ -72,7 +72,7 @@ static inline WarningList *warning_list(void) {
     return &list;
 }
 
-/* Adds a warning to the list. It is called by the thread that prints. */
+/* Adds a warning to the list. Threads must not call it, or warn(), at the same time. */
 static inline void warning_keep(const char *text) {
     WarningList *list = warning_list();
     for (size_t i = 0; i < list->count; i++)

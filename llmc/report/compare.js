@@ -79,6 +79,8 @@ var compare = (function () {
 if (typeof document !== 'undefined') (function () {
     var form = document.getElementById('controls'), N = 'http://www.w3.org/2000/svg', charts = [], started = false;
     var LEFT = 40, RIGHT = 330, TOP = 22, BOTTOM = 156;
+    /* CHART_COLOURS and CHART_DASHES of chart.h. */
+    var COLOURS = 8, DASHES = 5;
 
     function make(to, tag, o, text) {
         var e = document.createElementNS(N, tag);
@@ -124,9 +126,9 @@ if (typeof document !== 'undefined') (function () {
         lists.forEach(function (list, i) {
             if (!list.length) return;
             var run = c.d.lines[i].run, last = list[list.length - 1];
-            var g = make(svg, 'g', {class: 'd' + run % 5});
-            make(g, 'path', {class: 'line a' + run % 8, d: compare.path(list, X, Y)});
-            make(svg, 'text', {class: 'last a' + run % 8, x: X(last[0]) + 4, y: Y(last[1]) + 3.8},
+            var g = make(svg, 'g', {class: 'd' + run % DASHES}), colour = 'a' + run % COLOURS;
+            make(g, 'path', {class: 'line ' + colour, d: compare.path(list, X, Y)});
+            make(svg, 'text', {class: 'last ' + colour, x: X(last[0]) + 4, y: Y(last[1]) + 3.8},
                 String.fromCharCode(65 + run));
         });
     }

@@ -22,10 +22,10 @@
  *                   The first and the last line describe the run, if metrics_describe() was called: see run_facts.h.
  * metrics.samples.jsonl   the samples, if there are any: {"step":0,"when":"before","prompt":...,"completion":...,
  *                   "answer":...,"reward":0}. Its name is that of the metrics file with .samples before .jsonl.
- * TensorBoard       event files with the same values as metrics.jsonl, the samples as texts and the options as
- *                   hyperparameters, see tensorboard.h.
  *                   A preference pair is {"step":0,"when":"before","prompt":...,"chosen":...,"rejected":...,
  *                   "chosen_reward":0.1,"rejected_reward":-0.2}.
+ * TensorBoard       event files with the same values as metrics.jsonl, the samples as texts and the options as
+ *                   hyperparameters, see tensorboard.h.
  * report            one HTML page, see report.h; written after ten seconds, then every minute (less often if that takes
  *                   more than half a percent of the time), and at the end of the run.
  *
@@ -61,8 +61,8 @@ typedef struct Metrics {
     char *jsonl_path, *samples_path, *report_path; /* NULL if not requested */
     FILE *jsonl, *samples;
     TensorBoard board;
-    json_t *start,
-        *results; /* records of the beginning and of the end (run_facts.h); NULL without metrics_describe() */
+    json_t *start;   /* the record of the beginning (run_facts.h); NULL without metrics_describe() */
+    json_t *results; /* what the program adds to the record of the end; NULL without metrics_describe() */
     PhaseClock phases;
     const char *status; /* "finished" unless the program sets "stopped" or "failed" before the end */
     bool begun;         /* the files have been truncated for this run */
@@ -406,7 +406,7 @@ static inline void metrics_texts(FILE *f, int64_t step, const char *part[][2], s
     }
 }
 
-/* Writes lines of text as a block of code in Markdown, after a line that says what it is. */
+/* Writes text as a block of code in Markdown, after a line with its name. */
 static inline void metrics_block(TextBuffer *out, const char *what, const char *text) {
     if (!*text) return;
     text_format(out, "%s:\n\n", what);
@@ -418,7 +418,7 @@ static inline void metrics_block(TextBuffer *out, const char *what, const char *
     text_append(out, "\n", 1);
 }
 
-/* Writes the last sample as a text of TensorBoard, "samples/3" for the third of its time. */
+/* Writes the last sample as a text of TensorBoard, "samples/3" for the third that was taken at the same time. */
 static inline void metrics_board_sample(Metrics *m) {
     const Sample *s = &m->history.samples[m->history.sample_count - 1];
     size_t number = 0;
@@ -436,8 +436,8 @@ static inline void metrics_board_sample(Metrics *m) {
     text_free(&text);
 }
 
-/* Adds a completion to the report, to the samples file and to TensorBoard. when: "before", "after" or "step 20"; samples of one prompt
- * are shown side by side. answer may be NULL; reward is NaN if the completion was not scored. */
+/* Adds a completion to the report, to the samples file and to TensorBoard. when: "before", "after" or "step 20"; samples
+ * of one prompt are shown side by side. answer may be NULL; reward is NaN if the completion was not scored. */
 static inline void metrics_sample(Metrics *m, const char *when, const char *prompt, const char *completion,
                                   const char *answer, double reward) {
     if (m->samples_kept && !strcmp(when, "before")) return; /* recorded before resuming */

@@ -172,7 +172,7 @@ static inline void tensorboard_string(FILE *f, int field, const char *text) {
 }
 
 /* Writes an event with one value: a tag, a tensor's bytes and the content of a plugin (n bytes). Without content, the
- * data are the tensor, which the metadata say. */
+ * value is the tensor, and the metadata give TENSOR as the class of the data. */
 static inline bool tensorboard_plugin(TensorBoard *t, double wall, int64_t step, const char *tag, const char *plugin,
                                       const void *content, size_t n, const char *tensor, size_t tensor_n, Error *e) {
     char *bytes[5];
