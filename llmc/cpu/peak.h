@@ -18,7 +18,7 @@
 #include "../model/backend.h" /* DTYPE_BF16 */
 #include "gemm.h"             /* Device */
 #include "product.h"          /* CPU_VEC */
-#include "tiles.h"            /* tiles_configure */
+#include "tiles.h"            /* CPU_TILES, tiles_configure */
 #include <stdio.h>
 #include <sys/stat.h>
 #ifdef __AVX512BF16__
@@ -54,7 +54,9 @@ static inline double peak_pairs(volatile float *sink) {
     *sink = total;
     return 4.0 * PEAK_CHAINS * 16 * PEAK_STEPS;
 }
+#endif
 
+#ifdef CPU_TILES
 /* Four tiles of 16 x 16 sums from two of 16 x 32 on either side. */
 static inline double peak_tiles(volatile float *sink) {
     float sums[16 * 16];
@@ -102,7 +104,11 @@ static inline double peak_of(const Device *d) {
     double peak = peak_measure(peak_fma);
 #ifdef __AVX512BF16__
     if (d->dtype == DTYPE_BF16) {
-        const double bf16 = peak_measure(d->tiles ? peak_tiles : peak_pairs);
+        double (*run)(volatile float *) = peak_pairs;
+#ifdef CPU_TILES
+        if (d->tiles) run = peak_tiles;
+#endif
+        const double bf16 = peak_measure(run);
         if (bf16 > peak) peak = bf16;
     }
 #endif
