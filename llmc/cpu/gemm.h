@@ -46,11 +46,10 @@ typedef struct GemmPack {
     const float *from;
     size_t count; /* floats at `from` */
     GemmKind kind;
-    dnnl_memory_desc_t layout;
-    dnnl_memory_t memory;
-    int depth;       /* GEMM_TILES: K of the weights [M, K] */
-    uint16_t *tiles; /* GEMM_TILES: the weights instead of layout and memory */
-    size_t bytes;
+    dnnl_memory_desc_t layout; /* not for GEMM_TILES */
+    int depth;                 /* GEMM_TILES: K of the weights [M, K] */
+    void *weights;             /* packed */
+    size_t bytes;              /* of them */
     bool fresh;
 } GemmPack;
 
@@ -207,6 +206,15 @@ static inline GemmPlan *gemm_plan(Device *d, GemmKind kind, int N, int M, int K,
     }
 }
 
+/* Adds a pack, with memory for its weights. */
+static inline GemmPack *gemm_pack_add(Device *d, GemmPack pack) {
+    d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
+    pack.weights = checked(aligned_alloc(64, (pack.bytes + 63) / 64 * 64), pack.bytes);
+    d->alive += pack.bytes;
+    d->packs[d->pack_count] = pack;
+    return &d->packs[d->pack_count++];
+}
+
 /* Returns the weights w, [M,K] for NT and [K,M] for NN, in the plan's layout. */
 static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     GemmPack *pack = NULL;
@@ -214,40 +222,37 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
         if (d->packs[i].from == w && d->packs[i].kind == p->kind &&
             dnnl_memory_desc_equal(&d->packs[i].layout, &p->weights))
             pack = &d->packs[i];
-    if (!pack) {
-        d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
-        pack = &d->packs[d->pack_count++];
-        *pack = (GemmPack){.from = w, .count = (size_t)p->M * (size_t)p->K, .kind = p->kind, .layout = p->weights};
-        pack->bytes = dnnl_memory_desc_get_size(&p->weights);
-        void *memory = checked(aligned_alloc(64, (pack->bytes + 63) / 64 * 64), pack->bytes);
-        d->alive += pack->bytes;
-        if (dnnl_memory_create(&pack->memory, &p->weights, d->engine, memory)) cpu_fail(d, "memory", 0);
-    }
+    if (!pack)
+        pack = gemm_pack_add(d, (GemmPack){.from = w,
+                                           .count = (size_t)p->M * (size_t)p->K,
+                                           .kind = p->kind,
+                                           .layout = p->weights,
+                                           .bytes = dnnl_memory_desc_get_size(&p->weights)});
     if (!pack->fresh) {
         dnnl_dims_t dims = {p->K, p->M};
         dnnl_memory_desc_t plain;
-        dnnl_memory_t from;
+        dnnl_memory_t from, to;
         dnnl_primitive_desc_t description;
         dnnl_primitive_t reorder;
         dnnl_status_t s =
             dnnl_memory_desc_init_by_tag(&plain, 2, dims, dnnl_f32, p->kind == GEMM_NT ? dnnl_ba : dnnl_ab);
         if (!s) s = dnnl_memory_create(&from, &plain, d->engine, (void *)(uintptr_t)w);
+        if (!s) s = dnnl_memory_create(&to, &p->weights, d->engine, pack->weights);
         if (!s) s = dnnl_reorder_primitive_desc_create(&description, &plain, d->engine, &p->weights, d->engine, NULL);
         if (!s) s = dnnl_primitive_create(&reorder, description);
         if (s) {
             cpu_fail(d, "reorder of weights", (int)s);
             return NULL;
         }
-        const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, pack->memory}};
+        const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
         s = dnnl_primitive_execute(reorder, d->stream, 2, args);
         if (s) cpu_fail(d, "reorder of weights", (int)s);
         dnnl_stream_wait(d->stream);
-        dnnl_primitive_destroy(reorder), dnnl_primitive_desc_destroy(description), dnnl_memory_destroy(from);
+        dnnl_primitive_destroy(reorder), dnnl_primitive_desc_destroy(description);
+        dnnl_memory_destroy(from), dnnl_memory_destroy(to);
         pack->fresh = true;
     }
-    void *handle = NULL;
-    dnnl_memory_get_data_handle(pack->memory, &handle);
-    return handle;
+    return pack->weights;
 }
 
 /* Scratch memory for operands in bfloat16. */
@@ -259,23 +264,17 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
 #ifdef CPU_TILES
 /* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
 static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
-    const size_t count = (size_t)M * (size_t)K;
+    const size_t count = (size_t)M * (size_t)K, bytes = tiles_count(M, K) * sizeof(uint16_t);
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
         if (d->packs[i].from == w && d->packs[i].kind == GEMM_TILES && d->packs[i].count == count &&
             d->packs[i].depth == K)
             pack = &d->packs[i];
-    if (!pack) {
-        d->packs = (GemmPack *)xrealloc(d->packs, (size_t)d->pack_count + 1, sizeof *d->packs);
-        pack = &d->packs[d->pack_count++];
-        *pack = (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K};
-        pack->bytes = tiles_count(M, K) * sizeof *pack->tiles;
-        pack->tiles = (uint16_t *)checked(aligned_alloc(64, pack->bytes), pack->bytes);
-        d->alive += pack->bytes;
-    }
-    if (!pack->fresh) tiles_pack(pack->tiles, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
+    if (!pack)
+        pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K, .bytes = bytes});
+    if (!pack->fresh) tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
     pack->fresh = true;
-    return pack->tiles;
+    return (const uint16_t *)pack->weights;
 }
 
 /* Scratch memory for the partial sums of products. */
@@ -293,12 +292,7 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
         if (pack->from + pack->count <= w || pack->from >= w + n) continue;
         pack->fresh = false;
         if (!drop) continue;
-        void *handle = pack->tiles;
-        if (pack->memory) {
-            dnnl_memory_get_data_handle(pack->memory, &handle);
-            dnnl_memory_destroy(pack->memory);
-        }
-        free(handle);
+        free(pack->weights);
         d->alive -= pack->bytes;
         *pack = d->packs[--d->pack_count];
     }
@@ -370,18 +364,23 @@ static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, co
 /* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), on tiles. */
 static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, float *out, const float *x, const float *w,
                                               const float *b, int N, int M, int K) {
-    TilesProduct p = {.rows = N, .cols = M, .depth = K, .bias = b, .out = out, .ldo = (size_t)M, .sums = gemm_sums(d)};
-    p.b = kind == GEMM_NT ? gemm_tiles(d, w, M, K) : gemm_tiles(d, w, K, M);
+    const uint16_t *weights = kind == GEMM_NT ? gemm_tiles(d, w, M, K) : gemm_tiles(d, w, K, M);
     uint16_t *left = gemm_half(d, 0, tiles_count(N, K));
-    uint16_t *right = kind == GEMM_NN ? gemm_half(d, 1, tiles_count(M, K)) : NULL;
-    p.a = left;
+    uint16_t *turned = kind == GEMM_NN ? gemm_half(d, 1, tiles_count(M, K)) : NULL;
+    const TilesProduct p = {.rows = N,
+                            .cols = M,
+                            .depth = K,
+                            .a = left,
+                            .b = turned ? turned : weights,
+                            .bias = b,
+                            .out = out,
+                            .ldo = (size_t)M,
+                            .sums = gemm_sums(d)};
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
         tiles_pack_team(left, TILES_ROWS, x, (size_t)K, N, K);
-        if (right) tiles_turn_team(right, p.b, K, M, true);
-        TilesProduct own = p;
-        if (right) own.b = right;
-        tiles_product_team(&own);
+        if (turned) tiles_turn_team(turned, weights, K, M, true);
+        tiles_product_team(&p);
     }
 }
 
