@@ -23,9 +23,9 @@
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
 
-#include "../base/error.h"    /* checked, xrealloc, Error, error_set */
+#include "../base/error.h"    /* checked, Error, error_set, xrealloc */
 #include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Dtype */
-#include "tiles.h"            /* tiles_count, tiles_pack_team, TILES_PAIRS, TILES_PAIRS_TRANSPOSED, ... */
+#include "tiles.h"            /* CPU_TILES, tiles_count, tiles_pack_team, tiles_turn_team, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
@@ -262,6 +262,22 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
 }
 
 #ifdef CPU_TILES
+/* tiles_pack_team(), tiles_turn_team() and tiles_product_team(), by all threads if it is worth it. */
+static inline void cpu_tiles_pack(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
+#pragma omp parallel if (cpu_worth((size_t)n * (size_t)depth))
+    tiles_pack_team(to, form, x, ld, n, depth);
+}
+
+static inline void cpu_tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
+#pragma omp parallel if (cpu_worth((size_t)n * (size_t)depth))
+    tiles_turn_team(to, from, n, depth, pairs);
+}
+
+static inline void cpu_tiles_product(const TilesProduct *p) {
+#pragma omp parallel if (cpu_worth_product(p->rows, p->cols, p->depth))
+    tiles_product_team(p);
+}
+
 /* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
 static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
     const size_t count = (size_t)M * (size_t)K, bytes = tiles_count(M, K) * sizeof(uint16_t);
@@ -272,7 +288,7 @@ static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K
             pack = &d->packs[i];
     if (!pack)
         pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K, .bytes = bytes});
-    if (!pack->fresh) tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
+    if (!pack->fresh) cpu_tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
     pack->fresh = true;
     return (const uint16_t *)pack->weights;
 }

@@ -11,9 +11,9 @@
 #define LLMC_CPU_HEAD_TILES_H
 
 #include "../model/backend.h" /* Head */
-#include "gemm.h"             /* Device, cpu_scratch, gemm_half, gemm_sums, ... */
+#include "gemm.h"             /* cpu_tiles_product, Device, cpu_tiles_pack, cpu_tiles_turn, ... */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
-#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, tiles_product, TilesHead, ... */
+#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesHead, TilesProduct, ... */
 #include <math.h>
 
 enum { HEAD_BLOCK = 2048, HEAD_TILES_ROWS = 4096 /* rows that are processed at a time */ };
@@ -45,7 +45,8 @@ static inline HeadRow head_tiles_row(const TilesHead *h, int rows, int r) {
     for (int group = 0; group < TILES_HEAD_GROUPS; group++) {
         const float *max = h->statistics + ((size_t)group * (size_t)rows + (size_t)r) * TILES_HEAD_STATISTICS;
         for (int i = 0; i < 16; i++) {
-            const int32_t token = ((const int32_t *)(const void *)max)[48 + i];
+            int32_t token;
+            memcpy(&token, &max[48 + i], sizeof token);
             if (max[i] > row.max || (max[i] == row.max && token < row.argmax)) {
                 row.max = max[i];
                 row.argmax = token;
@@ -85,7 +86,7 @@ static inline void head_tiles_pad(uint16_t *packed, int n, int depth) {
 /* Log-probabilities and entropies of `n` rows from `first` on, and what the second pass needs of them. */
 static inline void head_tiles_values(const Head *a, TilesHead *t, int first, int n, float *max, float *log_sum,
                                      float *entropy) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS))
     for (int i = 0; i < n; i++) {
         const HeadRow row = head_tiles_row(t, n, i);
         max[i] = row.max;
@@ -122,11 +123,11 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     TilesProduct logits = {
         .rows = n, .depth = C, .a = h_rows, .epilogue = TILES_STATISTICS, .head = &t, .sums = gemm_sums(d)};
     head_tiles_clear(t.statistics, statistics);
-    tiles_pack(h_rows, TILES_ROWS, h, channels, n, C);
+    cpu_tiles_pack(h_rows, TILES_ROWS, h, channels, n, C);
     for (t.first = 0; t.first < Vp; t.first += block) {
         logits.cols = tiles_least(block, Vp - t.first);
         logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
-        tiles_product(&logits);
+        cpu_tiles_product(&logits);
     }
     head_tiles_values(a, &t, first, n, max, log_sum, entropy);
     if (!a->dlogp) return;
@@ -137,22 +138,22 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     dh.out = (float *)a->dh + (size_t)first * channels;
     TilesProduct dweight = {.cols = C, .depth = n, .a = turned, .b = h_pairs, .ldo = channels, .sums = d->sums};
     dweight.epilogue = TILES_ADD;
-    if (a->dweight) tiles_pack(h_pairs, TILES_PAIRS, h, channels, C, n);
+    if (a->dweight) cpu_tiles_pack(h_pairs, TILES_PAIRS, h, channels, C, n);
     for (t.first = 0; t.first < Vp; t.first += block) {
         const int tokens = tiles_least(block, Vp - t.first);
         logits.cols = tokens;
         logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
-        tiles_product(&logits);
-        head_tiles_pad(gradient, n, tokens);
-        tiles_turn(weight_turned, logits.b, tokens, C, true);
+        cpu_tiles_product(&logits);
+        cpu_tiles_turn(weight_turned, logits.b, tokens, C, true);
         dh.depth = tokens;
         dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
-        tiles_product(&dh);
+        cpu_tiles_product(&dh);
         if (!a->dweight) continue;
-        tiles_turn(turned, gradient, n, tokens, false);
+        head_tiles_pad(gradient, n, tokens);
+        cpu_tiles_turn(turned, gradient, n, tokens, false);
         dweight.rows = tokens;
         dweight.out = (float *)a->dweight + (size_t)t.first * channels;
-        tiles_product(&dweight);
+        cpu_tiles_product(&dweight);
     }
 }
 

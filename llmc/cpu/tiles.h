@@ -8,10 +8,10 @@
  * A packed matrix of n x depth, n and depth rounded up to 32, is stored as [n / 32][depth / 32] such blocks: `strips` of
  * 32 rows of a left operand [n, depth], or `panels` of 32 columns of a right operand [depth, n]. Places past the ends are
  * 0. The same weights w [M, K] are the right operand w^T [K, M] of a forward pass and w [M, K] of a gradient; the blocks of
- * one become those of the other by tiles_turn().
+ * one become those of the other by tiles_turn_team().
  *
- * Everything here but tiles_available() exists only where the compiler may use AMX (cpu.c compiled for level bf16), and may
- * run only if tiles_available().
+ * Sizes and tiles_available() always exist. The rest exists only where the compiler may use AMX (cpu.c compiled for level
+ * bf16), and may run only if tiles_available().
  */
 #ifndef LLMC_CPU_TILES_H
 #define LLMC_CPU_TILES_H
@@ -69,8 +69,7 @@ static inline void tiles_configure(void) {
     _tile_loadconfig(&config);
 }
 
-/* Masks of the first n of 32 or 16 elements. */
-TILES_INLINE __mmask32 tiles_mask(int n) { return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1; }
+/* The mask of the first n of 16 elements. */
 TILES_INLINE __mmask16 tiles_mask16(int n) { return (__mmask16)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
 
 /* 32 floats rounded to bfloat16, to nearest, ties to even. */
@@ -165,11 +164,6 @@ static inline void tiles_pack_team(uint16_t *to, TilesForm form, const float *x,
         }
 }
 
-static inline void tiles_pack(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
-#pragma omp parallel if ((size_t)n * (size_t)depth > 16384)
-    tiles_pack_team(to, form, x, ld, n, depth);
-}
-
 /* Turns a packed matrix of n x depth into its transpose, packed as depth x n: a left operand x into x^T, or (pairs) a right
  * operand w^T into w. Called by all threads of a team. */
 static inline void tiles_turn_team(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
@@ -188,11 +182,6 @@ static inline void tiles_turn_team(uint16_t *to, const uint16_t *from, int n, in
                 tiles_transpose_pairs(out, block);
             }
         }
-}
-
-static inline void tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
-#pragma omp parallel if ((size_t)n * (size_t)depth > 16384)
-    tiles_turn_team(to, from, n, depth, pairs);
 }
 
 /* ---- 16 floats ------------------------------------------------------------------------------------------------- */

@@ -2,11 +2,11 @@
  *
  *   C[rows, cols] = A[rows, depth] B[depth, cols], then an epilogue (TilesEpilogue)
  *
- * A is packed in rows, B in pairs (tiles.h). A unit of work is a range of strips of A, of which TILES_CACHE bytes stay in
- * the second-level cache, by a range of panels of B. Up to TILES_STEPS blocks (24 KB) of a panel stay in the first-level
- * cache while the strips pass, by loads that do not displace them (tileloaddt1). Four tiles are 32 x 32 sums: one block of
- * the depth takes four loads and four products. The epilogue of 32 x 32 sums runs during the products of the next
- * ones, a few rows per block, because the tiles leave the vector units idle.
+ * A is packed in rows, B in pairs (tiles.h). A unit of work is a range of strips of A, of which TILES_CACHED blocks (512
+ * KB) stay in the second-level cache, by a range of panels of B. Up to TILES_STEPS blocks (24 KB) of a panel stay in the
+ * first-level cache while the strips pass, by loads that do not displace them (tileloaddt1). Four tiles are 32 x 32 sums:
+ * one block of the depth takes four loads and four products. The epilogue of 32 x 32 sums runs during the products of the
+ * next ones, a few rows per block, because the tiles leave the vector units idle.
  *
  * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
  */
@@ -26,7 +26,7 @@ enum {
     TILES_STRIPS = 32,             /* most strips in a unit of work */
     TILES_GROUP = 12,              /* most panels in a unit, if the depth takes several passes */
     TILES_UNITS = 4,               /* fewest units for each thread, if there are as many */
-    TILES_CACHE = 512 << 10,       /* bytes of A in the second-level cache */
+    TILES_CACHED = 256,            /* most blocks of A in the second-level cache */
     TILES_HEAD_GROUPS = 8,         /* the head: groups of columns with statistics of their own */
     TILES_HEAD_STATISTICS = 4 * 16 /* the head: numbers per row and group */
 };
@@ -65,8 +65,10 @@ typedef struct TilesProduct {
 
 /* Floats of scratch memory that any product takes with this many threads. */
 static inline size_t tiles_sums_count(int threads) {
-    return (size_t)threads * TILES_CACHE / sizeof(uint16_t) / TILES_DEPTH * TILES_GROUP;
+    return (size_t)threads * (TILES_CACHED / TILES_DEPTH) * TILES_GROUP * TILES_BLOCK_SIZE;
 }
+
+static inline int tiles_least(int a, int b) { return a < b ? a : b; }
 
 /* How a product is divided: into blocks of strips, groups of panels, and parts of the depth, all in units of 32. */
 typedef struct TilesPlan {
@@ -76,12 +78,8 @@ typedef struct TilesPlan {
 static inline TilesPlan tiles_plan(const TilesProduct *p, int threads) {
     const int strips = (int)tiles_blocks(p->rows), panels = (int)tiles_blocks(p->cols);
     const int steps = (int)tiles_blocks(p->depth), parts = (steps + TILES_DEPTH - 1) / TILES_DEPTH;
-    TilesPlan plan;
-    plan.part = parts > 1 ? (steps + parts - 1) / parts : steps;
-    const int fit = TILES_CACHE / (int)sizeof(uint16_t) / TILES_BLOCK_SIZE / (plan.part > 0 ? plan.part : 1);
-    const int most = parts > 1            ? TILES_CACHE / (int)sizeof(uint16_t) / TILES_BLOCK_SIZE / TILES_DEPTH
-                     : fit < TILES_STRIPS ? fit
-                                          : TILES_STRIPS;
+    TilesPlan plan = {.part = (steps + parts - 1) / parts};
+    const int most = parts > 1 ? TILES_CACHED / TILES_DEPTH : tiles_least(TILES_CACHED / plan.part, TILES_STRIPS);
     plan.blocks = (strips + most - 1) / most;
     plan.block = (strips + plan.blocks - 1) / plan.blocks;
     plan.blocks = (strips + plan.block - 1) / plan.block;
@@ -259,8 +257,6 @@ TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int
     _tile_stored(3, c + 16 * TILES_BLOCK + 16, 4 * TILES_BLOCK);
 }
 
-static inline int tiles_least(int a, int b) { return a < b ? a : b; }
-
 /* Strips strip0 .. strip1 - 1 by panels panel0 .. panel1 - 1. sums: the thread's scratch memory. */
 TILES_INLINE void tiles_unit(const TilesProduct *p, TilesEpilogue epilogue, const TilesPlan *plan, int unit,
                              float *sums) {
@@ -330,11 +326,6 @@ static inline void tiles_product_team(const TilesProduct *p) {
     case TILES_STATISTICS: tiles_team_statistics(p, &plan); break;
     case TILES_HEAD_GRADIENT: tiles_team_head_gradient(p, &plan); break;
     }
-}
-
-static inline void tiles_product(const TilesProduct *p) {
-#pragma omp parallel if ((double)p->rows * p->cols * p->depth > 1e6)
-    tiles_product_team(p);
 }
 
 #endif
