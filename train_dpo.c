@@ -346,13 +346,13 @@ static void show_pairs(Run *r, const PreferenceData *d, const char *when) {
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
-/* Allocates the policy's activations and the batch. A micro-batch must hold the longest record. more: bytes that the
- * online run allocates in addition. */
-static void open_work(Run *r, int32_t longest, size_t more) {
+/* Allocates the policy's activations and the batch. A micro-batch must hold the longest record. sampled, more: samples that
+ * the online run draws at once, and bytes that it allocates in addition. */
+static void open_work(Run *r, int32_t longest, int sampled, size_t more) {
     Trainer *t = &r->t;
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
     const bool model = needs_reference() && (!o.r.precompute || o.r.reference || o.t.resume);
-    trainer_announce(t, options, rows, more + (model ? reference_bytes(t, o.r.reference, rows) : 0));
+    trainer_announce(t, options, rows, sampled, more + (model ? reference_bytes(t, o.r.reference, rows) : 0));
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(t, &r->work, rows);
 }
@@ -376,7 +376,7 @@ static bool train_on_shard(Run *r) {
     for (int i = 0; i < shards; i++)
         if (!preference_data_fit(both[i], o.sharing, o.max_length, (uint64_t)o.t.seed, &e)) die("%s", e.text);
     if (o.l.unpaired) preference_options_balance(&o.l, data.shard->name, data.goods, data.count);
-    open_work(r, data.longest > val.longest ? data.longest : val.longest, 0);
+    open_work(r, data.longest > val.longest ? data.longest : val.longest, 0, 0);
     const int64_t most = val.count > o.batch ? val.count : o.batch;
     r->cost = (double *)xcalloc((size_t)most, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
@@ -456,7 +456,8 @@ static bool train_online(Run *r) {
     trainer_open(t, "train_dpo", &o.t, &g->train.shard, false);
     if (t->dist.ranks > 1) die("--online: cannot distribute its work over ranks; start one rank");
     online_open_prompts(p);
-    open_work(r, generation_longest_prompt(g) * (o.sharing ? 1 : 2) + 2 * (int)o.g.max_completion, online_bytes(p));
+    open_work(r, generation_longest_prompt(g) * (o.sharing ? 1 : 2) + 2 * (int)o.g.max_completion, (int)o.g.slots,
+              online_bytes(p));
     if (needs_reference())
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, generation_longest(g), NULL, 0);
     online_open(p, &r->reference.live.model);

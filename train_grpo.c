@@ -421,7 +421,7 @@ static void open_run(Run *r) {
     r->entropy = entropy_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.beta};
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
-    trainer_announce(t, options, g->rows, reference + generation_bytes(g));
+    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (o.beta > 0 && follows())

@@ -771,7 +771,7 @@ static void open_run(Run *r) {
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     if (o.ptx) trainer_file(t, "ptx", o.ptx, r->ptx.shard.hash);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
-    trainer_announce(t, options, g->rows, reference + generation_bytes(g));
+    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (has_reference())

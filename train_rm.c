@@ -379,7 +379,7 @@ static bool none(const char *text) { return text && !strcmp(text, "none"); }
  * record; records: maximum number of records of a pass. */
 static void open_work(Run *r, int32_t longest, int64_t records) {
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest;
-    trainer_announce(&r->t, options, rows, 0);
+    trainer_announce(&r->t, options, rows, 0, 0);
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(&r->t, &r->work, rows);
     r->score = (float *)xcalloc((size_t)rows, sizeof *r->score);

@@ -435,7 +435,7 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1,
               new_max = (int)o.sample_tokens;
     const size_t sampling = rollout_bytes(&t->model.config, t->backend, slots, longest, new_max), n = (size_t)records;
-    trainer_announce(t, options, rows, o.sample_steps ? sampling : 0);
+    trainer_announce(t, options, rows, o.sample_steps ? slots : 0, o.sample_steps ? sampling : 0);
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(t, &r->work, rows);
     if (o.sample_steps && !rollout_new(&r->engine, &t->model, slots, longest, new_max, &e)) die("%s", e.text);

@@ -970,8 +970,10 @@ static void test_lora_scratch(void **state) {
     if (!B->sync(d, &e)) fail_msg("%s", e.text);
     const size_t grown = B->scratch_bytes(d) - before, more = h * unit;
     assert_true(grown >= more && grown <= more + more / 3); /* scratch memory grows with a reserve of a quarter */
-    const size_t none = B->scratch_predict(d, 0, N, COUNT, 16, 0, 0);
-    const size_t with = B->scratch_predict(d, 0, N, COUNT, 16, RANK, 0);
+    ScratchUse use = {.rows = N, .width = COUNT, .widest = COUNT, .padded_vocab = 16};
+    const size_t none = B->scratch_predict(d, &use);
+    use.adapters = RANK;
+    const size_t with = B->scratch_predict(d, &use);
     assert_true(with > none && with - before >= more && with - before <= more + more / 3);
     B->release(d, memory);
     B->close(d);

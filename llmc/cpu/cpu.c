@@ -28,7 +28,7 @@
 #include "attention.h" /* cpu_kv_store */
 #include "dora.h"      /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
 #include "gemm.h"      /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
-#include "head.h"      /* cpu_head, cpu_logits, cpu_sample, head_chunk_rows */
+#include "head.h"      /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
 #include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"      /* cpu_peak */
@@ -85,24 +85,27 @@ static inline void cpu_release(Device *d, void *memory) {
 
 static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 
-static inline size_t cpu_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab,
-                                         int adapters, size_t quantized) {
+static inline size_t cpu_most(size_t a, size_t b) { return a > b ? a : b; }
+
+/* The logits of rows that are sampled are in the memory that the head has for logits, or on tiles for statistics. */
+static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
     const bool bf16 = d->dtype == DTYPE_BF16;
-    const int some = rows > 0 ? rows : 1;
-    const size_t low = (size_t)some * (size_t)adapters;
-    const size_t panels = quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    const int rows = u->rows > 0 ? u->rows : 1, Vp = u->padded_vocab;
+    const size_t low = (size_t)rows * (size_t)u->adapters;
+    const size_t panels = u->quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    const size_t drawn = u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0;
     if (d->tiles) {
-        const size_t head = head_tiles_halves(some, widest, padded_vocab), operand = tiles_count(some, widest);
-        const size_t square = tiles_count(widest, widest), turned = square < weights ? square : weights;
-        const size_t floats = head_tiles_floats(some) + tiles_sums_count(omp_get_max_threads()) + low + panels;
+        const size_t head = head_tiles_halves(rows, u->width, Vp), operand = tiles_count(rows, u->widest);
+        const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
+        const size_t floats =
+            cpu_most(head_tiles_floats(rows), drawn) + tiles_sums_count(omp_get_max_threads()) + low + panels;
         return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
-               (weights + (operand > head ? operand : head) + (operand > turned ? operand : turned)) * sizeof(uint16_t);
+               (u->weights + cpu_most(operand, head) + cpu_most(operand, turned)) * sizeof(uint16_t);
     }
-    const size_t n = (size_t)gemm_terms(some);
-    const size_t chunk = (size_t)gemm_terms(head_chunk_rows(some, padded_vocab));
-    const size_t right = n * (size_t)widest, logits = chunk * (size_t)padded_vocab;
-    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (weights + logits + low + panels) * sizeof(float) +
-           (bf16 ? ((right > logits ? right : logits) + right) * sizeof(uint16_t) : 0);
+    const size_t right = (size_t)gemm_terms(rows) * (size_t)u->widest;
+    const size_t logits = (size_t)gemm_terms(head_chunk_rows(rows, Vp)) * (size_t)Vp;
+    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (u->weights + cpu_most(logits, drawn) + low + panels) * sizeof(float) +
+           (bf16 ? (cpu_most(right, logits) + right) * sizeof(uint16_t) : 0);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {

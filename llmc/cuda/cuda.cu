@@ -167,12 +167,12 @@ static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_w
 /* The largest requests are the head's chunk of logits, the partial sums of a norm's gradients, adapters, and decoded
  * matrices. */
 template <typename T>
-static size_t device_scratch_predict(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters,
-                                     size_t quantized) {
-    (void)weights;
-    const size_t parts = (size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)widest * sizeof(float);
-    const size_t head = cuda_head_scratch<T>(rows, widest, padded_vocab);
-    const size_t sizes[] = {parts, head, cuda_lora_scratch<T>(rows, adapters), cuda_quant_scratch<T>(quantized)};
+static size_t device_scratch_predict(Device *d, const ScratchUse *u) {
+    const int rows = u->rows, logits = u->sampled > rows ? u->sampled : rows;
+    const size_t sizes[] = {
+        (size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)u->widest * sizeof(float),
+        cuda_head_scratch<T>(logits, u->padded_vocab), cuda_lora_scratch<T>(rows, u->adapters),
+        cuda_quant_scratch<T>(u->quantized)};
     size_t most = 0;
     for (size_t size : sizes) most = size > most ? size : most;
     return d->lt_workspace_bytes + most;

@@ -28,8 +28,7 @@ static inline int cuda_head_chunk_rows(int rows, int padded_vocab) {
 }
 
 /* The maximum scratch memory of one call of head, logits or sample, in bytes. */
-template <typename T> static inline size_t cuda_head_scratch(int rows, int channels, int padded_vocab) {
-    (void)channels;
+template <typename T> static inline size_t cuda_head_scratch(int rows, int padded_vocab) {
     const size_t logits = (size_t)cuda_head_chunk_rows(rows > 0 ? rows : 1, padded_vocab) * (size_t)padded_vocab;
     return logits * (sizeof(float) + (sizeof(T) != sizeof(float) ? sizeof(T) : 0));
 }

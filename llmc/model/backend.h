@@ -243,6 +243,17 @@ typedef struct AdamW {
     size_t first; /* index of weights[0] among the model's parameters; selects the random bits of stochastic rounding */
 } AdamW;
 
+/* How a model's operations are called, as far as their scratch memory depends on it. */
+typedef struct ScratchUse {
+    size_t weights;    /* number of weights, without those of quantised matrices */
+    int rows;          /* of a batch */
+    int sampled;       /* rows that sample() draws for in one call; 0: none */
+    int width, widest; /* channels of the residual stream, and of the widest activation */
+    int padded_vocab;
+    int adapters;     /* channels of the widest inner activation of low-rank adapters, parts * rank; 0: no adapters */
+    size_t quantized; /* elements of the largest quantised matrix; 0: none */
+} ScratchUse;
+
 typedef struct Backend {
     const char *name;
     size_t weight_size, act_size;
@@ -254,13 +265,9 @@ typedef struct Backend {
     /* Allocates memory aligned to 64 bytes. On failure returns NULL, with a message that names `what` and the size. */
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
-    /* Device memory that operations hold in addition to what alloc() returned. scratch_predict() predicts it from the
-     * number of weights, the rows of a batch, the widest activation, the padded vocabulary, the widest inner
-     * activation of low-rank adapters, parts * rank (0: no adapters), and the elements of the largest quantised matrix
-     * (0: none). */
+    /* Device memory that operations hold in addition to what alloc() returned; scratch_predict() predicts it. */
     size_t (*scratch_bytes)(Device *d);
-    size_t (*scratch_predict)(Device *d, size_t weights, int rows, int widest, int padded_vocab, int adapters,
-                              size_t quantized);
+    size_t (*scratch_predict)(Device *d, const ScratchUse *use);
     /* The device's measured peak in its dtype, in FLOP/s; the trainers report their speed as a share of it. On a CPU it
      * is the peak of the arithmetic units, on a GPU that of large matrix products. */
     double (*peak)(Device *d);

@@ -21,7 +21,7 @@
  *     generation_open_data(&g, &options, &trainer, seed, true);          // rewards and training shard
  *     trainer_open(&trainer, "train_grpo", &trainer_options, &g.train.shard, false);
  *     generation_open_prompts(&g);
- *     trainer_announce(&trainer, table, g.rows, generation_bytes(&g));
+ *     trainer_announce(&trainer, table, g.rows, (int)options.slots, generation_bytes(&g));
  *     generation_open(&g);
  *     for (...) {
  *         generation_sample(&g, 0, P);

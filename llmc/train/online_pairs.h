@@ -14,7 +14,7 @@
  *     online_open_data(&p, &o.online, &o.g, &trainer, seed);
  *     trainer_open(&trainer, "train_dpo", &trainer_options, &p.g.train.shard, false);
  *     online_open_prompts(&p);
- *     trainer_announce(&trainer, table, rows, online_bytes(&p));
+ *     trainer_announce(&trainer, table, rows, slots, online_bytes(&p));
  *     online_open(&p, &reference.model);                                     // reference.h
  *     for (...) {
  *         online_draw(&p);

@@ -42,7 +42,7 @@
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype, device_kernels */
 #include "../dist/dist.h"              /* dist_total, dist_any, Dist, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
-#include "../model/backend.h"          /* Backend, Device, Dtype */
+#include "../model/backend.h"          /* Backend, Device, Dtype, ScratchUse */
 #include "../model/batch.h"            /* Batch, batch_pairs */
 #include "../model/config.h"           /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
 #include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
@@ -665,16 +665,22 @@ static inline void trainer_describe(Trainer *t, const Option *table, const char 
     *trainer_open_run() = t;
 }
 
-/* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; more: bytes that the
- * trainer allocates in addition (a reference, rollouts). Collective. */
-static inline void trainer_announce(Trainer *t, const Option *table, int rows, size_t more) {
+/* Prints the configuration, the model and the predicted memory. rows: of the largest micro-batch; sampled: samples that are
+ * drawn at once; more: bytes that the trainer allocates in addition (a reference, rollouts). Collective. */
+static inline void trainer_announce(Trainer *t, const Option *table, int rows, int sampled, size_t more) {
     const ModelConfig *c = &t->model.config;
     const Backend *b = t->backend;
     const size_t model = model_held_bytes(&t->model) + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
-    const size_t scratch = b->scratch_predict(t->device, t->model.stored, rows, model_widest(c), c->padded_vocab,
-                                              lora_widest(c), model_largest_matrix(&t->model));
+    const size_t scratch = b->scratch_predict(t->device, &(ScratchUse){.weights = t->model.stored,
+                                                                       .rows = rows,
+                                                                       .sampled = sampled,
+                                                                       .width = c->width,
+                                                                       .widest = model_widest(c),
+                                                                       .padded_vocab = c->padded_vocab,
+                                                                       .adapters = lora_widest(c),
+                                                                       .quantized = model_largest_matrix(&t->model)});
     /* on a CPU the process may have been larger while it loaded the model */
     const size_t held = b->memory_peak ? model + moments : program_memory(), loading = program_peak_memory();
     t->predicted = held + work + scratch + more;
