@@ -450,12 +450,14 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     const RewardInput input = {.task = task, .answer = r->text_of_answer.text, .fields = others};
     const char *field;
     Error why;
-    if (!rewards_check_fields(&input, &field, &why))
-        return jsonl_error(j, field, e, "%s", why.text) ? ROW_MADE : ROW_BAD;
+    if (!rewards_check_fields(&input, &field, &why)) {
+        jsonl_error(j, field, e, "%s", why.text);
+        return ROW_BAD;
+    }
     if (!r->text_of_answer.length && !*task) r->notes[NOTE_NO_ANSWER]++;
     else if (verify_kind(task) < 0) r->notes[NOTE_NO_VERIFIER]++;
     else if (!rewards_check_answer(&input, NULL)) r->notes[NOTE_UNCHECKED]++;
-    r->notes[NOTE_UNREAD] += rewards_unread_field(&input) != NULL;
+    r->notes[NOTE_UNREAD] += rewards_unread_field(&input);
     r->record = (Record){.tokens = r->ids.ids,
                          .count = r->ids.count,
                          .prompt = r->ids.count,

@@ -173,6 +173,7 @@ static void test_planted(void **state) {
         {"countdown", "3+4", "7", "{\"numbers\":\"3 4\"}", NONE},
         {"countdown", "3+4", "7", "{\"numbers\":[3,4", NONE},
         {"countdown", "3+4", "7", "[3,4]", NONE},
+        {"countdown", "3+4", "7", "{\"numbers\":null,\"nums\":[3,4]}", 1},
         {"countdown", "3+4", "7", "{\"numbers\":[3.5,4,3]}", NONE},
         {"countdown", "0+4", "4", "{\"numbers\":[\"a\",4]}", NONE},
         /* lists */
@@ -714,7 +715,8 @@ static void test_check_answer(void **state) {
         {"countdown", "5", "{\"numbers\":[2,\"3\"]}", "field 'numbers' is [2,\"3\"], must be a list of 1 to 64"},
         {"countdown", "5", "{\"nums\":[2,3.5]}", "field 'nums' is [2,3.5], must be"},
         {"countdown", "5", "{\"nums\":\"2 3\"}", "field 'nums' is \"2 3\", must be"},
-        {"countdown", "5", "{\"nums\":[2,3],\"numbers\":[2,3]}", "field 'numbers' stands beside the field"},
+        {"countdown", "5", "{\"nums\":[2,3],\"numbers\":[2,3]}",
+         "field 'numbers' is given together with the field 'nums'"},
         {"countdown", "5", "{\"nums\":[2,3],\"target\":\"5\"}", "field 'target' is \"5\", must be an integer"},
         {"countdown", "5", "{\"nums\":[2,3],\"use_all\":\"true\"}", "field 'use_all' is \"true\", must be true"},
         {"countdown", "5", "{\"nums\":[2,3],\"use_all\":1}", "field 'use_all' is 1, must be true"},

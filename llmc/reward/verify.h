@@ -38,7 +38,7 @@
 #include "verify_answer.h"     /* RewardInput, VerifySpan, verify_fields, verify_copy, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
 #include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
-#include "verify_fields.h"     /* verify_present, VERIFY_FIELDS_BRACKETS, VERIFY_FIELDS_COUNTDOWN, ... */
+#include "verify_fields.h"     /* verify_fields_brackets, verify_fields_countdown, verify_fields_number, ... */
 #include "verify_list.h"       /* verify_final_list, verify_sort */
 #include "verify_math.h"       /* verify_math, verify_math_canonical, verify_math_final */
 #include "verify_number.h"     /* verify_is_number, verify_numeric, verify_styled_text */
@@ -96,25 +96,23 @@ static inline VerifyKind verify_resolve(VerifyKind kind, const char *answer) {
     return number ? VERIFY_NUMERIC : kind;
 }
 
-/* verify_fields_check() for a kind that verify_resolve() returned. */
+/* Whether a kind that verify_resolve() returned can use the fields; *field and the error as in verify_fields.h. */
 static inline bool verify_kind_fields(const json_t *fields, VerifyKind kind, const char **field, Error *e) {
-    VerifyFields check = VERIFY_FIELDS_NONE;
     switch (kind) {
     case VERIFY_NUMERIC:
-    case VERIFY_HASH: check = VERIFY_FIELDS_NUMBER; break;
+    case VERIFY_HASH: return verify_fields_number(fields, field, e);
     case VERIFY_COUNTDOWN:
-    case VERIFY_COUNTDOWN_ALL: check = VERIFY_FIELDS_COUNTDOWN; break;
-    case VERIFY_BRACKETS: check = VERIFY_FIELDS_BRACKETS; break;
-    case VERIFY_REGEX: check = VERIFY_FIELDS_REGEX; break;
+    case VERIFY_COUNTDOWN_ALL: return verify_fields_countdown(fields, field, e);
+    case VERIFY_BRACKETS: return verify_fields_brackets(fields, field, e);
+    case VERIFY_REGEX: return verify_fields_regex(fields, field, e);
     case VERIFY_EM:
-    case VERIFY_F1: check = VERIFY_FIELDS_OVERLAP; break;
-    default: break;
+    case VERIFY_F1: return verify_fields_overlap(fields, field, e);
+    default: return true;
     }
-    return verify_fields_check(fields, check, field, e);
 }
 
-/* Whether the check of the record's task can use the record's fields, as verify_fields_check(); true for a task that has no
- * verifier. */
+/* Whether the check of the record's task can use the record's fields; *field and the error as in verify_fields.h. True
+ * for a task that has no verifier. */
 static inline bool rewards_check_fields(const RewardInput *in, const char **field, Error *e) {
     const int kind = verify_kind(in->task);
     if (kind < 0) return true;
@@ -124,17 +122,17 @@ static inline bool rewards_check_fields(const RewardInput *in, const char **fiel
     return good;
 }
 
-/* A field that only verifiers read, and that of the record's task does not: `tolerance` without a number, `use_all` without
- * countdown. NULL if there is none. */
-static inline const char *rewards_unread_field(const RewardInput *in) {
+/* Whether the record has a field that only verifiers read, and that of its task does not: `tolerance` without a number, or
+ * `use_all` without countdown. */
+static inline bool rewards_unread_field(const RewardInput *in) {
     const int kind = verify_kind(in->task);
-    if (kind < 0) return NULL;
+    if (kind < 0) return false;
     const VerifyKind check = verify_resolve((VerifyKind)kind, in->answer);
     json_t *fields = verify_fields(in);
     const bool tolerance = verify_present(fields, "tolerance") && check != VERIFY_NUMERIC && check != VERIFY_HASH,
                all = verify_present(fields, "use_all") && check != VERIFY_COUNTDOWN;
     json_decref(fields);
-    return tolerance ? "tolerance" : all ? "use_all" : NULL;
+    return tolerance || all;
 }
 
 /* The score (1, 0 or NaN) of one kind of check, independent of the record's task. */
@@ -188,10 +186,10 @@ static inline bool rewards_check_answer(const RewardInput *in, Error *e) {
     if (!rational_available(e)) return false;
     if (!rewards_verify(&empty, &score))
         return error_set(e, "task '%.80s' has no verifier, must be " VERIFY_TASKS, task);
+    if (!isnan(score)) return true;
     Error why;
     const char *field;
     if (!rewards_check_fields(in, &field, &why)) return error_set(e, "field '%s' %s", field, why.text);
-    if (!isnan(score)) return true;
     return error_set(e, "task '%.80s' cannot check the answer '%.80s'", task, answer);
 }
 

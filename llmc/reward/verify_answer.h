@@ -197,6 +197,12 @@ static inline json_t *verify_fields(const RewardInput *in) {
     return fields;
 }
 
+/* The value of a field, or NULL if it is absent or null. */
+static inline const json_t *verify_present(const json_t *fields, const char *name) {
+    const json_t *value = json_object_get(fields, name);
+    return json_is_null(value) ? NULL : value;
+}
+
 /* A text among the record's fields, with its NULs; its s is NULL if the value is absent or not a string. */
 static inline VerifySpan verify_field(const json_t *value) {
     return (VerifySpan){json_string_value(value), json_string_length(value)};

@@ -25,7 +25,7 @@
 #ifndef LLMC_REWARD_VERIFY_EXPRESSION_H
 #define LLMC_REWARD_VERIFY_EXPRESSION_H
 
-#include "verify_answer.h"   /* VerifySpan, RewardInput, verify_span, VerifyMark, ... */
+#include "verify_answer.h"   /* VerifySpan, RewardInput, verify_present, verify_span, ... */
 #include "verify_number.h"   /* VerifyNumber, verify_answer_number, verify_digits_end, verify_number_free, ... */
 #include "verify_rational.h" /* gmp, rational_clear, rational_init, rational_available, ... */
 
@@ -147,15 +147,14 @@ static inline bool verify_final_expression(VerifySpan completion, VerifyExpressi
     return verify_expression(verify_last_line(verify_final(completion, &mark)), e, value);
 }
 
-/* Whether the operands are among the given numbers, each used at most as often as it is given; all: exactly as often. */
+/* Whether the operands are among the given numbers, each used at most as often as it is given; all: exactly as often.
+ * numbers: a list of integers. */
 static inline bool verify_operands(const VerifyExpression *e, const json_t *numbers, bool all) {
     const size_t given = json_array_size(numbers);
     bool taken[VERIFY_OPERANDS] = {false};
     for (int i = 0; i < e->count; i++) {
         size_t k = 0;
-        while (k < given && (taken[k] || json_integer_value(json_array_get(numbers, k)) != e->operands[i] ||
-                             !json_is_integer(json_array_get(numbers, k))))
-            k++;
+        while (k < given && (taken[k] || json_integer_value(json_array_get(numbers, k)) != e->operands[i])) k++;
         if (k == given) return false;
         taken[k] = true;
     }
@@ -174,8 +173,8 @@ static inline bool verify_target(const RewardInput *in, const json_t *fields, Ve
 /* Right if the expression uses only the given numbers and its value is the target. all: it must use each number, as if
  * the record's field `use_all` were true. */
 static inline float verify_countdown(const RewardInput *in, const json_t *fields, bool all) {
-    const json_t *numbers = json_object_get(fields, "numbers");
-    if (!numbers) numbers = json_object_get(fields, "nums");
+    const json_t *numbers = verify_present(fields, "numbers");
+    if (!numbers) numbers = verify_present(fields, "nums");
     const size_t given = json_array_size(numbers);
     if (!given || given > VERIFY_OPERANDS || !rational_available(NULL)) return NAN;
     VerifyNumber wanted;

@@ -1,5 +1,9 @@
 /* verify_fields.h - the fields of a record that a check reads, and what their values must be.
  *
+ * There is a function for the fields of each kind of check. fields: an object, or NULL. It returns false if the check
+ * cannot use the value of a field: *field is then the field's name, and the error says why: "is -1, must be a
+ * number >= 0".
+ *
  *   field         read by     must be
  *   tolerance     numbers     a number that is not negative
  *   style         numbers     direct, reversed or scratchpad
@@ -15,32 +19,16 @@
  *
  *     json_t *fields = json_pack("{s:s}", "tolerance", "0.1");
  *     const char *field;
- *     if (!verify_fields_check(fields, VERIFY_FIELDS_NUMBER, &field, &e))
+ *     if (!verify_fields_number(fields, &field, &e))
  *         printf("field '%s' %s\n", field, e.text);      // field 'tolerance' is "0.1", must be a number >= 0
  */
 #ifndef LLMC_REWARD_VERIFY_FIELDS_H
 #define LLMC_REWARD_VERIFY_FIELDS_H
 
 #include "../base/error.h"     /* Error, error_set, xmalloc */
-#include "verify_answer.h"     /* VerifySpan, verify_field */
+#include "verify_answer.h"     /* verify_present, VerifySpan, verify_field */
 #include "verify_brackets.h"   /* verify_close */
 #include "verify_expression.h" /* VERIFY_OPERANDS */
-
-/* The check whose fields are meant. */
-typedef enum {
-    VERIFY_FIELDS_NONE,
-    VERIFY_FIELDS_NUMBER,
-    VERIFY_FIELDS_COUNTDOWN,
-    VERIFY_FIELDS_BRACKETS,
-    VERIFY_FIELDS_REGEX,
-    VERIFY_FIELDS_OVERLAP
-} VerifyFields;
-
-/* The value of a field, or NULL if it is absent or null. */
-static inline const json_t *verify_present(const json_t *fields, const char *name) {
-    const json_t *value = json_object_get(fields, name);
-    return json_is_null(value) ? NULL : value;
-}
 
 /* Sets the error "is VALUE, must be MUST", with the value as JSON, cut to 60 bytes. */
 static inline bool verify_field_error(const json_t *value, const char *must, Error *e) {
@@ -75,7 +63,8 @@ static inline bool verify_fields_countdown(const json_t *fields, const char **fi
     const json_t *numbers = verify_present(fields, "numbers"), *nums = verify_present(fields, "nums"),
                  *target = verify_present(fields, "target"), *all = verify_present(fields, "use_all");
     *field = numbers ? "numbers" : "nums";
-    if (numbers && nums) return error_set(e, "stands beside the field 'nums', of which only one is read: remove one");
+    if (numbers && nums)
+        return error_set(e, "is given together with the field 'nums', and only one is read: remove the other");
     if (!numbers) numbers = nums;
     if (numbers && !verify_fields_list(numbers, true, VERIFY_OPERANDS, "a list of 1 to 64 integers", e)) return false;
     *field = "use_all";
@@ -95,22 +84,15 @@ static inline bool verify_fields_brackets(const json_t *fields, const char **fie
     return closed || verify_field_error(open, "brackets of which some are not closed", e);
 }
 
-/* Whether the fields of a record that a check reads have values that it can use; if not, *field is the name of one that has
- * not, and the error says why: "is -1, must be a number >= 0". fields: an object, or NULL. */
-static inline bool verify_fields_check(const json_t *fields, VerifyFields check, const char **field, Error *e) {
-    const json_t *value;
-    switch (check) {
-    case VERIFY_FIELDS_NUMBER: return verify_fields_number(fields, field, e);
-    case VERIFY_FIELDS_COUNTDOWN: return verify_fields_countdown(fields, field, e);
-    case VERIFY_FIELDS_BRACKETS: return verify_fields_brackets(fields, field, e);
-    case VERIFY_FIELDS_REGEX:
-        value = verify_present(fields, *field = "pattern");
-        return !value || json_is_string(value) || verify_field_error(value, "a text", e);
-    case VERIFY_FIELDS_OVERLAP:
-        value = verify_present(fields, *field = "answers");
-        return !value || verify_fields_list(value, false, SIZE_MAX, "a list of texts", e);
-    default: return true;
-    }
+static inline bool verify_fields_regex(const json_t *fields, const char **field, Error *e) {
+    const json_t *pattern = verify_present(fields, *field = "pattern");
+    return !pattern || json_is_string(pattern) || verify_field_error(pattern, "a text", e);
+}
+
+/* For em and f1. */
+static inline bool verify_fields_overlap(const json_t *fields, const char **field, Error *e) {
+    const json_t *answers = verify_present(fields, *field = "answers");
+    return !answers || verify_fields_list(answers, false, SIZE_MAX, "a list of texts", e);
 }
 
 #endif
