@@ -3,9 +3,9 @@
  * A run that is killed and resumed ends in the bytes of an uninterrupted one, with the same files in its folder. Needs
  * train_sft, train_ppo and data/make_shard. */
 #include "files.h"  /* files_path */
-#include "models.h" /* models_setup, models_teardown */
-#include "run.h"    /* assert_same_file, metric_lines, run_start, run_until, ... */
-#include "shell.h"  /* assert_holds, out, run, said */
+#include "models.h" /* lines_of, models_setup, models_teardown */
+#include "run.h"    /* sh, assert_same_file, metric, metric_lines, ... */
+#include "shell.h"  /* run, said, assert_holds, out */
 
 #define SFT                                                                                                            \
     "./train_sft --layers 1 --width 16 --heads 1 --context 16 -i $T/chat.shard -l 1e-3 --batch-tokens 64 "             \
@@ -66,8 +66,11 @@ static void a_folder_of_another_run(void **state) {
     assert_int_equal(lines_of(said), 1);
     run(1, SFT "-x 4 --output-dir $T/used --resume $T/new/run/checkpoint-2"); /* the state of another folder */
     assert_holds(said, "it holds the files of another run");
+    /* files of the user stay; what a killed run left does not */
+    sh("cd $T/used && touch checkpoint-3.txt checkpoint-3.critic-3 checkpoint-9.critic-9.llmc-AbCd12.tmp");
     sh(SFT "-x 2 --output-dir $T/used --save-steps 2 --overwrite-output-dir");
-    assert_folder("used", "checkpoint-2 metrics.jsonl model.safetensors model.safetensors.yaml notes report.html ");
+    assert_folder("used", "checkpoint-2 checkpoint-3.txt metrics.jsonl model.safetensors model.safetensors.yaml notes "
+                          "report.html ");
     run(1, SFT "-x 4 --output-dir $T/chat.shard");
     assert_holds(said, "--output-dir ");
     assert_holds(said, "chat.shard: it is not a folder\n");
@@ -76,6 +79,11 @@ static void a_folder_of_another_run(void **state) {
     assert_holds(said, "--save-total-limit: used only with --output-dir and --save-steps");
     run(1, SFT "-x 4 --output-dir $T/empty --resume");
     assert_holds(said, "empty has no training state");
+    /* A run that is refused before its first step does not occupy the folder. */
+    sh("cp $T/chat.shard $T/more.shard");
+    run(1, SFT "-x 4 --output-dir $T/refused -i $T/more.shard:0.01x");
+    assert_holds(said, "more.shard: 0.01x of its 10 records is none");
+    sh(SFT "-x 4 --output-dir $T/refused -i $T/more.shard:0.1x");
 }
 
 /* The newest states stay, and that of the best model; what the run did not write stays, too. */

@@ -580,6 +580,23 @@ static inline char *io_target(const char *path) {
     return NULL;
 }
 
+/* Makes a folder and its missing parents. */
+static inline bool io_make_folder(const char *folder, Error *e) {
+    char *path = xstrdup(folder);
+    bool ok = true;
+    for (size_t i = 1, n = strlen(folder); ok && i <= n; i++) {
+        struct stat about;
+        if (i < n && path[i] != '/') continue;
+        path[i] = 0;
+        const int error = mkdir(path, 0777) ? errno : 0;
+        if (error && (stat(path, &about) || !S_ISDIR(about.st_mode)))
+            ok = error_set(e, "%s: cannot create the folder %s: %s", folder, path, strerror(error));
+        path[i] = folder[i];
+    }
+    free(path);
+    return ok;
+}
+
 /* Formats the template of a temporary name in the folder of `path`, for mkostemps() or mkdtemp(); the caller frees it. */
 static inline char *io_temporary(const char *path) {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;

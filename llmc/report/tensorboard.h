@@ -28,10 +28,10 @@
 #ifndef LLMC_REPORT_TENSORBOARD_H
 #define LLMC_REPORT_TENSORBOARD_H
 
-#include "../base/error.h" /* Error, error_set, checked_object, xmalloc, ... */
+#include "../base/error.h" /* Error, error_set, checked_object, xmalloc */
+#include "../base/io.h"    /* io_make_folder */
 #include <jansson.h>
 #include <math.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct TensorBoard {
@@ -99,23 +99,6 @@ static inline bool tensorboard_record(TensorBoard *t, char *data, size_t n, Erro
 
 /* ---- files ---- */
 
-/* Creates the folder and its missing parents. */
-static inline bool tensorboard_folder(const char *dir, Error *e) {
-    char *path = xstrdup(dir);
-    bool ok = true;
-    for (char *c = path + 1; ok && *path; c++) {
-        const char held = *c;
-        if (held && held != '/') continue;
-        *c = 0;
-        if (mkdir(path, 0777) && errno != EEXIST)
-            ok = error_set(e, "%s: cannot create the folder %s: %s", dir, path, strerror(errno));
-        *c = held;
-        if (!held) break;
-    }
-    free(path);
-    return ok;
-}
-
 /* Closes the file; false if the last bytes could not be written. */
 static inline bool tensorboard_close(TensorBoard *t, Error *e) {
     const bool ok = !t->file || !fclose(t->file) || error_set(e, "%s: cannot write: %s", t->path, strerror(errno));
@@ -128,7 +111,7 @@ static inline bool tensorboard_close(TensorBoard *t, Error *e) {
  * resume_step: -1, or the last step to keep of the existing files. On failure t is left closed. */
 static inline bool tensorboard_open(TensorBoard *t, const char *dir, double wall, int64_t resume_step, Error *e) {
     *t = (TensorBoard){0};
-    if (!tensorboard_folder(dir, e)) return false;
+    if (!io_make_folder(dir, e)) return false;
     char host[65] = "host";
     gethostname(host, sizeof host - 1);
     const size_t size = strlen(dir) + strlen(host) + 100;

@@ -1,6 +1,7 @@
 /* run_folder.h - the folder of --output-dir: names of a run's files, and its training states.
  *
- *     if (!run_folder_open("run", NULL, false, &e)) die("%s", e.text);     // makes it; refuses that of another run
+ *     if (!run_folder_make("run", &e)) die("%s", e.text);
+ *     if (!run_folder_check("run", NULL, false, &e)) die("%s", e.text);    // refuses that of another run
  *     char *model = run_folder_path("run", "model.safetensors");
  *     char *state = run_folder_state("run", 40);                           // run/checkpoint-40
  *     const int64_t newest = run_folder_newest("run");                     // 40, or -1
@@ -11,8 +12,8 @@
 #ifndef LLMC_TRAIN_RUN_FOLDER_H
 #define LLMC_TRAIN_RUN_FOLDER_H
 
-#include "../base/error.h" /* Error, error_set, xstrdup, xmalloc, ... */
-#include "../base/io.h"    /* io_leftovers, writer_remove */
+#include "../base/error.h" /* Error, error_set, xmalloc, xstrdup, ... */
+#include "../base/io.h"    /* io_leftovers, io_make_folder, writer_remove */
 #include "companion.h"     /* companion_path */
 #include <dirent.h>
 #include <sys/stat.h>
@@ -56,13 +57,15 @@ static inline int64_t run_folder_newest(const char *folder) {
     return newest;
 }
 
-/* Whether the folder has a file that a run writes there. */
+/* Whether the folder has a file that a run wrote there. The empty metrics file of one that was refused before its first
+ * step is none. */
 static inline bool run_folder_used(const char *folder) {
     static const char *const names[] = {"model.safetensors", "best.safetensors", "metrics.jsonl", "report.html"};
     bool used = run_folder_newest(folder) >= 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct stat about;
         char *path = run_folder_path(folder, names[i]);
-        used = used || !access(path, F_OK);
+        used = used || (!stat(path, &about) && about.st_size);
         free(path);
     }
     return used;
@@ -78,23 +81,13 @@ static inline bool run_folder_has(const char *folder, const char *path) {
     return same;
 }
 
-/* Makes the folder and its parents. */
+/* Makes the folder and its parents, unless it exists. */
 static inline bool run_folder_make(const char *folder, Error *e) {
+    Error why;
     struct stat about;
-    char *path = xstrdup(folder);
-    bool ok = true;
-    for (char *at = path + 1; ok && *at; at++) {
-        if (*at != '/') continue;
-        *at = 0;
-        ok = !mkdir(path, 0777) || errno == EEXIST || errno == EROFS || errno == EACCES;
-        *at = '/';
-    }
-    ok = ok && (!mkdir(path, 0777) || errno == EEXIST);
-    if (!ok) error_set(e, "--output-dir %s: cannot make the folder: %s", folder, strerror(errno));
-    else if (stat(path, &about) || !S_ISDIR(about.st_mode))
-        ok = error_set(e, "--output-dir %s: it is not a folder", folder);
-    free(path);
-    return ok;
+    if (!stat(folder, &about) && !S_ISDIR(about.st_mode))
+        return error_set(e, "--output-dir %s: it is not a folder", folder);
+    return io_make_folder(folder, &why) || error_set(e, "--output-dir %s", why.text);
 }
 
 /* Checks that the folder has no files of another run than the one that is resumed. resumed: its state, or NULL;
@@ -105,11 +98,6 @@ static inline bool run_folder_check(const char *folder, const char *resumed, boo
                      "--output-dir %s: it holds the files of another run; give another folder, --resume to continue "
                      "that run, or --overwrite-output-dir",
                      folder);
-}
-
-/* Makes the folder unless it exists, and checks it; see run_folder_check(). */
-static inline bool run_folder_open(const char *folder, const char *resumed, bool overwrite, Error *e) {
-    return run_folder_make(folder, e) && run_folder_check(folder, resumed, overwrite, e);
 }
 
 /* Removes a state and its companion (companion.h) of this kind, or NULL. Either may be missing. */
@@ -133,13 +121,21 @@ static inline void run_folder_clean(const char *folder) {
     if (d) closedir(d);
 }
 
+/* Whether a file is named like the companion of a training state, checkpoint-STEP.KIND-STEP. */
+static inline bool run_folder_is_companion(const char *name) {
+    const int64_t step = run_folder_step(name, '.');
+    const char *last = strrchr(name, '-');
+    char end[24];
+    snprintf(end, sizeof end, "-%lld", (long long)step);
+    return step >= 0 && !strcmp(last, end);
+}
+
 /* Removes all states and their companions. */
 static inline void run_folder_remove_states(const char *folder) {
-    run_folder_clean(folder);
     DIR *d = opendir(folder);
     for (const struct dirent *i; d && (i = readdir(d));) {
         struct stat about;
-        if (run_folder_step(i->d_name, 0) < 0 && run_folder_step(i->d_name, '.') < 0) continue;
+        if (run_folder_step(i->d_name, 0) < 0 && !run_folder_is_companion(i->d_name)) continue;
         char *path = run_folder_path(folder, i->d_name);
         if (!lstat(path, &about) && S_ISREG(about.st_mode)) unlink(path);
         free(path);
