@@ -20,7 +20,7 @@
  *     ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin
  */
 #include "llmc/base/clock.h"                 /* clock_seconds */
-#include "llmc/base/error.h"                 /* die, xcalloc, xmalloc, Error */
+#include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error */
 #include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_LIST, ... */
 #include "llmc/base/program.h"               /* program_start */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
@@ -34,7 +34,7 @@
 #include "llmc/model/workspace.h"            /* Workspace, workspace_free */
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
-#include "llmc/records/labelled.h"           /* labelled_files, labelled_rows */
+#include "llmc/records/labelled.h"           /* labelled_rows */
 #include "llmc/records/mix.h"                /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
@@ -42,10 +42,10 @@
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
-#include "llmc/train/generation.h"           /* Generation, generation_count, generation_longest, ... */
+#include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
-#include "llmc/train/mixing.h"               /* MIXING_OPTIONS, mixing_check, mixing_inputs, mixing_log, ... */
+#include "llmc/train/mixing.h"               /* MIXING_OPTIONS, mixing_begin, mixing_check, mixing_inputs, ... */
 #include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
 #include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
@@ -376,7 +376,11 @@ static bool train_on_shard(Run *r) {
     for (int i = 0; i < shards; i++)
         if (!preference_data_fit(both[i], o.sharing, o.max_length, (uint64_t)o.t.seed, &e)) die("%s", e.text);
     if (o.l.unpaired) preference_options_balance(&o.l, data.shard->name, data.goods, data.count);
+    Mix mixture = mixing_open_labelled(t, &o.g.mix, &in, &data.records);
+    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
+    int64_t left = mixing_records(&mixture, o.g.epochs, o.t.steps, o.batch);
     open_work(r, data.longest > val.longest ? data.longest : val.longest, 0, 0);
+    mixing_begin(&mixture, t);
     const int64_t most = val.count > o.batch ? val.count : o.batch;
     r->cost = (double *)xcalloc((size_t)most, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
@@ -384,14 +388,7 @@ static bool train_on_shard(Run *r) {
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing,
                                   preference_reference_longest(both, shards), both, shards);
 
-    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
-    int64_t *count = (int64_t *)xcalloc((size_t)in.count, sizeof *count);
-    labelled_files(&data.records, count);
-    Mix mixture = mixing_open(t, &o.g.mix, &in, count);
-    int64_t left = mixing_records(&mixture, o.g.epochs, o.t.steps, o.batch);
-    free(count);
-    mixing_resume(&mixture, t);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
     trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
     left -= mixture.taken;
@@ -462,7 +459,7 @@ static bool train_online(Run *r) {
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, generation_longest(g), NULL, 0);
     online_open(p, &r->reference.live.model);
 
-    trainer_schedule(t, o.t.steps ? o.t.steps : generation_count(g, 1));
+    trainer_schedule(t, g->steps);
     trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
     Evaluation before = {0}, after = {0};
     if (!t->step) {

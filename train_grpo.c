@@ -404,6 +404,9 @@ static void load_counters(Run *r) {
     if (json_object_get(s, "entropy_last")) r->entropy.last = state_real(s, "entropy_last");
 }
 
+/* The optimizer steps of a generation. */
+static int64_t steps_of_generation(void) { return o.iterations * o.steps_per_generation; }
+
 /* Opens everything that a run needs. */
 static void open_run(Run *r) {
     Trainer *t = &r->t;
@@ -413,7 +416,7 @@ static void open_run(Run *r) {
     if (o.reward_model && !rewards_add_model(&g->rewards, &e)) usage_error("--reward-model: %s", e.text);
     trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
     g->parts = (int32_t)o.steps_per_generation;
-    generation_open_prompts(g);
+    generation_open_prompts(g, steps_of_generation());
     generation_check_group(g);
     generation_open_models(g, o.reward_model);
     generation_check_evaluation(g);
@@ -439,10 +442,8 @@ static void open_run(Run *r) {
 static bool train(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
-    /* Each generation gives iterations * steps_per_generation optimizer steps. */
-    const int64_t steps = o.iterations * o.steps_per_generation;
-    const int64_t generations = generation_count(g, steps);
-    trainer_schedule(t, o.t.steps ? o.t.steps : generations * steps);
+    const int64_t steps = steps_of_generation();
+    trainer_schedule(t, g->steps);
     trainer_check_steps(t, o.g.epochs * (double)steps, "--num-prompts");
     Evaluation before = {0}, after = {0};
     if (!t->step) {

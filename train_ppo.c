@@ -740,6 +740,9 @@ static void check_gold(const Run *r) {
         die("--gold-reward: %s", e.text);
 }
 
+/* The optimizer steps of a generation, at most. */
+static int64_t steps_of_generation(void) { return o.epochs * o.mini_batches; }
+
 /* Opens everything that a run needs. */
 static void open_run(Run *r) {
     Trainer *t = &r->t;
@@ -752,7 +755,7 @@ static void open_run(Run *r) {
     if (rewards_models(&r->gold_reward)) usage_error("--gold-reward: give a reward model as --gold, not as a part");
     trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_head());
     g->parts = (int32_t)o.mini_batches;
-    generation_open_prompts(g);
+    generation_open_prompts(g, steps_of_generation());
     generation_check_group(g);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
     if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
@@ -786,10 +789,8 @@ static void open_run(Run *r) {
 static bool train(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
-    /* Each generation gives at most epochs * mini_batches optimizer steps. */
-    const int64_t generations = generation_count(g, o.epochs * o.mini_batches);
-    trainer_schedule(t, o.t.steps ? o.t.steps : generations * o.epochs * o.mini_batches);
-    trainer_check_steps(t, o.g.epochs * (double)(o.epochs * o.mini_batches), "--num-prompts");
+    trainer_schedule(t, g->steps);
+    trainer_check_steps(t, o.g.epochs * (double)steps_of_generation(), "--num-prompts");
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");

@@ -26,7 +26,7 @@
 #include "llmc/model/transformer.h"     /* ModelOutput, model_forward, model_backward, model_flops */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
-#include "llmc/records/inputs.h"        /* Inputs, inputs_close, inputs_add */
+#include "llmc/records/inputs.h"        /* inputs_close, Inputs, inputs_add */
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
@@ -35,7 +35,7 @@
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
-#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_check, mixing_defaults, ... */
+#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -55,7 +55,8 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_LIST  ("input",                       'i', &o.input,      "FILE",
-                  "preference, unpaired or step shard, depending on --kind, or a pattern; may be repeated, with a weight as FILE:3"),
+                  "preference, unpaired or step shard, depending on --kind, or a pattern; may be repeated, with a weight "
+                  "as FILE:3"),
     MIXING_OPTIONS(o.mix),
     OPTION_LIST  ("val",                         'j', &o.val,        "FILE",
                   "held-out shard of the same kind, for accuracy, margin and calibration"),
@@ -399,20 +400,15 @@ static void close_run(Run *r, bool stopped) {
     trainer_close(&r->t, stopped);
 }
 
-/* Trains on the records of data. Returns true if a signal stopped the run. */
-static bool train(Run *r, const Labelled *data, const Inputs *files, const Labelled *val) {
+/* Trains on `left` records of data, in steps of --per-device-train-batch-size. Returns true if a signal stopped the
+ * run. */
+static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, const Labelled *val) {
     Trainer *t = &r->t;
-    int64_t *count = (int64_t *)xcalloc((size_t)files->count, sizeof *count);
-    labelled_files(data, count);
-    Mix mixture = mixing_open(t, &o.mix, files, count);
-    free(count);
-    /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
-    int64_t left = mixing_records(&mixture, o.epochs, o.t.steps, o.batch);
-    mixing_resume(&mixture, t);
+    mixing_begin(mixture, t);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);
     trainer_check_steps(t, o.epochs, "--per-device-train-batch-size");
-    left -= mixture.taken;
+    left -= mixture->taken;
 
     bool stopped = false;
     const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
@@ -420,16 +416,16 @@ static bool train(Run *r, const Labelled *data, const Inputs *files, const Label
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
-        while (n < o.batch && n < left) records[n++] = mix_next(&mixture);
+        while (n < o.batch && n < left) records[n++] = mix_next(mixture);
         left -= n;
         const Stats stats = run_records(r, data, records, n, true);
         count_tokens(t, data, records, n);
         trainer_update(t, stats.sum.loss);
 
-        const double epoch = mix_epochs(&mixture);
+        const double epoch = mix_epochs(mixture);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
-        mixing_log(&mixture, &t->metrics);
+        mixing_log(mixture, &t->metrics);
         set_metrics(&t->metrics, "", &stats);
         const bool last = t->step == t->steps;
         if (o.val.count && (last || t->step % o.eval_steps == 0)) {
@@ -445,12 +441,11 @@ static bool train(Run *r, const Labelled *data, const Inputs *files, const Label
         trainer_log(t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
                     100 * accuracy(&stats), pairs ? "margin" : "score",
                     pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
-        mix_save(&mixture, t->state);
+        mix_save(mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     if (!stopped) show_pairs(r, o.val.count ? val : data, "after");
     free(records);
-    mix_free(&mixture);
     return stopped;
 }
 
@@ -502,12 +497,15 @@ int main(int argc, char **argv) {
         warn("%s: steps end in different tokens: a completion that is scored later will count as one step",
              data.shard->name);
     if (o.last_step) keep_last_steps(&data);
+    Mix mixture = mixing_open_labelled(t, &o.mix, &files, &data);
+    const int64_t records = mixing_records(&mixture, o.epochs, o.t.steps, o.batch);
     open_work(r, longest, most);
     set_note(r, NULL, step); /* for states, which can be used as models */
-    const bool stopped = train(r, &data, &files, &val);
+    const bool stopped = train(r, &data, &mixture, records, &val);
     if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
         set_note(r, own ? &third : o.val.count ? &val : &data, step);
     close_run(r, stopped);
+    mix_free(&mixture);
     for (int i = 0; i < 3; i++)
         if (all[i]) labelled_close(all[i]);
     inputs_close(&files), inputs_close(&held), inputs_close(&normal);

@@ -24,7 +24,7 @@
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
-#include "llmc/records/inputs.h"        /* Inputs, inputs_close */
+#include "llmc/records/inputs.h"        /* Inputs, input_name, inputs_close */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
@@ -33,7 +33,7 @@
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
-#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_check, mixing_check_limit, ... */
+#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/run_folder.h"      /* run_folder_path */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
@@ -53,7 +53,8 @@ static const Option options[] = {
     // clang-format off
     OPTION_GROUP("Data"),
     OPTION_LIST("input",            'i', &o.inputs,       "FILE",
-                "chat shard or token shard to train on (make_shard), or a pattern; may be repeated, with a weight as FILE:3"),
+                "chat shard or token shard to train on (make_shard), or a pattern; may be repeated, with a weight as "
+                "FILE:3"),
     MIXING_OPTIONS(o.mix),
     OPTION_LIST("val",              'j', &o.vals,         "FILE", "the same for the validation loss"),
     OPTION_TEXT("tokenizer",        't', &o.tokenizer,    "SPEC",
@@ -109,10 +110,11 @@ static int64_t next_records(Mix *m, const Shard *s, int64_t left, int64_t *recor
     return n;
 }
 
-/* The number of steps that a run of so many records takes. The mixture must be at its beginning, and stays there. */
+/* The number of steps that so many records give, but no more than --max-steps. The mixture must be at its beginning, and
+ * stays there. */
 static int64_t steps_of_run(Mix *m, const Shard *s, int64_t records, int64_t *scratch, int64_t most) {
     int64_t steps = 0;
-    while (records > 0) {
+    while (records > 0 && (!o.t.steps || steps < o.t.steps)) {
         records -= next_records(m, s, records, scratch, most);
         steps++;
     }
@@ -249,6 +251,9 @@ typedef struct Run {
     double *cost;                  /* (records of a step) tokens of each record, 0 without a target */
     int32_t *targets, *owner;      /* (records of a step) number of targets; rank */
     int64_t *own;                  /* (records of a step) the records of this rank */
+    Mix mixture;                   /* order of the training records */
+    int64_t left;                  /* training records that the run has left */
+    int64_t *records;              /* (records of a step) the training records of a step */
 } Run;
 
 /* Totals over the targets of a step. Doubles only, so that ranks can add them. */
@@ -342,21 +347,19 @@ static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
-/* The name of a file without its folder and its endings. */
-static const char *bare_name(const Shard *s, char name[80]) {
-    const char *slash = strrchr(s->name, '/'), *base = slash ? slash + 1 : s->name;
-    snprintf(name, 64, "%.*s", (int)strcspn(base, "."), base);
-    return name;
-}
-
-/* The name of file k in metrics: its bare name; a second file of that name gets _2. */
-static const char *file_name(const Shard *s, int k, char name[80]) {
-    char other[80];
+/* The metric of file k's loss: eval_NAME_loss, and eval_NAME_2_loss of a second file of the same name. */
+static void loss_metric(const Shard *s, int k, char metric[128]) {
+    enum { SHOWN = 63 }; /* bytes of the name */
+    char *name = input_name(s->part[k].name), number[16] = "";
     int files = 1;
-    bare_name(&s->part[k], name);
-    for (int i = 0; i < k; i++) files += !strcmp(bare_name(&s->part[i], other), name);
-    if (files > 1) snprintf(name + strlen(name), 16, "_%d", files);
-    return name;
+    for (int i = 0; i < k; i++) {
+        char *other = input_name(s->part[i].name);
+        files += !strncmp(other, name, SHOWN);
+        free(other);
+    }
+    if (files > 1) snprintf(number, sizeof number, "_%d", files);
+    snprintf(metric, 128, "eval_%.*s%s_loss", SHOWN, name, number);
+    free(name);
 }
 
 static double validate(Run *r, const Shard *val) {
@@ -370,7 +373,7 @@ static double validate(Run *r, const Shard *val) {
     for (int k = 0; k < val->parts; k++) {
         char name[128];
         const Stats part = run_records(r, val, all + val->first[k], val->part[k].count, false);
-        snprintf(name, sizeof name, "eval_%s_loss", file_name(val, k, (char[80]){0}));
+        loss_metric(val, k, name);
         metrics_set(m, name, part.loss);
         metrics_line(m, "eval  step %lld | %s | loss %.4f | accuracy %.1f%%", (long long)r->t.step, val->part[k].name,
                      part.loss, 100 * accuracy(&part));
@@ -460,26 +463,33 @@ static void close_run(Run *r, bool stopped) {
     record_free(&r->record);
     free(r->logp), free(r->entropy), free(r->dlogp), free(r->noise), free(r->argmax);
     free(r->noise_record), free(r->place);
-    free(r->cost), free(r->targets), free(r->owner), free(r->own);
+    free(r->cost), free(r->targets), free(r->owner), free(r->own), free(r->records);
+    mix_free(&r->mixture);
     trainer_close(&r->t, stopped);
 }
 
-/* Trains on the records of data, at most `most` per step. Returns true if a signal stopped the run. */
-static bool train(Run *r, const Shard *data, const Inputs *files, const Shard *val, int64_t most) {
-    Trainer *t = &r->t;
+/* Makes the mixture of the training records, and returns the number of steps of the run, each of at most `most` records.
+ * Ends the program if the files' maximum numbers of epochs do not allow --max-steps. */
+static int64_t open_mixture(Run *r, const Shard *data, const Inputs *files, int64_t most) {
     int64_t *count = (int64_t *)xcalloc((size_t)files->count, sizeof *count);
     for (int k = 0; k < files->count; k++) count[k] = file_of(data, k)->count;
-    Mix mixture = mixing_open(t, &o.mix, files, count);
+    r->mixture = mixing_open(&r->t, &o.mix, files, count);
     free(count);
-    /* The run takes `left` records, in steps of --batch-tokens. */
-    int64_t *records = (int64_t *)xmalloc((size_t)most * sizeof *records);
-    int64_t left = o.t.steps ? mixture.limit : (int64_t)ceil(mix_records(&mixture, o.epochs));
-    const int64_t steps = left == INT64_MAX ? o.t.steps : steps_of_run(&mixture, data, left, records, most);
-    if (o.t.steps) mixing_check_limit(&mixture, steps >= o.t.steps);
-    mixing_resume(&mixture, t);
-    trainer_schedule(t, o.t.steps ? o.t.steps : steps);
+    r->records = (int64_t *)xmalloc((size_t)most * sizeof *r->records);
+    r->left = o.t.steps ? r->mixture.limit : (int64_t)ceil(mix_records(&r->mixture, o.epochs));
+    if (r->left == INT64_MAX) return o.t.steps;
+    const int64_t steps = steps_of_run(&r->mixture, data, r->left, r->records, most);
+    if (o.t.steps) mixing_check_limit(&r->mixture, steps == o.t.steps);
+    return steps;
+}
+
+/* Trains for so many steps on the records of data, at most `most` in each. Returns true if a signal stopped the run. */
+static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, int64_t most) {
+    Trainer *t = &r->t;
+    mixing_begin(&r->mixture, t);
+    r->left -= r->mixture.taken;
+    trainer_schedule(t, steps);
     trainer_check_steps(t, o.epochs, "--batch-tokens");
-    left -= mixture.taken;
     const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
     double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
@@ -489,17 +499,17 @@ static bool train(Run *r, const Shard *data, const Inputs *files, const Shard *v
     if (!t->step && shows) print_samples(r, o.vals.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
-        const int64_t n = next_records(&mixture, data, left, records, most);
-        left -= n;
-        const Stats stats = run_records(r, data, records, n, true);
-        for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, records[i]);
+        const int64_t n = next_records(&r->mixture, data, r->left, r->records, most);
+        r->left -= n;
+        const Stats stats = run_records(r, data, r->records, n, true);
+        for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, r->records[i]);
         t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
 
-        const double epoch = mix_epochs(&mixture);
+        const double epoch = mix_epochs(&r->mixture);
         const double seconds = clock_seconds() - t->step_start;
         metrics_set(&t->metrics, "epoch", epoch);
-        mixing_log(&mixture, &t->metrics);
+        mixing_log(&r->mixture, &t->metrics);
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         const bool last = t->step == t->steps;
@@ -520,12 +530,10 @@ static bool train(Run *r, const Shard *data, const Inputs *files, const Shard *v
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
             print_samples(r, o.vals.count ? val : data, when);
         }
-        mix_save(&mixture, t->state);
+        mix_save(&r->mixture, t->state);
         json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
         stopped = trainer_should_stop(t, 1);
     }
-    free(records);
-    mix_free(&mixture);
     return stopped;
 }
 
@@ -579,8 +587,9 @@ int main(int argc, char **argv) {
     check_data(&data, t->text.stop);
     if (o.vals.count) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
+    const int64_t steps = open_mixture(r, &data, &files, most);
     open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
-    close_run(r, train(r, &data, &files, &val, most));
+    close_run(r, train(r, &data, &val, steps, most));
     inputs_close(&files), inputs_close(&held);
     shard_close(&data);
     if (o.vals.count) shard_close(&val);

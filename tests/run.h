@@ -140,6 +140,19 @@ static inline void assert_same_file(const char *a, const char *b) {
     free(data);
 }
 
+/* A run of `steps` steps and one that is resumed from the state after its middle, the last that it writes, end with the
+ * same model: whole.ENDING and parts.ENDING, with the metrics whole.jsonl and parts.jsonl. */
+static inline void assert_resumes(const char *command, int steps, const char *ending) {
+    char whole[40], parts[40];
+    snprintf(whole, sizeof whole, "whole.%s", ending);
+    snprintf(parts, sizeof parts, "parts.%s", ending);
+    sh("rm -f $T/whole.jsonl $T/parts.jsonl");
+    sh("%s -x %d -o $T/%s --metrics $T/whole.jsonl --state $T/run.state --save-steps %d", command, steps, whole,
+       steps / 2 + 1);
+    sh("%s -x %d -o $T/%s --metrics $T/parts.jsonl --resume $T/run.state", command, steps, parts);
+    assert_same_file(whole, parts);
+}
+
 /* Reads all weights of a model file into memory, to be freed. */
 static inline float *weights_of(const char *name, size_t *n) {
     Error e;

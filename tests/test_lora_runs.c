@@ -2,7 +2,7 @@
  * model, without a copy; only the adapters have gradients and moments. Needs the trainers, generate and data/. */
 #include "letters.h" /* letters_setup */
 #include "models.h"  /* refused, assert_near, models_teardown */
-#include "run.h"     /* sh, metric, weights_gap, assert_same_file */
+#include "run.h"     /* sh, metric, weights_gap, assert_resumes */
 #include "shell.h"   /* assert_holds, said */
 
 static int setup(void **state) {
@@ -15,13 +15,7 @@ static int setup(void **state) {
 
 #define LORA " --lora-rank 4 -l 1e-2 "
 
-/* A run of `steps` steps and one that is resumed from the state after its middle, the last that it writes, end with the
- * same model. */
-static void resumes(const char *command, int steps) {
-    sh("%s -x %d -o $T/whole.bin --state $T/run.state --save-steps %d", command, steps, steps / 2 + 1);
-    sh("%s -x %d -o $T/parts.bin --resume $T/run.state", command, steps);
-    assert_same_file("whole.bin", "parts.bin");
-}
+static void resumes(const char *command, int steps) { assert_resumes(command, steps, "bin"); }
 
 static void all_trainers_resume(void **state) {
     (void)state;

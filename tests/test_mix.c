@@ -7,10 +7,10 @@
 #include "../llmc/records/mix.h"    /* MixConfig, mix_free, Mix, mix_next, ... */
 #include "../llmc/records/shard.h"  /* RECORD_CHAT, Shard, ShardWriter, shard_close, ... */
 #include "files.h"                  /* files_path, text_of */
-#include "letters.h"                /* letters_setup */
+#include "letters.h"                /* LETTERS, letters_setup */
 #include "models.h"                 /* refused, json_number_of, json_line_of, lines_of, ... */
-#include "run.h"                    /* sh, assert_same_file */
-#include "shell.h"                  /* put, run, assert_holds */
+#include "run.h"                    /* sh, assert_resumes */
+#include "shell.h"                  /* put, run, assert_holds, said */
 
 enum { MOST = 8 };
 
@@ -272,13 +272,15 @@ static void states(void **state) {
 
 static void names(void **state) {
     (void)state;
-    const int64_t records[] = {5, 9, 4, 2};
+    const int64_t records[] = {5, 9, 4, 2, 3};
     Inputs in = inputs_of(4, NULL);
+    inputs_add(&in, "z/a.v2.shard");
     Mix m = mix_of(&in, records, &(MixConfig){0});
-    assert_string_equal(m.file[0].name, "x/a.shard"); /* y/a.bin would have the same */
+    assert_string_equal(m.file[0].name, "x/a.shard"); /* the third and the fifth would have the same */
     assert_string_equal(m.file[1].name, "b");
     assert_string_equal(m.file[2].name, "y/a.bin");
     assert_string_equal(m.file[3].name, "d");
+    assert_string_equal(m.file[4].name, "z/a.v2.shard");
     mix_free(&m), inputs_close(&in);
 }
 
@@ -331,7 +333,7 @@ static void bad_input(void **state) {
     refused(2, SFT "-i $T/chat.shard:0x -i $T/more.shard" MADE, "passes must be");
     refused(2, SFT "-i $T/chat.shard:1.5n -i $T/more.shard" MADE, "a number of records must be");
     refused(2, SFT "-i $T/chat.shard:much" MADE, "'much' is no amount");
-    refused(1, SFT "-i $T/chat.shard:0.001x -q" MADE, "of its 120 records is none");
+    refused(1, SFT "-i $T/chat.shard:0.001x" MADE, "of its 120 records is none");
     refused(2, SFT "-i $T/chat.shard:1 -i $T/chat.shard:2" MADE, "are the same file");
     refused(1, SFT "-i $T/chat.shard --mix $T/list" MADE, "are the same file");
     refused(1, SFT "-i $T/chat.shard:2 -i $T/prefs.shard:1" MADE, "prefs.shard");
@@ -346,9 +348,10 @@ static void bad_input(void **state) {
     refused(2, SFT "--mix $T/word.list" MADE, "word.list:1: 'much' is no amount");
     refused(2, SFT "--mix $T/epochs.list" MADE, "epochs.list:1: the epochs are '-1'");
     refused(1, SFT "--mix $T/used.list" MADE, "does not use the cap 10");
-    refused(1, SFT "--mix $T/one.list -x 1000 -q" MADE, "--max-steps: the run would take more than the 120 records");
+    refused(1, SFT "--mix $T/one.list -x 1000" MADE, "--max-steps: the run would take more than the 120 records");
     refused(1, SFT "-i $T/chat.shard:3 -i $T/more.shard --mixing equal" MADE, "does not use the weight 3");
     refused(2, SFT "-i $T/chat.shard --mixing equal" MADE, "there is only one shard");
+    refused(2, SFT "-i $T/chat.shard --stopping-strategy all_exhausted" MADE, "there is only one shard");
     refused(2, SFT "-i $T/chat.shard -i $T/more.shard --mixing-temperature 2" MADE, "--mixing-temperature: used only");
     refused(2, SFT "-i $T/chat.shard:1 -i $T/more.shard -x 3 --stopping-strategy first_exhausted" MADE,
             "--stopping-strategy: --max-steps sets the length");
@@ -372,14 +375,9 @@ static json_t *last_step(const char *name) {
     return last;
 }
 
-/* A run of `steps` steps with a mixture, and one that is resumed from the state in its middle, end with the same model and
- * the same metrics. */
+/* A run with a mixture resumes, and the shares and epochs in its metrics are those of the mixture. */
 static void resumes(const char *command, int steps) {
-    sh("rm -f $T/whole.jsonl $T/parts.jsonl");
-    sh("%s -x %d -o $T/whole.bin --state $T/run.state --save-steps %d --metrics $T/whole.jsonl", command, steps,
-       steps / 2 + 1); /* not the last step */
-    sh("%s -x %d -o $T/parts.bin --resume $T/run.state --metrics $T/parts.jsonl", command, steps);
-    assert_same_file("whole.bin", "parts.bin");
+    assert_resumes(command, steps, "bin");
     for (int part = 0; part < 2; part++) {
         json_t *row = last_step(part ? "parts.jsonl" : "whole.jsonl");
         const double a = json_number_of(row, "mix/a/share"), b = json_number_of(row, "mix/b/share");
@@ -412,6 +410,11 @@ static void trainers(void **state) {
             "another mixture of data");
     refused(1, "./train_sft -c $T/base.bin -i $T/chat/a.shard -i $T/chat/b.shard -x 4 --resume $T/run.state -q" MADE,
             "a mixture of data, which this run has not");
+    /* More steps than the epochs in the list allow: before the options are shown, and before anything is computed. */
+#define BEYOND "-c $T/base.bin -x 3" MADE
+    refused(1, "./train_dpo --mix $T/prefs.list -d 60 --precompute-ref-log-probs " BEYOND, "more than the 120 records");
+    refused(1, "./train_dpo --online --mix $T/few.list -d 60 --reward-model $T/rm.bin -g 1 " BEYOND,
+            "more than the 120 records");
 }
 
 /* The length of a run, from its first line about the mixture and its last step. */
@@ -455,19 +458,20 @@ static int setup(void **state) {
     for (int k = 0; k < 2; k++) {
         const char name = (char)('a' + k);
         const int count = k ? 40 : 80;
-#define MORE "./data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 3 --max-length 8 "
-        sh(MORE "--seed %d --count %d --format chat | ./data/make_shard -q -i - -o $T/chat/%c.shard", k + 2, count,
+        sh(LETTERS "--seed %d --count %d --format chat | ./data/make_shard -q -i - -o $T/chat/%c.shard", k + 2, count,
            name);
-        sh(MORE "--seed %d --count %d | ./data/make_shard -q -i - -o $T/prefs/%c.shard", k + 2, count, name);
-        sh(MORE "--seed %d --count %d --format prompt | ./data/make_shard -q -i - -o $T/prompts/%c.shard", k + 2, count,
-           name);
+        sh(LETTERS "--seed %d --count %d | ./data/make_shard -q -i - -o $T/prefs/%c.shard", k + 2, count, name);
+        sh(LETTERS "--seed %d --count %d --format prompt | ./data/make_shard -q -i - -o $T/prompts/%c.shard", k + 2,
+           count, name);
         sh("./data/make_tasks --task add --digits 1 --count %d --seed %d --split all -o $T/tasks/%c.shard", count, k,
            name);
     }
     sh("cp $T/chat/a.shard $T/more.shard; printf \"$T/chat.shard\\n$T/more.shard\\n\" >$T/list");
     sh("printf \"# shards\\n\\n$T/prompts/a.shard 3\\n$T/prompts/b.shard\\t1 - 100\\n\" >$T/prompts.list");
+    sh("printf \"$T/prefs.shard - - 1\n\" >$T/prefs.list; printf \"$T/prompts/a.shard - - 1\n$T/prompts/b.shard - - 1\n\" "
+       ">$T/few.list");
     sh("printf \"$T/tasks/a.shard 1 - 1\\n$T/tasks/b.shard 1 - 1\\n\" >$T/once.list");
-    sh(MORE "--seed 9 --count 9 --format chat | ./data/make_shard -q --template llama -i - -o $T/other.shard");
+    sh(LETTERS "--seed 9 --count 9 --format chat | ./data/make_shard -q --template llama -i - -o $T/other.shard");
     Error e;
     ShardWriter w;
     Shard chat;

@@ -11,7 +11,7 @@
 #include "files.h"                    /* files_path */
 #include "letters.h"                  /* letters_setup */
 #include "models.h"                   /* refused, models_device, models_bytes, models_teardown */
-#include "run.h"                      /* sh, assert_same_file, weights_gap */
+#include "run.h"                      /* sh, weights_gap, assert_resumes, assert_same_file */
 #include "shell.h"                    /* assert_holds, out, said, run */
 #include <sys/stat.h>
 
@@ -44,13 +44,7 @@ static int setup(void **state) {
     return 0;
 }
 
-/* A run of `steps` steps and one that is resumed from the state in its middle end with the same model. */
-static void resumes(const char *command, int steps) {
-    sh("%s -x %d -o $T/whole.safetensors --state $T/run.state --save-steps %d", command, steps,
-       steps / 2 + 1); /* not the last step */
-    sh("%s -x %d -o $T/parts.safetensors --resume $T/run.state", command, steps);
-    assert_same_file("whole.safetensors", "parts.safetensors");
-}
+static void resumes(const char *command, int steps) { assert_resumes(command, steps, "safetensors"); }
 
 #define SFT  "./train_sft -c $T/base -i $T/chat.shard --batch-tokens 200 -l 1e-2 "
 #define DPO  "./train_dpo -c $T/base -i $T/prefs.shard -l 1e-2 "

@@ -52,6 +52,12 @@ static inline void inputs_close(Inputs *in) {
     *in = (Inputs){0};
 }
 
+/* The name of a file without its folder and its endings, for metrics: "b" of "x/b.shard.zst". The caller frees it. */
+static inline char *input_name(const char *path) {
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    return xstrndup(base, strcspn(base, "."));
+}
+
 static inline void inputs_add(Inputs *in, const char *path) {
     in->path = (char **)xrealloc(in->path, (size_t)in->count + 1, sizeof *in->path);
     in->amount = (InputAmount *)xrealloc(in->amount, (size_t)in->count + 1, sizeof *in->amount);

@@ -12,8 +12,8 @@
  * 0.5x or 2000n these are a random part of the file, the same one in each pass, and above 1x some of them several times.
  *
  * The next file is the one with the largest deficit p_i N - drawn_i, N counting the record to be drawn; of equal ones
- * the first. So no file is ever one record or more ahead of its share, nor as many records behind it as there are files.
- * With `random` it is drawn with probability p_i instead. Within a file the records follow one another without
+ * the first. So after any number of records N, the number drawn of a file is less than p_i N + 1, and greater than p_i N
+ * minus the number of files. With `random` the file is drawn with probability p_i instead. Within a file the records follow one another without
  * replacement: each has a random order of its own in each of its epochs. A file that has reached its maximum number of
  * epochs leaves the mixture, and the shares of the others grow in proportion.
  *
@@ -34,10 +34,10 @@
 #ifndef LLMC_RECORDS_MIX_H
 #define LLMC_RECORDS_MIX_H
 
-#include "../base/error.h"  /* error_set, Error, xstrdup, xmalloc, ... */
+#include "../base/error.h"  /* error_set, Error, xmalloc, xcalloc, ... */
 #include "../base/random.h" /* RANDOM_MIXTURE, Random, random_real, random_shuffle, ... */
 #include "cursor.h"         /* cursor_taken, Cursor, cursor_new, cursor_next, ... */
-#include "inputs.h"         /* Inputs, AMOUNT_WEIGHT, InputAmount, AMOUNT_PASSES, ... */
+#include "inputs.h"         /* Inputs, AMOUNT_WEIGHT, InputAmount, input_name, ... */
 #include <jansson.h>
 #include <math.h>
 
@@ -56,7 +56,7 @@ typedef struct MixConfig {
 } MixConfig;
 
 typedef struct MixFile {
-    char *name;           /* of the file without folder and ending, or the path if that is another file's too */
+    char *name;           /* input_name(), or the path if that is another file's name, too */
     const char *path;     /* of Inputs */
     double share;         /* p */
     int64_t first, count; /* its records among those of all files */
@@ -154,22 +154,17 @@ static inline void mix_rewind(Mix *m) {
 
 /* Names each file for metrics. */
 static inline void mix_name(Mix *m) {
-    static const char *const endings[] = {".zst", ".gz", ".shard", ".bin"};
     for (int k = 0; k < m->count; k++) {
-        const char *slash = strrchr(m->file[k].path, '/');
-        char *name = m->file[k].name = xstrdup(slash && slash[1] ? slash + 1 : m->file[k].path);
-        for (int i = 0; i < 4; i++) {
-            const size_t n = strlen(name), end = strlen(endings[i]);
-            if (n > end && !strcmp(name + n - end, endings[i])) name[n - end] = '\0';
+        bool shared = false;
+        char *name = input_name(m->file[k].path);
+        for (int i = 0; i < m->count && !shared; i++) {
+            char *other = input_name(m->file[i].path);
+            shared = i != k && !strcmp(name, other);
+            free(other);
         }
+        m->file[k].name = shared ? xstrdup(m->file[k].path) : name;
+        if (shared) free(name);
     }
-    for (int k = 0; k < m->count; k++)
-        for (int i = 0; i < k; i++) {
-            if (strcmp(m->file[i].name, m->file[k].name)) continue;
-            free(m->file[i].name), free(m->file[k].name);
-            m->file[i].name = xstrdup(m->file[i].path);
-            m->file[k].name = xstrdup(m->file[k].path);
-        }
 }
 
 /* Sets the records of a pass over file k, and its limit. */

@@ -20,7 +20,7 @@
  *     Generation g;
  *     generation_open_data(&g, &options, &trainer, seed, true);          // rewards and training shard
  *     trainer_open(&trainer, "train_grpo", &trainer_options, &g.train.shard, false);
- *     generation_open_prompts(&g);
+ *     generation_open_prompts(&g, 1);
  *     trainer_announce(&trainer, table, g.rows, (int)options.slots, generation_bytes(&g));
  *     generation_open(&g);
  *     for (...) {
@@ -62,7 +62,7 @@
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
 #include "../rollout/stop_text.h"    /* stop_text_decode */
 #include "generation_options.h"      /* GenerationOptions */
-#include "mixing.h"                  /* mixing_check_limit, mixing_inputs, mixing_open, mixing_resume */
+#include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
 
 /* One completion with its prompt and its rewards. */
@@ -88,6 +88,7 @@ typedef struct Generation {
     int rows;         /* its capacity */
     Inputs files;     /* of --input and --mix */
     Mix mixture;      /* order of the training prompts */
+    int64_t steps;    /* of the run: --max-steps, or the optimizer steps that --num-train-epochs takes */
     uint64_t next_id; /* id of the next completion to be sampled */
     /* completions: P groups of G adjacent ones */
     int32_t completions;
@@ -152,8 +153,21 @@ static inline void generation_check_rewards(const Generation *g) {
              g->train.shard.name, (long long)(g->train.count - scorable), (long long)g->train.count);
 }
 
-/* Reads the prompts of both shards and sets the size of a micro-batch. Call it after trainer_open(). */
-static inline void generation_open_prompts(Generation *g) {
+/* Makes the mixture of the training prompts and sets the length of the run. Ends the program if the files' maximum numbers
+ * of epochs do not allow the generations of --max-steps. steps: optimizer steps of a generation. */
+static inline void generation_open_mixture(Generation *g, int64_t steps) {
+    const int64_t P = g->o->prompts, all = g->t->o->steps;
+    int64_t *count = (int64_t *)xcalloc((size_t)g->files.count, sizeof *count);
+    for (int64_t i = 0; i < g->train.count; i++) count[g->train.what[i].file]++;
+    g->mixture = mixing_open(g->t, &g->o->mix, &g->files, count);
+    free(count);
+    mixing_check_limit(&g->mixture, (all + steps - 1) / steps <= g->mixture.limit / P);
+    g->steps = all ? all : (int64_t)ceil(mix_records(&g->mixture, g->o->epochs) / (double)P) * steps;
+}
+
+/* Reads the prompts of both shards, and sets the size of a micro-batch and the length of the run. steps: optimizer steps
+ * of a generation. Call it after trainer_open(). */
+static inline void generation_open_prompts(Generation *g, int64_t steps) {
     Error e;
     const GenerationOptions *o = g->o;
     const int32_t context = g->t->model.config.context;
@@ -168,6 +182,7 @@ static inline void generation_open_prompts(Generation *g) {
         if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
     }
     generation_check_rewards(g);
+    generation_open_mixture(g, steps);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
@@ -277,20 +292,8 @@ static inline void generation_open(Generation *g) {
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
-    int64_t *count = (int64_t *)xcalloc((size_t)g->files.count, sizeof *count);
-    for (int64_t i = 0; i < g->train.count; i++) count[g->train.what[i].file]++;
-    g->mixture = mixing_open(g->t, &o->mix, &g->files, count);
-    mixing_resume(&g->mixture, g->t);
-    free(count);
+    mixing_begin(&g->mixture, g->t);
     g->next_id = (uint64_t)state_int(s, "next_id");
-}
-
-/* The number of generations that --num-train-epochs takes. Ends the program if the files' maximum numbers of epochs do
- * not allow those of --max-steps; steps: optimizer steps of a generation. */
-static inline int64_t generation_count(const Generation *g, int64_t steps) {
-    const int64_t P = g->o->prompts, limit = g->mixture.limit, all = g->t->o->steps;
-    mixing_check_limit(&g->mixture, limit == INT64_MAX || (all + steps - 1) / steps <= limit / P);
-    return (int64_t)ceil(mix_records(&g->mixture, g->o->epochs) / (double)P);
 }
 
 /* Stores the counters in the trainer's state. */

@@ -54,7 +54,8 @@ static inline GenerationOptions generation_defaults(void) {
 #define GENERATION_DATA_OPTIONS(o)                                                                                     \
     OPTION_GROUP("Data"),                                                                                              \
     OPTION_LIST("input",             'i', &(o).input,      "FILE",                                                     \
-                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated, with a weight as FILE:3"),          \
+                "prompt shard to train on, made by make_tasks or make_shard, or a pattern; may be repeated, "         \
+                "with a weight as FILE:3"),                                                                            \
     MIXING_OPTIONS((o).mix),                                                                                           \
     OPTION_LIST("val",               'j', &(o).val,        "FILE",                                                     \
                 "held-out prompt shard, or a pattern; may be repeated"),                                               \

@@ -5,21 +5,22 @@
  *     mixing_check(&o.mix, &o.input, options, steps);                                   // after options_parse()
  *     Inputs files = mixing_inputs(&o.mix, &o.input);
  *     const int64_t records[] = {120, 40};                                              // of each file
- *     Mix m = mixing_open(&trainer, &o.mix, &files, records);
- *     mixing_resume(&m, &trainer);
+ *     Mix m = mixing_open(&trainer, &o.mix, &files, records);                           // before trainer_announce()
+ *     mixing_begin(&m, &trainer);                                                       // after it
  *     const int64_t record = mix_next(&m);
  *     mixing_log(&m, &trainer.metrics);                                                 // mix/NAME/share, mix/NAME/epoch
  */
 #ifndef LLMC_TRAIN_MIXING_H
 #define LLMC_TRAIN_MIXING_H
 
-#include "../base/error.h"     /* die, Error, usage_error */
-#include "../base/options.h"   /* option_given, OPTION_CHOICE, OptionList, OPTION_FLAG, ... */
-#include "../base/text.h"      /* text_format, TextBuffer, text_clear, text_free */
-#include "../records/inputs.h" /* Inputs, AMOUNT_NONE, inputs_check, inputs_open, ... */
-#include "../records/mix.h"    /* Mix, MixConfig, MIX_CHOICES, MIX_STEPS, ... */
-#include "../report/metrics.h" /* Metrics, metrics_set, metrics_line, metrics_warn */
-#include "trainer.h"           /* Trainer */
+#include "../base/error.h"       /* die, Error, usage_error, xcalloc */
+#include "../base/options.h"     /* option_given, OPTION_CHOICE, OptionList, OPTION_FLAG, ... */
+#include "../base/text.h"        /* text_format, TextBuffer, text_clear, text_free */
+#include "../records/inputs.h"   /* Inputs, AMOUNT_NONE, inputs_check, inputs_open, ... */
+#include "../records/labelled.h" /* Labelled, labelled_files */
+#include "../records/mix.h"      /* Mix, MixConfig, MIX_CHOICES, MIX_STEPS, ... */
+#include "../report/metrics.h"   /* Metrics, metrics_set, metrics_line, metrics_warn */
+#include "trainer.h"             /* Trainer */
 
 typedef struct MixingOptions {
     const char *file;
@@ -41,7 +42,8 @@ static inline MixingOptions mixing_defaults(void) { return (MixingOptions){.temp
     OPTION_FLAG  ("mix-random",         0, &(o).random,                                                                \
                   "draw the shard of each record at random, not by the largest deficit"),                              \
     OPTION_CHOICE("stopping-strategy",  0, &(o).stop,        MIX_STOP_CHOICES,                                     \
-                  "a pass over a mixture ends after as many records as all shards have, with the first shard or with the last")
+                  "a pass over a mixture ends after as many records as all shards have, with the first shard or with "     \
+                  "the last")
 // clang-format on
 
 /* Ends the program if there is neither -i nor --mix, or if an option has no effect. list: of -i; steps: --max-steps, or
@@ -76,11 +78,32 @@ static inline Inputs mixing_inputs(const MixingOptions *o, const OptionList *lis
     Inputs in;
     if (!inputs_open(&in, "-i/--input", list, &e)) usage_error("%s", e.text);
     if (o->file && (!inputs_read(&in, "--mix", o->file, &e) || !inputs_check(&in, "--mix", &e))) die("%s", e.text);
-    if (in.count == 1 && (option_given(&o->mixing) || o->random))
-        usage_error("--mixing, --mix-random: there is only one shard, %s; give -i several times", in.path[0]);
+    if (in.count == 1 && (option_given(&o->mixing) || o->random || option_given(&o->stop)))
+        usage_error("--mixing, --mix-random, --stopping-strategy: there is only one shard, %s; give -i several times",
+                    in.path[0]);
     const MixConfig how = mixing_config(o, &in);
     if (!mix_check(&in, &how, &e)) die("%s", e.text);
     return in;
+}
+
+/* Makes the mixture, at its beginning. records: (files) those of each file that are left. Ends the program if the amounts
+ * contradict one another. Call it before trainer_announce(), to fail early. */
+static inline Mix mixing_open(const Trainer *t, const MixingOptions *o, const Inputs *files, const int64_t *records) {
+    Error e;
+    Mix m;
+    const MixConfig how = mixing_config(o, files);
+    if (!mix_new(&m, files, records, &how, (uint64_t)t->o->seed, &e)) die("%s", e.text);
+    return m;
+}
+
+/* The same for the records of a labelled shard. */
+static inline Mix mixing_open_labelled(const Trainer *t, const MixingOptions *o, const Inputs *files,
+                                       const Labelled *l) {
+    int64_t *records = (int64_t *)xcalloc((size_t)files->count, sizeof *records);
+    labelled_files(l, records);
+    const Mix m = mixing_open(t, o, files, records);
+    free(records);
+    return m;
 }
 
 /* Writes a line about the shares. */
@@ -93,21 +116,12 @@ static inline void mixing_say(const Mix *m, Metrics *metrics) {
     text_free(&text);
 }
 
-/* Makes the mixture, at its beginning. records: (files) those of each file that are left. Ends the program if the amounts
- * contradict one another. */
-static inline Mix mixing_open(Trainer *t, const MixingOptions *o, const Inputs *files, const int64_t *records) {
-    Error e;
-    Mix m;
-    const MixConfig how = mixing_config(o, files);
-    if (!mix_new(&m, files, records, &how, (uint64_t)t->o->seed, &e)) die("%s", e.text);
-    if (!how.plain) mixing_say(&m, &t->metrics);
-    return m;
-}
-
-/* Moves to the position of the trainer's state. Ends the program if it was made with another mixture. */
-static inline void mixing_resume(Mix *m, const Trainer *t) {
+/* Moves to the position of the trainer's state, and writes a line about the shares of a mixture. Ends the program if the
+ * state was made with another mixture. Call it after trainer_announce(), which compares the options. */
+static inline void mixing_begin(Mix *m, Trainer *t) {
     Error e;
     if (!mix_resume(m, t->state, &e)) die("%s: %s", t->o->resume, e.text);
+    if (!m->how.plain) mixing_say(m, &t->metrics);
 }
 
 /* Ends the program unless the files' maximum numbers of epochs are `enough` for --max-steps. */
@@ -120,7 +134,7 @@ static inline void mixing_check_limit(const Mix *m, bool enough) {
 
 /* The records that a run takes; steps: --max-steps or 0, each of `batch` records. */
 static inline int64_t mixing_records(const Mix *m, double epochs, int64_t steps, int64_t batch) {
-    mixing_check_limit(m, m->limit == INT64_MAX || steps <= m->limit / batch);
+    mixing_check_limit(m, steps <= m->limit / batch);
     return steps ? INT64_MAX : (int64_t)ceil(mix_records(m, epochs));
 }
 

@@ -155,7 +155,7 @@ static inline size_t online_bytes(const OnlinePairs *p) {
 
 /* Reads the prompts and opens the reward model. Call it after trainer_open(). */
 static inline void online_open_prompts(OnlinePairs *p) {
-    generation_open_prompts(&p->g);
+    generation_open_prompts(&p->g, 1);
     if (p->o->reward_model) {
         generation_open_reward_model(&p->g, &p->judge, "reward-model", p->o->reward_model);
         p->g.judge = &p->judge;
