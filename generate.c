@@ -27,28 +27,43 @@
  *     finished     false if truncated at the limit
  *     logprob      sum of the tokens' log-probabilities at the sampling temperature (greedy: at temperature 1)
  *
+ *     index        number of the prompt, from 0: with several samples and with rewards
+ *     right, reward, rewards      with --reward, --reward-cmd or --reward-model: the check of the row's task, the reward
+ *                  and its parts; null: it could not be scored. --keep chooses among the samples of a prompt by it
+ *
+ * A row that has a completion loses it with its sample, right, reward and rewards.
+ *
+ * --prompt-template FILE makes each prompt of the fields of its row (data/ask.h), for hints, critiques, revisions and
+ * judges. The row keeps its own prompt; with --output-field NAME the completion becomes its field NAME, and the other fields
+ * that are added are NAME_tokens and so on:
+ *
+ *     ./generate -c sft.bin -i wrong.jsonl --prompt-template hint.txt --reward verify -o hinted.jsonl
+ *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/row_fields.h"        /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT, ... */
+#include "data/ask.h"               /* Ask, ask_close, ask_open, ask_text */
+#include "data/row_fields.h"        /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
 #include "data/row_messages.h"      /* RowMessages, row_messages_free */
-#include "data/rows.h"              /* Rows, row_encode, row_prompt */
+#include "data/rows.h"              /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
 #include "llmc/base/clock.h"        /* clock_seconds */
 #include "llmc/base/error.h"        /* die, Error, usage_error, xrealloc, ... */
 #include "llmc/base/file_kind.h"    /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
 #include "llmc/base/io.h"           /* Writer, writer_abort, writer_commit, writer_open, ... */
 #include "llmc/base/json_text.h"    /* json_utf8 */
-#include "llmc/base/jsonl.h"        /* jsonl_error, Jsonl, JSONL_BUFFER, JSONL_LINE_MAX, ... */
+#include "llmc/base/jsonl.h"        /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
 #include "llmc/base/line_editor.h"  /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
-#include "llmc/base/options.h"      /* OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, OPTION_END, ... */
+#include "llmc/base/options.h"      /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
 #include "llmc/base/program.h"      /* program_signal, program_stopping, program_on_signal, program_start */
 #include "llmc/base/terminal.h"     /* terminal_escapes */
-#include "llmc/base/text.h"         /* TokenList, TextBuffer, text_free, text_clear, ... */
+#include "llmc/base/text.h"         /* TextBuffer, TokenList, text_free, text_clear, ... */
 #include "llmc/device.h"            /* DTYPE_AUTO */
 #include "llmc/model/config.h"      /* gpt2_config_named */
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
-#include "llmc/rollout/rollout.h"   /* Completion, RolloutRequest, Rollout, Sampling, ... */
+#include "llmc/rollout/prompts.h"   /* PromptText */
+#include "llmc/rollout/rollout.h"   /* RolloutRequest, Completion, Rollout, Sampling, ... */
+#include "llmc/rollout/scoring.h"   /* scoring_asked, Score, SCORING_OPTIONS, Scoring, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
 #include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
@@ -57,8 +72,10 @@
 static struct {
     InferenceOptions m;
     SamplingOptions s;
-    const char *input, *output, *system;
-    int64_t samples;
+    ScoringOptions r;
+    const char *input, *output, *system, *template, *shots, *output_field;
+    int64_t samples, shot_count;
+    int keep;
     bool chat, raw, echo, json, verbose;
 } o;
 
@@ -72,10 +89,20 @@ static const Option options[] = {
                 "hold a conversation; /help lists its commands, Ctrl-C stops a completion"),
     OPTION_TEXT("system",      0,   &o.system,  "TEXT", "system message before the prompt or the conversation"),
     OPTION_FLAG("raw",         0,   &o.raw,     "use the prompt without a chat template"),
+    OPTION_TEXT("prompt-template", 0, &o.template, "FILE",
+                "make each prompt by this text, in which {field} is a field of the row and {{ a brace"),
+    OPTION_TEXT("shots",       0,   &o.shots,   "FILE",
+                "rows that examples are drawn from, for the part {shot}...{/shot} of --prompt-template"),
+    OPTION_INT ("num-shots",   0,   &o.shot_count, 1, 1024, "examples in each prompt"),
     SAMPLING_OPTIONS(o.s),
     OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
+    SCORING_OPTIONS(o.r),
+    OPTION_CHOICE("keep",      0,   &o.keep,    "all|best|worst|best-worst",
+                "samples of a prompt that are written, by their reward"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output",      'o', &o.output,  "FILE", "write JSON lines to this file; .zst is compressed"),
+    OPTION_TEXT("output-field", 0,  &o.output_field, "NAME",
+                "field of a row that the completion becomes; other names than completion keep the row's own completion"),
     OPTION_FLAG("json",        0,   &o.json,    "print the completion of a single prompt as a JSON line"),
     OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
     OPTION_FLAG("verbose",     0,   &o.verbose, "print timings"),
@@ -89,11 +116,16 @@ static const OptionAbout about = {
     "- reads the prompt from standard input, without its last newline.\n\n"
     "  ./generate -c grpo.bin \"2+3=\"\n"
     "  ./generate -c grpo.bin -i tasks.shard --num-samples 8 -o samples.jsonl\n"
+    "  ./generate -c sft.bin -i tasks.shard --num-samples 8 --reward verify --keep best-worst -o pairs.jsonl\n"
     "  ./generate -c gpt2_124M.bin --tokenizer gpt2/ --raw \"Once upon a time\"\n"
     "  ./generate -c sft.bin --chat --system \"You are terse.\""};
 
 static Inference model;
 static Sampling sampling;
+static Scoring scoring;
+static Ask ask;
+
+enum { KEEP_ALL, KEEP_BEST, KEEP_WORST, KEEP_BEST_WORST };
 
 /* ---- printing -------------------------------------------------------------------------------------------------- */
 
@@ -249,7 +281,8 @@ typedef struct Items {
     int64_t count, capacity;
     int64_t *start; /* (count + 1) into ids */
     TokenList ids;
-    json_t **row; /* (count) */
+    json_t **row;     /* (count) */
+    PromptText *what; /* (count) owned; only if completions are scored */
     int32_t longest;
 } Items;
 
@@ -260,9 +293,11 @@ static bool items_add(Items *items, json_t *row, Error *e) {
         items->capacity = 2 * items->capacity + 64;
         items->start = (int64_t *)xrealloc(items->start, (size_t)items->capacity, sizeof *items->start);
         items->row = (json_t **)xrealloc(items->row, (size_t)items->capacity, sizeof *items->row);
+        items->what = (PromptText *)xrealloc(items->what, (size_t)items->capacity, sizeof *items->what);
         if (!n) items->start[0] = 0;
     }
     items->row[n] = row;
+    items->what[n] = (PromptText){0};
     items->start[n + 1] = items->ids.count;
     items->count++;
     const int64_t length = items->ids.count - items->start[n];
@@ -271,8 +306,28 @@ static bool items_add(Items *items, json_t *row, Error *e) {
 }
 
 static void items_free(Items *items) {
-    for (int64_t i = 0; i < items->count; i++) json_decref(items->row[i]);
-    free(items->row), free(items->start), token_list_free(&items->ids);
+    for (int64_t i = 0; i < items->count; i++) {
+        const PromptText *w = &items->what[i];
+        free((char *)w->text), free((char *)w->task), free((char *)w->answer), free((char *)w->fields);
+        json_decref(items->row[i]);
+    }
+    free(items->row), free(items->what), free(items->start), token_list_free(&items->ids);
+}
+
+/* Copies what the completions of the last prompt are scored by. */
+static void items_what(Items *items, const char *text, const char *task, const char *answer, const char *fields) {
+    items->what[items->count - 1] = (PromptText){
+        .text = xstrdup(text), .task = xstrdup(task), .answer = xstrdup(answer), .fields = xstrdup(fields)};
+}
+
+/* Appends the tokens of the prompt that --prompt-template makes of a row. */
+static bool encode_asked(Items *items, const Jsonl *j, json_t *row, Error *e) {
+    Error inner;
+    TextBuffer text = {0};
+    bool ok = ask_text(&ask, j, row, (uint64_t)items->count, &text, e);
+    if (ok && !encode_text(text.text, text.length, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    text_free(&text);
+    return ok;
 }
 
 static void add_shard(Items *items, const Shard *s) {
@@ -281,31 +336,46 @@ static void add_shard(Items *items, const Shard *s) {
     if (s->kind != RECORD_PROMPT) die("%s: a shard of kind %s, expected prompt", s->name, record_kind_name(s->kind));
     for (int64_t i = 0; i < s->count; i++) {
         if (!shard_record(s, i, &r, &e)) die("%s", e.text);
-        for (int32_t k = 0; k < r.count; k++) token_list_append(&items->ids, r.tokens[k]);
         json_t *row = inference_prompt_row(&model, &r);
-        if (!items_add(items, row, &e)) die("%s: record %lld: %s", s->name, (long long)i, e.text);
+        char where[300];
+        snprintf(where, sizeof where, "%.250s: record %lld", s->name, (long long)i);
+        const Jsonl at = {.name = where};
+        if (o.template && !encode_asked(items, &at, row, &e)) die("%s", e.text);
+        for (int32_t k = 0; k < r.count && !o.template; k++) token_list_append(&items->ids, r.tokens[k]);
+        if (!items_add(items, row, &e)) die("%s: %s", where, e.text);
+        if (scoring_asked(&o.r)) items_what(items, r.text, r.task, r.answer, r.fields);
     }
     record_free(&r);
 }
 
-/* Adds one line of JSON: a prompt, or messages up to the final assistant message. */
+/* Appends the tokens of a row's prompt, or of its messages up to the final assistant message. m: of row_prompt(). */
+static bool encode_row(Items *items, Rows *rows, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
+    Error inner;
+    const bool whole = row_peek(&rows->fields, row, FIELD_MESSAGES) && !row_peek(&rows->fields, row, FIELD_COMPLETION);
+    const int count = m->count - (whole && m->flags[m->count - 1] & CHAT_CONTINUED);
+    if (count <= (o.system != NULL))
+        return jsonl_error(j, "messages", e, "has nothing before the final assistant message");
+    if (!o.raw) return row_encode(rows, j, row, m, count, true, false, &items->ids, NULL, NULL, e);
+    return encode(m->items, count, &items->ids, &inner) || jsonl_error(j, NULL, e, "%s", inner.text);
+}
+
+/* Adds one line of JSON: a prompt, or messages up to the final assistant message. With --prompt-template it may have
+ * neither. */
 static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
     Rows rows = {.system = o.system, .tokenizer = model.text.tokenizer, .chat = model.text.chat};
     Error inner;
-    json_t *given;
+    json_t *given = NULL;
     RowMessages m = {0};
-    if (!row_peek(&rows.fields, row, FIELD_MESSAGES) && !row_peek(&rows.fields, row, FIELD_PROMPT))
-        return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
-    bool ok = row_prompt(&rows, j, row, &m, &given, e);
-    const bool whole = row_peek(&rows.fields, row, FIELD_MESSAGES) && !row_peek(&rows.fields, row, FIELD_COMPLETION);
-    const int count = m.count - (ok && whole && m.flags[m.count - 1] & CHAT_CONTINUED);
-    if (ok && count <= (o.system != NULL))
-        ok = jsonl_error(j, "messages", e, "has nothing before the final assistant message");
-    if (ok && o.raw && !encode(m.items, count, &items->ids, &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
-    if (ok && !o.raw) ok = row_encode(&rows, j, row, &m, count, true, false, &items->ids, NULL, NULL, e);
+    const char *task = "", *fields = "";
+    const bool any = row_peek(&rows.fields, row, FIELD_MESSAGES) || row_peek(&rows.fields, row, FIELD_PROMPT);
+    if (!any && !o.template) return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
+    bool ok = !any || row_prompt(&rows, j, row, &m, &given, e);
+    ok = ok && (o.template ? encode_asked(items, j, row, e) : encode_row(items, &rows, j, row, &m, e));
+    if (ok && scoring_asked(&o.r)) ok = row_prompt_texts(&rows, j, row, &m, given, &task, &fields, e);
     if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
+    if (ok && scoring_asked(&o.r)) items_what(items, rows.text_of_prompt.text, task, rows.text_of_answer.text, fields);
     row_messages_free(&m);
-    row_fields_clear(&rows.fields);
+    rows_clear(&rows);
     return ok;
 }
 
@@ -332,8 +402,13 @@ static void add_lines(Items *items, const DataFile *f) {
         line++;
         if (n && at[n - 1] == '\r') n--;
         char *text = xstrndup(at, n);
-        if (n && (!encode_text(text, n, &items->ids, &e) || !items_add(items, json_pack("{s:s}", "prompt", text), &e)))
+        const Jsonl place = {.name = f->name, .line = line};
+        json_t *row = json_pack("{s:s}", "prompt", text);
+        if (n && o.template && !encode_asked(items, &place, row, &e)) die("%s", e.text);
+        if (n && ((!o.template && !encode_text(text, n, &items->ids, &e)) || !items_add(items, json_incref(row), &e)))
             die("%s: line %lld: %s", f->name, (long long)line, e.text);
+        if (n && scoring_asked(&o.r)) items_what(items, text, "", "", "");
+        json_decref(row);
         free(text);
         at = stop + 1;
     }
@@ -355,20 +430,94 @@ static void add_file(Items *items, DataFile *f, const Shard *shard) {
     if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it contains no prompts");
 }
 
-static bool write_completion(Writer *w, json_t *item, int64_t sample, const Completion *c, Error *e) {
+/* Sets a field of an output line. Its name is NAME_key with --output-field NAME. */
+static void set_field(json_t *row, const char *key, json_t *value) {
+    char name[300];
+    snprintf(name, sizeof name, "%s%s%s", o.output_field ? o.output_field : "", o.output_field ? "_" : "", key);
+    json_object_set_new(row, name, value);
+}
+
+static json_t *number_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
+/* Sets the fields of a score. */
+static void set_score(json_t *row, const Score *score) {
+    json_t *parts = json_object();
+    set_field(row, "right", isnan(score->right) ? json_null() : json_boolean(score->right > 0.5));
+    set_field(row, "reward", number_or_null(score->reward));
+    for (int k = 0; k < scoring.rewards.count; k++)
+        json_object_set_new(parts, scoring.rewards.name[k], number_or_null(score->parts[k]));
+    if (scoring.rewards.count) set_field(row, "rewards", parts);
+    else json_decref(parts);
+}
+
+/* Removes the fields that describe a row's earlier completion, which a new one replaces. */
+static void forget_completion(json_t *row) {
+    static const char *const old[] = {"sample", "right", "reward", "rewards"};
+    if (o.output_field || !json_object_get(row, "completion")) return;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
+}
+
+/* score: NULL without rewards. */
+static bool write_completion(Writer *w, json_t *item, int64_t index, int64_t sample, const Completion *c,
+                             const Score *score, Error *e) {
     json_t *row = json_copy(item), *tokens = json_array();
     double logprob = 0;
+    forget_completion(row);
     for (int32_t i = 0; i < c->count; i++) {
         logprob += c->logp[i];
         json_array_append_new(tokens, json_integer(c->tokens[i]));
     }
-    if (o.samples > 1) json_object_set_new(row, "sample", json_integer(sample));
-    json_object_set_new(row, "completion", inference_completion_text(&model, &sampling, c));
-    json_object_set_new(row, "tokens", tokens);
-    json_object_set_new(row, "finished", json_boolean(c->finished));
-    json_object_set_new(row, "logprob", json_real(logprob));
+    if (o.samples > 1 || score) set_field(row, "index", json_integer(index));
+    if (o.samples > 1) set_field(row, "sample", json_integer(sample));
+    json_object_set_new(row, o.output_field ? o.output_field : "completion",
+                        inference_completion_text(&model, &sampling, c));
+    set_field(row, "tokens", tokens);
+    set_field(row, "finished", json_boolean(c->finished));
+    set_field(row, "logprob", json_real(logprob));
+    if (score) set_score(row, score);
     const bool ok = json_line(w, row, e);
     json_decref(row);
+    return ok;
+}
+
+/* Sums over the samples with a reward and over those that can be right or wrong. */
+static struct {
+    int64_t rewarded, checked, right, unscored, none; /* none: prompts of which no sample could be scored */
+    double reward;
+} tally;
+
+/* Sets keep[k]: whether sample k of n is written. Of equal rewards the first is the best and the worst. */
+static void choose(const Score *score, int64_t n, bool *keep) {
+    int64_t best = -1, worst = -1;
+    for (int64_t k = 0; k < n; k++) {
+        const float reward = score ? score[k].reward : NAN;
+        keep[k] = o.keep == KEEP_ALL;
+        if (!score) continue;
+        tally.checked += !isnan(score[k].right);
+        tally.right += score[k].right > 0.5;
+        tally.unscored += isnan(reward);
+        if (isnan(reward)) continue;
+        tally.rewarded++;
+        tally.reward += reward;
+        if (best < 0 || reward > score[best].reward) best = k;
+        if (worst < 0 || reward < score[worst].reward) worst = k;
+    }
+    tally.none += score && best < 0;
+    if (o.keep != KEEP_WORST && o.keep != KEEP_ALL && best >= 0) keep[best] = true;
+    if (o.keep >= KEEP_WORST && worst >= 0) keep[worst] = true;
+}
+
+/* Scores the completions of a prompt and writes their lines. */
+static bool write_prompt(Writer *w, const Items *items, int64_t index, const RolloutRequest *q, Error *e) {
+    const int64_t n = q->samples;
+    Score *score = scoring.on ? (Score *)xcalloc((size_t)n, sizeof *score) : NULL;
+    bool *keep = (bool *)xcalloc((size_t)n, sizeof *keep), ok = true;
+    if (score) ok = scoring_run(&scoring, &model.text, &sampling, &items->what[index], q, score, e);
+    if (ok) choose(score, n, keep);
+    for (int64_t k = 0; k < n; k++)
+        if (ok && keep[k])
+            ok = write_completion(w, items->row[index], index, k, &q->out[k], score ? &score[k] : NULL, e);
+    free(score), free(keep);
     return ok;
 }
 
@@ -386,12 +535,39 @@ static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t fir
                                 .out = out + i * n};
     }
     bool ok = rollout_run(engine, &sampling, q, count, NULL, NULL, e);
-    for (int64_t i = 0; i < count * n; i++) {
-        ok = ok && write_completion(w, items->row[first + i / n], i % n, &out[i], e);
-        completion_free(&out[i]);
-    }
+    for (int64_t i = 0; i < count; i++) ok = ok && write_prompt(w, items, first + i, &q[i], e);
+    for (int64_t i = 0; i < count * n; i++) completion_free(&out[i]);
     free(q), free(out);
     return ok && (w->zstd || w->temporary || writer_flush(w, e)); /* flush a pipe after each chunk */
+}
+
+/* Opens what scores the completions, and checks that it can. */
+static void open_scoring(const Items *items, int32_t max_new) {
+    Error e, note = {0};
+    int64_t possible = 0;
+    if (!scoring_open(&scoring, &o.r, &model, (uint64_t)o.s.seed, items->longest, max_new, &note, &e))
+        usage_error("%s", e.text);
+    if (note.text[0]) warn("%s", note.text);
+    for (int64_t i = 0; i < items->count && scoring.on; i++) {
+        bool one;
+        if (!scoring_possible(&scoring, &items->what[i], &one, &e)) die("prompt %lld: %s", (long long)i, e.text);
+        possible += one;
+    }
+    if (scoring.on && !possible) die("--reward: no prompt has an answer that the reward can check");
+    if (scoring.on && possible < items->count)
+        warn("%lld of %lld prompts have no answer that the reward can check; their rewards are null",
+             (long long)(items->count - possible), (long long)items->count);
+}
+
+/* Prints the figures of the rewards. */
+static void report_scores(void) {
+    if (!scoring.on) return;
+    fprintf(stderr, "reward %.4f", tally.rewarded ? tally.reward / (double)tally.rewarded : NAN);
+    if (tally.checked) fprintf(stderr, ", %.2f %% right", 100.0 * (double)tally.right / (double)tally.checked);
+    if (tally.unscored) fprintf(stderr, ", %lld not scored", (long long)tally.unscored);
+    if (tally.none && o.keep != KEEP_ALL)
+        fprintf(stderr, ", %lld prompt%s left out without a scored sample", (long long)tally.none, PLURAL(tally.none));
+    fputc('\n', stderr);
 }
 
 static void many_prompts(const Items *items) {
@@ -408,6 +584,7 @@ static void many_prompts(const Items *items) {
     if (o.samples > drawable)
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
+    open_scoring(items, new_max);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
         writer_abort(&w);
@@ -434,6 +611,8 @@ static void many_prompts(const Items *items) {
                 terminal_escapes(STDERR_FILENO) && o.output ? "\r\033[K" : "", (long long)done, PLURAL(done),
                 (long long)(done * o.samples), PLURAL(done * o.samples), (long long)engine.tokens, seconds,
                 (double)engine.tokens / seconds);
+    report_scores();
+    scoring_close(&scoring);
     rollout_free(&engine);
     if (done < items->count)
         die("stopped by a signal after %lld of %lld prompts; their lines are written", (long long)done,
@@ -700,16 +879,32 @@ static void check_usage(int argc, char **argv, int first) {
         usage_error("--chat: cannot be used with -o, --json, --echo or --num-samples");
     if (o.echo && (o.input || o.output || o.json || o.samples > 1))
         usage_error("--echo: JSON lines already contain the prompt");
+    const bool many = o.input || o.json || o.output || o.samples > 1, scored = scoring_asked(&o.r);
     const OptionUse use[] = {
         {&o.m.chat_template, !o.raw, "not used with --raw"},
-        {&o.s.slots, words + o.chat == 0 || o.json || o.output || o.samples > 1, "used only for several completions"},
-        {&o.verbose, !o.input && !o.json && !o.output && o.samples == 1 && !o.chat, "used only for one printed prompt"},
-        {&o.s.seed, o.s.temperature > 0 || gpt2_config_named(o.m.checkpoint), "used only with --temperature above 0"},
+        {&o.template, o.input != NULL, "used only with -i"},
+        {&o.shots, o.template != NULL, "used only with --prompt-template"},
+        {&o.shot_count, o.shots != NULL, "used only with --shots"},
+        {&o.output_field, many, "used only for JSON lines"},
+        {&o.r.reward, many, "used only for JSON lines"},
+        {&o.r.reward_cmd, many, "used only for JSON lines"},
+        {&o.r.reward_model, many, "used only for JSON lines"},
+        {&o.r.reward_timeout, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
+        {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
+        {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
+        {&o.verbose, !many && !o.chat, "used only for one printed prompt"},
+        {&o.s.seed, o.s.temperature > 0 || o.shots || gpt2_config_named(o.m.checkpoint),
+         "used only with --temperature above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     sampling_refuse_unused(&o.s, options, o.s.temperature > 0, "used only with --temperature above 0");
     if (o.samples > 1 && o.s.temperature == 0)
         usage_error("--temperature 0: greedy completions of one prompt are identical; omit --num-samples");
+    if (o.r.reward_model && (o.r.reward || o.r.reward_cmd))
+        usage_error("--reward-model and --reward: give only one of them");
+    if (o.output_field && (!*o.output_field || strlen(o.output_field) > 200))
+        usage_error("--output-field: the name of a field has 1 to 200 bytes");
     if (o.system && o.raw) usage_error("--system and --raw: give only one of them");
     if (o.system && utf8_valid(o.system, strlen(o.system)) < strlen(o.system)) usage_error("--system: not UTF-8");
 }
@@ -719,6 +914,8 @@ int main(int argc, char **argv) {
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(0.8, 256);
     o.samples = 1;
+    o.shot_count = 3;
+    o.r.reward_timeout = 60;
     const int first = options_parse(options, &about, argc, argv);
     check_usage(argc, argv, first);
     program_start();
@@ -734,11 +931,12 @@ int main(int argc, char **argv) {
         if (!is_shard && file_kind_text(file.bytes, file.n, text))
             die("%s: this is %s, expected a prompt shard, JSON Lines or text", file.name, text);
         if (is_shard && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
-        if (is_shard && (o.system || o.raw))
+        if (is_shard && !o.template && (o.system || o.raw))
             usage_error("--system and --raw: cannot be used with a shard, whose prompts are already tokens");
     }
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
-    if (!is_shard) inference_need_tokenizer(&model);
+    if (!is_shard || o.template) inference_need_tokenizer(&model);
+    if (o.template && !ask_open(&ask, o.template, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
     sampling = inference_sampling(&model, &o.s);
 
     const bool many = o.input || o.output || o.json || o.samples > 1;
@@ -755,10 +953,12 @@ int main(int argc, char **argv) {
             if (!encode_text(text.text, text.length, &items.ids, &e) ||
                 !items_add(&items, json_pack("{s:s}", "prompt", text.text), &e))
                 die("%s", e.text);
+            if (scoring_asked(&o.r)) items_what(&items, text.text, "", "", "");
         }
         if (many) many_prompts(&items);
         else one_prompt(&items.ids, start);
         items_free(&items), text_free(&text);
+        ask_close(&ask);
     }
     if (is_shard) shard_close(&shard);
     data_file_close(&file);

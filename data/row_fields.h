@@ -274,25 +274,33 @@ static inline bool row_pattern_check(const char *pattern, Error *e) {
     return any || error_set(e, "'%.60s': has no {field}", pattern);
 }
 
-/* Makes the texts of the patterns for this row. Every field that they name must have a value. */
+/* Appends the text of a pattern for this row; every field that it names must have a value. option: the pattern's option, for
+ * messages. f: the fields are marked as read; may be NULL. */
+static inline bool row_fill(RowFields *f, const Jsonl *j, json_t *row, const char *pattern, const char *option,
+                            TextBuffer *out, Error *e) {
+    text_append(out, "", 0);
+    for (const char *s = pattern; *s;) {
+        const size_t n = row_pattern_piece(s);
+        if (n > 2 && *s == '{') {
+            char *name = xstrndup(s + 1, n - 2);
+            const json_t *value = row_get(row, name);
+            const bool ok = value ? row_scalar(j, value, name, out, e) : row_missing(j, row, name, option, e);
+            free(name);
+            if (!ok) return false;
+            if (f) row_use(f, s + 1, n - 2);
+        } else text_append(out, s, *s == '{' || *s == '}' ? 1 : n);
+        s += n;
+    }
+    return true;
+}
+
+/* Makes the texts of the patterns for this row. */
 static inline bool row_patterns(RowFields *f, const Jsonl *j, json_t *row, Error *e) {
     for (int i = 0; i < FIELD_COUNT; i++) {
         if (!f->pattern[i]) continue;
         TextBuffer text = {0};
-        bool ok = true;
-        text_append(&text, "", 0);
-        for (const char *s = f->pattern[i]; *s && ok;) {
-            const size_t n = row_pattern_piece(s);
-            if (n > 2 && *s == '{') {
-                char *name = xstrndup(s + 1, n - 2), option[40];
-                const json_t *value = row_get(row, name);
-                ok = value ? row_scalar(j, value, name, &text, e)
-                           : row_missing(j, row, name, row_template_option((RowFieldId)i, option), e);
-                row_use(f, s + 1, n - 2);
-                free(name);
-            } else text_append(&text, s, *s == '{' || *s == '}' ? 1 : n);
-            s += n;
-        }
+        char option[40];
+        const bool ok = row_fill(f, j, row, f->pattern[i], row_template_option((RowFieldId)i, option), &text, e);
         if (ok) f->made[i] = json_stringn(text.text, text.length);
         text_free(&text);
         if (!ok) return false;

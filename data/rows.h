@@ -82,16 +82,21 @@ typedef struct Rows {
     int turn;  /* message from which it searches for the next turn */
 } Rows;
 
-static inline void rows_free(Rows *r) {
+/* Frees everything but the tokenizer and the template. */
+static inline void rows_clear(Rows *r) {
     row_fields_clear(&r->fields);
-    tokenizer_free(&r->tokenizer);
-    chat_template_free(&r->chat);
     token_list_free(&r->ids);
     free(r->mask);
     free(r->others);
     text_free(&r->key);
     text_free(&r->text_of_prompt);
     text_free(&r->text_of_answer);
+}
+
+static inline void rows_free(Rows *r) {
+    rows_clear(r);
+    tokenizer_free(&r->tokenizer);
+    chat_template_free(&r->chat);
 }
 
 /* ---- messages -------------------------------------------------------------------------------------------------- */
@@ -433,17 +438,25 @@ static inline const char *row_others(Rows *r, json_t *row, const RowMessages *m,
     return r->others;
 }
 
+/* Sets what a prompt record has besides its tokens: r->text_of_prompt, r->text_of_answer, *task and *others, its other
+ * fields as a JSON object. m, given: the messages of row_prompt() and the value that they were made of. */
+static inline bool row_prompt_texts(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, const json_t *given,
+                                    const char **task, const char **others, Error *e) {
+    const bool text = json_is_string(given);
+    text_clear(&r->text_of_prompt);
+    if (!row_answer(r, j, row, e) || !row_task(r, j, row, task, e)) return false;
+    if (text) text_string(&r->text_of_prompt, m->items[m->count - 1].content);
+    else if (!row_render_prompt(r, j, row, m, e)) return false;
+    *others = row_others(r, row, m, text);
+    return true;
+}
+
 static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
     RowMessages m = {0};
     json_t *given;
-    const char *task = "";
-    bool ok = row_prompt(r, j, row, &m, &given, e) && row_encode_prompt(r, j, row, &m, e) && row_answer(r, j, row, e) &&
-              row_task(r, j, row, &task, e);
-    text_clear(&r->text_of_prompt);
-    const bool text = ok && json_is_string(given);
-    if (text) text_string(&r->text_of_prompt, m.items[m.count - 1].content);
-    else if (ok) ok = row_render_prompt(r, j, row, &m, e);
-    const char *others = ok ? row_others(r, row, &m, text) : "";
+    const char *task = "", *others = "";
+    const bool ok = row_prompt(r, j, row, &m, &given, e) && row_encode_prompt(r, j, row, &m, e) &&
+                    row_prompt_texts(r, j, row, &m, given, &task, &others, e);
     row_messages_free(&m);
     if (!ok) return ROW_BAD;
     if (r->max_tokens && r->ids.count > r->max_tokens) return row_too_long(r, j, r->ids.count, "the prompt", e);

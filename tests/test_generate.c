@@ -1,16 +1,18 @@
 /* test_generate.c - ./generate as a user runs it: greedy text against an uncached forward pass, prompts from all kinds
- * of files, streaming, chat, signals, bad input.
+ * of files, rewards, templates of prompts, streaming, chat, signals, bad input.
  *
  * The models are made here. Needs ./generate. */
-#include "../llmc/base/error.h"     /* xstrdup, xcalloc, Error */
+#include "../data/ask.h"            /* ask_open, ask_close, ask_text, Ask */
+#include "../llmc/base/error.h"     /* xstrdup, Error, xcalloc */
+#include "../llmc/base/jsonl.h"     /* Jsonl */
 #include "../llmc/base/text.h"      /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../llmc/cpu/cpu.h"        /* backend_cpu */
 #include "../llmc/model/config.h"   /* ModelConfig, gpt2_config */
 #include "../llmc/model/model.h"    /* Model, model_free, model_init, model_new */
 #include "../llmc/records/shard.h"  /* RECORD_PROMPT, ShardWriter, RECORD_CHAT, Record, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_decode */
-#include "files.h"                  /* files_path, files_directory, text_of */
-#include "models.h"                 /* refused, json_text_of, json_line_of, lines_of, ... */
+#include "files.h"                  /* files_path, files_assert_error, files_directory, text_of */
+#include "models.h"                 /* refused, json_line_of, json_text_of, lines_of, ... */
 #include "shell.h"                  /* out, run, said, assert_holds, ... */
 #include <poll.h>
 #include <pty.h>
@@ -336,6 +338,181 @@ static void prompts_of_all_kinds(void **state) {
         json_decref(row);
     }
     free(want);
+}
+
+/* ---- rewards and templates of prompts -------------------------------------------------------------------------- */
+
+/* A model that answers a prompt of four tokens by "4" or "5", each in about half of the samples. */
+static void save_guesses(void) {
+    int32_t a[] = {'x', 'x', 'x', '4'}, b[] = {'x', 'x', 'x', '5'};
+    Model m = models_scripted(16, a, b, 4);
+    models_save(&m, "guess.bin", false, "plain");
+    model_free(&m);
+}
+
+/* right and the rewards of each sample follow from its text; --keep chooses by them. */
+static void samples_are_scored(void **state) {
+    (void)state;
+    save_guesses();
+    put("sums.jsonl", "{\"prompt\":\"2+2=\",\"answer\":4,\"task\":\"add\"}\n"
+                      "{\"prompt\":\"2+3=\",\"answer\":\"5\",\"task\":\"add\",\"level\":[1]}\n"
+                      "{\"prompt\":\"2+9=\",\"answer\":\"11\",\"task\":\"add\"}\n");
+    run(0, "./generate -c $T/guess.bin -i $T/sums.jsonl --num-samples 16 --temperature 1 "
+           "--reward 'verify:2,regex=/5/:-0.5' -o $T/all.jsonl");
+    char *all = text_of(files_path("all.jsonl"));
+    assert_int_equal(lines_of(all), 48);
+    int right[3] = {0}, first[3][2];
+    double sum = 0;
+    for (int i = 0; i < 48; i++) {
+        json_t *row = json_line_of(all, i), *parts = json_object_get(row, "rewards");
+        const char *text = json_text_of(row, "completion");
+        const int prompt = i / 16, five = !strcmp(text, "5");
+        const bool good = prompt == five && prompt < 2;
+        assert_true(five || !strcmp(text, "4"));
+        assert_int_equal(json_number_of(row, "index"), prompt);
+        assert_int_equal(json_number_of(row, "sample"), i % 16);
+        assert_int_equal(json_is_true(json_object_get(row, "right")), good);
+        assert_near(json_number_of(row, "reward"), 2 * good - 0.5 * five, 0);
+        assert_near(json_number_of(parts, "verify"), good, 0);
+        assert_near(json_number_of(parts, "regex"), five, 0);
+        sum += 2 * good - 0.5 * five;
+        right[prompt] += good;
+        if (i % 16 == 0) first[prompt][0] = first[prompt][1] = -1;
+        if (first[prompt][five] < 0) first[prompt][five] = i;
+        json_decref(row);
+    }
+    char line[100];
+    snprintf(line, sizeof line, "reward %.4f, %.2f %% right\n", sum / 48, 100.0 * (right[0] + right[1]) / 48);
+    assert_holds(said, line);
+    /* the best of the first prompt is 4, of the second 5, of the third 4, whose text has no 5; the worst are the others */
+    for (int i = 0; i < 3; i++) assert_true(first[i][0] >= 0 && first[i][1] >= 0);
+    const char *const keep[] = {"best", "worst", "best-worst"};
+    for (int k = 0; k < 3; k++) {
+        char command[300];
+        snprintf(command, sizeof command,
+                 "./generate -c $T/guess.bin -i $T/sums.jsonl --num-samples 16 --temperature 1 --keep %s "
+                 "--reward 'verify:2,regex=/5/:-0.5'",
+                 keep[k]);
+        run(0, command);
+        assert_int_equal(lines_of(out), k == 2 ? 6 : 3);
+        for (int prompt = 0, at = 0; prompt < 3; prompt++) {
+            bool written[48] = {false};
+            const int best = first[prompt][prompt == 1], worst = first[prompt][prompt != 1];
+            if (k != 1) written[best] = true;
+            if (k != 0) written[worst] = true;
+            for (int i = 16 * prompt; i < 16 * prompt + 16; i++) {
+                if (!written[i]) continue;
+                json_t *row = json_line_of(out, at++), *same = json_line_of(all, i);
+                assert_true(json_equal(row, same));
+                json_decref(row), json_decref(same);
+            }
+        }
+    }
+    free(all);
+}
+
+/* A reward program sees the row; a record without an answer has no reward, and its samples are not kept. */
+static void rewards_of_programs(void **state) {
+    (void)state;
+    put("some.jsonl", "{\"prompt\":\"2+2=\",\"answer\":4,\"task\":\"add\",\"level\":7}\n{\"prompt\":\"2+3=\"}\n");
+    run(0,
+        "./generate -c $T/guess.bin -i $T/some.jsonl --temperature 0 --reward-cmd 'sed -u -e \"s/.*level.:7.*/7/;t\" -e s/.*/null/'");
+    json_t *row = json_line_of(out, 0);
+    assert_near(json_number_of(row, "reward"), 7, 0);
+    json_decref(row);
+    row = json_line_of(out, 1);
+    assert_true(json_is_null(json_object_get(row, "reward")) && json_is_null(json_object_get(row, "right")));
+    json_decref(row);
+    run(0, "./generate -c $T/guess.bin -i $T/some.jsonl --num-samples 4 --reward exact --keep best");
+    assert_int_equal(lines_of(out), 1);
+    assert_holds(said, "1 of 2 prompts have no answer that the reward can check");
+    assert_holds(said, "4 not scored, 1 prompt left out without a scored sample");
+    refused(1, "echo '{\"prompt\":\"2+3=\"}' | ./generate -c $T/guess.bin -i - --reward exact",
+            "no prompt has an answer");
+    refused(1, "echo '{\"prompt\":\"2+3=\",\"task\":\"poem\"}' | ./generate -c $T/guess.bin -i - --reward verify",
+            "task 'poem' has no verifier");
+}
+
+/* A prompt made by a template is the same as the text written out, whatever the row comes from. */
+static void prompts_by_template(void **state) {
+    (void)state;
+    put("t.txt", "{prompt} is {answer}{{!}} {level.0}\n");
+    put("one.jsonl", "{\"prompt\":\"2+3=\",\"answer\":5,\"level\":[\"a\"],\"completion\":\"6\",\"right\":false}\n");
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 9 '2+3= is 5{!} a'");
+    out[strlen(out) - 1] = 0;
+    char *want = xstrdup(out);
+    run(0, "data/make_shard -q --kind prompt -i $T/one.jsonl -o $T/one.shard 2>/dev/null; "
+           "for f in one.jsonl one.shard; do ./generate -c $T/chat.bin --temperature 0 -g 9 -i $T/$f "
+           "--prompt-template $T/t.txt; done 2>/dev/null");
+    for (int i = 0; i < 2; i++) {
+        json_t *row = json_line_of(out, i);
+        assert_string_equal(json_text_of(row, "prompt"), "2+3=");
+        assert_string_equal(json_text_of(row, "completion"), want);
+        if (!i) assert_null(json_object_get(row, "right")); /* of the completion that was replaced */
+        json_decref(row);
+    }
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 9 -i $T/one.jsonl --prompt-template $T/t.txt "
+           "--output-field critique");
+    json_t *row = json_line_of(out, 0);
+    assert_string_equal(json_text_of(row, "completion"), "6");
+    assert_true(json_is_false(json_object_get(row, "right")));
+    assert_string_equal(json_text_of(row, "critique"), want);
+    assert_int_equal(json_array_size(json_object_get(row, "critique_tokens")), 9);
+    json_decref(row);
+    free(want);
+    refused(1, "echo '{\"prompt\":\"a\"}' | ./generate -c $T/chat.bin -i - --prompt-template $T/t.txt",
+            "line 1: has no field 'answer'");
+    put("bad.txt", "{prompt");
+    refused(1, "./generate -c $T/chat.bin -i $T/one.jsonl --prompt-template $T/bad.txt", "a brace is neither");
+    put("bad.txt", "text");
+    refused(1, "./generate -c $T/chat.bin -i $T/one.jsonl --prompt-template $T/bad.txt", "has no {field}");
+    refused(2, "./generate -c $T/chat.bin --prompt-template $T/t.txt hi", "used only with -i");
+}
+
+/* The examples of a prompt are different rows of the file, none of them with the prompt itself; all others are drawn equally
+ * often. */
+static void examples_in_prompts(void **state) {
+    (void)state;
+    TextBuffer rows = {0};
+    for (int i = 0; i < 6; i++) text_format(&rows, "{\"prompt\":\"p%d\",\"completion\":\"c%d\"}\n", i, i);
+    put("shots.jsonl", rows.text);
+    text_free(&rows);
+    put("shot.txt", "Begin. {shot}{prompt}>{completion};{/shot}{prompt}>");
+    Ask a;
+    Error e;
+    assert_true(ask_open(&a, files_path("shot.txt"), files_path("shots.jsonl"), 3, 5, &e));
+    json_t *row = json_pack("{s:s}", "prompt", "p2");
+    const Jsonl j = {.name = "x", .line = 1};
+    TextBuffer text = {0};
+    int seen[6] = {0}, firsts[6] = {0};
+    for (uint64_t i = 0; i < 300; i++) {
+        int x, y, z;
+        char end[8];
+        assert_true(ask_text(&a, &j, row, i, &text, &e));
+        assert_int_equal(sscanf(text.text, "Begin. p%d>c%*d;p%d>c%*d;p%d>c%*d;%7s", &x, &y, &z, end), 4);
+        assert_string_equal(end, "p2>");
+        assert_true(x != y && y != z && x != z);
+        seen[x]++, seen[y]++, seen[z]++, firsts[x]++;
+    }
+    for (int i = 0; i < 6; i++) {
+        if (i == 2) assert_int_equal(seen[i], 0);
+        else { /* 180 and 60 are expected; five standard deviations are 42 and 35 */ assert_in_range(seen[i], 138, 222);
+            assert_in_range(firsts[i], 25, 95);
+        }
+    }
+    ask_close(&a);
+    assert_false(ask_open(&a, files_path("shot.txt"), files_path("shots.jsonl"), 7, 5, &e));
+    files_assert_error(&e, "has 6 rows, --num-shots is 7");
+    assert_true(ask_open(&a, files_path("shot.txt"), files_path("shots.jsonl"), 6, 5, &e));
+    assert_false(ask_text(&a, &j, row, 0, &text, &e));
+    files_assert_error(&e, "x: line 1: only 5 rows of ");
+    ask_close(&a);
+    assert_false(ask_open(&a, files_path("shot.txt"), NULL, 0, 5, &e));
+    files_assert_error(&e, "give its examples with --shots");
+    json_decref(row), text_free(&text);
+    run(0, "./generate -c $T/chat.bin -i $T/shots.jsonl --prompt-template $T/shot.txt --shots $T/shots.jsonl -g 4 "
+           "--temperature 0");
+    assert_int_equal(lines_of(out), 6);
 }
 
 /* ---- chat ------------------------------------------------------------------------------------------------------ */
@@ -686,6 +863,10 @@ int main(void) {
         cmocka_unit_test(stops),
         cmocka_unit_test(raw_prompts),
         cmocka_unit_test(prompts_of_all_kinds),
+        cmocka_unit_test(samples_are_scored),
+        cmocka_unit_test(rewards_of_programs),
+        cmocka_unit_test(prompts_by_template),
+        cmocka_unit_test(examples_in_prompts),
         cmocka_unit_test(chat_is_the_conversation),
         cmocka_unit_test(chat_commands),
         cmocka_unit_test(chat_on_a_terminal),

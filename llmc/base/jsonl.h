@@ -51,16 +51,17 @@ typedef struct Jsonl {
 
 /* ---- messages -------------------------------------------------------------------------------------------------- */
 
-/* Sets the error for the current line and, unless it is NULL, `field`. Returns false. */
+/* Sets the error for the current line (line 0: `name` alone says where) and, unless it is NULL, `field`. Returns false. */
 __attribute__((format(printf, 4, 5))) static inline bool jsonl_error(const Jsonl *j, const char *field, Error *e,
                                                                      const char *format, ...) {
-    char what[700];
+    char what[700], line[32] = "";
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    if (field) return error_set(e, "%s: line %lld: field '%.80s': %s", j->name, (long long)j->line, field, what);
-    return error_set(e, "%s: line %lld: %s", j->name, (long long)j->line, what);
+    if (j->line) snprintf(line, sizeof line, ": line %lld", (long long)j->line);
+    if (field) return error_set(e, "%s%s: field '%.80s': %s", j->name, line, field, what);
+    return error_set(e, "%s%s: %s", j->name, line, what);
 }
 
 /* Counts an invalid line, whose error is in `e`. Returns whether reading may continue. */

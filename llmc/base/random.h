@@ -26,7 +26,9 @@ enum {
     RANDOM_ROLLOUT_,
     RANDOM_EVAL_,
     RANDOM_REWARD_,
-    RANDOM_MIXTURE_
+    RANDOM_MIXTURE_,
+    RANDOM_SHOTS_,
+    RANDOM_PICK_
 };
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
 #define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
@@ -37,6 +39,8 @@ enum {
 #define RANDOM_EVAL      RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */
 #define RANDOM_REWARD    RANDOM_STREAM(RANDOM_REWARD_)  /* random-reward control: + sequence id */
 #define RANDOM_MIXTURE   RANDOM_STREAM(RANDOM_MIXTURE_) /* 0: shards of a mixture; 1 + shard: a part of its records */
+#define RANDOM_SHOTS     RANDOM_STREAM(RANDOM_SHOTS_)   /* examples in a prompt: + the prompt's number */
+#define RANDOM_PICK      RANDOM_STREAM(RANDOM_PICK_)    /* choice of rows: index = the row's number */
 
 typedef struct Random {
     uint64_t seed, stream, index;

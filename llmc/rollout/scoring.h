@@ -1,0 +1,151 @@
+/* scoring.h - scores of completions that a program writes: whether they are right, their reward and its parts.
+ *
+ *     static struct { ScoringOptions r; } o;
+ *     static const Option options[] = {SCORING_OPTIONS(o.r), OPTION_END};
+ *     Scoring s;
+ *     Inference x;
+ *     Sampling how;
+ *     PromptText what;
+ *     RolloutRequest q;
+ *     Score scores[64];                                                                     // (q.samples)
+ *     if (!scoring_open(&s, &o.r, &x, seed, longest, max_new, NULL, &e)) usage_error("%s", e.text);
+ *     if (!scoring_run(&s, &x.text, &how, &what, &q, scores, &e)) die("%s", e.text);
+ *     scoring_close(&s);
+ *
+ * `right` is the check of the record's task (reward/verify.h), as `evaluate` reports it. `reward` is that of --reward and
+ * --reward-cmd (reward/rewards.h), or the score of --reward-model. What could not be scored is NaN.
+ */
+#ifndef LLMC_ROLLOUT_SCORING_H
+#define LLMC_ROLLOUT_SCORING_H
+
+#include "../base/error.h"           /* xcalloc, Error, error_set */
+#include "../base/options.h"         /* OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, OPTION_REAL */
+#include "../model/model_fits.h"     /* FitSide, fit_model */
+#include "../model/model_text.h"     /* ModelText */
+#include "../reward/reward_model.h"  /* RewardItem, PRM_AGGREGATION_CHOICES, PRM_MIN, PrmAggregation, ... */
+#include "../reward/rewards.h"       /* rewards_close, REWARDS_MAX, Rewards, rewards_models, ... */
+#include "../reward/verify_answer.h" /* RewardInput */
+#include "evaluation.h"              /* evaluation_check */
+#include "inference.h"               /* Inference */
+#include "prompts.h"                 /* PromptText */
+#include "rollout.h"                 /* Completion, RolloutRequest, Sampling */
+#include "stop_text.h"               /* stop_text_decode */
+
+typedef struct ScoringOptions {
+    const char *reward, *reward_cmd, *reward_model;
+    double reward_timeout;
+    int aggregation; /* a PrmAggregation */
+} ScoringOptions;
+
+// clang-format off
+#define SCORING_OPTIONS(o)                                                                                             \
+    OPTION_GROUP("Rewards"),                                                                                           \
+    OPTION_TEXT("reward",            0, &(o).reward,         "SPEC",                                                   \
+                "score the completions by weighted rewards, such as verify:1,format=hash:0.1"),                        \
+    OPTION_TEXT("reward-cmd",        0, &(o).reward_cmd,     "PROGRAM",                                                \
+                "reward program: reads one JSON line per completion, prints one number per line"),                     \
+    OPTION_REAL("reward-timeout",    0, &(o).reward_timeout, 0.01, 1e6,                                                \
+                "seconds that --reward-cmd may take for the samples of one prompt"),                                   \
+    OPTION_TEXT("reward-model",      0, &(o).reward_model,   "FILE", "score the completions by this reward model"),    \
+    OPTION_CHOICE("prm-aggregation", 0, &(o).aggregation,    PRM_AGGREGATION_CHOICES,                                  \
+                "how a process reward model combines the step probabilities of a completion")
+// clang-format on
+
+enum { SCORING_ROWS = 4096 }; /* tokens that a reward model scores at once */
+
+typedef struct Scoring {
+    bool on, by_model; /* completions are scored; by a reward model */
+    Rewards rewards;
+    RewardModel model;
+} Scoring;
+
+/* The scores of a completion; NaN: it could not be scored. */
+typedef struct Score {
+    double right;
+    float reward, parts[REWARDS_MAX]; /* parts: those of --reward */
+} Score;
+
+static inline bool scoring_asked(const ScoringOptions *o) { return o->reward || o->reward_cmd || o->reward_model; }
+
+static inline void scoring_close(Scoring *s) {
+    if (s->by_model) reward_model_close(&s->model);
+    else if (s->on) rewards_close(&s->rewards);
+    *s = (Scoring){0};
+}
+
+/* Opens what scores the completions of the policy x, of up to max_new tokens, to prompts of up to `longest` tokens. Without
+ * any of the options nothing is scored: s->on is false. note: what to warn of if a reward model is opened; may be NULL. */
+static inline bool scoring_open(Scoring *s, const ScoringOptions *o, const Inference *x, uint64_t seed, int32_t longest,
+                                int32_t max_new, Error *note, Error *e) {
+    *s = (Scoring){.on = scoring_asked(o), .by_model = o->reward_model != NULL};
+    if (!s->on) return true;
+    if (!s->by_model) {
+        const bool ok = rewards_open(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, max_new, e);
+        if (ok && !rewards_models(&s->rewards)) return true;
+        if (ok) rewards_close(&s->rewards);
+        s->on = false;
+        return ok ? error_set(e, "--reward model: give the reward model as --reward-model") : false;
+    }
+    s->on = s->by_model = reward_model_open(&s->model, o->reward_model, x->backend, x->device, SCORING_ROWS, e);
+    if (!s->on) return false;
+    const int32_t context = x->model.config.context, most = longest + max_new < context ? longest + max_new : context;
+    const FitSide policy = fit_model(x->name, &x->model.config, &x->file);
+    s->model.aggregation = (PrmAggregation)o->aggregation;
+    bool ok = o->aggregation == PRM_MIN || s->model.note.kind == REWARD_MODEL_PRM ||
+              error_set(e, "--prm-aggregation: %s is not a process reward model", s->model.name);
+    ok = ok && reward_model_fits(&s->model, &policy, most, note, e);
+    if (!ok) scoring_close(s);
+    return ok;
+}
+
+/* Whether completions to a prompt can be scored. Fails if its task is unknown. */
+static inline bool scoring_possible(const Scoring *s, const PromptText *what, bool *possible, Error *e) {
+    const RewardInput in = {
+        .prompt = what->text, .completion = "", .task = what->task, .answer = what->answer, .fields = what->fields};
+    *possible = true;
+    return s->by_model || rewards_scorable(&s->rewards, &in, possible, e);
+}
+
+/* Scores the completions of a request. score: (request.samples). */
+static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling *how, const PromptText *what,
+                               const RolloutRequest *q, Score *score, Error *e) {
+    const int n = q->samples, parts = s->rewards.count;
+    char **said = (char **)xcalloc((size_t)n, sizeof *said);
+    RewardInput *in = (RewardInput *)xcalloc((size_t)n, sizeof *in);
+    RewardItem *item = (RewardItem *)xcalloc((size_t)n, sizeof *item);
+    float *total = (float *)xcalloc((size_t)n, sizeof *total),
+          *part = (float *)xcalloc((size_t)n * (size_t)(parts + 1), sizeof *part);
+    for (int i = 0; i < n; i++) {
+        const Completion *c = &q->out[i];
+        size_t length;
+        said[i] = stop_text_decode(&how->texts, text, c->tokens, c->count, &length);
+        in[i] = (RewardInput){.prompt = what->text,
+                              .completion = said[i],
+                              .completion_length = length,
+                              .task = what->task,
+                              .answer = what->answer,
+                              .fields = what->fields,
+                              .tokens = c->count,
+                              .max_tokens = how->max_new,
+                              .finished = c->finished,
+                              .id = q->id + (uint64_t)i,
+                              .ids = c->tokens,
+                              .prompt_ids = q->prompt,
+                              .prompt_tokens = q->prompt_len};
+        item[i] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
+    }
+    const bool ok = s->by_model ? reward_model_score(&s->model, item, n, total, e)
+                                : rewards_score(&s->rewards, in, n, part, total, e);
+    for (int i = 0; i < n; i++) {
+        if (ok) {
+            score[i].right = evaluation_check(&in[i]);
+            score[i].reward = total[i];
+            memcpy(score[i].parts, part + (size_t)i * (size_t)parts, (size_t)parts * sizeof *part);
+        }
+        free(said[i]);
+    }
+    free(said), free(in), free(item), free(total), free(part);
+    return ok;
+}
+
+#endif
