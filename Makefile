@@ -13,7 +13,7 @@ BUILD    ?= build
 STANDARD  = -std=c11 -D_GNU_SOURCE -Wall -Wextra $(WERROR) -fopenmp \
             -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP -I$(BUILD)/include
 COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
-LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lm
+LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lseccomp -lm
 PREFIX  ?= /usr/local
 
 # --version prints it. It is read when a program is compiled; a new commit alone compiles nothing again.
@@ -37,6 +37,8 @@ SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/benc
 # A report's style and script are written as CSS and JavaScript and compiled into the programs as C strings.
 STYLE         = $(BUILD)/include/report_style.h
 STYLE_SOURCES = llmc/report/report.css llmc/report/report.js llmc/report/compare.js
+# So is the program that runs in the sandbox.
+RUNNER        = $(BUILD)/include/sandbox_runner.h
 CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu $(patsubst %.c,%,$(wildcard tests/test_*.c tests/fuzz_*.c)))
 
 # Biome checks them: the one on the PATH, else the one that scripts/setup.sh --dev installs.
@@ -88,6 +90,11 @@ $(STYLE): llmc/report/embed.awk $(STYLE_SOURCES)
 	@mkdir -p $(@D)
 	awk -f llmc/report/embed.awk $(STYLE_SOURCES) > $@.new
 	@mv $@.new $@
+$(RUNNER): llmc/report/embed.awk llmc/sandbox/runner.py
+	@mkdir -p $(@D)
+	awk -v whole=1 -f llmc/report/embed.awk llmc/sandbox/runner.py > $@.new
+	@mv $@.new $@
+$(STYLE): | $(RUNNER)
 $(PROGRAMS) $(DATA) $(TESTS) $(BENCHES) $(FUZZERS) $(CLANG_OBJECTS): | $(STYLE)
 
 $(BUILD)/cpu_%.o: llmc/cpu/cpu.c

@@ -47,6 +47,7 @@ may_end='
     base/error.h                defines die() and usage_error()
     base/options.h              a bad command line, --help
     base/program.h              a second interrupt
+    sandbox/sandbox_process.h   a child that could not start
     dist/                       ends all ranks after a failed collective
 '
 may_end=$may_end awk '

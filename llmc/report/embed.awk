@@ -2,7 +2,7 @@
 #
 #     awk -f llmc/report/embed.awk llmc/report/report.css llmc/report/report.js > build/include/report_style.h
 #
-# Indentation, empty lines and comments are left out. A comment begins with /* at the start of a line and ends with */
+# With -v whole=1 every line stays as it is. Otherwise indentation, empty lines and comments are left out. A comment begins with /* at the start of a line and ends with */
 # at the end of a line; any other one stops the build, because a part of the text could be lost with it.
 
 function end_function() {
@@ -27,7 +27,7 @@ FNR == 1 {
     print "\nstatic inline const char *" name "(void) {\n    return"
 }
 
-{
+!whole {
     gsub(/^[ \t]+|[ \t]+$/, "")
     if (/^\/\*/) comment = 1
     else if (!comment && /\/\*/) stop("a comment behind text")
@@ -37,6 +37,9 @@ FNR == 1 {
         next
     }
     if ($0 == "") next
+}
+
+{
     # Quotes and backslashes have a meaning in a C string, and two question marks may begin a trigraph.
     gsub(/["\\?]/, "\\\\&")
     print "        \"" $0 "\\n\""

@@ -1,0 +1,340 @@
+/* test_sandbox.c - llmc/sandbox: the command line and the filter by themselves, and programs in every kind of sandbox that
+ * this machine allows. A machine that refuses namespaces skips the tests that need them, and says so. */
+
+#include "../llmc/base/clock.h"               /* clock_seconds */
+#include "../llmc/base/error.h"               /* Error, xstrdup */
+#include "../llmc/sandbox/sandbox.h"          /* sandbox_open, SANDBOX_BWRAP, SandboxOptions, sandbox_defaults, ... */
+#include "../llmc/sandbox/sandbox_command.h"  /* SandboxCommand, sandbox_command_free, sandbox_command_python, ... */
+#include "../llmc/sandbox/sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_open */
+#include "../llmc/sandbox/sandbox_landlock.h" /* sandbox_landlock_rules, SandboxRules */
+#include "../llmc/sandbox/sandbox_run.h"      /* SANDBOX_PASS, SandboxProgram, SandboxRun, sandbox_run_end, ... */
+#include "files.h"                            /* files_assert_error, files_directory, files_path, files_put, ... */
+
+static Sandbox box;
+
+/* Opens the sandbox of a kind, or skips the test. */
+static void open_box(int kind) {
+    Error e;
+    SandboxOptions o = sandbox_defaults();
+    o.kind = kind;
+    o.workers = 2;
+    if (sandbox_open(&box, &o, &e)) return;
+    if (kind == SANDBOX_NONE) fail_msg("%s", e.text);
+    print_message("test_sandbox: skipped, because this machine refuses it: %s\n", e.text);
+    files_assert_error(&e, kind == SANDBOX_BWRAP ? "--sandbox landlock" : "--sandbox");
+    skip();
+}
+
+static SandboxRun run_of(const SandboxProgram *p) {
+    SandboxRun r;
+    sandbox_run_begin(&box, &r, p);
+    while (!sandbox_run_step(&r)) sandbox_wait(&r.session, 1);
+    return r;
+}
+
+static SandboxRun run_python(const char *source, const char *input, double seconds) {
+    const SandboxProgram p = {.language = "python", .source = source, .input = input, .seconds = seconds};
+    return run_of(&p);
+}
+
+static void expect(const char *source, double seconds, SandboxOutcome outcome, const char *output) {
+    SandboxRun r = run_python(source, "first\nsecond\n", seconds);
+    if (r.outcome != outcome)
+        fail_msg("%s: %s, not %s; status %d, errors: %s%s", source, sandbox_outcome_name(r.outcome),
+                 sandbox_outcome_name(outcome), r.status, r.errors.text, r.failure.text);
+    if (output) assert_string_equal(r.output.text, output);
+    sandbox_run_end(&box, &r);
+}
+
+/* ---- without a sandbox --------------------------------------------------------------------------------------------- */
+
+static int word_at(const SandboxCommand *c, const char *word) {
+    for (int i = 0; i < c->count; i++)
+        if (!strcmp(c->word[i], word)) return i;
+    return -1;
+}
+
+/* Checks that words stand one after the other on the command line. */
+static void assert_words(const SandboxCommand *c, const char *const *words) {
+    for (int i = 0; i < c->count; i++) {
+        int n = 0;
+        while (words[n] && i + n < c->count && !strcmp(c->word[i + n], words[n])) n++;
+        if (!words[n]) return;
+    }
+    fail_msg("the command line lacks %s %s", words[0], words[1] ? words[1] : "");
+}
+
+/* The command line of bubblewrap has the protections of its manual page, in the order that it needs. */
+static void test_command_line(void **state) {
+    (void)state;
+    SandboxCommand c = {0};
+    sandbox_command_bwrap(&c, "/usr/bin/bwrap", 9);
+    sandbox_command_python(&c, "python3", "pass", 64, 1024);
+    static const char *const single[] = {"--unshare-all",     "--unshare-user", "--disable-userns",
+                                         "--die-with-parent", "--new-session",  "--clearenv"};
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++) assert_true(word_at(&c, single[i]) > 0);
+    assert_words(&c, (const char *const[]){"--uid", "65534", "--gid", "65534", NULL});
+    assert_words(&c, (const char *const[]){"--cap-drop", "ALL", NULL});
+    assert_words(&c, (const char *const[]){"--ro-bind", "/usr", "/usr", NULL});
+    assert_words(&c, (const char *const[]){"--size", "67108864", "--tmpfs", "/tmp", NULL});
+    assert_words(&c, (const char *const[]){"--remount-ro", "/proc", NULL});
+    assert_words(&c, (const char *const[]){"--remount-ro", "/", NULL});
+    assert_words(&c, (const char *const[]){"--setenv", "PATH", "/usr/bin:/bin", NULL});
+    assert_words(
+        &c, (const char *const[]){"--seccomp", "9", "--", "python3", "-s", "-B", "-c", "pass", "64", "1024", NULL});
+    assert_int_equal(word_at(&c, "--bind"), -1);
+    assert_int_equal(word_at(&c, "--share-net"), -1);
+    assert_true(word_at(&c, "--proc") < word_at(&c, "--remount-ro"));
+    for (int i = word_at(&c, "--"); i >= 0; i--) { /* nothing of the user's is mounted */
+        assert_null(strstr(c.word[i], "home"));
+        assert_null(strstr(c.word[i], "/root"));
+    }
+    assert_null(c.word[c.count]);
+    sandbox_command_free(&c);
+    sandbox_command_other(&c, "env A='b c'");
+    sandbox_command_python(&c, "python3", "pass", 64, 1024);
+    assert_words(&c, (const char *const[]){"/bin/sh", "-c", "exec env A='b c' \"$@\"", "sh", "python3", NULL});
+    sandbox_command_free(&c);
+}
+
+/* A system call under the filter, in a child: its errno, 0 if it succeeds, or minus the signal that ended the child. */
+static int filtered(bool strict, long number, long a, long b, long c, long d) {
+    SandboxFilter f;
+    Error e;
+    int status;
+    if (!sandbox_filter_open(&f, strict, &e)) fail_msg("%s", e.text);
+    const pid_t pid = fork();
+    if (!pid) {
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) _exit(250);
+        if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &f.program, 0, 0)) _exit(251);
+        const long result = syscall(number, a, b, c, d);
+        if ((number == SYS_fork || number == SYS_clone) && !result) _exit(0);
+        _exit(result < 0 ? errno : 0);
+    }
+    sandbox_filter_close(&f);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void test_filter(void **state) {
+    (void)state;
+    static const long refused[] = {SYS_socket,       SYS_ptrace,         SYS_mount,           SYS_unshare, SYS_setns,
+                                   SYS_bpf,          SYS_io_uring_setup, SYS_keyctl,          SYS_chroot,  SYS_reboot,
+                                   SYS_memfd_create, SYS_shmget,         SYS_perf_event_open, SYS_kcmp,    SYS_connect};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        assert_int_equal(filtered(false, refused[i], 0, 0, 0, 0), EPERM);
+    static const long strict[] = {SYS_kill,     SYS_setsid, SYS_setpgid,  SYS_chmod,
+                                  SYS_truncate, SYS_tgkill, SYS_fchmodat, SYS_rt_sigqueueinfo};
+    for (size_t i = 0; i < sizeof strict / sizeof *strict; i++)
+        assert_int_equal(filtered(true, strict[i], 0, 0, 0, 0), EPERM);
+    assert_int_equal(filtered(false, SYS_kill, getpid(), 0, 0, 0), 0);
+    assert_int_equal(filtered(false, SYS_getpid, 0, 0, 0, 0), 0);
+    int ends[2];
+    assert_int_equal(filtered(false, SYS_socketpair, AF_UNIX, SOCK_STREAM, 0, (long)ends), 0);
+    assert_int_equal(filtered(false, SYS_clone3, 0, 0, 0, 0), ENOSYS);
+    assert_int_equal(filtered(false, SYS_clone, SIGCHLD, 0, 0, 0), 0);
+    assert_int_equal(filtered(false, SYS_clone, SIGCHLD | CLONE_NEWUSER, 0, 0, 0), EPERM);
+    assert_int_equal(filtered(false, SYS_clone, SIGCHLD | CLONE_NEWNET | CLONE_NEWPID, 0, 0, 0), EPERM);
+    assert_int_equal(filtered(true, SYS_clone, SIGCHLD | CLONE_PARENT, 0, 0, 0), EPERM);
+    /* ioctl's request has 32 bits: one above them must not pass the filter */
+    assert_int_equal(filtered(false, SYS_ioctl, 0, 0x5412, 0, 0), EPERM);
+    assert_int_equal(filtered(false, SYS_ioctl, 0, 0x100005412, 0, 0), EPERM);
+    assert_int_equal(filtered(false, SYS_personality, 0x40000, 0, 0, 0), EPERM);
+    assert_int_equal(filtered(true, SYS_prlimit64, 1, RLIMIT_CPU, 0, 0), EPERM);
+#ifdef __x86_64__
+    assert_int_equal(filtered(false, 0x40000000 | SYS_getpid, 0, 0, 0, 0), -SIGSYS); /* the x32 call of getpid */
+#endif
+}
+
+/* What each version of Landlock adds (landlock.rst). */
+static void test_landlock_versions(void **state) {
+    (void)state;
+    const SandboxRules one = sandbox_landlock_rules(1), three = sandbox_landlock_rules(3),
+                       six = sandbox_landlock_rules(6);
+    assert_int_equal(one.files, 0x1FFF);
+    assert_int_equal(three.files, 0x7FFF);
+    assert_int_equal(six.files, 0xFFFF);
+    assert_int_equal(one.network + one.scoped, 0);
+    assert_int_equal(six.network, 3);
+    assert_int_equal(six.scoped, 3);
+}
+
+/* ---- programs ------------------------------------------------------------------------------------------------------ */
+
+static int processes_of(const char *word) {
+    char line[200];
+    snprintf(line, sizeof line, "test $(grep -zl '%s' /proc/[0-9]*/environ 2>/dev/null | wc -l) = 0", word);
+    return system(line);
+}
+
+static void programs(int kind) {
+    open_box(kind);
+    expect("print(input()[::-1], input())", 10, SANDBOX_PASS, "tsrif second\n");
+    expect("import sys\nprint('a\\0b'); sys.exit(3)", 10, SANDBOX_ERROR, "a");
+    expect("def f(:", 10, SANDBOX_COMPILE, "");
+    expect("while True: pass", 0.5, SANDBOX_TIMEOUT, NULL);
+    expect("import time; time.sleep(100)", 0.3, SANDBOX_TIMEOUT, NULL);
+    expect("x = bytearray(1 << 31)", 10, SANDBOX_MEMORY, "");
+    expect("while True: print('y' * 100000)", 10, SANDBOX_OUTPUT_LIMIT, NULL);
+    expect("print(len({'a', 'b', 'c'}), list({'a', 'b', 'c'}) == list({'a', 'b', 'c'}))", 10, SANDBOX_PASS, "3 True\n");
+    expect("if __name__ == '__main__': print(1)", 10, SANDBOX_PASS, "1\n");
+    expect("import threading\nthreading.Thread(target=lambda: print('later')).start()", 10, SANDBOX_PASS, "later\n");
+    expect("raise SystemExit('bad')", 10, SANDBOX_ERROR, "");
+    SandboxRun r = run_python("1 / 0", "", 10);
+    assert_int_equal(r.outcome, SANDBOX_ERROR);
+    assert_string_equal(r.errors.text, "Traceback (most recent call last):\n  File \"main.py\", line 1, in <module>\n"
+                                       "ZeroDivisionError: division by zero\n");
+    sandbox_run_end(&box, &r);
+
+    const char *c =
+        "#include <stdio.h>\nint main(void) { int a; return scanf(\"%d\", &a) == 1 && printf(\"%d\", 2 * a) ? 0 : 1; }";
+    const SandboxProgram program = {.language = "c", .source = c, .input = "21", .seconds = 10};
+    r = run_of(&program);
+    if (r.outcome) fail_msg("%s: %s", sandbox_outcome_name(r.outcome), r.errors.text);
+    assert_string_equal(r.output.text, "42");
+    sandbox_run_end(&box, &r);
+    const SandboxProgram broken = {.language = "c", .source = "int main(void) { return x; }", .seconds = 10};
+    r = run_of(&broken);
+    assert_int_equal(r.outcome, SANDBOX_COMPILE);
+    assert_non_null(strstr(r.errors.text, "undeclared"));
+    sandbox_run_end(&box, &r);
+    json_t *files = json_pack("{s:s,s:s}", "a.txt", "one\n", "sub/b.txt", "two\n");
+    const SandboxProgram command = {
+        .language = "command", .source = "cat a.txt sub/b.txt", .files = files, .seconds = 10};
+    r = run_of(&command);
+    assert_string_equal(r.output.text, "one\ntwo\n");
+    sandbox_run_end(&box, &r);
+    json_decref(files);
+}
+
+/* What a program in a sandbox must not be able to do; each prints "out" if it has done it. */
+static void escapes(void) {
+    char folder[300];
+    snprintf(folder, sizeof folder,
+             "try: print('out' if open('%s/secret').read() else 'in')\nexcept OSError: print('in')", files_directory);
+    files_put(files_path("secret"), "secret", 6);
+    static const char *const held[] = {
+        "import socket\ntry: socket.socket(); print('out')\nexcept OSError: print('in')",
+        "import os\ntry: open('/usr/bin/x', 'w'); print('out')\nexcept OSError: print('in')",
+        "import os\ntry: open('/proc/1/environ').read(); print('out' if os.getpid() > 1000 else 'in')\nexcept OSError: print('in')",
+        "import os\nprint('in' if set(os.environ) <= {'PATH','HOME','LANG','PYTHONUTF8','PYTHONHASHSEED','TMPDIR','PWD'} else "
+        "'out')",
+        "import os\nopen_ = []\nfor i in range(3, 1000):\n  try: os.fstat(i); open_.append(i)\n  except OSError: pass\n"
+        "print('out' if open_ else 'in')",
+        "import os\ntry: os.chroot('.'); print('out')\nexcept OSError: print('in')",
+        "import os\nprint('out' if os.getuid() == 0 else 'in')",
+        "import ctypes\nprint('out' if ctypes.CDLL(None).unshare(0x10000000) == 0 else 'in')",
+    };
+    expect(folder, 10, SANDBOX_PASS, "in\n");
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++) expect(held[i], 10, SANDBOX_PASS, "in\n");
+    /* a descendant that has left its group ends with the run */
+    expect("import os, time\nos.environ['LLMC_SANDBOX_ESCAPE'] = '1'\n"
+           "if os.fork() == 0:\n  try: os.setsid()\n  except OSError: pass\n"
+           "  os.execvp('sleep', ['sleep', '1000'])\ntime.sleep(0.3)",
+           10, SANDBOX_PASS, "");
+    const double start = clock_seconds();
+    while (processes_of("LLMC_SANDBOX_ESCAPE") && clock_seconds() < start + 2) usleep(10000);
+    assert_int_equal(processes_of("LLMC_SANDBOX_ESCAPE"), 0);
+    /* a fork bomb is over with its time */
+    expect("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", 0.5, SANDBOX_TIMEOUT, NULL);
+    expect("print('next')", 10, SANDBOX_PASS, "next\n");
+}
+
+static void test_bwrap(void **state) {
+    (void)state;
+    programs(SANDBOX_BWRAP);
+    escapes();
+    expect("import os\nos.mkfifo('/tmp/x'); print(os.getuid(), os.listdir('/etc'), os.getpid() < 100)", 10,
+           SANDBOX_PASS, "65534 ['passwd'] True\n");
+    expect("open('/proc/self/oom_score_adj', 'w')", 10, SANDBOX_ERROR, "");
+}
+
+static void test_landlock(void **state) {
+    (void)state;
+    programs(SANDBOX_LANDLOCK);
+    escapes();
+    expect("import os\ntry: os.kill(os.getppid(), 0); print('out')\nexcept OSError: print('in')", 10, SANDBOX_PASS,
+           "in\n");
+}
+
+static void test_none(void **state) {
+    (void)state;
+    programs(SANDBOX_NONE);
+}
+
+/* A command of the user's is not trusted to be a sandbox: `env` runs the words that follow it, and fails the self-test. */
+static void test_command(void **state) {
+    (void)state;
+    Error e;
+    SandboxOptions o = sandbox_defaults();
+    o.command = "env A='b c'";
+    assert_false(sandbox_open(&box, &o, &e));
+    files_assert_error(&e, "sandbox: command: a program in it has got a connection, which must be refused");
+    o.command = "false";
+    assert_false(sandbox_open(&box, &o, &e));
+    files_assert_error(&e, "sandbox: false: did not start");
+    o.command = NULL;
+    o.kind = SANDBOX_BWRAP;
+    char *path = xstrdup(getenv("PATH"));
+    setenv("PATH", "/nowhere", 1);
+    assert_false(sandbox_open(&box, &o, &e));
+    files_assert_error(&e, "sandbox: bwrap: is not installed");
+    setenv("PATH", path, 1);
+    free(path);
+}
+
+/* Where namespaces are refused, the default fails with the line that says what to do. Under a limit of no user namespaces
+ * bubblewrap fails as it does in a container that forbids them. */
+static void test_fails_closed(void **state) {
+    (void)state;
+    Error e;
+    int ends[2], status;
+    assert_int_equal(pipe(ends), 0);
+    const pid_t pid = fork();
+    if (!pid) {
+        scmp_filter_ctx f = seccomp_init(SCMP_ACT_ALLOW);
+        SandboxOptions o = sandbox_defaults();
+        seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
+                         SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_NEWUSER, CLONE_NEWUSER));
+        seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 0);
+        seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+        if (seccomp_load(f)) _exit(2);
+        const bool opened = sandbox_open(&box, &o, &e);
+        if (!opened && write(ends[1], e.text, strlen(e.text)) < 0) _exit(3);
+        _exit(opened);
+    }
+    close(ends[1]);
+    memset(e.text, 0, sizeof e.text);
+    for (size_t n = 0; n + 1 < sizeof e.text;) {
+        const ssize_t got = read(ends[0], e.text + n, sizeof e.text - 1 - n);
+        if (got <= 0) break;
+        n += (size_t)got;
+    }
+    close(ends[0]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_string_equal(e.text,
+                        "sandbox: bwrap: no user namespace here (Operation not permitted); allow them, or --sandbox "
+                        "landlock, or --sandbox none to run the model's programs unprotected");
+}
+
+static int close_box(void **state) {
+    (void)state;
+    sandbox_close(&box);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_command_line),
+        cmocka_unit_test(test_filter),
+        cmocka_unit_test(test_landlock_versions),
+        cmocka_unit_test_teardown(test_none, close_box),
+        cmocka_unit_test_teardown(test_bwrap, close_box),
+        cmocka_unit_test_teardown(test_landlock, close_box),
+        cmocka_unit_test(test_command),
+        cmocka_unit_test(test_fails_closed),
+    };
+    return cmocka_run_group_tests(tests, files_setup, files_teardown);
+}
