@@ -107,7 +107,8 @@ typedef struct Sandbox {
     int64_t processes; /* limit of their number */
     SandboxWorker pool[SANDBOX_POOL];
     int ready, target; /* interpreters in the pool, oldest first; how many there should be */
-    int64_t started, misses;
+    int64_t started, misses,
+        users; /* interpreters; those that were needed before they were ready; user numbers given */
 } Sandbox;
 
 typedef enum {
@@ -163,20 +164,21 @@ static inline void sandbox_worker_close(SandboxWorker *w) {
     const pid_t group = w->process.pid;
     sandbox_process_kill(&w->process);
     if (*w->folder) {
-        for (int i = 0; i < 100 && group && !kill(-group, 0); i++) usleep(1000);
+        for (int i = 0; i < 1000 && group && !kill(-group, 0); i++) usleep(1000);
         sandbox_remove(w->folder);
     }
     w->folder[0] = 0;
 }
 
-/* The user that programs run as, if that is not the trainer's own. */
-static inline int sandbox_user(const Sandbox *s) {
-    return geteuid() == 0 && s->kind != SANDBOX_NONE && s->kind != SANDBOX_COMMAND ? SANDBOX_USER : 0;
+/* The user that the next program runs as if the trainer is root, else 0. Without namespaces each program has a user of its
+ * own, so that the processes of one do not count for the limit of another: of 60000 to 61183, which no account has. */
+static inline int sandbox_user(Sandbox *s) {
+    if (geteuid() || s->kind == SANDBOX_NONE || s->kind == SANDBOX_COMMAND) return 0;
+    return s->kind == SANDBOX_BWRAP ? SANDBOX_USER : 60000 + (int)(s->users++ % 1184);
 }
 
 /* Makes the folder of an interpreter. */
-static inline bool sandbox_worker_folder(const Sandbox *s, SandboxWorker *w, Error *e) {
-    const int user = sandbox_user(s);
+static inline bool sandbox_worker_folder(SandboxWorker *w, int user, Error *e) {
     snprintf(w->folder, sizeof w->folder, "/tmp/llmc-sandbox.XXXXXX");
     const bool made = mkdtemp(w->folder);
     if (made && (!user || !chown(w->folder, (uid_t)user, (gid_t)user))) return true;
@@ -199,7 +201,7 @@ static inline char *const *sandbox_worker_environment(const SandboxWorker *w) {
     return all;
 }
 
-static inline bool sandbox_worker_open(const Sandbox *s, SandboxWorker *w, Error *e) {
+static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
     SandboxCommand c = {0};
     int filter = -1;
     SandboxStart start = {.environment = (char *const *)sandbox_environment,
@@ -213,7 +215,7 @@ static inline bool sandbox_worker_open(const Sandbox *s, SandboxWorker *w, Error
         if (filter < 0) return error_set(e, "sandbox: memfd_create: %s", strerror(errno));
         sandbox_command_bwrap(&c, s->bwrap, filter);
     } else {
-        if (!sandbox_worker_folder(s, w, e)) return false;
+        if (!sandbox_worker_folder(w, start.user, e)) return false;
         start.folder = w->folder;
         start.environment = sandbox_worker_environment(w);
     }
@@ -491,8 +493,8 @@ static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
              error_set(e, "sandbox: %s: there is no /usr/bin/python3; install python3", sandbox_name(s));
     }
     if (s->kind != SANDBOX_BWRAP) {
-        const int user = sandbox_user(s);
-        s->processes += s->o.workers * 3 + sandbox_count_processes(user ? (uid_t)user : geteuid());
+        if (geteuid() || s->kind != SANDBOX_LANDLOCK)
+            s->processes += s->o.workers * 3 + sandbox_count_processes(geteuid());
     }
     if (ok && s->kind < SANDBOX_NONE) ok = sandbox_filter_open(&s->filter, s->kind == SANDBOX_LANDLOCK, e);
     ok = ok && sandbox_test(s, e);

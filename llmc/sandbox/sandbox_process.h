@@ -5,7 +5,8 @@
  * the parent has; until it runs the program it makes only system calls, as CPython's subprocess module does.
  *
  *     SandboxProcess p;
- *     const SandboxStart start = {.word = words, .environment = environment, .memory = 1 << 30, .rules = -1, .pass = -1};
+ *     char *const words[] = {(char *)"/bin/true", NULL};
+ *     const SandboxStart start = {.word = words, .environment = environ, .memory = 1 << 30, .pass = -1, .rules = -1};
  *     if (!sandbox_process_open(&p, &start, &e)) die("%s", e.text);
  *     sandbox_process_kill(&p);
  *

@@ -1,5 +1,6 @@
 /* sandbox_run.h - one program with its input in the sandbox: what it wrote and how it ended. Many run at the same time.
  *
+ *     Sandbox s;
  *     SandboxRun run;
  *     const SandboxProgram program = {.language = "python", .source = "print(6 * 7)", .seconds = 10};
  *     sandbox_run_begin(&s, &run, &program);
