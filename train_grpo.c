@@ -22,6 +22,7 @@
 #include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
+#include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
 #include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K1, KL_K3, ... */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
 #include "llmc/loss/policy.h"              /* POLICY_VESPO, PolicyLossConfig, EntropyControl, PolicyStats, ... */
@@ -38,6 +39,7 @@
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
 #include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/reference.h"          /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, reference_bytes, ... */
+#include "llmc/train/rollout_dump.h"       /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -46,6 +48,7 @@ static struct {
     GenerationOptions g;
     const char *reference, *reward_model;
     ReferenceSync sync;
+    RolloutDumpOptions rollouts;
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
@@ -134,6 +137,7 @@ static const Option options[] = {
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
+    ROLLOUT_DUMP_OPTIONS(o.rollouts),
     GENERATION_EVALUATION_OPTIONS(o.g),
     OPTION_END
     // clang-format on
@@ -154,6 +158,7 @@ typedef struct Run {
     PolicyLossConfig loss;
     EntropyControl entropy;
     KlControl beta;
+    RolloutDump dump;
     float *advantage;           /* (completions) */
     float *penalty;             /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;              /* (tokens) top-entropy mask */
@@ -297,6 +302,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                                .entropy = x.entropy,
                                .keep = keep ? keep + x.at : NULL};
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
+        if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp,
                        c.entropy_coef != 0 ? x.dentropy : NULL, NULL);
         trainer_count_flops(t, &t->model, &g->batch, 3);
@@ -436,6 +442,10 @@ static void open_run(Run *r) {
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     load_counters(r);
+    rollout_dump_open(&r->dump, &o.rollouts, g);
+    r->dump.work = &r->work;
+    r->dump.reference = o.beta > 0 ? &r->reference.model : NULL;
+    r->dump.reference_work = &r->reference.work;
 }
 
 /* Trains until the run is over. Returns true if a signal stopped it. */
@@ -445,10 +455,12 @@ static bool train(Run *r) {
     const int64_t steps = steps_of_generation();
     trainer_schedule(t, g->steps);
     trainer_check_steps(t, o.g.epochs * (double)steps, "--num-prompts");
+    rollout_dump_schedule(&r->dump, t->steps);
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
         if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
+        rollout_dump_step(&r->dump, 0, 0, NULL);
     }
 
     bool stopped = false;
@@ -459,17 +471,21 @@ static bool train(Run *r) {
         sample_and_score(r);
         score_old_policy(r);
         const AdvantageStats advantages = compute_advantages(r);
+        const RolloutValues values = {.advantage = r->advantage, .old_logp = !on_policy(), .ref_logp = o.beta > 0};
+        int32_t dumped = 0; /* the first completion of the last step */
         for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
             const int32_t n = g->completions, size = n / (int32_t)o.steps_per_generation;
             const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
             if (i) trainer_begin_step(t);
+            const bool last = t->step + 1 == t->steps;
+            rollout_dump_begin(&r->dump, &r->loss, r->advantage + at, size, last || i == steps - 1 ? t->step + 1 : -1);
+            dumped = at;
             const double start = clock_seconds();
             const double loss = update_step(r, at, at + size, &stats);
             metrics_set(&t->metrics, "timing_s/update", clock_seconds() - start);
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
-            const bool last = t->step == t->steps;
             if (last || i == steps - 1) log_kl(r, advantages.reward);
             if (o.g.val.count && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
@@ -479,10 +495,12 @@ static bool train(Run *r) {
                         g->offset[n] / (g->gen_seconds + 1e-9));
         }
         kl_control_update(&r->beta, r->kl / r->kl_completions, r->g.completions);
+        rollout_dump_step(&r->dump, dumped, dumped + g->completions / (int32_t)o.steps_per_generation, &values);
         generation_forget(g, 0);
         save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
     }
+    rollout_dump_say(&r->dump);
     if (!stopped) {
         generation_show(g, "after");
         if (o.g.val.count) generation_compare(g, &before, &after);
@@ -539,6 +557,7 @@ static void check_options(void) {
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
+    rollout_dump_check(&o.rollouts, options);
     reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
     if (o.entropy_coef_min > o.entropy_coef_max)
         usage_error("--entropy-coef-min: %g is above --entropy-coef-max %g", o.entropy_coef_min, o.entropy_coef_max);
@@ -569,6 +588,7 @@ int main(int argc, char **argv) {
     o.entropy_coef_max = entropy.high;
     o.shape = policy_loss_config(POLICY_GRPO);
     o.sync = reference_sync_options();
+    o.rollouts = rollout_dump_options();
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.top_entropy = 1;
@@ -583,6 +603,7 @@ int main(int argc, char **argv) {
 
     open_run(r);
     const bool stopped = train(r);
+    rollout_dump_close(&r->dump);
     if (o.beta > 0) reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);

@@ -7,10 +7,10 @@
 #include "../llmc/base/file_kind.h"        /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_CHECKPOINT, MAGIC_RECORDS, ... */
 #include "../llmc/base/io.h"               /* Reader, reader_close, reader_memory, reader_open, ... */
 #include "../llmc/base/json_text.h"        /* json_dump_short, json_utf8 */
-#include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OPTION_TEXT, ... */
+#include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OptionUse, ... */
 #include "../llmc/base/output.h"           /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OutputPaths, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
-#include "../llmc/base/text.h"             /* TextBuffer, text_clear, text_free, text_format, ... */
+#include "../llmc/base/text.h"             /* TextBuffer, text_free, text_clear, text_append, ... */
 #include "../llmc/model/checkpoint.h"      /* CheckpointReader, checkpoint_blob, checkpoint_section, ... */
 #include "../llmc/model/config.h"          /* ModelConfig */
 #include "../llmc/model/model_container.h" /* Container, container_begins, container_close, container_open */
@@ -20,19 +20,21 @@
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
 #include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include "../llmc/report/compare.h"        /* compare_write */
+#include "../llmc/report/rollouts.h"       /* Rollouts, rollouts_free, rollouts_parse */
 #include "../llmc/report/runs.h"           /* Runs, runs_free, runs_order, runs_read */
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
 #include "../llmc/text/tokenizer.h"        /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
+#include "show_rollouts.h"                 /* RolloutView, rollouts_print */
 #include <jansson.h>
 #include <signal.h>
 
 static struct {
     const char *tokenizer, *report;
-    int64_t records, start;
+    int64_t records, start, step, prompt;
     bool all, tokens, stats, json, tensors;
     int color;
-} o = {.records = 3, .stats = true};
+} o = {.records = 3, .step = -1, .prompt = -1, .stats = true};
 
 static const Option options[] = {
     OPTION_GROUP("Records"),
@@ -43,6 +45,9 @@ static const Option options[] = {
     OPTION_FLAG("json", 0, &o.json, "print only the records, as JSON lines"),
     OPTION_CHOICE("color", 0, &o.color, "auto|always|never",
                   "color the output; auto colors it on a terminal, unless NO_COLOR is set"),
+    OPTION_GROUP("Rollouts of a training run"),
+    OPTION_INT("step", 0, &o.step, 0, 1e15, "print the groups of this step (default: the last one)"),
+    OPTION_INT("prompt", 0, &o.prompt, 0, 1e15, "print the groups of the prompt with this prompt_id"),
     OPTION_GROUP("Metrics of training runs"),
     OPTION_TEXT(
         "report", 0, &o.report, "FILE",
@@ -58,7 +63,7 @@ static const Option options[] = {
 static const OptionAbout about = {
     "[options] FILE...",
     "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
-    "llm.c's format (- for standard input; may be zstd).\n"
+    "llm.c's format (- for standard input; may be zstd), or the rollouts of a training run.\n"
     "With --report, writes a page about the training runs whose metrics files are given.\n"
     "\n"
     "examples:\n"
@@ -67,6 +72,7 @@ static const OptionAbout about = {
     "  show --all --json tasks.shard | jq .answer\n"
     "  show --tokenizer gpt2/ book.bin\n"
     "  show --tensors model.bin\n"
+    "  show --step 40 rollouts.jsonl       the groups of step 40, completions side by side\n"
     "  show --report page.html a.jsonl b.jsonl"};
 
 static Tokenizer tokenizer;
@@ -84,19 +90,13 @@ static const char *look_code(Look look) {
 
 static const char *look_end(Look look) { return color && look != LOOK_PLAIN ? "\033[0m" : ""; }
 
-/* Prints text with control characters escaped. With `newlines`, newlines and tabs are printed as they are, else as \n
- * and \t. */
+/* Prints text as text_visible() has it. */
 static void print_text(const char *text, size_t n, bool newlines) {
-    for (size_t i = 0; i < n;) {
-        const int length = utf8_length(text + i, n - i);
-        const uint32_t c = length ? utf8_decode(text + i, length) : 0;
-        if (!length) printf("\\x%02x", (unsigned char)text[i]);
-        else if (c == '\n' || c == '\t')
-            fputs(newlines ? (c == '\n' ? "\n" : "\t") : c == '\n' ? "\\n" : "\\t", stdout);
-        else if (c < 32 || (c >= 127 && c < 160)) printf("\\x%02x", c);
-        else fwrite(text + i, 1, (size_t)length, stdout);
-        i += length ? (size_t)length : 1;
-    }
+    TextBuffer out = {0};
+    text_append(&out, "", 0);
+    text_visible(&out, text, n, newlines);
+    fwrite(out.text, 1, out.length, stdout);
+    text_free(&out);
 }
 
 static bool is_special(int32_t id) { return has_tokenizer && id >= 0 && id < tokenizer.vocab && tokenizer.special[id]; }
@@ -659,6 +659,41 @@ static int32_t magic_of(const char *path, const char *memory, size_t n, bool *mo
     return magic;
 }
 
+/* Whether the file or memory block is a file of rollouts. */
+static bool is_rollouts(const char *path, const char *memory, size_t n) {
+    Error e;
+    Reader r;
+    char first[16] = "";
+    bool failed = false;
+    if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
+    const size_t got = reader_peek(&r, first, sizeof first, &failed, &e);
+    reader_close(&r);
+    return got == sizeof first && !memcmp(first, "{\"record\":\"rollo", sizeof first);
+}
+
+/* Shows a file of rollouts. */
+static void show_rollouts(const char *path, const char *memory, size_t n) {
+    Error e;
+    Reader in;
+    Rollouts r = {0};
+    const char *why = "not used for rollouts";
+    const OptionUse use[] = {{&o.stats, false, why}, {&o.tensors, false, why}, {&o.tokenizer, false, why}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
+    if (!rollouts_parse(&r, &in, INT64_MAX, &e)) die("%s", e.text);
+    if (r.cut) warn("%s: its end is cut off and left out", path);
+    const RolloutView view = {.step = o.step,
+                              .prompt = o.prompt,
+                              .start = o.start,
+                              .most = o.all ? INT64_MAX : o.records,
+                              .tokens = o.tokens,
+                              .json = o.json,
+                              .color = color};
+    if (!rollouts_print(&r, &view, path, &e)) die("%s", e.text);
+    rollouts_free(&r);
+    reader_close(&in);
+}
+
 /* Ends the program with a message that says what the file is. */
 NORETURN static void wrong_file(Reader *r, const char *path) {
     Error e;
@@ -679,7 +714,8 @@ static void show_runs(char **paths, int count) {
     const char *why = "not used with --report";
     const OptionUse use[] = {{&o.records, false, why}, {&o.start, false, why},   {&o.all, false, why},
                              {&o.tokens, false, why},  {&o.json, false, why},    {&o.color, false, why},
-                             {&o.stats, false, why},   {&o.tensors, false, why}, {&o.tokenizer, false, why}};
+                             {&o.stats, false, why},   {&o.tensors, false, why}, {&o.tokenizer, false, why},
+                             {&o.step, false, why},    {&o.prompt, false, why}};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (!count) usage_error("--report: expected one metrics file or more");
     output_add(&files, "report", o.report, OUTPUT_WRITTEN);
@@ -715,6 +751,14 @@ int main(int argc, char **argv) {
     /* a source that cannot be read twice is kept in memory */
     if (!strcmp(path, "-") || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
         if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
+    if (is_rollouts(path, memory, n)) {
+        show_rollouts(path, memory, n);
+        free(memory);
+        if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+        return 0;
+    }
+    const OptionUse use[] = {{&o.step, false, "used only for rollouts"}, {&o.prompt, false, "used only for rollouts"}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
     bool model, stream;
     const int32_t magic = magic_of(path, memory, n, &model, &stream);
     if (model) {

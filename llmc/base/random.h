@@ -28,7 +28,8 @@ enum {
     RANDOM_REWARD_,
     RANDOM_MIXTURE_,
     RANDOM_SHOTS_,
-    RANDOM_PICK_
+    RANDOM_PICK_,
+    RANDOM_DUMP_
 };
 #define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
 #define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
@@ -41,6 +42,7 @@ enum {
 #define RANDOM_MIXTURE   RANDOM_STREAM(RANDOM_MIXTURE_) /* 0: shards of a mixture; 1 + shard: a part of its records */
 #define RANDOM_SHOTS     RANDOM_STREAM(RANDOM_SHOTS_)   /* examples in a prompt: + the prompt's number */
 #define RANDOM_PICK      RANDOM_STREAM(RANDOM_PICK_)    /* choice of rows: index = the row's number */
+#define RANDOM_DUMP      RANDOM_STREAM(RANDOM_DUMP_)    /* samples for --rollouts: + (step << 24) + sample */
 
 typedef struct Random {
     uint64_t seed, stream, index;

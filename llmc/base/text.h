@@ -178,4 +178,21 @@ static inline uint32_t utf8_decode(const char *s, int length) {
     return c;
 }
 
+/* Appends text as it can be printed: control characters, marks that turn the direction of the text, and invalid UTF-8 as
+ * escapes such as \x1b and \u202e. newlines: newlines and tabs are appended as they are, else as \n and \t. */
+static inline void text_visible(TextBuffer *out, const char *text, size_t n, bool newlines) {
+    for (size_t i = 0; i < n;) {
+        const int length = utf8_length(text + i, n - i);
+        const uint32_t c = length ? utf8_decode(text + i, length) : 0;
+        const bool turns = (c >= 0x202A && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069);
+        if (!length) text_format(out, "\\x%02x", (unsigned char)text[i]);
+        else if (c == '\n') text_string(out, newlines ? "\n" : "\\n");
+        else if (c == '\t') text_string(out, newlines ? "\t" : "\\t");
+        else if (c < 32 || (c >= 127 && c < 160)) text_format(out, "\\x%02x", c);
+        else if (turns) text_format(out, "\\u%04x", c);
+        else text_append(out, text + i, (size_t)length);
+        i += length ? (size_t)length : 1;
+    }
+}
+
 #endif

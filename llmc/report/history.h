@@ -15,6 +15,7 @@
 
 #include "../base/error.h" /* error_set, xrealloc, Error, checked_object */
 #include "../base/text.h"  /* utf8_copy */
+#include "rollouts.h"      /* Rollouts */
 #include <jansson.h>
 #include <math.h>
 
@@ -61,6 +62,8 @@ typedef struct History {
     json_t *end;    /* the record of the run's end, or of its state so far, or NULL */
     HistoryRows header, config, final; /* header: each line is a name without values */
     Series times;                      /* Unix time of each line */
+    const Rollouts *rollouts;          /* completions of some steps, or NULL; not owned */
+    const char *rollouts_failed;       /* why the file of the rollouts ends early, or NULL */
     int64_t first_step, last_step;
     size_t lines;       /* steps logged, including those before resuming */
     double seconds;     /* running time, without the pauses between the parts of a resumed run */

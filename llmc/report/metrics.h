@@ -49,6 +49,7 @@
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */
+#include "rollouts.h"          /* RolloutLog, rollouts_add, rollouts_close, rollouts_open */
 #include "run_facts.h"         /* RunPhase, RUN_SAVING, PhaseClock, phase_clock_start, ... */
 #include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_hparams, tensorboard_open, ... */
 #include <fcntl.h>
@@ -64,8 +65,9 @@ typedef struct Metrics {
     json_t *start;   /* the record of the beginning (run_facts.h); NULL without metrics_describe() */
     json_t *results; /* what the program adds to the record of the end; NULL without metrics_describe() */
     PhaseClock phases;
-    const char *status; /* "finished" unless the program sets "stopped" or "failed" before the end */
-    bool begun;         /* the files have been truncated for this run */
+    RolloutLog *rollouts; /* of metrics_open_rollouts(), or NULL */
+    const char *status;   /* "finished" unless the program sets "stopped" or "failed" before the end */
+    bool begun;           /* the files have been truncated for this run */
     bool resumed, samples_kept, pairs_kept;
     Error failed; /* text is "" until something fails */
     char **names; /* (count) metrics of the current step */
@@ -192,6 +194,8 @@ static inline bool metrics_begin(Metrics *m, Error *e) {
 static inline void metrics_free(Metrics *m) {
     if (m->jsonl && m->jsonl != stdout) fclose(m->jsonl);
     if (m->samples) fclose(m->samples);
+    if (m->rollouts) rollouts_close(m->rollouts);
+    free(m->rollouts);
     tensorboard_close(&m->board, NULL);
     for (size_t i = 0; i < m->count; i++) free(m->names[i]);
     free(m->names);
@@ -237,6 +241,12 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
     if (ok && report) ok = report_check(report, e);
     if (!ok) metrics_free(m);
     return ok;
+}
+
+/* Opens the file of the rollouts, or, if path is NULL, keeps them for the report alone. run: see rollouts_open(). */
+static inline bool metrics_open_rollouts(Metrics *m, const char *path, const char *run, Error *e) {
+    m->rollouts = (RolloutLog *)xcalloc(1, sizeof *m->rollouts);
+    return rollouts_open(m->rollouts, path, run, m->history.program, m->resumed ? m->history.last_step : -1, e);
 }
 
 /* Has the files begin and end with records of the run (run_facts.h). version: that of the program. */
@@ -353,6 +363,8 @@ static inline bool metrics_report(Metrics *m, bool running, Error *e) {
     m->reported = now;
     m->history.seconds = m->carried + now - m->clock;
     if (m->start) history_end(&m->history, metrics_end_record(m, running ? "running" : m->status));
+    m->history.rollouts = m->rollouts ? &m->rollouts->kept : NULL;
+    m->history.rollouts_failed = m->rollouts && m->rollouts->failed.text[0] ? m->rollouts->failed.text : NULL;
     const bool ok = !m->report_path || report_write(&m->history, m->report_path, running, e);
     m->report_wait = fmax(60, 200 * (clock_seconds() - now));
     return ok;
@@ -519,6 +531,15 @@ PRINTF_LIKE(2, 3) static inline void metrics_warn(Metrics *m, const char *format
     metrics_clear(m);
     fprintf(stderr, "%s: warning: %s\n", m->history.program, text);
     warning_keep(text);
+}
+
+/* Writes a record of rollouts.h, which is taken over, and keeps it for the report. If the file cannot be written, a
+ * warning says so and the run goes on. */
+static inline void metrics_rollout(Metrics *m, json_t *record) {
+    const bool failed = m->rollouts->failed.text[0];
+    rollouts_add(m->rollouts, record);
+    if (!failed && m->rollouts->failed.text[0])
+        metrics_warn(m, "%s; no further rollouts are written, and the run goes on", m->rollouts->failed.text);
 }
 
 /* Prints a line of numbers in parts separated by " | ", without the parts that are NaN. */

@@ -192,8 +192,8 @@ static inline void trainer_check_options(TrainerOptions *o, const Option *table,
 
 /* How a run uses the path of an option. */
 static inline OutputUse trainer_use(const char *option) {
-    static const char *const written[] = {"output",      "best",          "metrics",        "report",
-                                          "tensorboard", "critic-output", "adapter-output", "output-dir"};
+    static const char *const written[] = {"output",        "best",           "metrics",    "report",  "tensorboard",
+                                          "critic-output", "adapter-output", "output-dir", "rollouts"};
     if (!strcmp(option, "resume")) return OUTPUT_RESUMED;
     if (!strcmp(option, "state")) return OUTPUT_STATE;
     return resume_listed(option, written, sizeof written / sizeof *written) ? OUTPUT_WRITTEN : OUTPUT_READ;

@@ -1,0 +1,365 @@
+/* test_rollouts.c - files of rollouts: what is written, read back, cut off, refused or continued; the histogram of a
+ * clip with the loss that clips; train_grpo with --rollouts, and data/show. Needs the trainers and data/. */
+#include "../llmc/base/error.h"          /* Error */
+#include "../llmc/loss/clip_histogram.h" /* CLIP_ROWS, CLIP_BINS, ClipHistogram, clip_histogram, ... */
+#include "../llmc/loss/policy.h"         /* POLICY_GMPO, POLICY_CISPO, policy_by_sequence, POLICY_DAPO, ... */
+#include "../llmc/report/rollouts.h"     /* Rollouts, rollouts_read, rollouts_free, RolloutLog, ... */
+#include "../llmc/train/rollout_dump.h"  /* rollout_dump_steps */
+#include "files.h"                       /* files_path, files_put, files_assert_error, files_get */
+#include "letters.h"                     /* letters_setup */
+#include "models.h"                      /* refused, models_teardown */
+#include "run.h"                         /* sh, assert_same_file, metric */
+#include "shell.h"                       /* assert_holds, said */
+
+/* ---- the file ---- */
+
+static json_t *texts_of(const char *const *tokens, int n) {
+    RolloutTexts t = rollout_texts();
+    for (int i = 0; i < n; i++) rollout_texts_add(&t, tokens[i], strlen(tokens[i]), i + 1 == n);
+    return rollout_texts_end(&t);
+}
+
+/* A character of several tokens is in the last of them; bytes that belong to none become U+FFFD. */
+static void test_texts(void **state) {
+    (void)state;
+    static const struct {
+        const char *tokens[5];
+        int n;
+        const char *expected;
+    } table[] = {{{"2", " 3"}, 2, "[\"2\",\" 3\"]"},
+                 {{"a\xE2", "\x82", "\xAC!"}, 3, "[\"a\",\"\",\"\xE2\x82\xAC!\"]"},
+                 {{"\xF0\x9F", "\x98\x80"}, 2, "[\"\",\"\xF0\x9F\x98\x80\"]"},
+                 {{"\xE2", "x"}, 2, "[\"\",\"\xEF\xBF\xBDx\"]"},
+                 {{"x", "\xE2\x82"}, 2, "[\"x\",\"\xEF\xBF\xBD\xEF\xBF\xBD\"]"},
+                 {{"\xFF", "b"}, 2, "[\"\xEF\xBF\xBD\",\"b\"]"}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        json_t *texts = texts_of(table[i].tokens, table[i].n);
+        char *text = json_dumps(texts, JSON_COMPACT);
+        assert_string_equal(text, table[i].expected);
+        free(text), json_decref(texts);
+    }
+}
+
+#define SAMPLE "{\"text\":\"2 3\",\"tokens\":[\"2\",\" 3\"],\"logp\":[-0.5,null],\"advantage\":0.5,\"reward\":1.0}"
+#define GROUP  "{\"step\":%d,\"kind\":\"fixed\",\"prompt_id\":7,\"prompt\":\"1+\",\"samples\":[" SAMPLE "]}"
+
+static json_t *group_of(int step) {
+    char text[400];
+    snprintf(text, sizeof text, GROUP, step);
+    json_t *group = json_loads(text, 0, NULL);
+    assert_non_null(group);
+    return group;
+}
+
+static void put_steps(const char *path, const char *run, int64_t resume, int from, int to) {
+    RolloutLog log;
+    Error e = {""};
+    if (!rollouts_open(&log, path, run, "train_grpo", resume, &e)) fail_msg("%s", e.text);
+    for (int step = from; step <= to; step++) rollouts_add(&log, group_of(step));
+    assert_string_equal(log.failed.text, "");
+    rollouts_close(&log);
+}
+
+static void assert_steps(const char *path, int last, bool cut) {
+    Rollouts r;
+    Error e = {""};
+    if (!rollouts_read(&r, path, &e)) fail_msg("%s", e.text);
+    assert_int_equal(r.count, last);
+    assert_string_equal(r.run, "aa");
+    assert_string_equal(r.program, "train_grpo");
+    assert_int_equal(r.cut, cut);
+    for (int i = 0; i < last; i++) {
+        char expected[400];
+        snprintf(expected, sizeof expected, GROUP, i + 1);
+        assert_string_equal(r.lines[i].text, expected);
+        assert_int_equal(r.lines[i].step, i + 1);
+        assert_true(r.lines[i].fixed && !r.lines[i].clip);
+    }
+    rollouts_free(&r);
+}
+
+/* Written in one part, or in two of which the second drops what is after its step; the same for compressed files. */
+static void test_resume(void **state) {
+    (void)state;
+    static const char *const names[] = {"r.jsonl", "r.jsonl.zst"};
+    for (int i = 0; i < 2; i++) {
+        const char *path = files_path(names[i]);
+        Error e = {""};
+        RolloutLog log;
+        put_steps(path, "aa", -1, 1, 5);
+        assert_steps(path, 5, false);
+        put_steps(path, "aa", 3, 4, 9);
+        assert_steps(path, 9, false);
+        assert_false(rollouts_open(&log, path, "bb", "train_grpo", 3, &e));
+        files_assert_error(&e, "it holds the rollouts of another run");
+        assert_steps(path, 9, false);
+        put_steps(path, "aa", -1, 1, 2); /* a new run, over the old file */
+        assert_steps(path, 2, false);
+    }
+}
+
+/* A file that a kill cut at any byte is read up to its last whole line, and continued there. */
+static void test_cut(void **state) {
+    (void)state;
+    static const char *const names[] = {"c.jsonl", "c.jsonl.zst"};
+    for (int i = 0; i < 2; i++) {
+        const char *path = files_path(names[i]), *copy = files_path(i ? "copy.zst" : "copy");
+        size_t n;
+        put_steps(path, "aa", -1, 1, 3);
+        uint8_t *data = files_get(path, &n);
+        for (size_t cut = 1; cut < n; cut++) {
+            Rollouts r;
+            Error e = {""};
+            files_put(copy, data, cut);
+            if (rollouts_read(&r, copy, &e)) {
+                assert_true(r.count <= 3);
+                rollouts_free(&r);
+            } else if (!strstr(e.text, "the file has no rollouts")) fail_msg("%zu: %s", cut, e.text);
+            if (cut % 7) continue;
+            put_steps(copy, "aa", 1, 2, 3); /* at least the head or nothing is left: a resumed run goes on */
+        }
+        files_put(copy, data, n - 2);
+        put_steps(copy, "aa", 2, 3, 4);
+        assert_steps(copy, 4, false);
+        free(data);
+    }
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *line, *why;
+    } table[] = {
+        {"{\"step\":1}", "line 2: a group without a \"prompt_id\""},
+        {"{\"prompt_id\":1}", "line 2: a line without an integer \"step\""},
+        {"nonsense", "line 2: not JSON"},
+        {"{\"step\":NaN}", "line 2: not JSON"},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[]}", "line 2: a group without \"samples\""},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\"}]}",
+         "completion without \"tokens\""},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\",\"tokens\":[\"a\"],\"logp\":[]}]}",
+         "\"logp\" of a completion is not a list of 1 numbers"},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\",\"tokens\":[\"a\"],\"advantage\":\"x\"}]}",
+         "\"advantage\" of a completion is neither"},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\",\"tokens\":[\"a\"],\"drawn\":[2]}]}",
+         "\"drawn\" of a completion is not a list of lengths with the sum 1"},
+        {"{\"record\":\"clip\",\"step\":1,\"edges\":[0]}", "a record \"clip\" without a histogram"},
+        {"{\"record\":\"clop\",\"step\":1}", "a record \"clop\", expected"}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        char text[600];
+        Rollouts r;
+        Error e = {""};
+        snprintf(text, sizeof text, "{\"record\":\"rollouts\",\"run\":\"aa\"}\n%s\n", table[i].line);
+        files_put(files_path("bad.jsonl"), text, strlen(text));
+        assert_false(rollouts_read(&r, files_path("bad.jsonl"), &e));
+        files_assert_error(&e, table[i].why);
+    }
+}
+
+/* Shortening counts what it leaves out, and the arrays stay as long as the tokens. */
+static void test_shorten(void **state) {
+    (void)state;
+    Error e;
+    json_t *group = group_of(1);
+    json_array_append_new(json_object_get(group, "samples"), json_loads(SAMPLE, 0, NULL));
+    rollout_shorten(group, 1, 1);
+    assert_true(rollout_is_group(group, &e));
+    assert_int_equal(json_integer_value(json_object_get(group, "more_samples")), 1);
+    json_t *sample = json_array_get(json_object_get(group, "samples"), 0);
+    assert_int_equal(json_array_size(json_object_get(sample, "tokens")), 1);
+    assert_int_equal(json_integer_value(json_object_get(sample, "more_tokens")), 1);
+    json_decref(group);
+}
+
+/* ---- which steps ---- */
+
+static void test_steps(void **state) {
+    (void)state;
+    int64_t out[64];
+    assert_int_equal(rollout_dump_steps(1000, 5, out), 5); /* 0, then 1 ... 1000 by factors of ten */
+    static const int64_t tens[] = {0, 1, 10, 100, 1000};
+    assert_memory_equal(out, tens, sizeof tens);
+    assert_int_equal(rollout_dump_steps(3, 24, out), 4);
+    assert_int_equal(out[3], 3);
+    assert_int_equal(rollout_dump_steps(7, 2, out), 2);
+    assert_int_equal(out[1], 7);
+    for (int64_t steps = 1; steps < 3000; steps += 37) {
+        const size_t n = rollout_dump_steps(steps, 24, out);
+        assert_true(n <= 24 && out[0] == 0 && out[n - 1] == steps);
+        for (size_t i = 1; i < n; i++) assert_true(out[i] > out[i - 1]);
+    }
+}
+
+/* ---- the histogram ---- */
+
+static double uniform(uint64_t *x) {
+    *x = *x * 6364136223846793005ull + 1442695040888963407ull;
+    return (double)(*x >> 33) / (double)(1ull << 31);
+}
+
+/* The share that follows from the counts is that of the loss's own metric, for every loss with a clip. */
+static void test_histogram(void **state) {
+    (void)state;
+    enum { N = 40, T = 25 };
+    static const PolicyLossKind losses[] = {POLICY_GRPO,  POLICY_DAPO, POLICY_GSPO,
+                                            POLICY_LUSPO, POLICY_GMPO, POLICY_CISPO};
+    uint64_t x = 7;
+    for (size_t k = 0; k < sizeof losses / sizeof *losses; k++) {
+        static float logp[N * T], old[N * T], advantage[N];
+        int32_t offset[N + 1];
+        PolicyLossConfig c = policy_loss_config(losses[k]);
+        const double spread = losses[k] == POLICY_GSPO    ? 0.02
+                              : losses[k] == POLICY_LUSPO ? 0.06
+                              : losses[k] == POLICY_CISPO ? 4
+                                                          : 1.2;
+        for (int i = 0; i <= N; i++) offset[i] = i * T;
+        for (int i = 0; i < N; i++) advantage[i] = i % 5 ? (float)(uniform(&x) - 0.5) : 0;
+        for (int i = 0; i < N * T; i++) {
+            old[i] = (float)(-3 * uniform(&x));
+            logp[i] = old[i] + (float)(spread * (uniform(&x) - 0.5));
+        }
+        const PolicyBatch b = {
+            .completions = N, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = old};
+        const PolicyNormaliser n = policy_normaliser(offset, N, NULL, NULL);
+        PolicyStats stats = policy_stats();
+        policy_loss(&c, &n, &b, NULL, NULL, &stats);
+        double low, high;
+        clip_histogram_thresholds(&c, &low, &high);
+        ClipHistogram h = clip_histogram(low, high);
+        clip_histogram_sizes(&h, advantage, N);
+        clip_histogram_policy(&h, &c, &b);
+        const bool by_sequence = policy_by_sequence(&c) && losses[k] != POLICY_GMPO;
+        const double expected = stats.sum.region / (by_sequence ? stats.sum.completions : stats.sum.tokens);
+        assert_true(expected > 0.01 && expected < 0.9);
+        assert_true(fabs(clip_histogram_share(&h, low, high) - expected) < 1e-12);
+        double all = 0;
+        for (int bin = 0; bin < CLIP_BINS; bin++) {
+            all += h.sum.zero[bin];
+            for (int row = 0; row < CLIP_ROWS; row++) all += h.sum.count[row][bin];
+        }
+        assert_true(all == (by_sequence ? N : N * T));
+    }
+}
+
+/* Rows are quartiles of |A|: each sign's rows together hold its tokens, larger ones farther from the middle. */
+static void test_histogram_rows(void **state) {
+    (void)state;
+    const float advantage[] = {1, -2, 3, -4, 0};
+    ClipHistogram h = clip_histogram(-0.2, 0.2);
+    clip_histogram_sizes(&h, advantage, 5);
+    for (int i = 0; i < 5; i++) clip_histogram_add(&h, 0, (double)advantage[i]);
+    double row[CLIP_ROWS] = {0}, zero = 0;
+    for (int bin = 0; bin < CLIP_BINS; bin++) {
+        zero += h.sum.zero[bin];
+        for (int r = 0; r < CLIP_ROWS; r++) row[r] += h.sum.count[r][bin];
+    }
+    assert_true(zero == 1 && row[0] == 1 && row[CLIP_ROWS - 1] + row[CLIP_ROWS - 2] == 1 && row[4] == 1);
+    assert_true(row[2] + row[1] == 1);
+}
+
+/* ---- the programs ---- */
+
+static Rollouts read_of(const char *name) {
+    Rollouts r;
+    Error e = {""};
+    if (!rollouts_read(&r, files_path(name), &e)) fail_msg("%s", e.text);
+    return r;
+}
+
+static int setup(void **state) {
+    if (letters_setup(state)) return 1;
+    sh("./train_sft --layers 1 --width 64 --context 64 -i $T/chat.shard --batch-tokens 500 -x 5 -o $T/model.bin -q");
+    return 0;
+}
+
+#define GRPO "./train_grpo -c $T/model.bin -i $T/tasks.shard -g 4 -p 4 -G 4 --reward random --seed 5 "
+
+/* The model is the same with and without rollouts; the share of clipped tokens is the metric; log-probabilities are
+ * those of the sampler, but for rounding. */
+static void test_grpo(void **state) {
+    (void)state;
+    sh(GRPO "-x 8 -o $T/plain.bin --steps-per-generation 2 --num-iterations 2 -l 1e-1 --beta 0.1");
+    sh(GRPO "-x 8 -o $T/dumped.bin --steps-per-generation 2 --num-iterations 2 -l 1e-1 --beta 0.1 --metrics $T/m.jsonl "
+            "--rollouts $T/d.jsonl --rollout-prompts 3 --rollout-samples 5 --report $T/d.html");
+    assert_same_file("plain.bin", "dumped.bin");
+    assert_holds(said, "--rollout-steps all would write about");
+    Rollouts r = read_of("d.jsonl");
+    int clips = 0, fixed = 0, trained = 0;
+    for (size_t i = 0; i < r.count; i++) {
+        json_t *line = json_loads(r.lines[i].text, JSON_ALLOW_NUL, NULL);
+        if (r.lines[i].clip) {
+            const double share = json_number_value(json_object_get(line, "share"));
+            const double logged = metric("m.jsonl", (int)r.lines[i].step - 1, "clip_ratio/region_mean");
+            assert_true(fabs(share - logged) < 1e-3 * fmax(logged, 1e-9));
+            clips += logged > 0;
+        } else {
+            const json_t *samples = json_object_get(line, "samples");
+            fixed += r.lines[i].fixed, trained += !r.lines[i].fixed;
+            assert_int_equal(json_array_size(samples), r.lines[i].fixed ? 5 : 4);
+            for (size_t k = 0; k < json_array_size(samples); k++) {
+                const json_t *sample = json_array_get(samples, k), *logp = json_object_get(sample, "logp"),
+                             *sampler = json_object_get(sample, "sampler_logp");
+                assert_int_equal(json_array_size(json_object_get(sample, "ref_logp")), json_array_size(logp));
+                for (size_t t = 0; r.lines[i].fixed && t < json_array_size(logp); t++)
+                    assert_true(fabs(json_number_value(json_array_get(logp, t)) -
+                                     json_number_value(json_array_get(sampler, t))) < 2e-3);
+            }
+        }
+        json_decref(line);
+    }
+    assert_true(clips >= 1);
+    assert_int_equal(fixed, 3 * 3);   /* steps 0, 4 and 8: the ends of generations */
+    assert_int_equal(trained, 2 * 2); /* of steps 4 and 8 */
+    rollouts_free(&r);
+}
+
+static void test_grpo_resume(void **state) {
+    (void)state;
+    sh(GRPO "-l 1e-2 -x 6 -o $T/whole.bin --rollouts $T/whole.jsonl --rollout-steps all");
+    sh(GRPO
+       "-l 1e-2 -x 6 -o $T/parts.bin --rollouts $T/parts.jsonl --rollout-steps all --save-steps 4 --state $T/run.state");
+    sh(GRPO "-l 1e-2 -x 6 -o $T/parts.bin --rollouts $T/parts.jsonl --rollout-steps all --resume $T/run.state");
+    assert_same_file("whole.bin", "parts.bin");
+    assert_same_file("whole.jsonl", "parts.jsonl");
+    sh(GRPO "-x 2 -o $T/full.bin --rollouts /dev/full");
+    assert_holds(said, "no further rollouts are written, and the run goes on");
+    refused(1, GRPO "-l 1e-2 -x 6 -o $T/parts.bin -q --rollouts $T/d.jsonl --resume $T/run.state",
+            "it holds the rollouts of another run");
+    refused(2, GRPO "-x 2 -o $T/x.bin --rollouts $T/x.jsonl --rollout-steps 1", "neither a number from 2");
+    refused(2, GRPO "-x 2 -o $T/x.bin --rollouts -", "give a file");
+    refused(2, GRPO "-x 2 -o $T/x.bin --rollout-prompts 3", "used only with --rollouts");
+    refused(2, GRPO "-x 2 -o $T/x.bin --rollouts $T/x.bin", "both are");
+    refused(1, GRPO "-x 2 -o $T/x.bin --rollouts $T/x.jsonl --rollout-samples 4000 -q", "can be sampled at once");
+}
+
+static void test_show(void **state) {
+    (void)state;
+    const char *line = "{\"record\":\"rollouts\",\"run\":\"aa\",\"program\":\"train_grpo\"}\n"
+                       "{\"step\":4,\"prompt_id\":9,\"prompt\":\"ab\",\"answer\":\"c\",\"samples\":["
+                       "{\"text\":\"\\u001b[31m\\u202e\\u0000\",\"tokens\":[\"\\u001b\",\"[\"],\"drawn\":[1,1],"
+                       "\"logp\":[-1,-2],\"advantage\":0.5,\"reward\":1,\"right\":true,\"stop\":\"max_tokens\"},"
+                       "{\"text\":\"d\",\"tokens\":[\"d\"],\"reward\":0,\"right\":false}]}\n";
+    files_put(files_path("show.jsonl"), line, strlen(line));
+    sh("./data/show $T/show.jsonl");
+    assert_holds(out, "rollouts of train_grpo, run aa: 1 group of steps 4");
+    assert_holds(out, "-- step 4, prompt 9: 2 completions  mean reward 0.5  deviation 0.7071");
+    assert_holds(out, "\\x1b[31m\\u202e\\x00");
+    assert_holds(out, "[0] right  reward 1  A 0.5");
+    assert_holds(out, "(2 tokens, max_tokens)");
+    assert_null(strchr(out, 27));
+    sh("./data/show --tokens --prompt 9 - <$T/show.jsonl");
+    assert_holds(out, "\"[\" (observed)");
+    refused(1, "./data/show --step 5 $T/show.jsonl", "no group of step 5");
+    refused(1, "./data/show --prompt 5 $T/show.jsonl", "no group of prompt 5");
+    refused(2, "./data/show --step 5 $T/tasks.shard", "used only for rollouts");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),     cmocka_unit_test(test_resume),
+                                       cmocka_unit_test(test_cut),       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_shorten),   cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_histogram), cmocka_unit_test(test_histogram_rows),
+                                       cmocka_unit_test(test_grpo),      cmocka_unit_test(test_grpo_resume),
+                                       cmocka_unit_test(test_show)};
+    return cmocka_run_group_tests(tests, setup, models_teardown);
+}
