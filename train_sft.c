@@ -6,19 +6,23 @@
  * with at least --batch-tokens tokens in total, packed without padding into micro-batches of --micro-tokens. The
  * normaliser is that of the whole step, so the size of the micro-batches affects only memory.
  *
+ * With --teacher, a second model's distributions at the targets are learned, too (train/teacher.h).
+ *
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
+#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
 #include "llmc/base/io.h"               /* XXH3_64bits */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
 #include "llmc/dist/grads.h"            /* dist_grads_begin */
-#include "llmc/loss/lm.h"               /* LM_NLL, LM_LOSS_CHOICES, LmLoss, loss_lm */
+#include "llmc/loss/lm.h"               /* LM_NLL, LmLoss, loss_lm, LM_LOSS_CHOICES */
+#include "llmc/model/backend.h"         /* TOKEN_FORWARD_KL */
 #include "llmc/model/batch.h"           /* Batch */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
+#include "llmc/model/model.h"           /* Model */
 #include "llmc/model/model_file.h"      /* ModelDtype, model_check_output */
 #include "llmc/model/model_text.h"      /* model_text_decode */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
@@ -35,6 +39,7 @@
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/run_folder.h"      /* run_folder_path */
+#include "llmc/train/teacher.h"         /* TeacherStats, teacher_metrics, TEACHER_OPTIONS, Teacher, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -42,6 +47,7 @@ static struct {
     TrainerOptions t;
     OptionList inputs, vals;
     MixingOptions mix;
+    TeacherOptions teacher;
     const char *best, *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune;
@@ -71,6 +77,7 @@ static const Option options[] = {
                   "negative log-likelihood, or dynamic fine-tuning"),
     OPTION_REAL  ("neftune-noise-alpha",  0, &o.neftune,         0, 1000,
                   "scale of the noise on embeddings (5 is usual); 0 disables NEFTune"),
+    TEACHER_OPTIONS(o.teacher),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
@@ -241,6 +248,7 @@ typedef struct Run {
     Batch batch;
     MicroPlan plan;
     Rollout engine;                /* for --sample-steps */
+    Teacher teacher;               /* with --teacher */
     Record record;                 /* the one that was read last */
     float *logp, *entropy, *dlogp; /* (targets of a micro-batch) */
     int32_t *argmax;               /* (targets of a micro-batch) */
@@ -259,6 +267,7 @@ typedef struct Run {
 /* Totals over the targets of a step. Doubles only, so that ranks can add them. */
 typedef struct Stats {
     double loss, entropy, right, targets;
+    TeacherStats teacher;
 } Stats;
 
 static double accuracy(const Stats *s) { return s->right / s->targets; }
@@ -280,6 +289,48 @@ static void neftune(Run *r) {
     r->work.noise_stream = RANDOM_NOISE + ((uint64_t)r->t.step << 32);
 }
 
+/* Notes a teacher that is not finite, which ends the run. */
+static void check_teacher(Run *r) {
+    Error e;
+    const Batch *b = &r->batch;
+    const int32_t bad = teacher_broken(&r->teacher, b->targets);
+    if (bad < 0) return;
+    int i = 0;
+    while (b->target_row[bad] >= b->segment[i].start + b->segment[i].len) i++;
+    error_set(&e, "%s: the teacher's logits are not finite (record %lld)", o.teacher.path,
+              (long long)r->own[r->first + i]);
+    trainer_later(&r->t, &e);
+}
+
+/* micro_batch() with a teacher. Returns the batch's part of the loss. */
+static double taught_batch(Run *r, bool train, double N, const ModelOutput *out, TeacherStats *stats) {
+    const Batch *b = &r->batch;
+    const double w = o.teacher.weight;
+    for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)((w - 1) / N);
+    if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, N, w < 1 ? r->dlogp : NULL, out);
+    else teacher_forward(&r->teacher, &r->work, b, out);
+    check_teacher(r);
+    const double own = loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
+    const double sum = teacher_add(&r->teacher, b->targets, r->logp, r->argmax, stats);
+    if (!train) return own;
+    for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] *= (float)(1 - w);
+    if (o.loss != LM_NLL) teacher_backward(&r->teacher, &r->work, b, N, r->dlogp);
+    return w * sum / N + (w < 1 ? (1 - w) * own : 0);
+}
+
+/* micro_batch() without a teacher. Returns the batch's part of the loss. */
+static double plain_batch(Run *r, bool train, double N, const ModelOutput *out) {
+    Model *m = &r->t.model;
+    const Batch *b = &r->batch;
+    if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
+        for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)(-1.0 / N);
+        model_forward_backward(m, &r->work, b, 1.0f, r->dlogp, out);
+    } else model_forward(m, &r->work, b, 1.0f, out);
+    const double loss = loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
+    if (train && o.loss != LM_NLL) model_backward(m, &r->work, b, 1.0f, r->dlogp, NULL, NULL);
+    return loss;
+}
+
 /* Adds one micro-batch's part of the loss to *stats; if `train`, also its gradient. N: the step's normaliser. */
 static void micro_batch(Run *r, bool train, double N, Stats *stats) {
     Trainer *t = &r->t;
@@ -287,12 +338,7 @@ static void micro_batch(Run *r, bool train, double N, Stats *stats) {
     const ModelOutput out = {.logp = r->logp, .entropy = r->entropy, .argmax = r->argmax};
     r->work.noise_scale = NULL;
     if (train && o.neftune > 0) neftune(r);
-    if (train && o.loss == LM_NLL) { /* the gradient is known before the forward pass */
-        for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)(-1.0 / N);
-        model_forward_backward(&t->model, &r->work, b, 1.0f, r->dlogp, &out);
-    } else model_forward(&t->model, &r->work, b, 1.0f, &out);
-    stats->loss += loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
-    if (train && o.loss != LM_NLL) model_backward(&t->model, &r->work, b, 1.0f, r->dlogp, NULL, NULL);
+    stats->loss += o.teacher.path ? taught_batch(r, train, N, &out, &stats->teacher) : plain_batch(r, train, N, &out);
     trainer_count_flops(t, &t->model, b, train ? 3 : 1);
     for (int32_t i = 0; i < b->targets; i++) {
         stats->entropy += r->entropy[i];
@@ -381,6 +427,8 @@ static double validate(Run *r, const Shard *val) {
         stats.entropy += part.entropy;
         stats.right += part.right;
         stats.targets += part.targets;
+        double *sum = (double *)&stats.teacher;
+        for (size_t i = 0; i < sizeof part.teacher / sizeof *sum; i++) sum[i] += ((const double *)&part.teacher)[i];
     }
     if (val->parts) stats.loss /= stats.targets;
     if (stats.targets == 0) stats.loss = NAN; /* a mean over nothing */
@@ -388,6 +436,7 @@ static double validate(Run *r, const Shard *val) {
     metrics_set(m, "eval_loss", stats.loss);
     metrics_set(m, "eval_mean_token_accuracy", accuracy(&stats));
     metrics_set(m, "eval_entropy", mean_entropy(&stats));
+    if (o.teacher.path) teacher_metrics(m, "eval_", &stats.teacher);
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
                     100 * accuracy(&stats), clock_seconds() - start);
     metrics_phase(m, phase);
@@ -438,7 +487,9 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     const int rows = o.t.micro_tokens > longest ? (int)o.t.micro_tokens : longest, slots = 1,
               new_max = (int)o.sample_tokens;
     const size_t sampling = rollout_bytes(&t->model.config, t->backend, slots, longest, new_max), n = (size_t)records;
-    trainer_announce(t, options, rows, o.sample_steps ? slots : 0, o.sample_steps ? sampling : 0);
+    trainer_announce(t, options, rows, o.sample_steps ? slots : 0,
+                     (o.sample_steps ? sampling : 0) + teacher_bytes(&r->teacher, rows));
+    teacher_begin(&r->teacher, rows);
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(t, &r->work, rows);
     if (o.sample_steps && !rollout_new(&r->engine, &t->model, slots, longest, new_max, &e)) die("%s", e.text);
@@ -465,6 +516,8 @@ static void close_run(Run *r, bool stopped) {
     free(r->noise_record), free(r->place);
     free(r->cost), free(r->targets), free(r->owner), free(r->own), free(r->records);
     mix_free(&r->mixture);
+    trainer_write(&r->t, stopped);
+    teacher_close(&r->teacher);
     trainer_close(&r->t, stopped);
 }
 
@@ -505,6 +558,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, r->records[i]);
         t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
+        teacher_guard(&r->teacher, &stats.teacher);
 
         const double epoch = mix_epochs(&r->mixture);
         const double seconds = clock_seconds() - t->step_start;
@@ -512,6 +566,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         mixing_log(&r->mixture, &t->metrics);
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
+        if (o.teacher.path) teacher_metrics(&t->metrics, "", &stats.teacher);
         const bool last = t->step == t->steps;
         if (o.vals.count && (last || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
@@ -546,6 +601,7 @@ static void check_options(void) {
         {&o.sample_tokens, o.sample_steps > 0, "used only with --sample-steps above 0"},
     };
     trainer_check_options(&o.t, options, &o.epochs, false);
+    teacher_check(&o.teacher, options);
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
     if (o.t.output_dir && o.vals.count && !o.best) o.best = run_folder_path(o.t.output_dir, "best.safetensors");
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -560,6 +616,7 @@ int main(int argc, char **argv) {
     o.batch_tokens = 8192;
     o.epochs = 3;
     o.mix = mixing_defaults();
+    o.teacher = teacher_options(TOKEN_FORWARD_KL);
     o.completion_only = true;
     o.eval_steps = 100;
     o.eval_on_start = true;
@@ -588,7 +645,9 @@ int main(int argc, char **argv) {
     if (o.vals.count) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     const int64_t steps = open_mixture(r, &data, &files, most);
-    open_work(r, data.longest > val.longest ? data.longest : val.longest, most > val.count ? most : val.count);
+    const int32_t longest = data.longest > val.longest ? data.longest : val.longest;
+    teacher_open(&r->teacher, t, &o.teacher, longest < o.max_length ? longest : (int32_t)o.max_length);
+    open_work(r, longest, most > val.count ? most : val.count);
     close_run(r, train(r, &data, &val, steps, most));
     inputs_close(&files), inputs_close(&held);
     shard_close(&data);

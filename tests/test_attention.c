@@ -2,7 +2,7 @@
  * against libm. */
 #include "../llmc/base/error.h"      /* xmalloc, xcalloc */
 #include "../llmc/base/random.h"     /* random_below, Random, random_start, random_real */
-#include "../llmc/cpu/vector_math.h" /* cpu_exp, cpu_tanh, cpu_from_bits */
+#include "../llmc/cpu/vector_math.h" /* cpu_exp, cpu_tanh, cpu_log, cpu_from_bits */
 #include "../llmc/model/backend.h"   /* Acts, Attention, Ints, Floats */
 #include "../llmc/model/batch.h"     /* Segment */
 #include "cpu_device.h"              /* B, close_device, open_device */
@@ -607,6 +607,11 @@ static void tanh_block(float *y, const float *x, int n) {
     for (int i = 0; i < n; i++) y[i] = cpu_tanh(x[i]);
 }
 
+static void log_block(float *y, const float *x, int n) {
+#pragma omp simd
+    for (int i = 0; i < n; i++) y[i] = cpu_log(x[i]);
+}
+
 static float exp_one(float x) { return cpu_exp(x); }
 static float tanh_one(float x) { return cpu_tanh(x); }
 
@@ -622,6 +627,25 @@ static void test_exp(void **state) {
     assert_true(cpu_exp(INFINITY) == INFINITY && cpu_exp(3e38f) == INFINITY && cpu_exp(88.73f) == INFINITY);
     assert_true(isfinite(cpu_exp(88.72f)) && cpu_exp(-103.9f) > 0);
     assert_true(isnan(cpu_exp(NAN)) && isnan(cpu_exp(-NAN)));
+}
+
+/* Every 1021st positive normal number, and every 4th close to 1, where the result is small. */
+static void test_log(void **state) {
+    (void)state;
+    enum { BLOCK = 256 };
+    float x[BLOCK], y[BLOCK];
+    for (int part = 0; part < 2; part++) {
+        const uint32_t step = part ? 4 : 1021;
+        for (uint32_t bits = part ? 0x3f000000u : 0x00800000u;
+             bits < (part ? 0x40000000u : 0x7f800000u - BLOCK * 1021);) {
+            for (int i = 0; i < BLOCK; i++, bits += step) x[i] = cpu_from_bits(bits);
+            log_block(y, x, BLOCK);
+            for (int i = 0; i < BLOCK; i++)
+                if (!(ulps(y[i], log(x[i])) < 1.0)) fail_msg("log(%a) is %a", x[i], y[i]);
+        }
+    }
+    assert_true(cpu_log(1) == 0);
+    assert_true(isnan(cpu_log(NAN)) && isnan(cpu_log(INFINITY)));
 }
 
 static void test_tanh(void **state) {
@@ -653,6 +677,7 @@ int main(void) {
         cmocka_unit_test(test_prefix_is_copy),
         cmocka_unit_test(test_kv_store),
         cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_log),
         cmocka_unit_test(test_tanh),
     };
     return cmocka_run_group_tests_name("attention", tests, open_device, close_device);

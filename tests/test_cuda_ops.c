@@ -9,6 +9,7 @@
 #include "../llmc/model/quantized.h" /* quant_bytes */
 #include "arrays.h"                  /* DOUBLES, FLOATS, sums, sum_add, ... */
 #include "cuda_device.h"             /* B, D, acts, noise, ... */
+#include "divergence.h"              /* divergence_check_all */
 #include "frozen.h"                  /* frozen_check */
 #include "quant_blocks.h"            /* quant_random */
 
@@ -979,6 +980,13 @@ static void test_lora_scratch(void **state) {
     B->close(d);
 }
 
+/* In bf16 storage the gradient of the logits, its products and their results are rounded to 8 bits. */
+static void test_divergence(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < (host_seed ? 2 : 1) && reorder(seed); seed++)
+        divergence_check_all(B, D, dtype == DTYPE_BF16 ? 0x1p17 : 256);
+}
+
 static void test_frozen(void **state) {
     (void)state;
     for (uint64_t seed = 0; seed < (host_seed ? 2 : 1) && reorder(seed); seed++) frozen_check(B, D);
@@ -1278,8 +1286,8 @@ static void test_repeated_steps(void **state) {
         TEST(test_embed), TEST(test_embed_scaled), TEST(test_add), TEST(test_rows), TEST(test_noise),                  \
         TEST(test_linear_forward), TEST(test_linear_backward), TEST(test_linear_anywhere), TEST(test_gelu),            \
         TEST(test_gate), TEST(test_quantized), TEST(test_lora), TEST(test_lora_scratch), TEST(test_frozen),            \
-        TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum), TEST(test_transfers),                 \
-        TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
+        TEST(test_divergence), TEST(test_adamw), TEST(test_stochastic_rounding), TEST(test_square_sum),                \
+        TEST(test_transfers), TEST(test_out_of_memory), TEST(test_sticky_failure), TEST(test_repeated_steps)
 
 int main(void) {
     const struct CMUnitTest float32[] = {TESTS}, bf16[] = {TESTS};

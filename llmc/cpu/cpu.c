@@ -8,6 +8,7 @@
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
  *   head.h        log-probabilities, entropy, sampling (head_tiles.h: in bfloat16 on AMX tiles)
+ *   divergence.h  the divergence of two models' distributions
  *   peak.h        the arithmetic peak that the trainers compare their speed with
  *
  * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
@@ -25,15 +26,16 @@
 #include "tiles.h"              /* tiles_count, tiles_available */
 #include "tiles_product.h"      /* tiles_sums_count */
 
-#include "attention.h" /* cpu_kv_store */
-#include "dora.h"      /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
-#include "gemm.h"      /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
-#include "head.h"      /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
-#include "lora.h"      /* cpu_lora_backward, cpu_lora_forward */
-#include "norm.h"      /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
-#include "peak.h"      /* cpu_peak */
-#include "quantized.h" /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_forward */
-#include "rotary.h"    /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
+#include "attention.h"  /* cpu_kv_store */
+#include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
+#include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
+#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
+#include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
+#include "lora.h"       /* cpu_lora_backward, cpu_lora_forward */
+#include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
+#include "peak.h"       /* cpu_peak */
+#include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_forward */
+#include "rotary.h"     /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
 
 #ifndef CPU_BACKEND
@@ -89,23 +91,29 @@ static inline size_t cpu_most(size_t a, size_t b) { return a > b ? a : b; }
 
 /* The logits of rows that are sampled are in the memory that the head has for logits, or on tiles for statistics. */
 static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
-    const bool bf16 = d->dtype == DTYPE_BF16;
-    const int rows = u->rows > 0 ? u->rows : 1, Vp = u->padded_vocab;
+    const bool bf16 = d->dtype == DTYPE_BF16, taught = u->teacher_vocab > 0;
+    const int rows = u->rows > 0 ? u->rows : 1, Vp = u->padded_vocab, Vt = u->teacher_vocab;
+    const int chunk = divergence_chunk_rows(rows, Vp, Vt),
+              width = (int)cpu_most((size_t)u->width, (size_t)u->teacher_width);
+    const size_t both = taught ? (size_t)gemm_terms(chunk) * (size_t)(Vp + Vt) : 0;
     const size_t low = (size_t)rows * (size_t)u->adapters;
     const size_t panels = u->quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
-    const size_t drawn = u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0;
+    const size_t drawn = cpu_most(both, u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0);
     if (d->tiles) {
         const size_t head = head_tiles_halves(rows, u->width, Vp), operand = tiles_count(rows, u->widest);
         const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
+        const size_t left = taught ? divergence_tiles_left(chunk, width, Vp) : 0;
+        const size_t right = taught ? divergence_tiles_right(chunk, u->width, Vp) : 0;
         const size_t floats =
             cpu_most(head_tiles_floats(rows), drawn) + tiles_sums_count(omp_get_max_threads()) + low + panels;
         return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
-               (u->weights + cpu_most(operand, head) + cpu_most(operand, turned)) * sizeof(uint16_t);
+               (u->weights + cpu_most(left, cpu_most(operand, head)) + cpu_most(right, cpu_most(operand, turned))) *
+                   sizeof(uint16_t);
     }
     const size_t right = (size_t)gemm_terms(rows) * (size_t)u->widest;
     const size_t logits = (size_t)gemm_terms(head_chunk_rows(rows, Vp)) * (size_t)Vp;
     return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (u->weights + cpu_most(logits, drawn) + low + panels) * sizeof(float) +
-           (bf16 ? (cpu_most(right, logits) + right) * sizeof(uint16_t) : 0);
+           (bf16 ? (cpu_most(right, cpu_most(logits, both)) + right) * sizeof(uint16_t) : 0);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {
@@ -274,6 +282,7 @@ const Backend *CPU_BACKEND(void) {
                                   .gather_rows = cpu_gather_rows,
                                   .scatter_rows = cpu_scatter_rows,
                                   .head = cpu_head,
+                                  .divergence = cpu_divergence,
                                   .logits = cpu_logits,
                                   .sample = cpu_sample,
                                   .value_forward = cpu_value_forward,

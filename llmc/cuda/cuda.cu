@@ -24,6 +24,7 @@
 #include "attention.cuh"        /* cuda_attention_backward, cuda_attention_forward */
 #include "attention_decode.cuh" /* cuda_kv_store */
 #include "common.cuh"           /* Device, bf16, CUDA_CHECK, cuda_fail, ... */
+#include "divergence.cuh"       /* cuda_divergence, cuda_divergence_scratch */
 #include "dora.cuh"             /* cuda_dora_backward, cuda_dora_forward, cuda_dora_norm */
 #include "elementwise.cuh"      /* cuda_embed_forward, cuda_gelu_backward, cuda_add, cuda_embed_backward, ... */
 #include "head.cuh"             /* cuda_head, cuda_head_scratch, cuda_logits, cuda_value_backward, ... */
@@ -166,13 +167,13 @@ static size_t device_scratch_bytes(Device *d) { return d->scratch.size + d->lt_w
 
 /* The largest requests are the head's chunk of logits, the partial sums of a norm's gradients, adapters, and decoded
  * matrices. */
-template <typename T>
-static size_t device_scratch_predict(Device *d, const ScratchUse *u) {
+template <typename T> static size_t device_scratch_predict(Device *d, const ScratchUse *u) {
     const int rows = u->rows, logits = u->sampled > rows ? u->sampled : rows;
-    const size_t sizes[] = {
-        (size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)u->widest * sizeof(float),
-        cuda_head_scratch<T>(logits, u->padded_vocab), cuda_lora_scratch<T>(rows, u->adapters),
-        cuda_quant_scratch<T>(u->quantized)};
+    const size_t sizes[] = {(size_t)norm_parts(rows, NORM_PART_ROWS, NORM_PARTS_MOST) * 2 * (size_t)u->widest *
+                                sizeof(float),
+                            cuda_head_scratch<T>(logits, u->padded_vocab), cuda_lora_scratch<T>(rows, u->adapters),
+                            u->teacher_vocab ? cuda_divergence_scratch<T>(rows, u->padded_vocab, u->teacher_vocab) : 0,
+                            cuda_quant_scratch<T>(u->quantized)};
     size_t most = 0;
     for (size_t size : sizes) most = size > most ? size : most;
     return d->lt_workspace_bytes + most;
@@ -349,6 +350,7 @@ template <typename T> static Backend backend_table() {
     DEFER(gather_rows);
     DEFER(scatter_rows);
     DEFER(head);
+    DEFER(divergence);
     DEFER(logits);
     DEFER(sample);
     DEFER(value_forward);

@@ -203,6 +203,46 @@ typedef struct Head {
     Floats *dweight;        /* (Vp, C) or NULL: not computed */
 } Head;
 
+/* Divergences of a student's distribution S = softmax(z / temperature) from a teacher's T = softmax(u / temperature), over
+ * v < V, with b = beta:
+ *   FORWARD_KL     KL(T || S) = sum_v T_v log(T_v / S_v)                          Hinton et al. 2015, without tau^2
+ *   REVERSE_KL     KL(S || T)
+ *   JSD            b KL(T || M) + (1 - b) KL(S || M),  M = b T + (1 - b) S        Agarwal et al. 2024 (GKD), eq. 1; 0 < b < 1
+ *   TVD            1/2 sum_v |S_v - T_v|
+ *   SKEW_FORWARD   KL(T || b T + (1 - b) S)                                       Ko et al. 2024 (DistiLLM), section 3.1
+ *   SKEW_REVERSE   KL(S || b S + (1 - b) T)                                       the same */
+typedef enum TokenDivergenceKind {
+    TOKEN_FORWARD_KL,
+    TOKEN_REVERSE_KL,
+    TOKEN_JSD,
+    TOKEN_TVD,
+    TOKEN_SKEW_FORWARD,
+    TOKEN_SKEW_REVERSE,
+    TOKEN_DIVERGENCE_KINDS
+} TokenDivergenceKind;
+
+/* The divergence D of R rows, in chunks, so that no more logits of both models exist than head() has of one:
+ * also everything that head() computes of the student. With weight, the gradient of sum_r weight_r D_r, to which that of
+ * head.dlogp and head.dentropy is added if they are given:
+ *   dz_v = weight (S_v g_v - S_v sum_w S_w g_w) / temperature,  g_v = dD/dS_v
+ * The models may have different widths, and different rows of padding. */
+typedef struct TokenDivergence {
+    Head head; /* the student; head.dlogp may be NULL with weight; head.temperature is that of logp and entropy alone */
+    TokenDivergenceKind kind;
+    int channels, padded_vocab; /* of the teacher */
+    float temperature, beta;
+    float cap;             /* of the teacher's logits, as in Head */
+    const Acts *h;         /* (R, channels) of the teacher */
+    const Weights *output; /* (padded_vocab, channels) the teacher's output matrix */
+    Floats *value;         /* (R) D */
+    Floats *forward_kl;    /* (R) KL(T || S), or NULL */
+    Floats *reverse_kl;    /* (R) KL(S || T), or NULL */
+    Floats *logp;          /* (R) log T of the target */
+    Floats *entropy;       /* (R) of T, or NULL */
+    Ints *argmax;          /* (R) the most likely token of T, or NULL */
+    const Floats *weight;  /* (R) or NULL: no gradient */
+} TokenDivergence;
+
 /* Draws one token per row from softmax(z / temperature). Before the draw, these are applied in the order of Hugging
  * Face transformers: repetition penalty (z/penalty if z > 0 else z*penalty, for each token in the row's history),
  * temperature, top-k, top-p, min-p. Temperature 0 is greedy. The draw inverts the cumulative distribution over the kept
@@ -250,6 +290,7 @@ typedef struct ScratchUse {
     int sampled;       /* rows that sample() draws for in one call; 0: none */
     int width, widest; /* channels of the residual stream, and of the widest activation */
     int padded_vocab;
+    int teacher_width, teacher_vocab; /* channels and padded vocabulary of divergence()'s second model; 0: none */
     int adapters;     /* channels of the widest inner activation of low-rank adapters, parts * rank; 0: no adapters */
     size_t quantized; /* elements of the largest quantised matrix; 0: none */
 } ScratchUse;
@@ -347,6 +388,7 @@ typedef struct Backend {
     void (*scatter_rows)(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C);
 
     void (*head)(Device *d, const Head *h);
+    void (*divergence)(Device *d, const TokenDivergence *a);
     /* out[R,V] = h weight^T, or cap tanh of it / cap unless cap is 0, for tests and inspection */
     void (*logits)(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C, int V,
                    int Vp);

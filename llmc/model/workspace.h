@@ -72,6 +72,7 @@ typedef enum { SIZE_ACTS, SIZE_FLOATS, SIZE_INTS } SizeKind;
     A(stream,     SIZE_INTS,    2,                       targets,  -1, INFER)  \
     A(index,      SIZE_INTS,    1,                       targets,  -1, INFER)  \
     A(seen_count, SIZE_INTS,    1,                       targets,  -1, INFER)  \
+    A(divergence, SIZE_FLOATS,  4,                       targets,  -1, INFER)  \
     A(dlogp,      SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \
     A(dentropy,   SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \
     A(dvalue,     SIZE_FLOATS,  1,                       targets,  -1, TRAIN)  \

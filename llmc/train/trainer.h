@@ -97,9 +97,10 @@ typedef struct Trainer {
     double step_start;   /* seconds */
     bool last_bad;       /* the loss of the last step was not finite */
     OptimizerResult update;
-    double learning_rate; /* learning rate of the last step */
-    Companion companion;  /* a second model that is saved with every state; unused unless the trainer sets it */
-    bool intact;          /* the weights are those of the counters in `state`, so that a state can be written */
+    double learning_rate;       /* learning rate of the last step */
+    const ModelConfig *teacher; /* the shape of distillation's teacher, or NULL */
+    Companion companion;        /* a second model that is saved with every state; unused unless the trainer sets it */
+    bool intact;                /* the weights are those of the counters in `state`, so that a state can be written */
     int64_t intact_tokens, intact_trained; /* `tokens` and `trained` at that time */
     Error broken; /* the failure that ends the run at the next trainer_should_stop(); "" until then */
     bool written; /* the outputs are written */
@@ -673,14 +674,17 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, i
     const size_t model = model_held_bytes(&t->model) + t->model.grads_count * sizeof(float),
                  moments = optimizer_bytes_share(c, b, t->model.share);
     const size_t work = workspace_bytes(c, b, rows, rows, rows, true, (int)t->o->recompute);
-    const size_t scratch = b->scratch_predict(t->device, &(ScratchUse){.weights = t->model.stored,
-                                                                       .rows = rows,
-                                                                       .sampled = sampled,
-                                                                       .width = c->width,
-                                                                       .widest = model_widest(c),
-                                                                       .padded_vocab = c->padded_vocab,
-                                                                       .adapters = lora_widest(c),
-                                                                       .quantized = model_largest_matrix(&t->model)});
+    const size_t scratch =
+        b->scratch_predict(t->device, &(ScratchUse){.weights = t->model.stored,
+                                                    .rows = rows,
+                                                    .sampled = sampled,
+                                                    .width = c->width,
+                                                    .widest = model_widest(c),
+                                                    .padded_vocab = c->padded_vocab,
+                                                    .teacher_width = t->teacher ? t->teacher->width : 0,
+                                                    .teacher_vocab = t->teacher ? t->teacher->padded_vocab : 0,
+                                                    .adapters = lora_widest(c),
+                                                    .quantized = model_largest_matrix(&t->model)});
     /* on a CPU the process may have been larger while it loaded the model */
     const size_t held = b->memory_peak ? model + moments : program_memory(), loading = program_peak_memory();
     t->predicted = held + work + scratch + more;

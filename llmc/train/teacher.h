@@ -1,0 +1,240 @@
+/* teacher.h - the teacher of distillation: a second model whose distributions of the next token the model learns.
+ *
+ *   L = w mean_r D(S_r, T_r) + (1 - w) L_0,   w = --distill-weight
+ *
+ * D is the divergence of --divergence (model/backend.h), over the whole vocabulary, of the student's distribution S_r and
+ * the teacher's T_r at target r; L_0 is the trainer's own loss. The teacher's tokens must be the student's, and it must have
+ * a position for every token of the run. Its weights are frozen: a resumed run must name the same file.
+ *
+ *     Teacher teacher;
+ *     teacher_open(&teacher, &trainer, &options, longest);         // before trainer_announce()
+ *     more += teacher_bytes(&teacher, rows);
+ *     teacher_begin(&teacher, rows);                               // after it
+ *     teacher_train(&teacher, &work, &batch, N, dlogp, &out);      // forward and backward pass
+ *     double D = teacher_add(&teacher, &batch, out.logp, &stats);
+ *     teacher_close(&teacher);
+ */
+#ifndef LLMC_TRAIN_TEACHER_H
+#define LLMC_TRAIN_TEACHER_H
+
+#include "../base/error.h"        /* Error, die, usage_error, warn, ... */
+#include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_GROUP, OPTION_TEXT, ... */
+#include "../model/backend.h"     /* TOKEN_JSD, TokenDivergenceKind, TOKEN_SKEW_FORWARD, TOKEN_SKEW_REVERSE */
+#include "../model/batch.h"       /* Batch */
+#include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, TOKEN_DIVERGENCE_CHOICES, ... */
+#include "../model/model.h"       /* Model, model_free, model_held_bytes */
+#include "../model/model_file.h"  /* model_load_as */
+#include "../model/model_fits.h"  /* FitSide, model_fits, fit_model, model_fits_policy */
+#include "../model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
+#include "../model/transformer.h" /* ModelOutput */
+#include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_free, workspace_new */
+#include "../report/metrics.h"    /* Metrics, metrics_set */
+#include "trainer.h"              /* Trainer, trainer_count_flops, trainer_file, trainer_side */
+
+typedef struct TeacherOptions {
+    const char *path;
+    int kind; /* a TokenDivergenceKind */
+    double beta, temperature, weight;
+} TeacherOptions;
+
+/* kind: the default of --divergence. */
+static inline TeacherOptions teacher_options(TokenDivergenceKind kind) {
+    return (TeacherOptions){.kind = kind, .beta = 0.5, .temperature = 1, .weight = 1};
+}
+
+// clang-format off
+#define TEACHER_OPTIONS(o)                                                                                             \
+    OPTION_GROUP("Distillation"),                                                                                      \
+    OPTION_TEXT  ("teacher",             0, &(o).path,        "FILE",                                                  \
+                  "model with the same tokens whose distributions are learned"),                                       \
+    OPTION_CHOICE("divergence",          0, &(o).kind,        TOKEN_DIVERGENCE_CHOICES,                                \
+                  "of the student's distribution from the teacher's, at each target, over the whole vocabulary"),      \
+    OPTION_REAL  ("distill-beta",        0, &(o).beta,        0, 1,                                                    \
+                  "jsd: weight of the teacher in the mixture; skew_*: part of the first distribution in the second "   \
+                  "(default: 0.1)"),                                                                                   \
+    OPTION_REAL  ("distill-temperature", 0, &(o).temperature, 0.01, 100,                                               \
+                  "divides both models' logits; the loss is not multiplied by its square"),                            \
+    OPTION_REAL  ("distill-weight",      0, &(o).weight,      1e-9, 1,                                                 \
+                  "weight w of the divergence; the trainer's own loss has 1 - w")
+// clang-format on
+
+/* Rejects options without effect and values without a meaning, and sets the default that depends on the divergence. */
+static inline void teacher_check(TeacherOptions *o, const Option *table) {
+    const bool skew = o->kind == TOKEN_SKEW_FORWARD || o->kind == TOKEN_SKEW_REVERSE;
+    const OptionUse use[] = {
+        {&o->kind, o->path != NULL, "used only with --teacher"},
+        {&o->beta, o->path && (skew || o->kind == TOKEN_JSD), "used only by --divergence jsd and skew_*"},
+        {&o->temperature, o->path != NULL, "used only with --teacher"},
+        {&o->weight, o->path != NULL, "used only with --teacher"},
+    };
+    options_refuse_unused(table, use, sizeof use / sizeof *use);
+    if (skew && !option_given(&o->beta)) o->beta = 0.1;
+    if (o->kind == TOKEN_JSD && (o->beta <= 0 || o->beta >= 1))
+        usage_error("--distill-beta %g: jsd is 0 there for all distributions; use --divergence %s", o->beta,
+                    o->beta <= 0 ? "forward_kl" : "reverse_kl");
+    if (skew && o->beta >= 1)
+        usage_error("--distill-beta %g: the divergence is 0 there for all distributions", o->beta);
+    if (o->path && !strcmp(o->path, "-")) usage_error("--teacher: give the teacher's file, not standard input");
+}
+
+/* Totals over targets. Doubles only, so that ranks can add them. */
+typedef struct TeacherStats {
+    double value, forward_kl, reverse_kl, logp, own_logp, entropy, agreement, targets;
+} TeacherStats;
+
+typedef struct Teacher {
+    Trainer *t;
+    const TeacherOptions *o;
+    Model model;
+    ModelFile file;
+    Workspace work;
+    ModelDivergence apart;
+    DivergenceOutput out; /* of the micro-batch */
+    float *weight;        /* (targets of a micro-batch) */
+} Teacher;
+
+/* Checks that the two models' tokens are the same. Models whose tokenizers are may have different rows of padding in their
+ * vocabularies; without tokenizers, the vocabularies must be equal. */
+static inline bool teacher_fits(const FitSide *student, const FitSide *teacher, Error *note, Error *e) {
+    FitSide a = *student, b = *teacher;
+    Error why;
+    if (a.tokenizer && b.tokenizer) a.vocab = b.vocab = a.vocab < b.vocab ? a.vocab : b.vocab;
+    if (!model_fits(&b, &a, 0, note, &why) || !model_fits(&a, &b, 0, NULL, &why))
+        return error_set(e,
+                         "%s; the teacher's tokens must be the student's: distil through text, with generate and then "
+                         "train_sft",
+                         why.text);
+    return true;
+}
+
+/* Loads the teacher. longest: positions of the longest sequence. Call it after trainer_open() and before
+ * trainer_announce(). Errors end the program. Collective. */
+static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o, int32_t longest) {
+    Error e;
+    *r = (Teacher){.t = t, .o = o};
+    if (!o->path) return;
+    const ModelLoad how = {.seed = (uint64_t)t->o->seed};
+    if (!model_load_as(&r->model, &r->file, o->path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
+    if (!model_fits_policy(&r->file, o->path, &e)) die("%s", e.text);
+    Error note = {0};
+    const FitSide student = trainer_side(t), teacher = fit_model(o->path, &r->model.config, &r->file);
+    if (!teacher_fits(&student, &teacher, &note, &e)) die("%s", e.text);
+    if (note.text[0] && !t->dist.rank) warn("%s", note.text);
+    if (longest > r->model.config.context)
+        die("%s: the teacher's context of %d is shorter than the longest sequence, %d", o->path,
+            r->model.config.context, longest);
+    if (r->file.hash == t->file.hash && !t->o->resume && !t->dist.rank)
+        warn("--teacher %s: it is the model itself: their divergence is 0 until the model has changed", o->path);
+    trainer_file(t, "teacher", o->path, r->file.hash);
+    t->teacher = &r->model.config;
+    r->apart = (ModelDivergence){.teacher = &r->model,
+                                 .work = &r->work,
+                                 .kind = (TokenDivergenceKind)o->kind,
+                                 .temperature = (float)o->temperature,
+                                 .beta = (float)o->beta};
+}
+
+/* Memory in bytes, for trainer_announce(): activations, and the weights on a GPU or their packed copy on a CPU. */
+static inline size_t teacher_bytes(const Teacher *r, int rows) {
+    if (!r->o->path) return 0;
+    return model_held_bytes(&r->model) +
+           workspace_bytes(&r->model.config, r->model.backend, rows, rows, rows, false, 0);
+}
+
+/* Allocates activations and results. rows: of the largest micro-batch. */
+static inline void teacher_begin(Teacher *r, int rows) {
+    Error e;
+    const size_t n = (size_t)rows;
+    if (!r->o->path) return;
+    if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+    float **all[] = {&r->out.value, &r->out.forward_kl, &r->out.reverse_kl, &r->out.logp, &r->out.entropy, &r->weight};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = (float *)xcalloc(n, sizeof(float));
+    r->out.argmax = (int32_t *)xcalloc(n, sizeof *r->out.argmax);
+}
+
+static inline void teacher_close(Teacher *r) {
+    if (!r->o || !r->o->path) return;
+    workspace_free(&r->work, &r->model);
+    model_free(&r->model);
+    model_file_free(&r->file);
+    free(r->out.value), free(r->out.forward_kl), free(r->out.reverse_kl), free(r->out.logp), free(r->out.entropy);
+    free(r->out.argmax), free(r->weight);
+}
+
+/* Forward pass of both models on a batch: what `out` requests of the student, and r->out. */
+static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, const ModelOutput *out) {
+    model_divergence(&r->t->model, w, b, &r->apart, NULL, 1.0f, out, &r->out);
+    trainer_count_flops(r->t, &r->model, b, 1);
+}
+
+/* Sets the weights of the targets' divergences: --distill-weight / N. */
+static inline void teacher_weigh(Teacher *r, int32_t targets, double N) {
+    for (int32_t i = 0; i < targets; i++) r->weight[i] = (float)(r->o->weight / N);
+}
+
+/* Forward and backward pass of the student, for a loss of which the gradient is known in advance. N: the step's normaliser;
+ * dlogp: NULL, or the gradient of the other part of the loss. */
+static inline void teacher_train(Teacher *r, const Workspace *w, const Batch *b, double N, const float *dlogp,
+                                 const ModelOutput *out) {
+    teacher_weigh(r, b->targets, N);
+    model_divergence_both(&r->t->model, w, b, &r->apart, NULL, 1.0f, r->weight, dlogp, out, &r->out);
+    trainer_count_flops(r->t, &r->model, b, 1);
+}
+
+/* Backward pass after teacher_forward(). */
+static inline void teacher_backward(Teacher *r, const Workspace *w, const Batch *b, double N, const float *dlogp) {
+    teacher_weigh(r, b->targets, N);
+    model_divergence_backward(&r->t->model, w, b, &r->apart, 1.0f, r->weight, dlogp, NULL);
+}
+
+/* The first target at which the teacher's log-probability is NaN, or -1. */
+static inline int32_t teacher_broken(const Teacher *r, int32_t targets) {
+    for (int32_t i = 0; i < targets; i++)
+        if (isnan(r->out.logp[i])) return i;
+    return -1;
+}
+
+/* Adds the results of a micro-batch to the totals; logp, argmax: the student's. Returns the sum of the divergences. */
+static inline double teacher_add(const Teacher *r, int32_t targets, const float *logp, const int32_t *argmax,
+                                 TeacherStats *s) {
+    double sum = 0;
+    for (int32_t i = 0; i < targets; i++) {
+        sum += r->out.value[i];
+        s->forward_kl += r->out.forward_kl[i];
+        s->reverse_kl += r->out.reverse_kl[i];
+        s->logp += r->out.logp[i];
+        s->own_logp += logp[i];
+        s->entropy += r->out.entropy[i];
+        s->agreement += argmax[i] == r->out.argmax[i];
+    }
+    s->value += sum;
+    s->targets += targets;
+    return sum;
+}
+
+/* Sets the metrics of a step, or with prefix "eval_" those of an evaluation. */
+static inline void teacher_metrics(Metrics *m, const char *prefix, const TeacherStats *s) {
+    const struct {
+        const char *name;
+        double total;
+    } all[] = {{"distill/divergence", s->value},      {"distill/forward_kl", s->forward_kl},
+               {"distill/reverse_kl", s->reverse_kl}, {"distill/agreement", s->agreement},
+               {"distill/nll", -s->own_logp},         {"teacher/logp", s->logp},
+               {"teacher/entropy", s->entropy}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
+        metrics_set(m, name, all[i].total / s->targets);
+    }
+}
+
+/* Ends a run whose first step shows that distillation has no effect. Call it after trainer_update(). */
+static inline void teacher_guard(const Teacher *r, const TeacherStats *s) {
+    const Trainer *t = r->t;
+    if (!r->o->path || t->step != 1 || t->update.skipped) return;
+    if (s->value / s->targets > 1e-9 && t->update.grad_norm > 0) return;
+    die("%s: distillation has no effect: the divergence is %g and its gradient's norm %g; is it the model itself?",
+        r->o->path, s->value / s->targets, t->update.grad_norm);
+}
+
+#endif

@@ -1,0 +1,202 @@
+/* test_distill.c - distillation: the gradients of two models' divergence, and the trainers with a teacher as a user runs
+ * them. Needs train_sft, train_rm, evaluate and data/. */
+#include "../llmc/base/error.h"        /* xmalloc, Error */
+#include "../llmc/base/random.h"       /* Random, random_below, random_real, random_start */
+#include "../llmc/model/backend.h"     /* TOKEN_DIVERGENCE_KINDS, TokenDivergenceKind */
+#include "../llmc/model/batch.h"       /* Batch */
+#include "../llmc/model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence, ... */
+#include "../llmc/model/model.h"       /* Model, model_upload, model_free, model_download, ... */
+#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_sequence */
+#include "../llmc/model/transformer.h" /* model_logits, ModelOutput */
+#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "divergence.h"                /* divergence_softmax, divergence_formula */
+#include "letters.h"                   /* letters_setup */
+#include "models.h"                    /* refused, assert_near, MODELS_VOCAB, models_new, ... */
+#include "run.h"                       /* sh, metric, weights_gap, metric_mean, ... */
+#include "shell.h"                     /* assert_holds, said, put, run */
+
+/* ---- the model's gradients ------------------------------------------------------------------------------------- */
+
+/* sum_r weight_r D_r in float64, from the logits of both models. */
+static double total_divergence(const Model *student, const Workspace *w, const Model *teacher, const Workspace *tw,
+                               const Batch *b, const ModelDivergence *d, const float *weight) {
+    Error e;
+    enum { V = MODELS_VOCAB };
+    const size_t n = (size_t)b->targets * V;
+    float *z = (float *)xmalloc(2 * n * sizeof *z), *u = z + n;
+    assert_true(model_logits(student, w, b, z, &e) && model_logits(teacher, tw, b, u, &e));
+    double sum = 0, row[V], logp[V], S[V], T[V];
+    for (int32_t r = 0; r < b->targets; r++) {
+        for (int v = 0; v < V; v++) row[v] = z[(size_t)r * V + (size_t)v];
+        divergence_softmax(row, V, d->temperature, logp, S);
+        for (int v = 0; v < V; v++) row[v] = u[(size_t)r * V + (size_t)v];
+        divergence_softmax(row, V, d->temperature, logp, T);
+        sum += (double)weight[r] * divergence_formula(d->kind, S, T, V, d->beta, d->temperature, row);
+    }
+    free(z);
+    return sum;
+}
+
+/* The change of the sum of divergences along the gradient is the square of its length: a central difference whose steps
+ * change the sum by some thousandths; float32 logits are exact to 1e-6 of the sum; tvd has kinks. The teacher has another shape. */
+static void gradients(void **state) {
+    (void)state;
+    Error e;
+    enum { ROWS = 24 };
+    Random r = random_start(5, 0);
+    Model student = models_new(2, 16, 16), teacher = models_new(1, 32, 20);
+    Workspace w, tw;
+    assert_true(model_new_grads(&student, &e));
+    const size_t n = student.parameters;
+    float *at = (float *)xmalloc(n * sizeof *at), *g = (float *)xmalloc(n * sizeof *g),
+          *to = (float *)xmalloc(n * sizeof *to);
+    model_download(&student, 0, at, n);
+    for (size_t i = 0; i < n; i++) at[i] *= 4; /* not close to uniform distributions */
+    model_upload(&student, 0, at, n);
+    assert_true(workspace_new(&w, &student, ROWS, ROWS, ROWS, true, 0, &e));
+    assert_true(workspace_new(&tw, &teacher, ROWS, ROWS, ROWS, false, 0, &e));
+    Batch b = batch_new(ROWS, ROWS, ROWS);
+    int32_t tokens[12];
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < 12; i++) tokens[i] = (int32_t)random_below(&r, MODELS_VOCAB);
+        batch_sequence(&b, tokens, NULL, 12);
+    }
+    float weight[ROWS], value[ROWS], again[ROWS], logp[ROWS];
+    for (int i = 0; i < b.targets; i++) weight[i] = (float)random_real(&r);
+    for (int kind = 0; kind < TOKEN_DIVERGENCE_KINDS; kind++) {
+        const ModelDivergence d = {
+            .teacher = &teacher, .work = &tw, .kind = (TokenDivergenceKind)kind, .temperature = 0.8f, .beta = 0.3f};
+        const ModelOutput out = {.logp = logp};
+        const DivergenceOutput apart = {.value = value}, same = {.value = again};
+        student.backend->zero(student.device, student.grads, n * sizeof *g);
+        model_divergence_both(&student, &w, &b, &d, NULL, 1.0f, weight, NULL, &out, &apart);
+        double sum = 0, square = 0;
+        for (int i = 0; i < b.targets; i++) sum += (double)weight[i] * value[i];
+        assert_near(sum, total_divergence(&student, &w, &teacher, &tw, &b, &d, weight), 1e-5 * sum);
+        student.backend->download(student.device, g, student.grads, n * sizeof *g);
+        for (size_t i = 0; i < n; i++) square += (double)g[i] * g[i];
+        const double step = 0.002 * sum / square;
+        double side[2];
+        for (int k = 0; k < 2; k++) {
+            for (size_t i = 0; i < n; i++) to[i] = at[i] + (float)((k ? step : -step) * g[i]);
+            model_upload(&student, 0, to, n);
+            side[k] = total_divergence(&student, &w, &teacher, &tw, &b, &d, weight);
+        }
+        model_upload(&student, 0, at, n);
+        assert_near((side[1] - side[0]) / (2 * step), square, (kind == TOKEN_TVD ? 2e-2 : 5e-3) * square);
+        /* in two passes: the same bits */
+        student.backend->zero(student.device, student.grads, n * sizeof *g);
+        model_divergence(&student, &w, &b, &d, NULL, 1.0f, &out, &same);
+        model_divergence_backward(&student, &w, &b, &d, 1.0f, weight, NULL, NULL);
+        student.backend->download(student.device, to, student.grads, n * sizeof *g);
+        assert_memory_equal(value, again, (size_t)b.targets * sizeof *value);
+        assert_memory_equal(g, to, n * sizeof *g);
+    }
+    free(at), free(g), free(to);
+    batch_free(&b);
+    workspace_free(&w, &student), workspace_free(&tw, &teacher);
+    model_free(&student), model_free(&teacher);
+}
+
+/* ---- train_sft ------------------------------------------------------------------------------------------------- */
+
+static int setup(void **state) {
+    if (letters_setup(state)) return 1;
+    setenv("OMP_NUM_THREADS", "1", 1);
+    sh("./train_sft --layers 2 --width 64 --heads 2 --context 48 -i $T/chat.shard -o $T/teacher.bin -x 60 -l 3e-3 "
+       "--batch-tokens 400");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 48 -i $T/chat.shard -o $T/base.bin -x 20 -l 3e-3 "
+       "--batch-tokens 400");
+    return 0;
+}
+
+#define STUDENT "./train_sft -c $T/base.bin -i $T/chat.shard -l 3e-3 --batch-tokens 400 "
+#define DISTILL STUDENT "--teacher $T/teacher.bin "
+
+/* Every kind of divergence becomes smaller, and the loss is its mean. */
+static void student_approaches_teacher(void **state) {
+    (void)state;
+    static const char *const kinds[] = {"forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward", "skew_reverse"};
+    for (int i = 0; i < TOKEN_DIVERGENCE_KINDS; i++) {
+        sh(DISTILL "-x 40 --divergence %s -o $T/s.bin --metrics $T/m.jsonl", kinds[i]);
+        const double first = metric("m.jsonl", 0, "distill/divergence"),
+                     last = metric_mean("m.jsonl", 35, 40, "distill/divergence");
+        assert_true(first > 0 && last > 0 && last < 0.6 * first);
+        for (int k = 0; k < 40; k += 13)
+            assert_near(metric("m.jsonl", k, "loss"), metric("m.jsonl", k, "distill/divergence"), 1e-5);
+        assert_true(metric("m.jsonl", 39, "distill/reverse_kl") < metric("m.jsonl", 0, "distill/reverse_kl"));
+        assert_true(metric("m.jsonl", 39, "distill/forward_kl") < metric("m.jsonl", 0, "distill/forward_kl"));
+    }
+}
+
+/* The loss is w D + (1 - w) NLL, also with dynamic fine-tuning's loss, whose gradient needs the forward pass. */
+static void losses_are_mixed(void **state) {
+    (void)state;
+    sh(DISTILL "-x 3 --distill-weight 0.25 -o $T/s.bin --metrics $T/m.jsonl");
+    for (int k = 0; k < 3; k++)
+        assert_near(metric("m.jsonl", k, "loss"),
+                    0.25 * metric("m.jsonl", k, "distill/divergence") + 0.75 * metric("m.jsonl", k, "distill/nll"),
+                    1e-5);
+    sh(STUDENT "-x 10 -o $T/plain.bin");
+    sh(DISTILL "-x 10 --distill-weight 1e-9 -o $T/s.bin");
+    assert_true(weights_gap("plain.bin", "s.bin") < 1e-4); /* Adam's first steps magnify rounding */
+    sh(STUDENT "-x 10 -o $T/plain.bin --loss-type dft");
+    sh(DISTILL "-x 10 --distill-weight 1e-9 -o $T/s.bin --loss-type dft");
+    assert_true(weights_gap("plain.bin", "s.bin") < 1e-4);
+}
+
+/* Micro-batches change rounding only; a resumed run is the same to the last byte. */
+static void runs_resume(void **state) {
+    (void)state;
+    sh(DISTILL "-x 6 -o $T/whole.bin --state $T/run.state --save-steps 4 --divergence jsd --distill-temperature 2");
+    sh(DISTILL "-x 6 -o $T/small.bin --micro-tokens 48 --divergence jsd --distill-temperature 2");
+    assert_true(weights_gap("whole.bin", "small.bin") < 1e-4);
+    sh(DISTILL "-x 6 -o $T/parts.bin --resume $T/run.state --divergence jsd --distill-temperature 2");
+    assert_same_file("whole.bin", "parts.bin");
+    refused(1,
+            DISTILL
+            "-x 6 -o $T/kept --resume $T/run.state --divergence jsd --distill-temperature 2 --teacher $T/base.bin",
+            "it is not the file of --teacher that the run began with");
+    refused(1, DISTILL "-x 6 -o $T/kept --resume $T/run.state --divergence jsd", "--distill-temperature 2 (here 1)");
+}
+
+/* Adapters are trained against a teacher as all weights are. */
+static void adapters(void **state) {
+    (void)state;
+    sh("./train_sft --layers 2 --width 64 --heads 2 --context 48 -i $T/chat.shard -o $T/young.bin -x 25 -l 3e-3 "
+       "--batch-tokens 400");
+    sh("./train_sft -c $T/young.bin -i $T/chat.shard --batch-tokens 400 --teacher $T/teacher.bin -x 60 --lora-rank 4 "
+       "-l 1e-2 -o $T/s.bin --metrics $T/m.jsonl");
+    assert_true(metric_mean("m.jsonl", 55, 60, "distill/divergence") <
+                0.97 * metric_mean("m.jsonl", 0, 5, "distill/divergence"));
+}
+
+static void bad_input(void **state) {
+    (void)state;
+    refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/kept --divergence jsd", "used only with --teacher");
+    refused(2, DISTILL "-o $T/kept --distill-beta 0.5", "used only by --divergence jsd and skew_*");
+    refused(2, DISTILL "-o $T/kept --divergence jsd --distill-beta 0", "use --divergence forward_kl");
+    refused(2, DISTILL "-o $T/kept --divergence jsd --distill-beta 1", "use --divergence reverse_kl");
+    refused(1, STUDENT "-o $T/kept --teacher $T/none.bin", "none.bin");
+    sh("./train_rm -c $T/base.bin -i $T/prefs.shard -x 1 -o $T/rm.bin");
+    refused(1, STUDENT "-o $T/kept --teacher $T/rm.bin", "it is a reward model, expected a language model");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 8 --max-length 8 -i $T/chat.shard -o $T/short.bin -x 1");
+    refused(1, STUDENT "-o $T/kept -x 1 --teacher $T/short.bin", "the teacher's context of 8 is shorter");
+    run(1, "./train_sft -c $T/base.bin -i $T/chat.shard --teacher $T/base.bin -x 2 -o $T/s.bin");
+    assert_holds(said, "it is the model itself");
+    assert_holds(said, "distillation has no effect");
+    /* a teacher with other tokens */
+    put("other.jsonl", "{\"prompt\":\"abab\",\"completion\":\"cdcd\"}\n{\"prompt\":\"ab\",\"completion\":\"cd\"}\n");
+    sh("./data/make_shard --quiet -i $T/other.jsonl --tokenizer tests/golden/tokenizer_small.json -o $T/other.shard");
+    sh("./train_sft --layers 1 --width 32 --heads 2 --context 48 -i $T/other.shard -o $T/other.bin -x 1");
+    refused(1, STUDENT "-o $T/kept -x 1 --teacher $T/other.bin", "the teacher's tokens must be the student's");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients),        cmocka_unit_test(student_approaches_teacher),
+        cmocka_unit_test(losses_are_mixed), cmocka_unit_test(runs_resume),
+        cmocka_unit_test(adapters),         cmocka_unit_test(bad_input),
+    };
+    return cmocka_run_group_tests_name("distill", tests, setup, models_teardown);
+}
