@@ -1,9 +1,12 @@
 /* divergence.h - two models on the same targets: the divergence of their distributions of the next token, and the student's
  * gradient.
  *
- *     const ModelDivergence d = {.teacher = &teacher, .work = &teacher_work, .kind = TOKEN_REVERSE_KL, .temperature = 1};
- *     model_divergence(&student, &work, &batch, &d, NULL, 1.0f, &out, &apart);              // apart.value[R], ...
- *     model_divergence_backward(&student, &work, &batch, &d, 1.0f, weight, dlogp, NULL);    // of sum_r weight_r value_r
+ *     Model teacher;
+ *     Workspace read;                                                          // of the teacher
+ *     DivergenceOutput apart = {.value = value};
+ *     ModelDivergence d = {.teacher = &teacher, .work = &read, .kind = TOKEN_REVERSE_KL, .temperature = 1};
+ *     model_divergence(&model, &work, &batch, &d, NULL, 1.0f, &out, &apart);                // value[R], ...
+ *     model_divergence_backward(&model, &work, &batch, &d, 1.0f, weight, dlogp, NULL);      // of sum_r weight_r value_r
  *
  * If the weights are known in advance, model_divergence_both() computes the heads of both models once instead of twice. The
  * teacher's vocabulary is the student's; its shape may be another one. It can read another batch, whose targets are the same

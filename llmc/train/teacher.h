@@ -6,13 +6,15 @@
  * the teacher's T_r at target r; L_0 is the trainer's own loss. The teacher's tokens must be the student's, and it must have
  * a position for every token of the run. Its weights are frozen: a resumed run must name the same file.
  *
- *     Teacher teacher;
- *     teacher_open(&teacher, &trainer, &options, longest);         // before trainer_announce()
- *     more += teacher_bytes(&teacher, rows);
- *     teacher_begin(&teacher, rows);                               // after it
- *     teacher_train(&teacher, &work, &batch, N, dlogp, &out);      // forward and backward pass
- *     double D = teacher_add(&teacher, &batch, out.logp, &stats);
- *     teacher_close(&teacher);
+ *     Teacher t;
+ *     TeacherStats stats = {0};
+ *     TeacherOptions o = teacher_options(TOKEN_FORWARD_KL);
+ *     teacher_open(&t, &trainer, &o, longest);                     // before trainer_announce()
+ *     bytes += teacher_bytes(&t, rows);
+ *     teacher_begin(&t, rows);                                     // after it
+ *     teacher_train(&t, &work, &batch, N, dlogp, &out);            // forward and backward pass
+ *     loss += teacher_add(&t, batch.targets, out.logp, out.argmax, &stats) / N;
+ *     teacher_close(&t);
  */
 #ifndef LLMC_TRAIN_TEACHER_H
 #define LLMC_TRAIN_TEACHER_H
