@@ -5,6 +5,7 @@
  *     ./evaluate -c grpo.bin -i tasks.shard --num-samples 16           greedy accuracy, pass@k, majority@k
  *     ./evaluate -c grpo.bin -i tasks.shard --num-samples 16 --reward verify:1,format=hash:0.1    also best@k by these
  *     ./evaluate -c sft.bin -i tasks.shard --num-samples 16 --reward-model rm.bin    best@k, weighted majority
+ *     ./evaluate -c sft.bin -i val.shard --reference base.bin          exact KL between two models, token by token
  *     ./evaluate -i held_out.shard --reward-model rm.bin               a reward model's accuracy, margin, calibration
  *
  * A table is printed to standard error, and one JSON object with sorted keys and full precision to standard output;
@@ -16,6 +17,8 @@
  *                 window; every token but the first is predicted once, across document boundaries as in llm.c
  *   prompt shard  completions to each prompt, judged by the verifier of its task (estimators:
  *                 llmc/rollout/evaluation.h)
+ *   with --reference, also the exact KL divergences between two models (llmc/rollout/comparison.h): on the tokens of a chat
+ *   or token shard, or on the samples of a prompt shard
  *   preference, unpaired, step shard   a reward model, without -c (llmc/reward/evaluation_reward.h has the figures)
  *
  * loss is the mean of -ln p over the predicted tokens; its error is the standard error of this ratio of sums over
@@ -26,9 +29,9 @@
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_any */
-#include "llmc/base/io.h"                  /* Writer, writer_abort, writer_commit, writer_open */
+#include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
 #include "llmc/base/json_text.h"           /* json_dump_short */
-#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
@@ -37,7 +40,7 @@
 #include "llmc/model/batch.h"              /* Batch */
 #include "llmc/model/model.h"              /* model_sync */
 #include "llmc/model/model_fits.h"         /* FitSide, fit_model */
-#include "llmc/model/pack.h"               /* batch_clear, batch_fits, batch_free, batch_new, ... */
+#include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
@@ -47,16 +50,17 @@
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
-#include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, wilson_interval, evaluation_summarise, ... */
-#include "llmc/rollout/inference.h"        /* DataFile, INFERENCE_MODEL_OPTIONS, Inference, InferenceOptions, ... */
-#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
+#include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
+#include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, EvaluationSample, wilson_interval, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, json_line, INFERENCE_MODEL_OPTIONS, Inference, ... */
+#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_length, prompts_tokens, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, rollout_free, ... */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
 static struct {
     InferenceOptions m;
     SamplingOptions s;
-    const char *input, *reward, *reward_cmd, *reward_model, *completions;
+    const char *input, *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
     bool completion_only;
@@ -93,6 +97,11 @@ static const Option options[] = {
                   "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
     OPTION_CHOICE("prm-aggregation",    0, &o.aggregation,    PRM_AGGREGATION_CHOICES,
                   "how a process reward model combines the step probabilities of a completion"),
+    OPTION_GROUP("Comparison"),
+    OPTION_TEXT("reference",            0, &o.reference,      "FILE",
+                "a second model with the same tokens: exact KL divergences between both, over the whole vocabulary"),
+    OPTION_TEXT("tokens",               0, &o.tokens,         "FILE",
+                "with --reference, write a JSON line for each token: both log-probabilities, KL, rank, the likeliest"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("completions",          0, &o.completions,    "FILE",
                 "write all completions to this file as JSON lines; .zst is compressed"),
@@ -148,6 +157,11 @@ typedef struct Work {
     Batch batch;
     float *logp, *entropy;
     int32_t *argmax;
+    Comparison *other; /* with --reference */
+    bool sampled;      /* the targets are tokens that the model drew at this temperature */
+    float temperature;
+    int64_t unit; /* number of the batch's first unit, for --tokens */
+    Writer tokens;
 } Work;
 
 /* Bytes of text of a token; 0 for special tokens. */
@@ -158,14 +172,57 @@ static double token_bytes(int32_t id) {
     return (double)n;
 }
 
+/* Writes the targets of the batch to the file of --tokens. */
+static void write_tokens(Work *w, const int32_t *unit) {
+    Error e;
+    const Batch *b = &w->batch;
+    ComparisonView *view = comparison_views(&model.model, &w->space, b, w->temperature, &e);
+    if (!view) die("%s; lower --micro-tokens", e.text);
+    for (int32_t r = 0; r < b->targets; r++) {
+        json_t *row = json_object(), *top = json_array();
+        for (int k = 0; k < COMPARISON_TOP && view[r].top[k] >= 0; k++)
+            json_array_append_new(top, json_pack("[i,f]", view[r].top[k], (double)view[r].p[k]));
+        set_count(row, "index", w->unit + unit[r]);
+        set_count(row, "position", b->positions[b->target_row[r]] + 1);
+        set_count(row, "id", b->target_token[r]);
+        json_object_set_new(row, "text", inference_json_text(&model, &b->target_token[r], 1, true));
+        set_number(row, "logp", w->logp[r]);
+        set_number(row, "reference_logp", w->other->apart.logp[r]);
+        set_number(row, "entropy", w->entropy[r]);
+        set_number(row, "kl", w->other->apart.reverse_kl[r]);
+        set_count(row, "rank", view[r].rank);
+        json_object_set_new(row, "top", top);
+        if (!json_line(&w->tokens, row, &e)) die("%s", e.text);
+        json_decref(row);
+    }
+    free(view);
+}
+
+/* Adds the batch to the comparison with the reference. unit: (targets) the sequence of each. */
+static void compare_batch(Work *w, const int32_t *unit) {
+    Comparison *c = w->other;
+    const Batch *b = &w->batch;
+    for (int32_t first = 0, end; first < b->targets; first = end) {
+        for (end = first; end < b->targets && unit[end] == unit[first];) end++;
+        for (int32_t r = first; r < end; r++) {
+            comparison_add(c, r, w->logp[r], w->entropy[r], w->argmax[r], (double)(r - first) / (end - first));
+            if (w->sampled) comparison_sampled(c, r, w->logp[r]);
+        }
+    }
+    if (o.tokens) write_tokens(w, unit);
+    w->unit += unit[b->targets - 1] + 1;
+}
+
 /* Runs the batch, adds its results to the sums and clears it. */
 static void run_batch(Work *w, Loss *l) {
     Error e;
     const Batch *b = &w->batch;
     const ModelOutput out = {.logp = w->logp, .entropy = w->entropy, .argmax = w->argmax};
     if (!b->targets) return;
-    model_forward(&model.model, &w->space, b, 1.0f, &out);
+    if (w->other) comparison_run(w->other, &model.model, &w->space, b, w->temperature, &out);
+    else model_forward(&model.model, &w->space, b, w->temperature, &out);
     if (!model_sync(&model.model, &e)) die("%s", e.text);
+    if (w->other) compare_batch(w, l->unit);
     memset(l->unit_nats, 0, (size_t)l->unit_of_batch * sizeof(double));
     memset(l->unit_targets, 0, (size_t)l->unit_of_batch * sizeof(double));
     for (int32_t r = 0; r < b->targets; r++) {
@@ -202,21 +259,30 @@ static void end_unit(const Work *w, Loss *l, int32_t before) {
     l->unit_of_batch += w->batch.targets > before;
 }
 
-static void loss_open(Work *w, Loss *l, int rows) {
+/* longest: positions of the longest sequence. */
+static void loss_open(Work *w, Loss *l, int rows, int32_t longest) {
     Error e;
     const size_t n = (size_t)rows;
     *l = (Loss){.unit = (int32_t *)xcalloc(n, sizeof(int32_t)),
                 .unit_nats = (double *)xcalloc(n, sizeof(double)),
                 .unit_targets = (double *)xcalloc(n, sizeof(double))};
-    *w = (Work){.batch = batch_new(rows, rows, rows),
+    *w = (Work){.temperature = 1,
+                .batch = batch_new(rows, rows, rows),
                 .logp = (float *)xcalloc(n, sizeof(float)),
                 .entropy = (float *)xcalloc(n, sizeof(float)),
                 .argmax = (int32_t *)xcalloc(n, sizeof(int32_t))};
     if (!workspace_new(&w->space, &model.model, rows, rows, rows, false, 0, &e))
         die("%s; lower --micro-tokens", e.text);
+    if (!o.reference) return;
+    const FitSide side = fit_model(model.name, &model.model.config, &model.file);
+    w->other = (Comparison *)xcalloc(1, sizeof *w->other);
+    if (!comparison_open(w->other, o.reference, &model.model, &side, rows, longest, &e)) die("%s", e.text);
+    if (o.tokens && !writer_open(&w->tokens, o.tokens, &e)) die("%s", e.text);
 }
 
 static void loss_close(Work *w, Loss *l) {
+    if (w->other) comparison_close(w->other);
+    free(w->other);
     workspace_free(&w->space, &model.model), batch_free(&w->batch);
     free(w->logp), free(w->entropy), free(w->argmax), free(l->unit), free(l->unit_nats), free(l->unit_targets);
 }
@@ -287,6 +353,62 @@ static void report_loss(const Loss *l, const char *units, double seconds) {
     json_object_set_new(result, "bytes", model.text.present ? json_integer((json_int_t)l->bytes) : json_null());
 }
 
+/* Reports the comparison with the reference, and ends the file of --tokens. */
+static void report_comparison(Work *w) {
+    Error e;
+    Comparison *c = w->other;
+    const ComparisonSums *s = &c->all;
+    const double n = s->targets;
+    const struct {
+        const char *key, *name;
+        double value;
+    } rows[] = {{"kl", "KL(model || reference)", s->kl / n},
+                {"reference_kl", "KL(reference || model)", s->reverse / n},
+                {"js", "Jensen-Shannon divergence", s->js / n},
+                {"model_nll", "model's loss", s->nats / n},
+                {"reference_nll", "reference's loss", s->reference_nats / n},
+                {"model_entropy", "model's entropy", s->entropy / n},
+                {"reference_entropy", "reference's entropy", s->reference_entropy / n},
+                {"agreement", "same most likely token", s->agreement / n}};
+    json_t *figures = json_object(), *deciles = json_array();
+    fprintf(stderr, "compared with %s at %.0f tokens%s, exactly:\n", c->name, n,
+            w->sampled ? " that the model drew" : "");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        fprintf(stderr, "| %-26s | %10.6f |\n", rows[i].name, rows[i].value);
+        set_number(figures, rows[i].key, rows[i].value);
+    }
+    fputs("| KL by tenth of a sequence  |", stderr);
+    for (int i = 0; i < COMPARISON_DECILES; i++) {
+        const ComparisonSums *d = &c->decile[i];
+        json_t *row = json_object();
+        set_count(row, "tokens", (int64_t)d->targets);
+        set_number(row, "kl", d->kl / d->targets);
+        set_number(row, "reference_kl", d->reverse / d->targets);
+        json_array_append_new(deciles, row);
+        if (d->targets > 0) fprintf(stderr, " %.4f", d->kl / d->targets);
+        else fputs(" -", stderr);
+    }
+    fputs("\n", stderr);
+    for (int i = 0; i < COMPARISON_ESTIMATORS && c->sampled; i++) {
+        double error, deviation;
+        char key[32];
+        const double mean = comparison_estimate(c, i, &error, &deviation);
+        fprintf(stderr, "| k%d                         | %10.6f +- %.6f, standard deviation of a token %.4f\n", i + 1,
+                mean, error, deviation);
+        snprintf(key, sizeof key, "k%d", i + 1);
+        set_number(figures, key, mean);
+        snprintf(key, sizeof key, "k%d_error", i + 1);
+        set_number(figures, key, error);
+        snprintf(key, sizeof key, "k%d_deviation", i + 1);
+        set_number(figures, key, deviation);
+    }
+    json_object_set_new(figures, "model", json_string(c->name));
+    set_count(figures, "tokens", (int64_t)n);
+    json_object_set_new(figures, "deciles", deciles);
+    json_object_set_new(result, "reference", figures);
+    if (o.tokens && !writer_commit(&w->tokens, &e)) die("%s", e.text);
+}
+
 /* Evaluates the loss on a chat shard, or on a token shard if chat is NULL. */
 static void evaluate_loss(DataFile *f, const Shard *chat) {
     Error e;
@@ -306,7 +428,7 @@ static void evaluate_loss(DataFile *f, const Shard *chat) {
     if (o.most && o.most < units) units = o.most;
     const int32_t longest = chat && chat->longest < T ? chat->longest : T;
     const double start = clock_seconds();
-    loss_open(&w, &l, o.micro_tokens > longest ? (int)o.micro_tokens : longest);
+    loss_open(&w, &l, o.micro_tokens > longest ? (int)o.micro_tokens : longest, longest);
     if (chat) chat_loss(&w, &l, chat, units, T);
     else token_loss(&w, &l, &t, units, T);
     if (!l.targets) die("%s: no record has a token to predict%s", f->name, l.cut ? " within the model's context" : "");
@@ -315,6 +437,7 @@ static void evaluate_loss(DataFile *f, const Shard *chat) {
              (long long)units, T);
     if (chat) set_count(result, "cut", l.cut);
     report_loss(&l, chat ? "records" : "windows", clock_seconds() - start);
+    if (w.other && !program_stopping()) report_comparison(&w);
     loss_close(&w, &l);
     tokens_close(&t);
     if (program_stopping()) die("stopped by a signal before the end of %s", f->name);
@@ -330,13 +453,14 @@ typedef struct Tasks {
     const Sampling *how;
     bool rewarded; /* by rewards or by the judge */
     Writer out;    /* --completions */
-    Error error;   /* error of the first line that could not be written; see failed */
+    Work *work;    /* --reference */
+    Loss *loss;
+    Error error; /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 
 /* Writes a completion to the file of --completions. */
-static void write_completion(void *context, const EvaluationSample *s) {
-    Tasks *t = (Tasks *)context;
+static void write_completion(Tasks *t, const EvaluationSample *s) {
     const Completion *c = s->completion;
     const PromptText *p = &t->prompts.what[s->prompt];
     const Record r = {.tokens = (int32_t *)prompts_tokens(&t->prompts, s->prompt),
@@ -361,6 +485,30 @@ static void write_completion(void *context, const EvaluationSample *s) {
     json_object_set_new(row, "logprob", json_real(logprob));
     if (!t->failed) t->failed = !json_line(&t->out, row, &t->error);
     json_decref(row);
+}
+
+/* Adds a sampled completion to the comparison with the reference. */
+static void compare_completion(Tasks *t, const EvaluationSample *s) {
+    const Completion *c = s->completion;
+    Work *w = t->work;
+    const int32_t *prompt = prompts_tokens(&t->prompts, s->prompt), n = prompts_length(&t->prompts, s->prompt);
+    if (s->sample < 0 || !c->count) return;
+    int32_t *ids = (int32_t *)xmalloc((size_t)(n + c->count) * sizeof *ids);
+    memcpy(ids, prompt, (size_t)n * sizeof *ids);
+    memcpy(ids + n, c->tokens, (size_t)c->count * sizeof *ids);
+    make_room(w, t->loss, n + c->count, c->count);
+    const int32_t before = w->batch.targets, row = w->batch.rows;
+    batch_segment(&w->batch, ids, n + c->count - 1, 0, -1);
+    for (int32_t k = 0; k < c->count; k++) batch_target(&w->batch, row + n - 1 + k, c->tokens[k]);
+    end_unit(w, t->loss, before);
+    free(ids);
+}
+
+/* Takes a completion: writes it to the file of --completions, compares it with the reference. */
+static void take_completion(void *context, const EvaluationSample *s) {
+    Tasks *t = (Tasks *)context;
+    if (o.completions) write_completion(t, s);
+    if (t->work) compare_completion(t, s);
 }
 
 /* Adds the figures to a JSON object. */
@@ -503,6 +651,17 @@ static void fail_tasks(Tasks *t, const char *text) {
     die("%s", text);
 }
 
+/* Opens the reference for samples drawn as `how` says. Estimates need samples of the model's own distribution. */
+static void open_comparison(Tasks *t, Work *w, Loss *l, const Sampling *how, int new_max) {
+    const int32_t context = model.model.config.context, most = t->prompts.longest + new_max;
+    const int32_t longest = most < context ? most : context;
+    loss_open(w, l, o.micro_tokens > longest ? (int)o.micro_tokens : longest, longest);
+    w->temperature = (float)how->temperature;
+    w->sampled = how->top_k == 0 && how->top_p >= 1 && how->min_p <= 0 && how->repetition_penalty == 1;
+    t->work = w;
+    t->loss = l;
+}
+
 static void evaluate_prompts(const Shard *s) {
     Error e;
     Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model, .all = {.samples = (int)o.samples}};
@@ -532,6 +691,9 @@ static void evaluate_prompts(const Shard *s) {
                     (long long)o.samples, (long long)drawable, slots);
     if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
+    Work work;
+    Loss loss;
+    if (o.reference) open_comparison(&t, &work, &loss, &how, new_max);
 
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     const int64_t chunk = 4 * o.s.slots / most + 1;
@@ -541,7 +703,7 @@ static void evaluate_prompts(const Shard *s) {
         const int64_t n = count - done < chunk ? count - done : chunk;
         t.all.outcome = outcome + done;
         if (!evaluate_tasks(&t.all, &engine, &how, &t.prompts, done, n, &model.text, t.rewarded ? &t.rewards : NULL,
-                            o.completions ? write_completion : NULL, &t, &e))
+                            o.completions || t.work ? take_completion : NULL, &t, &e))
             fail_tasks(&t, e.text);
         if (t.failed) fail_tasks(&t, t.error.text);
         done += n;
@@ -559,6 +721,11 @@ static void evaluate_prompts(const Shard *s) {
     set_number(result, "temperature", o.s.temperature);
     report_tasks(&t, count);
     report_table("all", &t.all, t.rewarded);
+    if (t.work) {
+        run_batch(&work, &loss);
+        report_comparison(&work);
+        loss_close(&work, &loss);
+    }
     fprintf(stderr, "%lld tokens in %.2f s, %.0f tok/s\n", (long long)engine.tokens, seconds,
             (double)engine.tokens / seconds);
     if (o.reward_model) reward_model_close(&t.judge);
@@ -675,6 +842,9 @@ static void check_usage(void) {
     if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
     if (o.completions && !strcmp(o.completions, "-"))
         usage_error("--completions: must be a file, because standard output receives the result");
+    if (o.tokens && !strcmp(o.tokens, "-"))
+        usage_error("--tokens: must be a file, because standard output receives the result");
+    if (o.reference && !strcmp(o.reference, "-")) usage_error("--reference: must be a file, not standard input");
     if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
 }
 
@@ -686,7 +856,10 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
     const OptionUse use[] = {
         {&o.completion_only, chat, "used only for a chat shard"},
         {&o.max_length, loss, only_loss},
-        {&o.micro_tokens, loss || o.reward_model, "used only for a loss and a reward model"},
+        {&o.micro_tokens, loss || o.reward_model || o.reference,
+         "used only for a loss, a reward model and --reference"},
+        {&o.reference, !scored && (!prompts || o.samples), "used only for a loss, or for samples of a prompt shard"},
+        {&o.tokens, o.reference != NULL, "used only with --reference"},
         {&o.s.max_new, prompts, only_prompts},
         {&o.s.stop, prompts, only_prompts},
         {&o.s.slots, prompts, only_prompts},
