@@ -2,9 +2,10 @@
  * token.
  *
  *     Comparison c;
+ *     FitSide side = {0};                                                         // of the model
  *     if (!comparison_open(&c, "reference.bin", &model, &side, rows, longest, &e)) return false;
  *     comparison_run(&c, &model, &work, &batch, temperature, &out);               // fills c.apart
- *     comparison_add(&c, r, logp[r], entropy[r], argmax[r], place);               // for each target r
+ *     for (int32_t r = 0; r < batch.targets; r++) comparison_add(&c, r, out.logp[r], out.entropy[r], out.argmax[r], 0);
  *     comparison_close(&c);
  *
  * Sampled estimates of KL(model || reference) (loss/kl.h) are unbiased on samples of the model: comparison_sampled() adds
@@ -20,6 +21,7 @@
 #include "../model/config.h"      /* ModelConfig */
 #include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence */
 #include "../model/model.h"       /* Model, model_free, model_output_tensor, model_weight */
+#include "../model/model_file.h"  /* model_load_as */
 #include "../model/model_fits.h"  /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
 #include "../model/transformer.h" /* ModelOutput */
