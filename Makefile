@@ -36,7 +36,8 @@ SOURCES  = $(wildcard *.c llmc/*.h llmc/*/*.[ch] data/*.[ch] dev/*.[ch] dev/benc
 
 # A report's style and script are written as CSS and JavaScript and compiled into the programs as C strings.
 STYLE         = $(BUILD)/include/report_style.h
-STYLE_SOURCES = llmc/report/report.css llmc/report/report.js llmc/report/compare.js
+STYLE_SOURCES = llmc/report/report.css llmc/report/plot.js llmc/report/report.js llmc/report/compare.js \
+                llmc/report/rollouts.js
 # So is the program that runs in the sandbox.
 RUNNER        = $(BUILD)/include/sandbox_runner.h
 CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu $(patsubst %.c,%,$(wildcard tests/test_*.c tests/fuzz_*.c)))

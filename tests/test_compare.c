@@ -194,10 +194,10 @@ static void test_script(void **state) {
     (void)state;
     FILE *f = fopen(files_path("script.js"), "w");
     assert_non_null(f);
-    fputs(compare_js(), f);
+    fputs(plot_js(), f);
     fputs(
         "function same(a, b) { a = JSON.stringify(a); b = JSON.stringify(b); if (a !== b) throw new Error(a + ' is not ' + b); }\n"
-        "var c = compare, line = {step: [1, 2, 3, 4], time: [0.5, 1, null, 2], value: [10, null, -1, 1000]};\n"
+        "var c = plot, line = {step: [1, 2, 3, 4], time: [0.5, 1, null, 2], value: [10, null, -1, 1000]};\n"
         "same(c.distance(10, 5), 2); same(c.distance(7, 5), 2); same(c.distance(4.9, 5), 1); same(c.distance(26, 5), 10);\n"
         "same(c.points(line, 'step', false, -Infinity, Infinity), [[1, 10], [3, -1], [4, 1000]]);\n"
         "same(c.points(line, 'step', true, -Infinity, Infinity), [[1, 10], [4, 1000]]);\n"

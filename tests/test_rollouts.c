@@ -1,15 +1,20 @@
 /* test_rollouts.c - files of rollouts: what is written, read back, cut off, refused or continued; the histogram of a
  * clip with the loss that clips; train_grpo with --rollouts, and data/show. Needs the trainers and data/. */
-#include "../llmc/base/error.h"          /* Error */
-#include "../llmc/loss/clip_histogram.h" /* CLIP_ROWS, CLIP_BINS, ClipHistogram, clip_histogram, ... */
-#include "../llmc/loss/policy.h"         /* POLICY_GMPO, POLICY_CISPO, policy_by_sequence, POLICY_DAPO, ... */
-#include "../llmc/report/rollouts.h"     /* Rollouts, rollouts_read, rollouts_free, RolloutLog, ... */
-#include "../llmc/train/rollout_dump.h"  /* rollout_dump_steps */
-#include "files.h"                       /* files_path, files_put, files_assert_error, files_get */
-#include "letters.h"                     /* letters_setup */
-#include "models.h"                      /* refused, models_teardown */
-#include "run.h"                         /* sh, assert_same_file, metric */
-#include "shell.h"                       /* assert_holds, said */
+#include "../llmc/base/error.h"             /* Error */
+#include "../llmc/loss/advantage.h"         /* advantage_group, AdvantageStats, SCALE_GROUP, SCALE_NONE, ... */
+#include "../llmc/loss/clip_histogram.h"    /* CLIP_BINS, CLIP_ROWS, ClipHistogram, clip_histogram, ... */
+#include "../llmc/loss/policy.h"            /* policy_loss_config, POLICY_CISPO, POLICY_GMPO, POLICY_GRPO, ... */
+#include "../llmc/report/history.h"         /* History, history_free, history_line */
+#include "../llmc/report/report.h"          /* report_page */
+#include "../llmc/report/report_rollouts.h" /* ROLLOUTS_GROUPS, RolloutTilt, rollout_tilt */
+#include "../llmc/report/rollouts.h"        /* Rollouts, rollouts_free, rollouts_read, RolloutLog, ... */
+#include "../llmc/train/rollout_dump.h"     /* rollout_dump_steps */
+#include "files.h"                          /* files_path, files_put, files_assert_error, files_get */
+#include "letters.h"                        /* letters_setup */
+#include "models.h"                         /* refused, models_teardown */
+#include "page.h"                           /* assert_page */
+#include "run.h"                            /* sh, assert_same_file, metric */
+#include "shell.h"                          /* assert_holds, said */
 
 /* ---- the file ---- */
 
@@ -257,6 +262,239 @@ static void test_histogram_rows(void **state) {
     assert_true(row[2] + row[1] == 1);
 }
 
+/* ---- the page ---- */
+
+static char *page_of(const Rollouts *r, const char *failed) {
+    History h = {.rollouts = r, .rollouts_failed = failed};
+    char *page;
+    size_t n;
+    FILE *f = open_memstream(&page, &n);
+    h.program = strdup("train_grpo");
+    history_line(&h, 1, 1);
+    report_page(f, &h, false);
+    fclose(f);
+    h.rollouts = NULL;
+    history_free(&h);
+    assert_page(page, n);
+    return page;
+}
+
+/* The data of the page's script. */
+static json_t *data_of(const char *page) {
+    const char *begin = strstr(page, "id='rollouts-data'>");
+    assert_non_null(begin);
+    begin += strlen("id='rollouts-data'>");
+    json_t *data = json_loadb(begin, (size_t)(strstr(begin, "</script>") - begin), JSON_ALLOW_NUL, NULL);
+    assert_non_null(data);
+    return data;
+}
+
+#define EVIL "</script><script>alert(1)</script><!-- <img onerror=x> &\\u2028\\u202e\\u0000\\u001b"
+
+/* A model's output stays text, in the tables and in the script's data, which hold it unchanged. */
+static void test_page_hostile(void **state) {
+    (void)state;
+    Rollouts r;
+    Error e = {""};
+    FILE *f = fopen(files_path("evil.jsonl"), "w");
+    fputs("{\"record\":\"rollouts\",\"run\":\"" EVIL "\",\"program\":\"" EVIL "\"}\n", f);
+    for (int step = 0; step < 2; step++)
+        for (int fixed = 0; fixed < 2; fixed++)
+            fprintf(f,
+                    "{\"step\":%d,\"kind\":\"%s\",\"prompt_id\":1,\"prompt\":\"" EVIL "\",\"answer\":\"" EVIL
+                    "\",\"samples\":[{\"text\":\"" EVIL "\",\"tokens\":[\"" EVIL "\"],\"logp\":[-1],\"reward\":1,"
+                    "\"rewards\":{\"</script><img>\":1},\"stop\":\"" EVIL
+                    "\"},{\"text\":\"\",\"tokens\":[],\"reward\":0}]}\n",
+                    step, fixed ? "fixed" : "trained");
+    assert_int_equal(fclose(f), 0);
+    if (!rollouts_read(&r, files_path("evil.jsonl"), &e)) fail_msg("%s", e.text);
+    char *page = page_of(&r, EVIL);
+    assert_null(strstr(page, "<script>alert"));
+    assert_null(strstr(page, "<img"));
+    assert_null(strstr(page, "<!--"));
+    assert_null(strstr(page, "\xE2\x80\xAE"));
+    json_t *data = data_of(page), *text = json_string("</script>");
+    const json_t *group = json_array_get(json_object_get(data, "groups"), 0);
+    const char *prompt = json_string_value(json_object_get(group, "prompt"));
+    assert_true(!strncmp(prompt, "</script><script>", 17) && strstr(prompt, "&\xE2\x80\xA8\xE2\x80\xAE"));
+    assert_int_equal(json_array_size(json_object_get(data, "film")), 2);
+    json_decref(data), json_decref(text);
+    free(page);
+    rollouts_free(&r);
+}
+
+/* Far more than fits: the page stays within its limit, says what it left out, and keeps the last step. */
+static void test_page_size(void **state) {
+    (void)state;
+    Rollouts r = {0};
+    char *line = malloc(400000);
+    for (int step = 0; step < 20; step++)
+        for (int g = 0; g < 6; g++) {
+            int n = sprintf(line, "{\"step\":%d,\"kind\":\"%s\",\"prompt_id\":%d,\"prompt\":\"p\",\"samples\":[", step,
+                            g < 2 ? "trained" : "fixed", g);
+            for (int k = 0; k < 8; k++) {
+                n += sprintf(line + n, "%s{\"reward\":%d,\"text\":\"", k ? "," : "", k % 2);
+                for (int t = 0; t < 400; t++) n += sprintf(line + n, "word%d ", t);
+                n += sprintf(line + n, "\",\"tokens\":[");
+                for (int t = 0; t < 400; t++) n += sprintf(line + n, "%s\"word%d \"", t ? "," : "", t);
+                n += sprintf(line + n, "],\"logp\":[");
+                for (int t = 0; t < 400; t++) n += sprintf(line + n, "%s-0.12%d", t ? "," : "", t);
+                n += sprintf(line + n, "]}");
+            }
+            n += sprintf(line + n, "]}");
+            json_t *object = json_loads(line, 0, NULL);
+            Error e;
+            assert_true(rollout_is_line(object, NULL, &e));
+            rollouts_keep(&r, strdup(line), object);
+            json_decref(object);
+        }
+    char *page = page_of(&r, NULL);
+    assert_true(strlen(page) < 2000000);
+    assert_non_null(strstr(page, "To keep the page small"));
+    assert_non_null(strstr(page, "Completions are cut after"));
+    json_t *data = data_of(page);
+    const json_t *groups = json_object_get(data, "groups"), *film = json_object_get(data, "film");
+    char *dumped = json_dumps(groups, JSON_COMPACT | JSON_REAL_PRECISION(4));
+    assert_in_range(strlen(dumped), 1, ROLLOUTS_GROUPS + 20000);
+    free(dumped);
+    assert_int_equal(json_array_size(groups), 40); /* two of each step */
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(groups, 39), "step")), 19);
+    assert_int_equal(json_array_size(film), 80);
+    json_decref(data);
+    free(page), free(line);
+    rollouts_free(&r);
+}
+
+/* ---- the script ---- */
+
+static void put_list(FILE *f, const char *name, const float *values, int n) {
+    fprintf(f, "var %s = [", name);
+    for (int i = 0; i < n; i++) {
+        if (isnan(values[i])) fprintf(f, "%snull", i ? "," : "");
+        else fprintf(f, "%s%.9g", i ? "," : "", (double)values[i]);
+    }
+    fputs("];\n", f);
+}
+
+/* The functions of the page's script give the values of the C functions that they repeat. */
+static void test_script(void **state) {
+    (void)state;
+    enum { G = 6 };
+    const float reward[G] = {1, 0, 0.5, -0.25, NAN, 2}, binary[G] = {1, 0, 0, 1, 0, 0};
+    const double weight[2] = {1, 1};
+    float parts[2 * G], a[G];
+    AdvantageStats stats;
+    FILE *f = fopen(files_path("script.js"), "w");
+    assert_non_null(f);
+    fputs(rollouts_js(), f);
+    fputs("var R = rollouts;\n"
+          "function near(what, a, b) { var list = a instanceof Array ? a : [a], other = b instanceof Array ? b : [b];\n"
+          "if (list.length !== other.length) throw new Error(what + ': ' + list.length + ' values');\n"
+          "list.forEach(function (v, i) { if (!(Math.abs(v - other[i]) <= 2e-6 * Math.max(1, Math.abs(other[i]))))\n"
+          "throw new Error(what + ' ' + i + ': ' + v + ' is not ' + other[i]); }); }\n"
+          "function same(a, b) { a = JSON.stringify(a); b = JSON.stringify(b);\n"
+          "if (a !== b) throw new Error(a + ' is not ' + b); }\n",
+          f);
+    put_list(f, "reward", reward, G);
+    put_list(f, "binary", binary, G);
+    advantage_group(reward, 1, G, SCALE_GROUP, a, &stats);
+    put_list(f, "grpo", a, G);
+    advantage_group(reward, 1, G, SCALE_NONE, a, &stats);
+    put_list(f, "dr", a, G);
+    advantage_rloo(reward, 1, G, false, a, &stats);
+    put_list(f, "rloo", a, G);
+    for (int i = 0; i < G; i++) {
+        parts[2 * i] = reward[i];
+        parts[2 * i + 1] = isnan(reward[i]) ? NAN : (float)(i * i) / 10;
+    }
+    advantage_gdpo(parts, weight, NULL, 1, G, 2, a, &stats);
+    put_list(f, "gdpo", a, G);
+    put_list(f, "parts", parts, 2 * G);
+    fputs("near('grpo', R.advantages('grpo', reward, {}), grpo); near('dr', R.advantages('dr_grpo', reward, {}), dr);\n"
+          "near('rloo', R.advantages('rloo', reward, {}), rloo);\n"
+          "var pairs = reward.map(function (r, i) { return [parts[2 * i], parts[2 * i + 1]]; });\n"
+          "near('gdpo', R.advantages('gdpo', reward, {parts: pairs, weights: [1, 1]}), gdpo);\n"
+          "near('maxrl', R.advantages('maxrl', binary, {}), [2, -1, -1, 2, -1, -1]);\n"
+          /* the mean over all pairs that hold the completion of the pair's normalised pass@2 */
+          "var R2 = 1 - 6 / 15, s = Math.sqrt(R2 * (1 - R2)), right = (1 - R2) / s, wrong = (2 / 5 - R2) / s;\n"
+          "near('pass@2', R.advantages('passk', binary, {k: 2}), [right, wrong, wrong, right, wrong, wrong]);\n"
+          "same(R.advantages('grpo', [1, 1, 1], {}), [0, 0, 0]); same(R.advantages('passk', [0, 0], {k: 1}), [0, 0]);\n"
+          "near('flat', R.flat(0.25, 3), 1 / 64 + 27 / 64); same(R.choose(5, 2), 10); same(R.choose(2, 3), 0);\n",
+          f);
+    PolicyLossConfig clip = policy_loss_config(POLICY_GRPO), sapo = policy_loss_config(POLICY_SAPO),
+                     cispo = policy_loss_config(POLICY_CISPO);
+    clip.epsilon_high = 0.28;
+    clip.delta = 3;
+    for (int i = 0; i < 40; i++) {
+        const double rho = 0.1 + 0.11 * i, A = i % 2 ? 0.7 : -1.3;
+        const PolicyTerm p = policy_clip(&clip, rho, A), q = policy_sapo(&sapo, rho, A),
+                         c = policy_cispo(&cispo, rho, A, log(rho));
+        fprintf(f,
+                "t = R.surrogate('ppo', %.17g, %g, {low: 0.2, high: 0.28, delta: 3}); near('clip', [t.value, t.slope], "
+                "[%.17g, %.17g]);\n",
+                rho, A, -p.l, -p.drho);
+        fprintf(f,
+                "t = R.surrogate('sapo', %.17g, %g, {positive: 1, negative: 1.05}); near('sapo', [t.value, t.slope], "
+                "[%.17g, %.17g]);\n",
+                rho, A, -q.l, -q.drho);
+        fprintf(f,
+                "t = R.surrogate('cispo', %.17g, %g, {high: 5}); near('cispo', [t.value, t.slope], [%.17g, %.17g]);\n",
+                rho, A, -c.l, -c.dlogp);
+    }
+    ClipHistogram h = clip_histogram(log(0.8), log(1.28));
+    uint64_t x = 3;
+    const float sizes[] = {0.1F, 0.2F, 0.4F, 0.8F};
+    clip_histogram_sizes(&h, sizes, 4);
+    for (int i = 0; i < 500; i++) clip_histogram_add(&h, uniform(&x) - 0.5, uniform(&x) - 0.5);
+    fputs("var clip = {edges: [", f);
+    for (int i = 0; i < CLIP_BINS - 1; i++) fprintf(f, "%s%.4g", i ? "," : "", h.edge[i]); /* as in the file */
+    fputs("], counts: [", f);
+    for (int row = 0; row < CLIP_ROWS; row++)
+        for (int i = 0; i < CLIP_BINS; i++)
+            fprintf(f, "%s%s%g%s", row && !i ? "," : "", i ? "," : "[", h.sum.count[row][i],
+                    i == CLIP_BINS - 1 ? "]" : "");
+    fputs("], zero: [", f);
+    for (int i = 0; i < CLIP_BINS; i++) fprintf(f, "%s%g", i ? "," : "", h.sum.zero[i]);
+    fprintf(f, "]};\nnear('share', R.clipShare(clip, Math.log(0.8), Math.log(1.28)), %.17g);\n",
+            clip_histogram_share(&h, log(0.8), log(1.28)));
+    const double r[] = {1, 0.3, -0.5, 2, 2}, gold[] = {0, 1, 2, -1, 0.5};
+    static const double betas[] = {0.05, 0.3, 1, 10};
+    for (size_t i = 0; i < sizeof betas / sizeof *betas; i++) {
+        const RolloutTilt t = rollout_tilt(r, gold, 5, betas[i]);
+        double mean = 0; /* E[r] - beta KL = beta log mean exp(r / beta) */
+        for (int k = 0; k < 5; k++) mean += exp((r[k] - 2) / betas[i]) / 5;
+        const double optimum = 2 + betas[i] * log(mean);
+        assert_true(fabs(t.reward - betas[i] * t.kl - optimum) < 1e-12);
+        assert_true(t.kl <= log(5) && t.effective >= 1 && t.effective <= 5);
+        fprintf(
+            f,
+            "t = R.tilt([1, 0.3, -0.5, 2, 2], [0, 1, 2, -1, 0.5], %g);\n"
+            "near('tilt', [t.reward, t.gold, t.kl, t.effective, t.optimum], [%.17g, %.17g, %.17g, %.17g, %.17g]);\n",
+            betas[i], t.reward, t.gold, t.kl, t.effective, optimum);
+    }
+    fputs(
+        "same(R.draw(5, 5, false, 1).sort(), [0, 1, 2, 3, 4]); same(R.draw(3, 7, true, 2).length, 7);\n"
+        "var counts = [0, 0, 0, 0];\n"
+        "for (var i = 1; i <= 4000; i++) counts[R.draw(4, 2, false, i)[1]]++;\n"
+        "counts.forEach(function (n) { if (Math.abs(n - 1000) > 130) throw new Error('draw: ' + counts); });\n"
+        "same(R.grams('a b c'), ['a', 'b', 'c', 'a b', 'b c', 'a b c']); same(R.grams('xyz').length, 6);\n"
+        "near('distinct', R.distinct(['a b c a b c'], 3), 3 / 4);\n"
+        "var rise = R.risen([{text: 'a b'}], [{text: 'c b', reward: 2, gold: 1}, {text: 'c d', reward: 4, gold: 0}], 2);\n"
+        "same([rise[0].text, rise[0].before, rise[0].after, rise[0].reward, rise[0].gold], ['c', 0, 1, 3, 0.5]);\n"
+        "same(R.hacked([1, 2, 3, 4].map(function (i) { return {step: 10 * i, reward: i, gold: -i}; })), 10);\n"
+        "same(R.hacked([1, 2, 3, 4].map(function (i) { return {step: i, reward: i, gold: i}; })), -1);\n"
+        "same(R.hacked([{step: 1, reward: 1, gold: null}]), -1);\n"
+        "same(R.visible('a\\u202e\\u0000\\u001b\\n'), 'a\\\\u202e\\\\x00\\\\x1b\\n');\n"
+        "same(R.isDrawn([2, 1, 1], 4), [true, true, false, true]); same(R.isDrawn(null, 2), [true, true]);\n"
+        "same(R.values({tokens: ['a', 'b'], logp: [-1, -2], ref_logp: [-3, null]}, 'kl'), [2, null]);\n"
+        "same(R.values({tokens: ['a', 'b'], advantage: 0.5}, 'advantage'), [0.5, 0.5]);\n",
+        f);
+    assert_int_equal(fclose(f), 0);
+    char command[300];
+    snprintf(command, sizeof command, "duk %s >&2", files_path("script.js")); /* Debian's duktape: scripts/setup.sh */
+    assert_int_equal(system(command), 0);
+}
+
 /* ---- the programs ---- */
 
 static Rollouts read_of(const char *name) {
@@ -355,11 +593,11 @@ static void test_show(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),     cmocka_unit_test(test_resume),
-                                       cmocka_unit_test(test_cut),       cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_shorten),   cmocka_unit_test(test_steps),
-                                       cmocka_unit_test(test_histogram), cmocka_unit_test(test_histogram_rows),
-                                       cmocka_unit_test(test_grpo),      cmocka_unit_test(test_grpo_resume),
-                                       cmocka_unit_test(test_show)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_texts),       cmocka_unit_test(test_resume),         cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_shorten),        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_histogram),   cmocka_unit_test(test_histogram_rows), cmocka_unit_test(test_grpo),
+        cmocka_unit_test(test_grpo_resume), cmocka_unit_test(test_show),           cmocka_unit_test(test_page_hostile),
+        cmocka_unit_test(test_page_size),   cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

@@ -23,6 +23,7 @@
 #include "overoptimisation_page.h" /* report_overoptimisation */
 #include "report_head.h"           /* report_end, report_head */
 #include "report_pairs.h"          /* report_pairs */
+#include "report_rollouts.h"       /* report_rollouts */
 #include "report_run.h"            /* report_run */
 #include "report_samples.h"        /* report_samples */
 #include "report_tables.h"         /* report_all, report_config, report_final */
@@ -80,6 +81,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_curves(f, &curves);
     report_samples(f, h);
     report_pairs(f, h);
+    report_rollouts(f, h);
     report_run(f, h);
     report_config(f, h);
     report_all(f, h);

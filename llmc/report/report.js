@@ -1,7 +1,7 @@
 /* report.js - the values under the pointer, in a run's report (report.h); embedded in the page by embed.awk.
  *
  * While the pointer is over a chart, every chart of the page shows a vertical line at the same step, a dot on each
- * curve and the values there. Without this script the page is complete.
+ * curve and the values there. Without this script the page is complete. It uses plot.js.
  *
  * Each drawing is followed by a script element that holds its points as JSON, written by chart_data.h:
  *
@@ -14,11 +14,11 @@
  */
 (function () {
     /* The charts of the page: d the points as above, svg the drawing, marks the elements under the pointer. */
-    var N = 'http://www.w3.org/2000/svg', charts = [];
+    var charts = [];
 
     /* Adds an empty element to a drawing. */
     function make(svg, tag, cls) {
-        var e = document.createElementNS(N, tag);
+        var e = document.createElementNS(plot.SVG, tag);
         e.setAttribute('class', cls);
         svg.appendChild(e);
         return e;

@@ -11,7 +11,7 @@
 #include "curves.h"     /* CurveList */
 #include "history.h"    /* History */
 #include "html.h"       /* html_text */
-#include "style.h"      /* keep: report_css */
+#include "style.h"      /* keep: report_css, plot_js */
 #include <time.h>
 
 enum { REPORT_REFRESH = 60 }; /* seconds */
@@ -76,7 +76,7 @@ static inline void report_begin(FILE *f, const char *title, bool running) {
     if (running) fprintf(f, "<meta http-equiv='refresh' content='%d'>", REPORT_REFRESH);
     fputs("<title>", f);
     html_text(f, title);
-    fprintf(f, "</title>\n<style>\n%s</style></head>\n<body><main>\n", report_css());
+    fprintf(f, "</title>\n<style>\n%s</style>\n<script>\n%s</script></head>\n<body><main>\n", report_css(), plot_js());
 }
 
 /* Writes the end of a page that report_begin() began. */
@@ -95,6 +95,7 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
     if (curves->count) fputs("<a href='#curves'>Curves</a>", f);
     if (h->sample_count) fputs("<a href='#samples'>Samples</a>", f);
     if (h->pair_count) fputs("<a href='#pairs'>Pairs</a>", f);
+    if (h->rollouts && h->rollouts->count) fputs("<a href='#rollouts'>Rollouts</a>", f);
     if (json_array_size(h->starts)) fputs("<a href='#run'>Run</a>", f);
     if (json_array_size(json_object_get(h->end, "warnings"))) fputs("<a href='#warnings'>Warnings</a>", f);
     if (h->config.count) fputs("<a href='#configuration'>Configuration</a>", f);

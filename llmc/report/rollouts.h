@@ -394,7 +394,16 @@ static inline bool rollouts_begin(RolloutLog *l, Error *e) {
     return ok;
 }
 
-/* Shortens the arrays of a group's completions to `most` tokens, and the number of completions. */
+/* The first `most` bytes of a text, or fewer, so that it ends with a whole character; the caller owns it. */
+static inline json_t *rollout_text(const json_t *text, size_t most) {
+    const char *bytes = json_string_value(text);
+    size_t n = json_string_length(text);
+    if (n > most)
+        for (n = most; n && ((unsigned char)bytes[n] & 0xC0) == 0x80;) n--;
+    return json_stringn(bytes, n);
+}
+
+/* Shortens the arrays of a group's completions to `most` tokens, the texts accordingly, and the number of completions. */
 static inline void rollout_shorten(json_t *group, size_t most_samples, size_t most_tokens) {
     json_t *samples = json_object_get(group, "samples");
     for (size_t n = json_array_size(samples); n > most_samples; n--) {
@@ -412,6 +421,7 @@ static inline void rollout_shorten(json_t *group, size_t most_samples, size_t mo
             while (json_is_array(value) && json_array_size(value) > most_tokens)
                 json_array_remove(value, json_array_size(value) - 1);
         }
+        json_object_set_new(sample, "text", rollout_text(json_object_get(sample, "text"), 8 * most_tokens));
         const json_int_t before = json_integer_value(json_object_get(sample, "more_tokens"));
         json_object_set_new(sample, "more_tokens", json_integer(before + (json_int_t)(all - most_tokens)));
     }

@@ -1,0 +1,843 @@
+/* rollouts.js - the widgets of a run's rollouts (report_rollouts.h): the clip, the strength of the KL penalty, the samples
+ * of a prompt over the run, the group.
+ *
+ * Without this script the page has static tables. The functions of the first part have no other state than their
+ * arguments, and the tests run them without a browser, on values of the C functions that they repeat. The second part
+ * draws; it uses plot.js. All texts of the run become text nodes, never markup.
+ *
+ * A comment has lines of its own: it is left out of the page, like the indentation.
+ */
+var rollouts = (function () {
+    var EPS = 1e-4;
+
+    function known(values) { return values.filter(function (v) { return v != null && isFinite(v); }); }
+
+    function mean(values) {
+        var all = known(values);
+        return all.length ? all.reduce(function (a, b) { return a + b; }, 0) / all.length : NaN;
+    }
+
+    /* Standard deviation with divisor n - 1. */
+    function deviation(values) {
+        var all = known(values), m = mean(all);
+        if (all.length < 2) return NaN;
+        return Math.sqrt(all.reduce(function (a, v) { return a + (v - m) * (v - m); }, 0) / (all.length - 1));
+    }
+
+    /* The number of ways to choose k of n; 0 if k is out of range. */
+    function choose(n, k) {
+        var c = 1;
+        if (k < 0 || k > n) return 0;
+        for (var i = 1; i <= k; i++) c = c * (n - k + i) / i;
+        return c;
+    }
+
+    /* Advantages of the completions of one group, 0 for a reward of null: llmc/loss/advantage.h. gdpo takes parts, a list
+     * of rewards for each completion, and weights, and treats the group as the batch. passk takes k; a reward of at least
+     * 0.5 is right. */
+    function advantages(kind, rewards, o) {
+        var m = mean(rewards), s = deviation(rewards), n = known(rewards).length;
+        function each(of) {
+            return rewards.map(function (r) {
+                var a = r == null || n < 2 ? 0 : of(r);
+                return isFinite(a) ? a : 0;
+            });
+        }
+        if (kind === 'grpo') return each(function (r) { return (r - m) / (s + EPS); });
+        if (kind === 'dr_grpo') return each(function (r) { return r - m; });
+        if (kind === 'rloo') return each(function (r) { return n / (n - 1) * (r - m); });
+        if (kind === 'maxrl') return each(function (r) { return m > 0 ? (r - m) / m : 0; });
+        if (kind === 'passk') {
+            var wrong = known(rewards).filter(function (r) { return r < 0.5; }).length;
+            var R = 1 - choose(wrong, o.k) / choose(n, o.k), d = Math.sqrt(R * (1 - R));
+            return each(function (r) {
+                if (!(d > 0)) return 0;
+                return r >= 0.5 ? (1 - R) / d : (1 - R - choose(wrong - 1, o.k - 1) / choose(n - 1, o.k - 1)) / d;
+            });
+        }
+        /* gdpo */
+        var sums = rewards.map(function (r) { return r == null ? null : 0; });
+        o.weights.forEach(function (w, k) {
+            var part = o.parts.map(function (p) { return p[k]; }), pm = mean(part), ps = deviation(part);
+            part.forEach(function (v, i) {
+                if (v != null && sums[i] != null && isFinite(ps)) sums[i] += w * (v - pm) / (ps + EPS);
+            });
+        });
+        var sm = mean(sums), ss = deviation(sums);
+        return sums.map(function (v) { return v == null || !isFinite(ss) ? 0 : (v - sm) / (ss + EPS); });
+    }
+
+    /* The share of groups of G without a gradient if each completion is right with probability p. */
+    function flat(p, G) { return Math.pow(p, G) + Math.pow(1 - p, G); }
+
+    function clamp(x, low, high) { return Math.min(Math.max(x, low), high); }
+
+    /* The surrogate of one token that is maximised, and its derivative by rho: llmc/loss/policy.h with the sign turned. s:
+     * low and high (eps), delta (0: none), positive and negative (sapo's temperatures), mu (dppo: the probability under
+     * the sampler). cispo's weight is held constant: its derivative is by log pi. */
+    function surrogate(kind, rho, A, s) {
+        if (kind === 'cispo') {
+            var weight = Math.min(rho, s.high);
+            return {value: weight * A * Math.log(rho), slope: weight * A};
+        }
+        if (kind === 'sapo') {
+            var tau = A > 0 ? s.positive : s.negative, g = 1 / (1 + Math.exp(-tau * (rho - 1)));
+            return {value: 4 / tau * g * A, slope: 4 * g * (1 - g) * A};
+        }
+        if (kind === 'dppo') {
+            var far = (rho - 1) * s.mu, gone = (A > 0 && far > s.high) || (A < 0 && far < -s.low);
+            return {value: rho * A, slope: gone ? 0 : A};
+        }
+        var capped = s.delta > 0 ? Math.min(rho, s.delta) : rho, clipped = clamp(rho, 1 - s.low, 1 + s.high);
+        var least = clipped * A < capped * A ? clipped : capped;
+        return {value: least * A, slope: least === rho ? A : 0};
+    }
+
+    /* The part of a bin [from, to) of log rho that is below x, or all or nothing of an open one. */
+    function below(from, to, x) {
+        if (Math.abs(x - from) < 2e-3 * Math.abs(x) + 1e-6) return 0;
+        if (Math.abs(x - to) < 2e-3 * Math.abs(x) + 1e-6) return 1;
+        if (x <= from) return 0;
+        if (x >= to) return 1;
+        return isFinite(from) && isFinite(to) ? (x - from) / (to - from) : 0.5;
+    }
+
+    /* The share of a histogram's counts that have no gradient beyond the thresholds low and high of log rho. Within a bin
+     * the counts are taken as spread evenly. */
+    function clipShare(clip, low, high) {
+        var all = 0, gone = 0, rows = clip.counts.length;
+        clip.counts.concat([clip.zero]).forEach(function (row, k) {
+            row.forEach(function (n, bin) {
+                var from = bin ? clip.edges[bin - 1] : -Infinity, to = bin < clip.edges.length ? clip.edges[bin] : Infinity;
+                all += n;
+                if (k < rows / 2) gone += n * below(from, to, low);
+                else if (k < rows) gone += n * (1 - below(from, to, high));
+            });
+        });
+        return all ? gone / all : 0;
+    }
+
+    /* The optimum of E[r] - beta KL over the distributions on a prompt's samples, which are drawn from the reference:
+     * w_i = exp(r_i / beta) / sum_j exp(r_j / beta). optimum: beta log mean exp(r / beta), which equals reward - beta kl. */
+    function tilt(rewards, gold, beta) {
+        var n = rewards.length, top = Math.max.apply(null, rewards), sum = 0, r = 0, g = 0, kl = 0, squares = 0;
+        rewards.forEach(function (v) { sum += Math.exp((v - top) / beta); });
+        rewards.forEach(function (v, i) {
+            var w = Math.exp((v - top) / beta) / sum;
+            r += w * v;
+            if (gold) g += w * gold[i];
+            if (w > 0) kl += w * Math.log(n * w);
+            squares += w * w;
+        });
+        return {reward: r, gold: gold ? g : null, kl: kl, effective: 1 / squares,
+            optimum: top + beta * Math.log(sum / n)};
+    }
+
+    /* The means of tilt() over prompts: lists of {reward: [...], gold: [...]} without null. */
+    function tiltAll(prompts, beta) {
+        var all = prompts.map(function (p) { return tilt(p.reward, p.gold, beta); });
+        function over(key) { return mean(all.map(function (t) { return t[key]; })); }
+        return {reward: over('reward'), gold: over('gold'), kl: over('kl'), effective: over('effective')};
+    }
+
+    /* G of n indices, without replacement or with: a different choice for each seed. */
+    function draw(n, G, replace, seed) {
+        var left = [], chosen = [], a = seed >>> 0;
+        function random() {
+            a = (a + 0x6D2B79F5) >>> 0;
+            var t = a ^ (a >>> 15);
+            t = multiply(t, t | 1);
+            t ^= t + multiply(t ^ (t >>> 7), t | 61);
+            return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+        }
+        function multiply(x, y) {
+            return ((x & 0xffff) * y + ((((x >>> 16) * y) & 0xffff) << 16)) | 0;
+        }
+        for (var i = 0; i < n; i++) left.push(i);
+        for (var k = 0; k < G && (replace || left.length); k++) {
+            var at = Math.floor(random() * left.length);
+            chosen.push(left[at]);
+            if (!replace) left.splice(at, 1);
+        }
+        return chosen;
+    }
+
+    /* The words of a text in groups of 1 to 3; a text without spaces is taken by characters. */
+    function grams(text) {
+        var words = /\s/.test(text.trim()) ? text.trim().split(/\s+/) : text.split(''), all = [], n, i;
+        var glue = words.length > 1 && !/\s/.test(text.trim()) ? '' : ' ';
+        for (n = 1; n <= 3; n++)
+            for (i = 0; i + n <= words.length; i++) all.push(words.slice(i, i + n).join(glue));
+        return all;
+    }
+
+    /* Distinct groups of n words divided by all of them, over several texts. */
+    function distinct(texts, n) {
+        var seen = {}, all = 0, different = 0;
+        texts.forEach(function (text) {
+            var words = text.trim().split(/\s+/);
+            if (words.length < n) words = text.split('');
+            for (var i = 0; i + n <= words.length; i++) {
+                var key = '\u0001' + words.slice(i, i + n).join('\u0001');
+                all++;
+                if (!seen[key]) different++;
+                seen[key] = true;
+            }
+        });
+        return all ? different / all : NaN;
+    }
+
+    /* What has become more frequent: the groups of words whose share of samples rose most from `before` to `after`, lists
+     * of {text, reward, gold}, with the mean reward and gold reward of the samples that have it. */
+    function risen(before, after, most) {
+        var counts = {};
+        function count(list, key) {
+            list.forEach(function (s) {
+                var seen = {};
+                grams(s.text).forEach(function (g) {
+                    var id = '\u0001' + g;
+                    if (seen[id]) return;
+                    seen[id] = true;
+                    if (!counts[id]) counts[id] = {text: g, before: 0, after: 0, reward: [], gold: []};
+                    counts[id][key]++;
+                    if (key === 'after') {
+                        counts[id].reward.push(s.reward);
+                        counts[id].gold.push(s.gold);
+                    }
+                });
+            });
+        }
+        count(before, 'before');
+        count(after, 'after');
+        return Object.keys(counts).map(function (id) {
+            var c = counts[id];
+            return {text: c.text, before: before.length ? c.before / before.length : 0,
+                after: after.length ? c.after / after.length : 0, reward: mean(c.reward), gold: mean(c.gold)};
+        }).filter(function (c) { return c.after > c.before; }).sort(function (a, b) {
+            return (b.after - b.before) - (a.after - a.before) || b.text.length - a.text.length ||
+                (a.text < b.text ? -1 : 1);
+        }).slice(0, most);
+    }
+
+    /* The step since which the proxy rose and the gold reward fell in three dumps one after the other, or -1. points:
+     * lists of {step, reward, gold}. */
+    function hacked(points) {
+        var run = 0;
+        for (var i = 1; i < points.length; i++) {
+            var a = points[i - 1], b = points[i];
+            run = a.gold != null && b.gold != null && b.reward > a.reward && b.gold < a.gold ? run + 1 : 0;
+            if (run === 3) return points[i - 3].step;
+        }
+        return -1;
+    }
+
+    /* A text as it can be shown: control characters and marks that turn the direction of the text become visible. */
+    function visible(text) {
+        return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, function (c) {
+            var code = c.charCodeAt(0);
+            return code < 256 ? '\\x' + (code < 16 ? '0' : '') + code.toString(16) : '\\u' + code.toString(16);
+        });
+    }
+
+    /* For each token whether it was drawn: drawn has the lengths of runs, drawn ones first. */
+    function isDrawn(drawn, n) {
+        var all = [], on = true;
+        (drawn || [n]).forEach(function (length) {
+            for (var i = 0; i < length; i++) all.push(on);
+            on = !on;
+        });
+        while (all.length < n) all.push(true);
+        return all.slice(0, n);
+    }
+
+    /* The values by which the tokens of a sample are coloured; null where there is none. */
+    function values(sample, by) {
+        var n = sample.tokens.length, list = [];
+        function at(key, i) {
+            var v = sample[key];
+            return v == null ? null : v.length === undefined ? v : v[i] === undefined ? null : v[i];
+        }
+        for (var i = 0; i < n; i++) {
+            var p = at('logp', i), q = at('ref_logp', i);
+            if (by === 'kl') list.push(p == null || q == null ? null : p - q);
+            else list.push(at(by, i));
+        }
+        return list;
+    }
+
+    return {mean: mean, deviation: deviation, choose: choose, advantages: advantages, flat: flat, surrogate: surrogate,
+        clipShare: clipShare, tilt: tilt, tiltAll: tiltAll, draw: draw, grams: grams, distinct: distinct, risen: risen,
+        hacked: hacked, visible: visible, isDrawn: isDrawn, values: values};
+})();
+
+if (typeof document !== 'undefined') (function () {
+    var R = rollouts, holder = document.getElementById('rollouts-data'), data = JSON.parse(holder.textContent);
+
+    /* An element with attributes and contents: texts, or elements. */
+    function el(tag, o) {
+        var e = document.createElement(tag);
+        for (var k in o) e.setAttribute(k, o[k]);
+        for (var i = 2; i < arguments.length; i++) {
+            var part = arguments[i];
+            if (part == null) continue;
+            e.appendChild(typeof part === 'object' ? part : document.createTextNode(String(part)));
+        }
+        return e;
+    }
+
+    function empty(e) {
+        while (e.firstChild) e.removeChild(e.firstChild);
+        return e;
+    }
+
+    function number(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v); }
+    function percent(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v, true); }
+
+    /* A slider with its label and its value; change is called while it moves. */
+    function slider(label, o, say, change) {
+        var input = el('input', {type: 'range', min: o.min, max: o.max, step: o.step});
+        var shown = el('output', {}), box = el('label', {class: 'slider'}, el('span', {}, label), shown, input);
+        input.value = o.value;
+        function update() { shown.textContent = say(+input.value); }
+        input.addEventListener('input', function () {
+            update();
+            change();
+        });
+        update();
+        return {box: box, get: function () { return +input.value; }, set: function (v) {
+            input.value = v;
+            update();
+        }, limit: function (max) {
+            input.max = max;
+            update();
+        }};
+    }
+
+    function select(label, options, change) {
+        var input = el('select', {});
+        options.forEach(function (o) { input.appendChild(el('option', {value: o[0]}, o[1])); });
+        input.addEventListener('change', change);
+        return {box: el('label', {class: 'slider'}, el('span', {}, label), input), input: input,
+            get: function () { return input.value; }};
+    }
+
+    function button(label, click) {
+        var b = el('button', {type: 'button'}, label);
+        b.addEventListener('click', click);
+        return b;
+    }
+
+    function controls() {
+        var form = el('form', {class: 'controls'});
+        form.addEventListener('submit', function (ev) { ev.preventDefault(); });
+        for (var i = 0; i < arguments.length; i++) form.appendChild(arguments[i]);
+        return form;
+    }
+
+    /* A table: heads, then rows of texts or elements. */
+    function table(heads, rows) {
+        var body = el('tbody', {}), top = el('tr', {});
+        heads.forEach(function (h) { top.appendChild(el('th', {scope: 'col'}, h)); });
+        rows.forEach(function (row) {
+            var tr = el('tr', {});
+            row.forEach(function (cell) { tr.appendChild(el('td', {}, cell)); });
+            body.appendChild(tr);
+        });
+        return el('div', {class: 'scroll'}, el('table', {class: 'all'}, el('thead', {}, top), body));
+    }
+
+    function draw(svg, tag, o, text) {
+        var e = document.createElementNS(plot.SVG, tag);
+        for (var k in o) e.setAttribute(k, o[k]);
+        if (text !== undefined) e.textContent = text;
+        svg.appendChild(e);
+        return e;
+    }
+
+    function drawing(width, height, label) {
+        var svg = document.createElementNS(plot.SVG, 'svg');
+        svg.setAttribute('viewBox', '0 0 ' + width + ' ' + height);
+        svg.setAttribute('role', 'img');
+        svg.setAttribute('aria-label', label);
+        return svg;
+    }
+
+    /* Ticks and lines of both axes of a drawing with the plot area b: left, right, top, bottom. */
+    function axes(svg, b, x, y, o) {
+        var X = plot.scale(x[0], x[1], b[0], b[1], false), Y = plot.scale(y[0], y[1], b[3], b[2], false);
+        plot.ticks(y[0], y[1], 4, false).forEach(function (v) {
+            draw(svg, 'path', {class: 'grid', d: 'M' + b[0] + ' ' + Y(v).toFixed(1) + 'H' + b[1]});
+            draw(svg, 'text', {x: b[0] - 5, y: Y(v) + 3.2, 'text-anchor': 'end'}, plot.say(v));
+        });
+        (o.ticks || plot.ticks(x[0], x[1], 6, false)).forEach(function (v) {
+            draw(svg, 'path', {class: 'grid base', d: 'M' + X(v).toFixed(1) + ' ' + b[3] + 'v3'});
+            draw(svg, 'text', {x: X(v), y: b[3] + 14, 'text-anchor': 'middle'}, (o.say || plot.say)(v));
+        });
+        if (o.x) draw(svg, 'text', {class: 'axis', x: b[1], y: b[3] + 27, 'text-anchor': 'end'}, o.x);
+        if (o.y) draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 8}, o.y);
+        return {X: X, Y: Y};
+    }
+
+    function unique(list) {
+        return list.filter(function (v, i) { return list.indexOf(v) === i; }).sort(function (a, b) { return a - b; });
+    }
+
+    /* A slider over the steps of a list of objects. */
+    function stepSlider(list, change) {
+        var steps = unique(list.map(function (g) { return g.step; }));
+        var s = slider('step', {min: 0, max: steps.length - 1, step: 1, value: steps.length - 1},
+            function (i) { return 'step ' + steps[i]; }, change);
+        s.steps = steps;
+        s.step = function () { return steps[s.get()]; };
+        return s;
+    }
+
+    function short(text, most) {
+        var shown = R.visible(text).replace(/\s+/g, ' ');
+        return shown.length > most ? shown.slice(0, most) + '\u2026' : shown;
+    }
+
+    /* ---- the group ---- */
+
+    var NAMES = {advantage: 'advantage', logp: 'log-probability', sampler_logp: "sampler's log-probability",
+        old_logp: 'log-probability before the update', ref_logp: "reference's log-probability", entropy: 'entropy',
+        kl: 'log-probability minus that of the reference'};
+
+    /* A bar from the middle for a value in [-most, most]; a negative one is hollow. */
+    function bar(v, most) {
+        var svg = drawing(60, 12, number(v)), x = 30 + 28 * Math.max(-1, Math.min(1, most ? v / most : 0));
+        draw(svg, 'path', {class: 'grid base', d: 'M30 0V12'});
+        draw(svg, 'rect', {class: v < 0 ? 'minus' : 'plus', x: Math.min(30, x), y: 2, width: Math.abs(x - 30), height: 8});
+        svg.setAttribute('class', 'value');
+        return el('span', {class: 'bar-cell'}, number(v), svg);
+    }
+
+    /* A completion with its tokens in colours. The arrow keys move along the tokens. */
+    function tokensOf(sample, by, said) {
+        var pre = el('pre', {class: 'tokens', tabindex: 0, 'aria-label': 'tokens; the arrow keys move along them'});
+        var list = R.values(sample, by), drawn = R.isDrawn(sample.drawn, sample.tokens.length), spans = [], at = -1;
+        var most = Math.max.apply(null, list.map(function (v) { return v == null ? 0 : Math.abs(v); }));
+        function tell(i) {
+            if (at >= 0) spans[at].classList.remove('at');
+            at = Math.max(0, Math.min(spans.length - 1, i));
+            spans[at].classList.add('at');
+            var parts = ['token ' + (at + 1) + ' of ' + spans.length, JSON.stringify(R.visible(sample.tokens[at]))];
+            if (!drawn[at]) parts.push('observed');
+            Object.keys(NAMES).forEach(function (key) {
+                var v = R.values(sample, key)[at];
+                if (v != null) parts.push(NAMES[key] + ' ' + number(v));
+            });
+            said.textContent = parts.join(', ');
+        }
+        sample.tokens.forEach(function (text, i) {
+            var v = list[i], span = el('span', {}, R.visible(text));
+            if (!drawn[i]) span.className = 'observed';
+            else if (v != null && most > 0) {
+                span.className = v < 0 ? 'below' : 'above';
+                span.style.backgroundColor = 'rgba(' + (v < 0 ? '224,122,40,' : '58,134,205,') +
+                    (0.55 * Math.abs(v) / most).toFixed(3) + ')';
+            }
+            span.addEventListener('pointerenter', function () { tell(i); });
+            spans.push(span);
+            pre.appendChild(span);
+        });
+        if (sample.more_tokens) pre.appendChild(el('span', {class: 'none'}, ' \u2026 and ' + sample.more_tokens + ' tokens more'));
+        if (!spans.length) pre.appendChild(el('span', {class: 'none'}, 'empty'));
+        pre.addEventListener('keydown', function (ev) {
+            if (ev.key !== 'ArrowRight' && ev.key !== 'ArrowLeft') return;
+            tell(at + (ev.key === 'ArrowRight' ? 1 : -1));
+            ev.preventDefault();
+        });
+        pre.addEventListener('focus', function () { if (spans.length) tell(Math.max(at, 0)); });
+        return pre;
+    }
+
+    function passRate(group) {
+        var known = group.samples.filter(function (s) { return s.right != null || s.reward != null; });
+        return R.mean(known.map(function (s) { return (s.right != null ? s.right : s.reward >= 0.5) ? 1 : 0; }));
+    }
+
+    function groupWidget(root) {
+        var seed = 0, steps = stepSlider(data.groups, function () { fill(); }), G, K;
+        var prompts = select('prompt', [], function () { pick(); });
+        var color = select('tokens by', [['advantage', 'advantage'], ['logp', 'log-probability'], ['entropy', 'entropy'],
+            ['kl', 'KL to the reference']], function () { show(); });
+        var replace = el('input', {type: 'checkbox'}), out = el('div', {});
+        replace.addEventListener('change', function () { show(); });
+        G = slider('completions drawn', {min: 2, max: 2, step: 1, value: 2}, String, function () { show(); });
+        K = slider('k of pass@k', {min: 1, max: 8, step: 1, value: 2}, String, function () { show(); });
+
+        function here() { return data.groups.filter(function (g) { return g.step === steps.step(); }); }
+
+        function fill() {
+            var before = prompts.get();
+            empty(prompts.input);
+            here().forEach(function (g, i) {
+                prompts.input.appendChild(el('option', {value: i}, (g.kind === 'trained' ? 'trained on: ' : '') +
+                    short(g.prompt, 40)));
+            });
+            if (before && before < here().length) prompts.input.value = before;
+            pick();
+        }
+
+        function pick() {
+            var n = here()[+prompts.get()].samples.length;
+            G.limit(n);
+            G.set(n);
+            K.limit(Math.max(1, Math.min(n, 16)));
+            seed = 0;
+            show();
+        }
+
+        function show() {
+            var group = here()[+prompts.get()], n = group.samples.length, g = G.get();
+            var chosen = seed ? R.draw(n, g, replace.checked, seed) : R.draw(n, n, false, 0).sort(function (a, b) {
+                return a - b;
+            }).slice(0, g);
+            var samples = chosen.map(function (i) { return group.samples[i]; });
+            var rewards = samples.map(function (s) { return s.reward; }), p = passRate(group);
+            var names = Object.keys(samples[0].rewards || {}), kinds = ['grpo', 'dr_grpo', 'rloo', 'maxrl', 'passk'];
+            var o = {k: K.get(), weights: names.map(function () { return 1; }), parts: samples.map(function (s) {
+                return names.map(function (name) { return s.rewards[name]; });
+            })};
+            if (names.length > 1) kinds.push('gdpo');
+            var all = kinds.map(function (kind) { return R.advantages(kind, rewards, o); });
+            var most = all.map(function (list) { return Math.max.apply(null, list.map(Math.abs)); });
+            empty(out);
+            out.appendChild(el('p', {class: 'summary', role: 'status'}, 'mean ', el('b', {}, number(R.mean(rewards))), ', deviation ',
+                el('b', {}, number(R.deviation(rewards))), '; right ', el('b', {}, percent(p)), ' of the ' + n +
+                ' stored; of groups of ' + g + ' with this rate ', el('b', {}, percent(R.flat(p, g))),
+                ' have equal rewards and no gradient'));
+            out.appendChild(table(['completion', 'reward', 'as trained'].concat(kinds.map(function (kind) {
+                return kind === 'passk' ? 'pass@' + o.k : kind;
+            })), samples.map(function (s, i) {
+                var trained = typeof s.advantage === 'number' ? s.advantage : s.advantage ? R.mean(s.advantage) : null;
+                return [chosen[i] + ': ' + short(s.text, 28), number(s.reward), number(trained)].concat(
+                    all.map(function (list, k) { return bar(list[i], most[k]); }));
+            })));
+            if (names.length > 1)
+                out.appendChild(el('p', {class: 'note'}, 'gdpo normalises each of the rewards ' + names.map(R.visible).join(', ') +
+                    ' within the group, with equal weights.'));
+            out.appendChild(rates());
+            var said = el('output', {class: 'said'}, 'Point at a token, or move along the tokens by the arrow keys.');
+            out.appendChild(said);
+            var boxes = el('div', {class: 'pair'}), seen = {};
+            chosen.forEach(function (i) {
+                var s = group.samples[i];
+                if (seen[i]) return;
+                seen[i] = true;
+                var verdict = s.right == null ? '' : s.right ? '\u2713 right, ' : '\u2717 wrong, ';
+                var more = [s.stop && s.stop !== 'completed' ? R.visible(s.stop) : null,
+                    s.turns > 1 ? s.turns + ' turns' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
+                boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},
+                    el('div', {class: 'got'}, i + ': ' + verdict + 'reward ' + number(s.reward) +
+                        more.filter(Boolean).map(function (t) { return ', ' + t; }).join('')),
+                    tokensOf(s, color.get(), said)));
+            });
+            out.appendChild(el('div', {class: 'legend'}, el('span', {class: 'above'}, 'positive'), ' ',
+                el('span', {class: 'below'}, 'negative'), ' ', el('span', {class: 'observed'}, 'observed, not drawn by the model')));
+            if (R.values(group.samples[0], color.get()).every(function (v) { return v == null; }))
+                out.appendChild(el('p', {class: 'note'}, 'These completions have no such values' +
+                    (color.get() === 'kl' ? ': the run has no reference.' : ': they were not trained on.')));
+            out.appendChild(boxes);
+            if (group.more_samples) out.appendChild(el('p', {class: 'note'}, group.more_samples + ' more completions are not in the page.'));
+        }
+
+        /* How many of the step's prompts have which share of right completions. */
+        function rates() {
+            var list = here().map(passRate).filter(isFinite), bins = [0, 0, 0, 0, 0], svg, b = [20, 240, 12, 60], top;
+            list.forEach(function (p) { bins[Math.min(4, Math.floor(5 * p))]++; });
+            top = Math.max.apply(null, bins.concat([1]));
+            svg = drawing(260, 80, 'prompts by their share of right completions: ' + bins.join(', '));
+            bins.forEach(function (n, i) {
+                var x = b[0] + 44 * i, h = (b[3] - b[2]) * n / top;
+                draw(svg, 'rect', {class: 'plus', x: x + 2, y: b[3] - h, width: 40, height: h});
+                draw(svg, 'text', {x: x, y: b[3] + 12, 'text-anchor': 'middle'}, 20 * i + '%');
+                if (n) draw(svg, 'text', {x: x + 22, y: b[3] - h - 2, 'text-anchor': 'middle'}, n);
+            });
+            draw(svg, 'text', {x: b[0] + 220, y: b[3] + 12, 'text-anchor': 'middle'}, '100%');
+            svg.setAttribute('class', 'small');
+            return el('div', {}, el('p', {class: 'note'}, 'Groups of this step by their share of right completions:'), svg);
+        }
+
+        root.appendChild(controls(steps.box, prompts.box, G.box, K.box, color.box,
+            el('label', {}, replace, ' with replacement'),
+            button('Resample', function () {
+                seed++;
+                show();
+            })));
+        root.appendChild(out);
+        fill();
+    }
+
+    /* ---- the clip ---- */
+
+    function clipWidget(root) {
+        if (!data.clips.length) return false;
+        var steps = stepSlider(data.clips, function () { own(); });
+        function two(v) { return String(+v.toPrecision(3)); }
+        var low = slider('epsilon', {min: 0, max: 0.99, step: 0.005, value: 0.2}, two, show);
+        var high = slider('epsilon high', {min: 0, max: 3, step: 0.005, value: 0.2}, two, show);
+        var A = slider('advantage', {min: -2, max: 2, step: 0.1, value: 1}, two, show);
+        var delta = slider('dual clip', {min: 0, max: 10, step: 0.1, value: 0}, function (v) { return v ? two(v) : 'none'; }, show);
+        var mu = slider('probability under the sampler', {min: 0.01, max: 1, step: 0.01, value: 0.5}, two, show);
+        var kind = select('loss', [['ppo', 'ppo, grpo, dapo'], ['cispo', 'cispo'], ['sapo', 'sapo'], ['gspo', 'gspo'],
+            ['dppo', 'dppo']], show), out = el('div', {});
+
+        function clip() { return data.clips.filter(function (c) { return c.step === steps.step(); })[0]; }
+
+        function own() {
+            var c = clip(), tiny = Math.max(c.epsilon, c.epsilon_high) < 0.05;
+            [low, high].forEach(function (s) { s.box.querySelector('input').step = tiny ? 1e-5 : 0.005; });
+            if (tiny) {
+                low.limit(0.05);
+                high.limit(0.05);
+            }
+            kind.input.value = c.loss === 'cispo' || c.loss === 'sapo' || c.loss === 'gspo' ? c.loss : 'ppo';
+            if (kind.get() === 'cispo') high.limit(10);
+            low.set(c.loss === 'gmpo' ? 1 - Math.exp(-c.epsilon) : c.epsilon);
+            high.set(c.loss === 'gmpo' ? Math.exp(c.epsilon_high) - 1 : c.epsilon_high);
+            delta.set(c.delta || 0);
+            show();
+        }
+
+        function show() {
+            var c = clip(), s = {low: low.get(), high: high.get(), delta: delta.get(), positive: 1, negative: 1.05, mu: mu.get()};
+            var from = s.low < 1 ? Math.log(1 - s.low) : -Infinity, to = Math.log(1 + s.high), share;
+            if (kind.get() === 'cispo') {
+                from = -Infinity;
+                to = Math.log(s.high);
+            }
+            share = kind.get() === 'sapo' || kind.get() === 'dppo' ? 0 : R.clipShare(c, from, to);
+            var e = c.edges, x = [e[0], e[e.length - 1]], b = [52, 600, 24, 190], i, curve = [], slope = [], lists;
+            for (i = 0; i <= 160; i++) {
+                var d = x[0] + (x[1] - x[0]) * i / 160, t = R.surrogate(kind.get(), Math.exp(d), A.get(), s);
+                curve.push([d, t.value]);
+                slope.push([d, t.slope]);
+            }
+            lists = [curve, slope];
+            var y = plot.extent(lists, 1), svg = drawing(680, 350, 'surrogate and its slope as functions of rho; ' +
+                percent(share) + ' of the step without gradient');
+            var few = x[1] < 0.1 ? [x[0], x[0] / 2, 0, x[1] / 2, x[1]] :
+                [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.6, 2, 3, 5, 8].map(Math.log).filter(function (v) { return v >= x[0] && v <= x[1]; });
+            var at = axes(svg, b, x, y, {y: 'surrogate', ticks: few, say: function (v) { return plot.say(Math.exp(v)); }});
+            draw(svg, 'path', {class: 'line a0', d: plot.path(curve, at.X, at.Y)});
+            draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a1', d: plot.path(slope, at.X, at.Y)});
+            draw(svg, 'text', {class: 'name a0', x: b[1] + 6, y: at.Y(curve[160][1]) + 3}, 'surrogate');
+            draw(svg, 'text', {class: 'name a1', x: b[1] + 6, y: at.Y(slope[160][1]) + 14}, kind.get() === 'cispo' ? 'weight' : 'slope');
+            histogram(svg, c, at.X, [b[0], b[1], 250, 328], from, to);
+            mu.box.hidden = kind.get() !== 'dppo';
+            delta.box.hidden = kind.get() !== 'ppo' && kind.get() !== 'gspo';
+            empty(out);
+            out.appendChild(el('div', {class: 'scroll'}, svg));
+            out.appendChild(el('p', {class: 'summary', role: 'status'}, el('b', {}, percent(share)), ' of this step\u2019s ' +
+                (c.unit === 'completion' ? 'completions' : 'tokens') + ' have no gradient at these settings; the run logged ',
+                el('b', {}, percent(c.share)), '.',
+                kind.get() === 'sapo' ? ' sapo has no clip: the slope falls off on both sides.' : '',
+                kind.get() === 'dppo' ? ' dppo drops a gradient by the difference of probabilities, which the histogram has not.' : ''));
+            if (c.tokens && c.tokens.length)
+                out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], c.tokens.map(function (t) {
+                    var gone = (t.advantage > 0 && t.log_ratio > to) || (t.advantage < 0 && t.log_ratio < from);
+                    return [el('span', {class: 'mono'}, short(t.before, 24), el('b', {}, R.visible(t.text))),
+                        number(Math.exp(t.log_ratio)), number(t.advantage), gone ? '\u2717 removed' : '\u2713 kept'];
+                })));
+        }
+
+        /* Counts of negative advantages below the line, of positive ones above it; hatched where the clip removes. */
+        function histogram(svg, c, X, b, from, to) {
+            var rows = c.counts.length, e = c.edges, sums = [[], []], top = 1, middle = (b[2] + b[3]) / 2;
+            for (var bin = 0; bin <= e.length; bin++) {
+                var minus = 0, plus = 0;
+                for (var r = 0; r < rows; r++) if (r < rows / 2) minus += c.counts[r][bin]; else plus += c.counts[r][bin];
+                sums[0].push(minus);
+                sums[1].push(plus);
+                top = Math.max(top, minus, plus);
+            }
+            sums.forEach(function (list, sign) {
+                list.forEach(function (n, k) {
+                    var left = k ? X(e[k - 1]) : b[0] - 12, right = k < e.length ? X(e[k]) : b[1] + 12;
+                    var h = n ? Math.max(1, (b[3] - b[2]) / 2 * Math.log(1 + n) / Math.log(1 + top)) : 0;
+                    var lost = sign ? k && e[k - 1] > to - 2e-3 : k < e.length && e[k] < from + 2e-3;
+                    if (h) draw(svg, 'rect', {class: (sign ? 'plus' : 'minus') + (lost ? ' lost' : ''), x: left + 0.5,
+                        y: sign ? middle - h : middle, width: Math.max(1, right - left - 1), height: h});
+                });
+            });
+            draw(svg, 'path', {class: 'grid base', d: 'M' + b[0] + ' ' + middle + 'H' + b[1]});
+            [from, to].forEach(function (v) {
+                if (isFinite(v) && v >= e[0] && v <= e[e.length - 1])
+                    draw(svg, 'path', {class: 'hair', d: 'M' + X(v).toFixed(1) + ' 24V' + b[3]});
+            });
+            draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 12}, 'number of ' + c.unit + 's (logarithmic) by rho: A > 0 above, A < 0 below; hatched: no gradient');
+            draw(svg, 'text', {class: 'axis', x: b[1], y: b[3] + 14, 'text-anchor': 'end'}, 'rho');
+        }
+
+        root.appendChild(controls(steps.box, kind.box, low.box, high.box, A.box, delta.box, mu.box,
+            button('The run\u2019s own values', function () { own(); })));
+        root.appendChild(out);
+        own();
+        return true;
+    }
+
+    /* ---- the film ---- */
+
+    /* The mean of a list of the frames of a step. */
+    function over(frames, key) {
+        return R.mean(frames.reduce(function (all, f) { return all.concat(f[key]); }, []));
+    }
+
+    function filmPoints() {
+        return unique(data.film.map(function (f) { return f.step; })).map(function (step) {
+            var frames = data.film.filter(function (f) { return f.step === step; });
+            var gold = over(frames, 'gold'), kl = over(frames, 'kl');
+            return {step: step, frames: frames, reward: over(frames, 'reward'), gold: isFinite(gold) ? gold : null,
+                kl: isFinite(kl) ? kl : null, length: over(frames, 'length'), entropy: over(frames, 'entropy')};
+        });
+    }
+
+    function samplesOf(point) {
+        return point.frames.reduce(function (all, f) {
+            return all.concat(f.text.map(function (t, i) { return {text: t, reward: f.reward[i], gold: f.gold[i]}; }));
+        }, []);
+    }
+
+    function filmWidget(root) {
+        var points = filmPoints(), playing = null, since = R.hacked(points), out = el('div', {});
+        var steps = stepSlider(data.film, show), play = button('Play', toggle);
+        var ids = unique(data.film.map(function (f) { return f.prompt_id; }));
+        var prompts = select('prompt', ids.map(function (id) {
+            return [id, short(data.film.filter(function (f) { return f.prompt_id === id; })[0].prompt, 40)];
+        }), show);
+
+        function toggle() {
+            if (playing) {
+                clearInterval(playing);
+                playing = null;
+                play.textContent = 'Play';
+                return;
+            }
+            if (steps.get() === steps.steps.length - 1) steps.set(0);
+            play.textContent = 'Stop';
+            playing = setInterval(function () {
+                if (steps.get() >= steps.steps.length - 1) return toggle();
+                steps.set(steps.get() + 1);
+                show();
+            }, 700);
+            show();
+        }
+
+        function curves(at) {
+            var svg = drawing(680, 190, 'reward' + (points[0].gold != null ? ' and gold reward' : '') + ' at each dump');
+            var b = [52, 600, 24, 150], lists = ['reward', 'gold'].map(function (key) {
+                return points.map(function (p, i) { return [i, p[key]]; }).filter(function (p) { return p[1] != null && isFinite(p[1]); });
+            }).filter(function (list) { return list.length; });
+            var y = plot.extent(lists, 1) || [0, 1];
+            var a = axes(svg, b, [0, Math.max(1, points.length - 1)], y, {y: 'reward', x: 'step',
+                ticks: points.map(function (p, i) { return i; }).filter(function (i) { return i % Math.ceil(points.length / 12) === 0; }),
+                say: function (i) { return String(points[i].step); }});
+            lists.forEach(function (list, k) {
+                draw(draw(svg, 'g', {class: 'd' + k}), 'path', {class: 'line a' + k, d: plot.path(list, a.X, a.Y)});
+                draw(svg, 'text', {class: 'name a' + k, x: b[1] + 6, y: a.Y(list[list.length - 1][1]) + 3}, k ? 'gold' : lists.length > 1 ? 'proxy' : 'reward');
+            });
+            draw(svg, 'path', {class: 'hair', d: 'M' + a.X(at).toFixed(1) + ' ' + b[2] + 'V' + b[3]});
+            return svg;
+        }
+
+        function show() {
+            var at = steps.get(), point = points[at], id = +prompts.get();
+            var frame = point.frames.filter(function (f) { return f.prompt_id === id; })[0];
+            var all = samplesOf(point), gold = point.gold != null;
+            empty(out);
+            out.appendChild(el('div', {class: 'scroll'}, curves(at)));
+            out.appendChild(table(['reward', 'gold', 'KL, nats', 'tokens', 'entropy', 'distinct-3'], [[number(point.reward),
+                number(point.gold), number(point.kl), number(point.length), number(point.entropy),
+                number(R.distinct(all.map(function (s) { return s.text; }), 3))]]));
+            if (since >= 0)
+                out.appendChild(el('p', {class: 'verdict'}, '\u2717 The proxy rose while the gold reward fell at three dumps one after the other: hacked since step ' + since + '.'));
+            else if (gold) out.appendChild(el('p', {class: 'note'}, 'The gold reward did not fall at three dumps one after the other while the proxy rose.'));
+            var boxes = el('div', {class: 'pair'});
+            if (frame) frame.text.slice(0, 4).forEach(function (text, i) {
+                boxes.appendChild(el('div', {class: 'take'}, el('div', {class: 'got'}, 'reward ' + number(frame.reward[i]) +
+                    (frame.gold[i] == null ? '' : ', gold ' + number(frame.gold[i])) + ', ' + frame.length[i] + ' tokens'),
+                    el('pre', {}, R.visible(text))));
+            });
+            out.appendChild(boxes);
+            if (at) {
+                out.appendChild(el('p', {class: 'note'}, 'What has become more frequent since step ' + points[0].step +
+                    ', as a share of the completions shown:'));
+                out.appendChild(table(['words', 'before', 'now', 'reward', 'gold'], R.risen(samplesOf(points[0]), all, 8).map(function (c) {
+                    return [el('span', {class: 'mono'}, short(c.text, 60)), percent(c.before), percent(c.after), number(c.reward), number(c.gold)];
+                })));
+            }
+        }
+
+        root.appendChild(controls(steps.box, prompts.box, play));
+        root.appendChild(out);
+        show();
+    }
+
+    /* ---- the penalty ---- */
+
+    function tiltWidget(root) {
+        var prompts = data.film.filter(function (f) { return f.step === 0; }).map(function (f) {
+            var kept = f.reward.map(function (r, i) { return i; }).filter(function (i) { return f.reward[i] != null; });
+            var gold = kept.every(function (i) { return f.gold[i] != null; });
+            return {reward: kept.map(function (i) { return f.reward[i]; }), gold: gold ? kept.map(function (i) { return f.gold[i]; }) : null};
+        }).filter(function (p) { return p.reward.length > 1; });
+        var golden = prompts.every(function (p) { return p.gold; }), out = el('div', {});
+        var beta = slider('beta', {min: -2, max: 1.5, step: 0.02, value: 0}, function (v) { return String(+Math.pow(10, v).toPrecision(2)); }, show);
+        var curve = [], v;
+        for (v = 2; v >= -2.5; v -= 0.05) curve.push(R.tiltAll(prompts, Math.pow(10, v)));
+        var course = filmPoints().filter(function (p) { return p.kl != null; });
+
+        function show() {
+            var now = R.tiltAll(prompts, Math.pow(10, beta.get()));
+            var svg = drawing(680, 270, 'reward as a function of the KL'), b = [52, 590, 24, 220];
+            var keys = golden ? ['reward', 'gold'] : ['reward'];
+            var lists = keys.map(function (key) { return curve.map(function (t) { return [t.kl, t[key]]; }); });
+            var taken = keys.map(function (key) {
+                return course.map(function (p) { return [Math.max(0, p.kl), p[key]]; }).filter(function (p) { return p[1] != null; });
+            });
+            var x = [0, Math.max.apply(null, lists[0].concat(taken[0]).map(function (p) { return p[0]; })) || 1];
+            var a = axes(svg, b, x, plot.extent(lists.concat(taken), 1), {x: 'KL to the reference, nats a completion', y: 'reward'});
+            keys.forEach(function (key, k) {
+                var sure = curve.map(function (t) { return t.effective >= 5; });
+                var solid = lists[k].filter(function (p, i) { return sure[i]; });
+                var dashed = lists[k].filter(function (p, i) { return !sure[i] || (i + 1 < sure.length && !sure[i + 1]); });
+                if (solid.length) draw(svg, 'path', {class: 'line a' + k, d: plot.path(solid, a.X, a.Y)});
+                if (dashed.length) draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a' + k, d: plot.path(dashed, a.X, a.Y)});
+                draw(svg, 'circle', {class: 'a' + k, cx: a.X(now.kl), cy: a.Y(now[key]), r: 5});
+                draw(svg, 'text', {class: 'name a' + k, x: a.X(lists[k][lists[k].length - 1][0]) + 7,
+                    y: a.Y(lists[k][lists[k].length - 1][1]) + 3}, k ? 'gold' : 'reward');
+                taken[k].forEach(function (p) {
+                    draw(svg, 'path', {class: 'cross a' + k, d: 'M' + (a.X(p[0]) - 3).toFixed(1) + ' ' + (a.Y(p[1]) - 3).toFixed(1) +
+                        'l6 6m0 -6l-6 6'});
+                });
+            });
+            empty(out);
+            out.appendChild(el('div', {class: 'scroll'}, svg));
+            out.appendChild(el('p', {class: 'summary', role: 'status'}, 'reward ', el('b', {}, number(now.reward)),
+                golden ? ', gold ' : '', golden ? el('b', {}, number(now.gold)) : '', ', KL ', el('b', {}, number(now.kl)),
+                ', effective samples ', el('b', {}, number(now.effective)),
+                now.effective < 5 ? ': too few to say much' : ''));
+            out.appendChild(el('p', {class: 'note'}, 'Line: the best policy for each beta, dashed below five effective samples; dot: at this beta. ' +
+                (course.length ? 'Crosses: where the run went. ' : 'The run has no reference, so its own KL is not known. ') +
+                'With ' + prompts[0].reward.length + ' samples a prompt, the KL is at most ' + number(Math.log(prompts[0].reward.length)) + '.'));
+        }
+
+        root.appendChild(controls(beta.box));
+        root.appendChild(out);
+        show();
+    }
+
+    /* A widget that fails keeps its table. */
+    var widgets = {group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
+    document.querySelectorAll('[data-widget]').forEach(function (root) {
+        var made = el('div', {});
+        try {
+            if (widgets[root.getAttribute('data-widget')](made) === false) return;
+            empty(root).appendChild(made);
+        } catch (why) {
+            root.appendChild(el('p', {class: 'note'}, 'This part of the script failed: ' + R.visible(String(why)) + '. The table is complete.'));
+        }
+    });
+})();
