@@ -33,6 +33,7 @@
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, Metrics, metrics_warn */
 #include "llmc/report/run_facts.h"         /* RUN_SAMPLING, RUN_REWARD, RunPhase */
 #include "llmc/reward/rewards.h"           /* rewards_add_model */
+#include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
@@ -66,6 +67,7 @@ static const Option options[] = {
     OPTION_FLAG("dynamic-sampling", 0, &o.dynamic_sampling,
                 "DAPO: replace groups whose rewards are all equal with groups of new prompts"),
     OPTION_INT ("max-resamples",    0, &o.resample, 1, 1000, "maximum rounds of new prompts per generation (DAPO)"),
+    EPISODE_OPTIONS(o.g.episodes),
     OPTION_GROUP("Reward"),
     OPTION_TEXT  ("reward-model",                0, &o.reward_model, "FILE",
                   "reward model of the part `model` of --reward; several: --reward model=a.bin:1,model=b.bin:0.5"),

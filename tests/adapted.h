@@ -81,7 +81,7 @@ static inline void adapted_check_rollout(const Model *m) {
         Rollout r;
         Completion out[12];
         const int32_t prompt[] = {3, 1, 4, 1, 5};
-        RolloutRequest request = {prompt, 5, 12, 0, out};
+        RolloutRequest request = {prompt, 5, 12, 0, out, NULL};
         Sampling s = sampling_default();
         s.max_new = 10;
         s.seed = 9;
@@ -93,7 +93,7 @@ static inline void adapted_check_rollout(const Model *m) {
             Workspace w;
             float logp[ROWS];
             const int before = batch_segment(&b, prompt, 5, 0, -1);
-            batch_completion(&b, before, out[i].tokens, out[i].count);
+            batch_completion(&b, before, out[i].tokens, NULL, out[i].count);
             assert_true(workspace_new(&w, m, b.rows, b.targets, b.segments, false, 0, &e));
             model_forward(m, &w, &b, 1, &(ModelOutput){.logp = logp});
             for (int t = 0; t < out[i].count; t++) assert_true(fabs(logp[t] - out[i].logp[t]) < 1e-4);

@@ -125,9 +125,9 @@ static Batch model_batch(void) {
     Batch b = batch_new(ROWS, TARGETS, 6);
     batch_sequence(&b, ids, NULL, 7);
     const int prompt = batch_segment(&b, ids + 7, 5, 0, -1);
-    batch_completion(&b, prompt, ids + 12, 4);
-    batch_completion(&b, prompt, ids + 16, 1);
-    batch_completion(&b, prompt, ids + 17, 6);
+    batch_completion(&b, prompt, ids + 12, NULL, 4);
+    batch_completion(&b, prompt, ids + 16, NULL, 1);
+    batch_completion(&b, prompt, ids + 17, NULL, 6);
     batch_sequence(&b, ids + 30, NULL, 2);
     assert_int_equal(b.targets, TARGETS);
     return b;
@@ -386,7 +386,7 @@ static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slot
     static Drawn drawn; /* zero-filled: it is compared as a whole */
     memset(&drawn, 0, sizeof drawn);
     for (int i = 0; i < PROMPTS; i++)
-        q[i] = (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES};
+        q[i] = (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES, NULL};
     Sampling s = sampling_default();
     s.max_new = NEW;
     s.stop[s.stops++] = 7;
@@ -437,7 +437,7 @@ static void test_sampling(void **state) {
     static const int32_t prompt[] = {3, 1};
     float logp[NEW];
     const int p = batch_segment(&b, prompt, 2, 0, -1);
-    batch_completion(&b, p, got.tokens[1], got.count[1]);
+    batch_completion(&b, p, got.tokens[1], NULL, got.count[1]);
     if (!workspace_new(&w, &m, 32, NEW, 2, false, 0, &e)) fail_msg("%s", e.text);
     model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = logp});
     close_to("logp", got.logp[1], logp, got.count[1], 0.04);

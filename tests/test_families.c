@@ -107,7 +107,7 @@ static void add_shared(Problem *p, const Case *k) {
     add_targets(p, k, 0, 0, shared - 1);
     for (int copy = 0; copy < 2; copy++) {
         const int before = p->batch.targets;
-        batch_completion(&p->batch, prompt, k->token + shared, copy ? part : rest);
+        batch_completion(&p->batch, prompt, k->token + shared, NULL, copy ? part : rest);
         for (int t = before; t < p->batch.targets; t++) {
             p->token[t] = shared - 1 + t - before;
             p->share[t] = t - before < part ? 0.5f : 1;
@@ -314,7 +314,7 @@ static void check_adamw(Case *k) {
 static void draw(const Case *k, const int32_t prompt[PROMPT], float temperature, Completion out[SAMPLES]) {
     Error e;
     Rollout r;
-    RolloutRequest request = {prompt, PROMPT, SAMPLES, 0, out};
+    RolloutRequest request = {prompt, PROMPT, SAMPLES, 0, out, NULL};
     Sampling s = sampling_default();
     s.temperature = temperature;
     s.max_new = GREEDY;

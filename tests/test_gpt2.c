@@ -101,7 +101,7 @@ static Problem mixed_problem(uint64_t seed, int vocab) {
         const int prompt = batch_segment(&p.batch, t, 6, 0, -1);
         for (int k = 0; k < 3; k++) {
             random_tokens(&r, t, 10, vocab);
-            batch_completion(&p.batch, prompt, t, k == 1 ? 1 : 3 + 2 * k + i);
+            batch_completion(&p.batch, prompt, t, NULL, k == 1 ? 1 : 3 + 2 * k + i);
         }
     }
     problem_weights(&p, seed);
@@ -497,7 +497,7 @@ static void check_shared_prefix(ModelConfig c) {
             uint8_t mask[PROMPT + 11];
             for (int i = 0; i < PROMPT + length[k]; i++) mask[i] = i >= PROMPT;
             random_tokens(&r, t + PROMPT, length[k], m.config.vocab);
-            batch_completion(&shared.batch, prompt, t + PROMPT, length[k]);
+            batch_completion(&shared.batch, prompt, t + PROMPT, NULL, length[k]);
             assert_int_equal(batch_sequence(&copies.batch, t, mask, PROMPT + length[k]), length[k]);
         }
     }

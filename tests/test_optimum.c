@@ -108,7 +108,7 @@ static void pack_answers(Batch *b, const Completion *answer) {
     batch_clear(b);
     for (int p = 0; p < P; p++) {
         const int segment = batch_segment(b, &prompt[p], 1, 0, -1);
-        for (int i = 0; i < G; i++) batch_completion(b, segment, answer[p * G + i].tokens, 1);
+        for (int i = 0; i < G; i++) batch_completion(b, segment, answer[p * G + i].tokens, NULL, 1);
     }
 }
 
@@ -120,7 +120,7 @@ static void sample_answers(Rollout *engine, int step, Completion answer[P * G]) 
     s.seed = 11;
     RolloutRequest q[P];
     for (int p = 0; p < P; p++)
-        q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * P * G + p * G), answer + p * G};
+        q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * P * G + p * G), answer + p * G, NULL};
     if (!rollout_run(engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
 }
 

@@ -75,17 +75,17 @@ static inline int32_t batch_sequence(Batch *b, const int32_t *tokens, const uint
     return b->targets - before;
 }
 
-/* Appends a completion of n tokens of the prompt in segment `prompt`, with n targets in order. The last token needs no
- * row of its own. */
-static inline void batch_completion(Batch *b, int prompt, const int32_t *tokens, int32_t n) {
+/* Appends a completion of n tokens of the prompt in segment `prompt`, with a target for each token whose mask[i] is set
+ * (all if mask is NULL), in order. The last token needs no row of its own. */
+static inline void batch_completion(Batch *b, int prompt, const int32_t *tokens, const uint8_t *mask, int32_t n) {
     int32_t row = batch_last_row(b, prompt);
     const int32_t position = b->positions[row] + 1;
-    if (n > 1) {
-        const int segment = batch_segment(b, tokens, n - 1, position, prompt);
-        batch_target(b, row, tokens[0]);
-        row = b->segment[segment].start;
-        for (int32_t i = 1; i < n; i++) batch_target(b, row + i - 1, tokens[i]);
-    } else if (n == 1) batch_target(b, row, tokens[0]);
+    if (n > 0 && (!mask || mask[0])) batch_target(b, row, tokens[0]);
+    if (n <= 1) return;
+    const int segment = batch_segment(b, tokens, n - 1, position, prompt);
+    row = b->segment[segment].start;
+    for (int32_t i = 1; i < n; i++)
+        if (!mask || mask[i]) batch_target(b, row + i - 1, tokens[i]);
 }
 
 #endif

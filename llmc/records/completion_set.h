@@ -130,10 +130,10 @@ static inline CompletionSlice completion_set_pack(CompletionSet *s, Batch *b, in
         const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
         if (s->prompts)
             for (int32_t k = 1; k < p->prompt_len; k++) batch_target(b, b->segment[prompt].start + k - 1, p->prompt[k]);
-        batch_completion(b, prompt, p->chosen, p->chosen_len);
+        batch_completion(b, prompt, p->chosen, NULL, p->chosen_len);
         if (!p->rejected_len) continue;
         const int again = s->shared ? prompt : batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-        batch_completion(b, again, p->rejected, p->rejected_len);
+        batch_completion(b, again, p->rejected, NULL, p->rejected_len);
     }
     return completion_set_slice(s, first, end);
 }

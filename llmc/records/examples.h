@@ -163,7 +163,7 @@ static inline BatchSize example_size(const Example *p) {
 /* Packs the record with one target per token of the completion, in order. */
 static inline void example_pack(Batch *b, const Example *p) {
     const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-    batch_completion(b, prompt, p->completion, p->completion_len);
+    batch_completion(b, prompt, p->completion, NULL, p->completion_len);
 }
 
 /* Packs the record with one target per label, in order: the rows whose scores are read. */

@@ -49,6 +49,7 @@ typedef struct Gmp {
     void (*divexact)(mpz_ptr, mpz_srcptr, mpz_srcptr);
     unsigned long (*remove)(mpz_ptr, mpz_srcptr, mpz_srcptr);
     void (*swap)(mpz_ptr, mpz_ptr);
+    void (*floor_div)(mpz_ptr, mpz_srcptr, mpz_srcptr);
 } Gmp;
 
 /* The functions, or NULL with the reason in *e (which may be NULL) if the library cannot be opened. */
@@ -57,10 +58,10 @@ static inline const Gmp *rational_gmp(Error *e) {
     static Error why;
     static int state; /* 0: not opened, 1: open, -1: cannot be opened */
     if (!state) {
-        static const char *const names[] = {"init",      "clear",   "set",        "canonicalize", "add",
-                                            "sub",       "mul",     "div",        "equal",        "cmp",
-                                            "set_str",   "get_str", "sizeinbase", "set_ui",       "pow_ui",
-                                            "ui_pow_ui", "mul",     "divexact",   "remove",       "swap"};
+        static const char *const names[] = {"init",       "clear",  "set",    "canonicalize", "add",     "sub",
+                                            "mul",        "div",    "equal",  "cmp",          "set_str", "get_str",
+                                            "sizeinbase", "set_ui", "pow_ui", "ui_pow_ui",    "mul",     "divexact",
+                                            "remove",     "swap",   "fdiv_q"};
         enum { RATIONAL = 10 }; /* the first functions are of rationals (mpq), the others of integers (mpz) */
         Library l;
         state = library_open(&l, "libgmp.so.10", "LLMC_GMP_LIBRARY", RTLD_LOCAL,

@@ -35,9 +35,8 @@
 #include "../reward/verify.h"          /* rewards_answer, rewards_verify */
 #include "../reward/verify_answer.h"   /* RewardInput, verify_completion */
 #include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
-#include "prompts.h"                   /* Prompts, prompts_empty, prompts_input, prompts_request */
+#include "prompts.h"                   /* Prompts, prompts_empty, prompts_input, prompts_request, ... */
 #include "rollout.h"                   /* Completion, RolloutRequest, Sampling, Rollout, ... */
-#include "stop_text.h"                 /* StopTexts, stop_text_decode */
 
 enum { EVALUATION_KS = 16 };
 
@@ -255,7 +254,6 @@ typedef struct EvaluationPrompt {
     double *right, *weight; /* (n) */
     RewardItem *item;       /* (n) */
     float *reward, *parts;  /* (n), (n, parts) */
-    const StopTexts *stops;
 } EvaluationPrompt;
 
 /* Scores n completions by the rewards or by the judge. */
@@ -292,14 +290,15 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
 
 /* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. */
 static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationPrompt *j, const RolloutRequest *q,
-                                    const Prompts *p, int64_t prompt, int max_new, bool sampled, const ModelText *text,
-                                    Rewards *rewards, EvaluationWatch watch, void *context, Error *e) {
+                                    const Prompts *p, int64_t prompt, const Sampling *how, bool sampled,
+                                    const ModelText *text, Rewards *rewards, EvaluationWatch watch, void *context,
+                                    Error *e) {
     bool ok = true;
     for (int k = 0; k < q->samples; k++) {
         const Completion *c = &q->out[k];
         size_t length;
-        j->said[k] = stop_text_decode(j->stops, text, c->tokens, c->count, &length);
-        j->in[k] = prompts_input(p, prompt, j->said[k], length, c, q->id + (uint64_t)k, max_new);
+        j->said[k] = prompts_said(how, text, c, &length);
+        j->in[k] = prompts_input(p, prompt, j->said[k], length, c, q->id + (uint64_t)k, how->max_new);
         j->right[k] = evaluation_check(&j->in[k]);
         j->answers[k] = evaluation_answer(&j->in[k]);
         j->reward[k] = NAN;
@@ -310,7 +309,7 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
     } else {
         o->scorable = !isnan(j->right[0]);
         o->greedy = j->right[0];
-        o->tokens = q->out[0].count;
+        o->tokens = completion_drawn(&q->out[0]);
         o->finished = q->out[0].finished;
         if (!v->samples) ok = evaluation_rewards(v, j, 1, rewards, e);
         o->reward = j->reward[0];
@@ -345,8 +344,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
                           .right = (double *)xcalloc((size_t)most, sizeof(double)),
                           .weight = (double *)xcalloc((size_t)most, sizeof(double)),
                           .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
-                          .reward = (float *)xcalloc((size_t)most, sizeof(float)),
-                          .stops = &how->texts};
+                          .reward = (float *)xcalloc((size_t)most, sizeof(float))};
     if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
     bool ok = true;
     evaluation_ks(v);
@@ -358,8 +356,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
             q[i] = prompts_request(p, first + i, samples, (uint64_t)(first + i) * (uint64_t)most, out + i * samples);
         ok = rollout_run(engine, &s, q, count, NULL, NULL, e);
         for (int64_t i = 0; ok && i < count; i++)
-            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, s.max_new, pass, text, rewards, watch,
-                                  context, e);
+            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, &s, pass, text, rewards, watch, context, e);
         for (int64_t i = 0; i < count * samples; i++) completion_free(&out[i]);
     }
     if (ok) evaluation_summarise(v, outcome, count);

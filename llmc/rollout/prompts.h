@@ -10,11 +10,13 @@
 #define LLMC_ROLLOUT_PROMPTS_H
 
 #include "../base/error.h"           /* error_set, Error, xcalloc, xmalloc */
+#include "../model/model_text.h"     /* ModelText */
 #include "../records/shard.h"        /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "../reward/reward_model.h"  /* RewardItem */
 #include "../reward/rewards.h"       /* Rewards, rewards_scorable */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "rollout.h"                 /* Completion, RolloutRequest */
+#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
+#include "stop_text.h"               /* stop_text_decode */
 
 typedef struct PromptText {
     const char *text, *task, *answer, *fields; /* point into the shard */
@@ -77,8 +79,12 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
  * completion depend on its id. */
 static inline RolloutRequest prompts_request(const Prompts *p, int64_t i, int32_t samples, uint64_t id,
                                              Completion *out) {
-    return (RolloutRequest){
-        .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = samples, .id = id, .out = out};
+    return (RolloutRequest){.prompt = prompts_tokens(p, i),
+                            .prompt_len = prompts_length(p, i),
+                            .samples = samples,
+                            .id = id,
+                            .out = out,
+                            .record = &p->what[i]};
 }
 
 /* Completion c of prompt i, for a reward model. */
@@ -89,7 +95,15 @@ static inline RewardItem prompts_item(const Prompts *p, int64_t i, const Complet
                         .completion_len = c->count};
 }
 
-/* The reward input of a completion c to prompt i. text: the completion as text, of `length` bytes. */
+/* The text of a completion that rewards read: of several turns, that of the last one. Without the stop token or the stop
+ * text that ended it. The caller frees it. *length: its bytes, among which there may be NULs; may be NULL. */
+static inline char *prompts_said(const Sampling *how, const ModelText *t, const Completion *c, size_t *length) {
+    const int32_t first = c->trajectory ? c->trajectory->first : 0;
+    return stop_text_decode(&how->texts, t, c->tokens + first, c->count - first, length);
+}
+
+/* The reward input of a completion c to prompt i. text: the completion as text, of `length` bytes. Lengths are those of
+ * the tokens that the model drew. */
 static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, size_t length,
                                         const Completion *c, uint64_t id, int32_t max_tokens) {
     const PromptText *w = &p->what[i];
@@ -99,11 +113,11 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .task = w->task,
                          .answer = w->answer,
                          .fields = w->fields,
-                         .tokens = c->count,
+                         .tokens = completion_drawn(c),
                          .max_tokens = max_tokens,
                          .finished = c->finished,
                          .id = id,
-                         .ids = c->tokens,
+                         .ids = completion_drawn_ids(c),
                          .prompt_ids = prompts_tokens(p, i),
                          .prompt_tokens = prompts_length(p, i)};
 }

@@ -9,6 +9,11 @@
  * If a prompt has only one sample, that sample runs in the slot of the prompt's area, so that both are adjacent and are
  * read as one segment.
  *
+ * Completions of several turns (trajectory.h): when the model ends a turn, an environment (RolloutTurns) decides whether
+ * the completion is over or waits for an answer. A waiting ("parked") completion keeps its slot and its rows of the
+ * cache; the others go on. Its answer is appended as a segment of rows, and the first token of the next turn is drawn in
+ * the same model call. No earlier row is computed again, and no drawn token is encoded again.
+ *
  * Each token is drawn with the uniform number random_uniform(seed, stream + id, position), where id identifies the
  * sample and position is the token's index in the sequence. So a sample depends only on the weights, its prompt and its
  * id, not on slots, batch composition, order or threads, up to the rounding of the matrix products.
@@ -23,7 +28,8 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
-#include "../base/error.h"       /* xcalloc, error_set, Error, xmalloc */
+#include "../base/clock.h"       /* clock_seconds */
+#include "../base/error.h"       /* xcalloc, Error, error_set, xmalloc */
 #include "../base/options.h"     /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
 #include "../base/random.h"      /* RANDOM_ROLLOUT */
 #include "../base/text.h"        /* TokenList */
@@ -37,6 +43,7 @@
 #include "../model/workspace.h"  /* KVCache, Workspace, kv_bytes, kv_free, ... */
 #include "../text/tokenizer.h"   /* tokenizer_special */
 #include "stop_text.h"           /* STOP_TEXTS_MAX, StopTexts, stop_text_cut */
+#include "trajectory.h"          /* Trajectory, STOP_CONTEXT_OVERFLOW, STOP_MAX_TOKENS, STOP_MAX_TURN_TOKENS, ... */
 
 enum { ROLLOUT_STOPS = 8 };
 
@@ -122,15 +129,63 @@ typedef struct Completion {
     float *logp;     /* (count) log-probability of each token under softmax(logits / temperature), whole vocabulary */
     int32_t count;
     bool finished; /* ended by a stop token, which is the last one, or by a stop text; false: truncated at the limit */
+    Trajectory *trajectory; /* of a completion of several turns; NULL: all tokens were drawn, in one turn */
 } Completion;
+
+/* The tokens that the model drew, and their number. */
+static inline int32_t completion_drawn(const Completion *c) {
+    return c->trajectory ? c->trajectory->drawn_count : c->count;
+}
+static inline const int32_t *completion_drawn_ids(const Completion *c) {
+    return c->trajectory ? c->trajectory->drawn_ids : c->tokens;
+}
+
+/* The mask of the drawn tokens; NULL: all. */
+static inline const uint8_t *completion_mask(const Completion *c) {
+    return c->trajectory ? c->trajectory->drawn : NULL;
+}
 
 typedef struct RolloutRequest {
     const int32_t *prompt;
     int32_t prompt_len; /* 1 ... prompt_max */
     int32_t samples;
-    uint64_t id;     /* id of the first sample; the ids of the others follow it */
-    Completion *out; /* (samples) written; free each with completion_free() */
+    uint64_t id;        /* id of the first sample; the ids of the others follow it */
+    Completion *out;    /* (samples) written; free each with completion_free() */
+    const void *record; /* for the environment: the prompt's record (episodes.h) */
 } RolloutRequest;
+
+/* Sample `sample` of request number `request`. */
+typedef struct RolloutSample {
+    const RolloutRequest *q;
+    int64_t request;
+    int32_t sample;
+} RolloutSample;
+
+/* What follows a turn: tokens that are appended to the sample, or its end. */
+typedef struct RolloutAnswer {
+    int64_t request;
+    int32_t sample;
+    const int32_t *ids; /* (count) valid until the next call */
+    int32_t count;
+    uint64_t state; /* hash of the answer, for Trajectory.state */
+    bool over;
+} RolloutAnswer;
+
+/* An environment, which answers the turns of samples. Its functions set Trajectory.stop when they end a sample. */
+typedef struct RolloutTurns {
+    void *context;
+    int32_t turn_tokens; /* maximum tokens of a turn; 0: none but the limit of the completion */
+    StopTexts ends;      /* texts that end a turn and are part of it */
+    /* A turn has ended by an end token or an end text. Returns whether the sample is parked: an answer will come. */
+    bool (*turn)(void *context, const RolloutSample *who, const Completion *c);
+    /* Sets *answer to an answer that has come and returns 1; returns 0 if there is none, after waiting for one if `wait`
+     * is set; -1: failed. */
+    int (*ready)(void *context, bool wait, RolloutAnswer *answer, Error *e);
+    /* A sample has ended: trajectory->stop says why. */
+    void (*end)(void *context, const RolloutSample *who, const Completion *c);
+    /* All samples have ended. Waits for what the environment still owes. */
+    bool (*finish)(void *context, Error *e);
+} RolloutTurns;
 
 /* Called for each token, in the order of sampling. */
 typedef void (*RolloutWatch)(void *context, int64_t request, int32_t sample, int32_t token);
@@ -166,7 +221,11 @@ typedef struct Rollout {
     RolloutSlot *target; /* (targets) the sample of each target */
     Ints *history;       /* (targets, prompt_max + new_max) on the device; NULL until a repetition penalty needs it */
     int32_t *history_host, *history_len;
-    int64_t steps, tokens; /* model calls and tokens drawn so far */
+    int64_t steps, tokens;     /* model calls and tokens drawn so far */
+    const RolloutTurns *turns; /* the environment of completions of several turns; NULL: none */
+    int parked;                /* samples that wait for an answer */
+    int64_t parked_slots, used_slots,
+        observed; /* slots of all model calls that were parked, and used; observed tokens */
     /* Replaces model_decode() for sampling from several models (mixture.h); NULL: not replaced. */
     void (*decode)(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                    const DecodeStep *step);
@@ -175,6 +234,7 @@ typedef struct Rollout {
 
 static inline void completion_free(Completion *c) {
     free(c->tokens), free(c->logp);
+    trajectory_free(c->trajectory);
     *c = (Completion){0};
 }
 
@@ -295,6 +355,7 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         g->key_start = rollout_new_row(r, area) - q->prompt_len;
         for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + i;
         for (int32_t k = 0; k < q->samples; k++) {
+            if (q->out[k].trajectory) q->out[k].trajectory->started = clock_seconds();
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
             rollout_aim(r, s, q, (RolloutSlot){area, *next, k, alone ? area : -1});
         }
@@ -304,37 +365,157 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
     }
 }
 
-/* Adds the last token of a running sample: one row that attends to its prompt and to its own tokens. */
-static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequest *requests, int slot) {
+/* The number of a sample's tokens whose keys and values are in the cache. */
+static inline int32_t rollout_cached(const Completion *c) {
+    return c->trajectory ? c->trajectory->cached : c->count - 1;
+}
+
+/* Adds the next `len` tokens of a running sample that are not in the cache: rows that attend to its prompt and to its own
+ * tokens. If they are the last ones, the next token is drawn. */
+static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequest *requests, int slot, int32_t len) {
     const RolloutSlot who = r->slot[slot];
     RolloutRequest *q = &requests[who.request];
-    const Completion *c = &q->out[who.sample];
+    Completion *c = &q->out[who.sample];
     const int first = rollout_new_row(r, slot);
     const int prompt = rollout_new_row(r, who.prompt_area) - q->prompt_len;
-    const int g = batch_segment(&r->batch, &c->tokens[c->count - 1], 1, q->prompt_len + c->count - 1, -1);
+    const int32_t cached = rollout_cached(c);
+    const int g = batch_segment(&r->batch, c->tokens + cached, len, q->prompt_len + cached, -1);
     Segment *segment = &r->batch.segment[g];
     if (q->samples == 1) {
         segment->key_start = prompt;
-        segment->past = q->prompt_len + c->count - 1;
+        segment->past = q->prompt_len + cached;
     } else {
         segment->prefix_start = prompt;
         segment->prefix_len = q->prompt_len;
         segment->key_start = first;
-        segment->past = c->count - 1;
+        segment->past = cached;
     }
-    r->cache_row[segment->start] = first + c->count - 1;
-    batch_target(&r->batch, segment->start, 0);
+    for (int32_t i = 0; i < len; i++) r->cache_row[segment->start + i] = first + cached + i;
+    if (c->trajectory) c->trajectory->cached += len;
+    if (cached + len < c->count) return;
+    batch_target(&r->batch, segment->start + len - 1, 0);
     rollout_aim(r, s, q, who);
 }
 
-/* Appends a token; returns whether the completion has ended. */
+/* Adds the running samples to the batch: first those of one new token, then the others, as far as there are rows. */
+static inline void rollout_add_samples(Rollout *r, const Sampling *s, RolloutRequest *requests) {
+    for (int longer = 0; longer < (r->turns ? 2 : 1); longer++)
+        for (int i = 0; i < r->slots; i++) {
+            if (r->slot[i].prompt_area < 0) continue;
+            const Completion *c = &requests[r->slot[i].request].out[r->slot[i].sample];
+            const int32_t rows = c->count - rollout_cached(c), left = r->batch.rows_max - r->batch.rows;
+            if (c->trajectory && c->trajectory->parked) {
+                r->parked_slots += !longer;
+                continue;
+            }
+            if ((rows > 1) == longer && left) rollout_add_sample(r, s, requests, i, rows < left ? rows : left);
+        }
+}
+
+/* Appends a token; returns whether the completion, or its turn, has ended. */
 static inline bool rollout_append(const Rollout *r, const Sampling *s, const RolloutRequest *q, Completion *c,
                                   int32_t token, float logp) {
+    const int32_t first = c->trajectory ? c->trajectory->first : 0;
     c->tokens[c->count] = token;
+    if (c->trajectory) c->trajectory->drawn[c->count] = 1;
     c->logp[c->count++] = logp;
-    c->finished = sampling_is_stop(s, token) || stop_text_cut(&s->texts, c->tokens, c->count) > 0;
-    return c->finished || c->count >= rollout_limit(r, s, q->prompt_len);
+    const int32_t n = c->count - first;
+    c->finished = sampling_is_stop(s, token) || stop_text_cut(&s->texts, c->tokens + first, n) > 0;
+    if (r->turns && !c->finished) c->finished = stop_text_cut(&r->turns->ends, c->tokens + first, n) > 0;
+    return c->finished || c->count >= rollout_limit(r, s, q->prompt_len) ||
+           (r->turns && r->turns->turn_tokens && n >= r->turns->turn_tokens);
 }
+
+/* ---- turns ----------------------------------------------------------------------------------------------------- */
+
+/* Ends a sample of several turns. */
+static inline void rollout_end(Rollout *r, const RolloutSample *who, Completion *c) {
+    c->finished = !trajectory_truncated(c->trajectory->stop);
+    trajectory_count(c->trajectory, c->tokens, c->count);
+    r->turns->end(r->turns->context, who, c);
+}
+
+/* A turn has ended. Returns whether the sample is over; otherwise it is parked. */
+static inline bool rollout_turn(Rollout *r, const Sampling *s, const RolloutSample *who) {
+    Completion *c = &who->q->out[who->sample];
+    Trajectory *y = c->trajectory;
+    if (c->finished && r->turns->turn(r->turns->context, who, c)) {
+        y->parked = true;
+        r->parked++;
+        return false;
+    }
+    if (!c->finished && c->count < rollout_limit(r, s, who->q->prompt_len)) y->stop = STOP_MAX_TURN_TOKENS;
+    else if (!c->finished && who->q->prompt_len + c->count >= r->model->config.context) y->stop = STOP_CONTEXT_OVERFLOW;
+    else if (!c->finished) y->stop = STOP_MAX_TOKENS;
+    rollout_end(r, who, c);
+    return true;
+}
+
+/* Frees what a sample holds. */
+static inline void rollout_release(Rollout *r, RolloutSlot who) {
+    r->area_users[who.prompt_area]--;
+    if (who.slot >= 0) r->slot[who.slot].prompt_area = -1;
+}
+
+/* Removes a sample from the slots, or from those that wait for one. */
+static inline void rollout_remove(Rollout *r, int64_t request, int32_t sample) {
+    for (int i = 0; i < r->slots; i++) {
+        const RolloutSlot *w = &r->slot[i];
+        if (w->prompt_area < 0 || w->request != request || w->sample != sample) continue;
+        rollout_release(r, (RolloutSlot){w->prompt_area, request, sample, i});
+        return;
+    }
+    int kept = 0;
+    for (int i = 0; i < r->waiting_count; i++) {
+        const RolloutWaiting w = r->waiting[(r->waiting_first + i) % r->waiting_capacity];
+        if (w.request == request && w.sample == sample) r->area_users[w.prompt_area]--;
+        else r->waiting[(r->waiting_first + kept++) % r->waiting_capacity] = w;
+    }
+    r->waiting_count = kept;
+}
+
+/* Appends the tokens of an answer to its sample, which goes on; or ends it. */
+static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest *requests, const RolloutAnswer *a) {
+    RolloutRequest *q = &requests[a->request];
+    Completion *c = &q->out[a->sample];
+    Trajectory *y = c->trajectory;
+    const RolloutSample who = {q, a->request, a->sample};
+    y->parked = false;
+    r->parked--;
+    bool over = a->over;
+    if (!over && c->count + a->count >= rollout_limit(r, s, q->prompt_len)) {
+        y->stop =
+            q->prompt_len + c->count + a->count >= r->model->config.context ? STOP_CONTEXT_OVERFLOW : STOP_MAX_TOKENS;
+        over = true;
+    }
+    if (over) {
+        rollout_end(r, &who, c);
+        rollout_remove(r, a->request, a->sample);
+        return;
+    }
+    memcpy(c->tokens + c->count, a->ids, (size_t)a->count * sizeof *a->ids);
+    memset(c->logp + c->count, 0, (size_t)a->count * sizeof *c->logp);
+    memset(y->drawn + c->count, 0, (size_t)a->count);
+    c->count += a->count;
+    r->observed += a->count;
+    y->first = c->count;
+    trajectory_turn(y);
+    y->state[y->turns - 1] = a->state;
+}
+
+/* Takes the answers that have come. wait: waits for at least one. */
+static inline bool rollout_answers(Rollout *r, const Sampling *s, RolloutRequest *requests, bool wait, Error *e) {
+    RolloutAnswer a;
+    for (int more; r->parked; wait = false) {
+        more = r->turns->ready(r->turns->context, wait, &a, e);
+        if (more < 0) return false;
+        if (!more) break;
+        rollout_answer(r, s, requests, &a);
+    }
+    return true;
+}
+
+/* ---- the run --------------------------------------------------------------------------------------------------- */
 
 /* Draws all samples of n requests and fills in each out[]. watch may be NULL. Fails before sampling if a prompt is
  * empty, is longer than prompt_max, leaves no room in the context or contains a token outside the vocabulary. */
@@ -360,13 +541,14 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         for (int32_t k = 0; k < requests[i].samples; k++) {
             const size_t room = (size_t)(s->max_new < r->new_max ? s->max_new : r->new_max);
             requests[i].out[k] = (Completion){.tokens = (int32_t *)xmalloc(room * sizeof(int32_t)),
-                                              .logp = (float *)xmalloc(room * sizeof(float))};
+                                              .logp = (float *)xmalloc(room * sizeof(float)),
+                                              .trajectory = r->turns ? trajectory_new(room) : NULL};
         }
     for (int i = 0; i < r->slots; i++) {
         r->slot[i].prompt_area = -1;
         r->area_users[i] = 0;
     }
-    r->waiting_count = 0;
+    r->waiting_count = r->parked = 0;
     Draw how = {.temperature = s->temperature,
                 .top_p = s->top_p,
                 .min_p = s->min_p,
@@ -374,6 +556,7 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
                 .repetition_penalty = s->repetition_penalty,
                 .seed = s->seed};
     for (int64_t next = 0;;) {
+        if (r->parked && !rollout_answers(r, s, requests, false, e)) return false;
         int free_slots = 0;
         for (int i = 0; i < r->slots; i++) { /* refill */
             if (r->slot[i].prompt_area < 0 && r->waiting_count) {
@@ -385,10 +568,13 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
             free_slots += r->slot[i].prompt_area < 0;
         }
         batch_clear(&r->batch);
-        for (int i = 0; i < r->slots; i++)
-            if (r->slot[i].prompt_area >= 0) rollout_add_sample(r, s, requests, i);
+        rollout_add_samples(r, s, requests);
         rollout_add_prompts(r, s, requests, n, &next, free_slots);
-        if (!r->batch.rows) return true;
+        if (!r->batch.rows && !r->parked) return !r->turns || r->turns->finish(r->turns->context, e);
+        if (!r->batch.rows) {
+            if (!rollout_answers(r, s, requests, true, e)) return false;
+            continue;
+        }
         DecodeStep step = {
             .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
         if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
@@ -397,15 +583,15 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
         if (!model_sync(r->model, e)) return false;
         r->steps++;
         r->tokens += r->batch.targets;
+        r->used_slots += r->slots - free_slots;
         for (int t = 0; t < r->batch.targets; t++) {
             const RolloutSlot who = r->target[t];
             const RolloutRequest *q = &requests[who.request];
-            const bool over = rollout_append(r, s, q, &q->out[who.sample], r->token[t], r->logp[t]);
+            bool over = rollout_append(r, s, q, &q->out[who.sample], r->token[t], r->logp[t]);
             if (watch) watch(context, who.request, who.sample, r->token[t]);
+            if (over && r->turns) over = rollout_turn(r, s, &(RolloutSample){q, who.request, who.sample});
             if (!over && who.slot < 0) rollout_wait(r, who.request, who.sample, who.prompt_area);
-            if (!over) continue;
-            r->area_users[who.prompt_area]--;
-            if (who.slot >= 0) r->slot[who.slot].prompt_area = -1;
+            if (over) rollout_release(r, who);
         }
     }
 }

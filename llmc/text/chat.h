@@ -40,7 +40,7 @@
 #define LLMC_TEXT_CHAT_H
 
 #include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/text.h"  /* TextBuffer, TokenList, text_string, text_free, ... */
+#include "../base/text.h"  /* TokenList, TextBuffer, text_string, text_free, ... */
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */
@@ -455,6 +455,32 @@ static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, 
 static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int count,
                                bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
     return chat_encode_flags(c, t, messages, NULL, count, generation_prompt, out, mask, e);
+}
+
+/* Appends the tokens that follow the token that ends an assistant's turn, up to the content of the assistant's next one:
+ * the rest of what the template writes after a turn, then `messages`, a list of {role, content}, then the template's text
+ * before an assistant's content. */
+static inline bool chat_encode_answer(const ChatTemplate *c, const Tokenizer *t, const json_t *messages, TokenList *out,
+                                      Error *e) {
+    if (c->model) return jinja_chat_encode_answer(c->model, t, messages, out, e);
+    const int32_t stop = chat_stop_token(c, t);
+    const ChatSection *assistant = chat_find_section(c, "assistant", e);
+    TokenList owed = {0};
+    bool ok = assistant && chat_encode_text(&assistant->suffix, t, "assistant", &owed, e);
+    int32_t at = 0;
+    while (at < owed.count && owed.ids[at] != stop) at++;
+    for (at++; ok && at < owed.count; at++) token_list_append(out, owed.ids[at]);
+    token_list_free(&owed);
+    for (size_t i = 0; ok && i < json_array_size(messages); i++) {
+        const json_t *message = json_array_get(messages, i);
+        const char *role = json_string_value(json_object_get(message, "role"));
+        const char *content = json_string_value(json_object_get(message, "content"));
+        const ChatSection *section = chat_find_section(c, role, e);
+        ok = section && chat_encode_text(&section->prefix, t, role, out, e) &&
+             tokenizer_encode(t, content, strlen(content), TOKENIZER_CONTINUES, out, e) &&
+             chat_encode_text(&section->suffix, t, role, out, e);
+    }
+    return ok && chat_encode_text(&assistant->prefix, t, "assistant", out, e);
 }
 
 /* ---- rendering ------------------------------------------------------------------------------------------------- */

@@ -565,6 +565,46 @@ static inline bool jinja_chat_encode(const JinjaTurns *turns, const Tokenizer *t
     return ok;
 }
 
+/* ---- answers --------------------------------------------------------------------------------------------------- */
+
+/* Removes the first n bytes of a rendered text. */
+static inline void jinja_text_drop(JinjaText *text, size_t n) {
+    memmove(text->text, text->text + n, text->length - n);
+    memmove(text->marks, text->marks + n, text->length - n);
+    text->length -= n;
+}
+
+/* Appends the tokens that follow the token that ends an assistant's turn, up to the content of the assistant's next one:
+ * the rest of what the template writes after a turn, then `messages`, a list of messages such as tool results, then the
+ * generation prompt. */
+static inline bool jinja_chat_encode_answer(const JinjaChat *c, const Tokenizer *t, const json_t *messages,
+                                            TokenList *out, Error *e) {
+    static const char *const word = "CONTENT";
+    const size_t n = strlen(word);
+    json_t *conversation = json_pack("{s:[{s:s,s:s},{s:s,s:s}]}", "messages", "role", "user", "content", "Q", "role",
+                                     "assistant", "content", word);
+    json_array_extend(json_object_get(conversation, "messages"), (json_t *)messages);
+    JinjaTurns turns = {.together = true};
+    bool trained, ok = jinja_chat_render(c, conversation, true, &turns.text, e);
+    json_decref(conversation);
+    if (!ok) return false;
+    const JinjaText *text = &turns.text;
+    size_t at = 0, length = 0;
+    while (at + n <= text->length && (memcmp(text->text + at, word, n) || !(text->marks[at] & JINJA_MESSAGE))) at++;
+    const int32_t stop = jinja_chat_stop(c, t, &trained);
+    int32_t id = -1;
+    if (at + n <= text->length) id = jinja_chat_special(text, t, &at, text->length);
+    if (id >= 0) tokenizer_token(t, id, &length);
+    if (id < 0 || id != stop)
+        ok = error_set(e, "chat template: no token ends an assistant's turn before a tool's result");
+    if (ok) {
+        jinja_text_drop(&turns.text, at + length);
+        ok = jinja_chat_encode(&turns, t, false, out, NULL, e);
+    }
+    jinja_turns_free(&turns);
+    return ok;
+}
+
 /* ---- files ----------------------------------------------------------------------------------------------------- */
 
 static inline char *jinja_chat_path(const char *folder, const char *name) {

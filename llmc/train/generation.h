@@ -1,8 +1,10 @@
 /* generation.h - sampling, scoring and logging shared by the trainers that learn from their own completions.
  *
  * A generation is P prompts with G completions each, sampled from the model in training and scored. The completions of
- * a prompt are adjacent and form a group. Tokens are stored flat, one completion after another: completion i has the
- * range [offset[i], offset[i+1]) of every per-token array. The completions of a group share one copy of their prompt,
+ * a prompt are adjacent and form a group. The tokens that the model drew are stored flat, one completion after another:
+ * completion i has the range [offset[i], offset[i+1]) of every per-token array. Tokens that it observed
+ * (../rollout/trajectory.h) are rows of context in the batches and have no place in these arrays, so they are in no loss,
+ * normaliser or metric. The completions of a group share one copy of their prompt,
  * in sampling and in training; micro-batches are split between completions. Code that works on a micro-batch receives
  * only its range, as a GenerationSlice whose offsets begin at 0.
  *
@@ -43,7 +45,7 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, Error, die, warn, ... */
+#include "../base/error.h"           /* xcalloc, die, Error, warn, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../model/batch.h"          /* Batch */
@@ -58,9 +60,10 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, Prompts, ... */
-#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, Rollout, ... */
-#include "../rollout/stop_text.h"    /* stop_text_decode */
+#include "../rollout/episodes.h"     /* Episodes, episodes_close, episodes_on, episodes_open */
+#include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, prompts_said, ... */
+#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
+#include "../rollout/trajectory.h"   /* trajectory_words, trajectory_pack, trajectory_reward, trajectory_unpack */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
@@ -83,6 +86,7 @@ typedef struct Generation {
     RewardModel *models; /* (rewards.count) those of the parts that are reward models */
     RewardModel *judge;  /* scores held-out completions; NULL: there is no reward model */
     Rollout engine;
+    Episodes episodes; /* the tools of --tools; its turns are the engine's */
     Sampling sampling;
     Batch batch;      /* a micro-batch of completions */
     int rows;         /* its capacity */
@@ -289,6 +293,10 @@ static inline void generation_open(Generation *g) {
                              .stream = RANDOM_ROLLOUT};
     if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
     if (!sampling_add_words(&g->sampling, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
+    if (episodes_on(&o->episodes)) {
+        if (!episodes_open(&g->episodes, &o->episodes, &g->t->text, &e)) die("--tools: %s", e.text);
+        g->engine.turns = &g->episodes.turns;
+    }
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);
@@ -323,6 +331,7 @@ static inline void generation_close(Generation *g) {
         if (g->rewards.part[k].kind == REWARD_MODEL) reward_model_close(&g->models[k]);
     free(g->models);
     rewards_close(&g->rewards);
+    if (g->engine.turns) episodes_close(&g->episodes);
     rollout_free(&g->engine);
     batch_free(&g->batch);
     prompts_close(&g->train);
@@ -331,23 +340,31 @@ static inline void generation_close(Generation *g) {
 
 /* ---- sampling and scoring -------------------------------------------------------------------------------------- */
 
+/* The number of 32-bit words that generation_spread() sends of a completion. */
+static inline int64_t generation_words(const Completion *c) {
+    return 3 + 2 * (int64_t)c->count + (c->trajectory ? trajectory_words(c->trajectory, c->count) : 0);
+}
+
 /* All-gather of the completions of n groups: sends those of this rank's groups and receives the others. Collective. */
 static inline void generation_spread(Generation *g, ScoredCompletion *scored, const int32_t *owner, int32_t n) {
     Dist *d = &g->t->dist;
     const int32_t G = (int32_t)g->o->generations;
-    const size_t most = (size_t)g->o->max_completion;
     if (d->ranks == 1) return;
-    int32_t *mine = (int32_t *)xmalloc((size_t)(n * G) * (2 + 2 * most) * sizeof *mine);
-    int64_t at = 0, first[d->ranks + 1];
-    for (int32_t i = 0; i < n * G; i++) { /* count, finished, tokens, log-probabilities */
+    int64_t at = 0, first[d->ranks + 1], words = 0;
+    for (int32_t i = 0; i < n * G; i++)
+        if (owner[i / G] == d->rank) words += generation_words(&scored[i].completion);
+    int32_t *mine = (int32_t *)xmalloc(((size_t)words + 1) * sizeof *mine);
+    for (int32_t i = 0; i < n * G; i++) { /* count, finished, words of the trajectory, tokens, log-probabilities */
         const Completion *c = &scored[i].completion;
         if (owner[i / G] != d->rank) continue;
         mine[at++] = c->count;
         mine[at++] = c->finished;
+        mine[at++] = c->trajectory ? (int32_t)trajectory_words(c->trajectory, c->count) : 0;
         memcpy(mine + at, c->tokens, (size_t)c->count * sizeof *mine);
         at += c->count;
         memcpy(mine + at, c->logp, (size_t)c->count * sizeof *mine);
         at += c->count;
+        if (c->trajectory) at += trajectory_pack(c->trajectory, c->count, mine + at);
     }
     int32_t *all = (int32_t *)dist_collect(d, mine, at, sizeof *mine, first);
     for (int32_t i = 0; i < n * G; i++) {
@@ -355,11 +372,12 @@ static inline void generation_spread(Generation *g, ScoredCompletion *scored, co
         int64_t *next = &first[owner[i / G]];
         const int32_t *x = all + *next;
         const size_t bytes = (size_t)x[0] * sizeof *x;
-        *next += 2 + 2 * (int64_t)x[0];
+        *next += 3 + 2 * (int64_t)x[0] + x[2];
         if (owner[i / G] == d->rank) continue;
-        *c = (Completion){(int32_t *)xmalloc(bytes), (float *)xmalloc(bytes), x[0], x[1] != 0};
-        memcpy(c->tokens, x + 2, bytes);
-        memcpy(c->logp, x + 2 + x[0], bytes);
+        *c = (Completion){(int32_t *)xmalloc(bytes), (float *)xmalloc(bytes), x[0], x[1] != 0, NULL};
+        memcpy(c->tokens, x + 3, bytes);
+        memcpy(c->logp, x + 3 + x[0], bytes);
+        if (x[2]) c->trajectory = trajectory_unpack(x + 3 + 2 * x[0], c->tokens, c->count);
     }
     free(all), free(mine);
 }
@@ -400,13 +418,13 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
     for (int32_t i = 0; i < count; i++) {
         const Completion *c = &scored[i].completion;
-        scored[i].text = stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count, &scored[i].text_length);
+        scored[i].text = prompts_said(&g->sampling, &g->t->text, c, &scored[i].text_length);
         in[i] = prompts_input(&g->train, scored[i].prompt, scored[i].text, scored[i].text_length, c, scored[i].id,
                               (int32_t)g->o->max_completion);
     }
     trainer_require(g->t, !K || rewards_score(&g->rewards, in, count, parts, total, &e), &e);
     for (int32_t i = 0; i < count; i++) {
-        scored[i].reward = total[i];
+        scored[i].reward = trajectory_reward(scored[i].completion.trajectory, total[i]);
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);
     }
     free(in), free(parts);
@@ -440,8 +458,7 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
             scored[i].text = mine[k].text;
             scored[i].text_length = mine[k++].text_length;
         } else {
-            scored[i].text =
-                stop_text_decode(&g->sampling.texts, &g->t->text, c->tokens, c->count, &scored[i].text_length);
+            scored[i].text = prompts_said(&g->sampling, &g->t->text, c, &scored[i].text_length);
         }
     }
     free(all), free(mine), free(scores);
@@ -498,10 +515,12 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
     g->offset[0] = 0;
     for (int32_t i = 0; i < g->completions; i++) {
         const Completion *c = &g->scored[i].completion;
-        g->offset[i + 1] = g->offset[i] + c->count;
+        g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
         g->reward[i] = g->scored[i].reward;
-        memcpy(g->sampler_logp + g->offset[i], c->logp, (size_t)c->count * sizeof(float));
+        const uint8_t *drawn = completion_mask(c);
+        for (int32_t k = 0, at = g->offset[i]; k < c->count; k++)
+            if (!drawn || drawn[k]) g->sampler_logp[at++] = c->logp[k];
     }
 }
 
@@ -512,8 +531,9 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
 static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int32_t end) {
     micro_plan_begin(&g->plan, &g->batch, first);
     for (int32_t i = first; i < end; i++) {
-        const int32_t count = g->scored[i].completion.count, prompt = prompts_length(&g->train, g->scored[i].prompt);
-        BatchSize size = {count - 1, count, 2};
+        const Completion *c = &g->scored[i].completion;
+        const int32_t prompt = prompts_length(&g->train, g->scored[i].prompt);
+        BatchSize size = {c->count - 1, completion_drawn(c), 2};
         if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
         micro_plan_add(&g->plan, size);
     }
@@ -547,7 +567,7 @@ static inline GenerationSlice generation_pack(Generation *g, int32_t first, int3
         if (i == first || i % g->o->generations == 0)
             segment =
                 batch_segment(b, prompts_tokens(&g->train, a->prompt), prompts_length(&g->train, a->prompt), 0, -1);
-        batch_completion(b, segment, a->completion.tokens, a->completion.count);
+        batch_completion(b, segment, a->completion.tokens, completion_mask(&a->completion), a->completion.count);
     }
     return generation_slice(g, first, end);
 }

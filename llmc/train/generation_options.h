@@ -6,9 +6,9 @@
  *         GENERATION_DATA_OPTIONS(o.g),
  *         GENERATION_SAMPLING_OPTIONS(o.g, 2),                    // groups of at least two
  *         OPTION_GROUP("Reward"),
- *         GENERATION_REWARD_OPTIONS(o.g),
+ *         GENERATION_REWARD_OPTIONS(o.g), *         EPISODE_OPTIONS(o.g.episodes),                         // ../rollout/episodes.h
  *         GENERATION_EVALUATION_OPTIONS(o.g),
- *         OPTION_END};
+*         OPTION_END};
  *     o.g = generation_defaults();                                // before options_parse()
  *
  * The reward options have no group of their own, so that a trainer can list its own among them.
@@ -16,9 +16,10 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"    /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
-#include "../rollout/rollout.h" /* ROLLOUT_SAMPLING_OPTIONS */
-#include "mixing.h"             /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
+#include "../base/options.h"     /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
+#include "../rollout/episodes.h" /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
+#include "../rollout/rollout.h"  /* ROLLOUT_SAMPLING_OPTIONS */
+#include "mixing.h"              /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 
 typedef struct GenerationOptions {
     MixingOptions mix;
@@ -28,6 +29,7 @@ typedef struct GenerationOptions {
     bool eval_on_start;
     int64_t eval_steps, eval_prompts, eval_samples, sample_count;
     OptionList stop;
+    EpisodeOptions episodes;
     double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
 } GenerationOptions;
 
@@ -47,6 +49,7 @@ static inline GenerationOptions generation_defaults(void) {
     o.eval_steps = 50;
     o.eval_on_start = true;
     o.sample_count = 3;
+    o.episodes = episode_defaults();
     return o;
 }
 
@@ -101,6 +104,7 @@ static inline void generation_refuse_unused(const GenerationOptions *o, const Op
         {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
+    episodes_refuse_unused(&o->episodes, table);
 }
 
 #endif

@@ -14,14 +14,14 @@
 #include "../dist/dist.h"            /* dist_complete, dist_cut */
 #include "../loss/advantage.h"       /* Spread, spread_of */
 #include "../records/mix.h"          /* mix_epochs */
-#include "../report/metrics.h"       /* metrics_set, metrics_line, Metrics, metrics_phase, ... */
+#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_line, metrics_phase, ... */
 #include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
-#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_scorable, ... */
-#include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_free, ... */
-#include "../rollout/stop_text.h"    /* stop_text_decode */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_said, ... */
+#include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
+#include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
 #include "generation.h"              /* Generation */
 #include "mixing.h"                  /* mixing_log */
 #include "trainer.h"                 /* TrainerPause, trainer_go_on, trainer_pause */
@@ -126,7 +126,7 @@ static inline void generation_show(Generation *g, const char *when) {
             .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
         if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
         size_t length;
-        char *text = stop_text_decode(&how.texts, &g->t->text, c.tokens, c.count, &length);
+        char *text = prompts_said(&how, &g->t->text, &c, &length);
         const RewardInput in = prompts_input(p, i, text, length, &c, 0, how.max_new);
         const double right = evaluation_check(&in);
         metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
@@ -145,6 +145,39 @@ static inline void generation_show(Generation *g, const char *when) {
 static inline void generation_check_sampler(Generation *g, double gap) {
     if (gap > (g->t->o->dtype ? 0.5 : 0.01))
         metrics_warn(&g->t->metrics, "sampler and trainer disagree by %.3g nats on a token", gap);
+}
+
+/* Sets the metrics of trajectories with tools. */
+static inline void generation_log_turns(Generation *g) {
+    Metrics *m = &g->t->metrics;
+    TrajectoryCounts sum = {0};
+    int64_t stops[STOP_COUNT] = {0}, observed = 0, turns = 0, most = 0;
+    char key[128];
+    for (int32_t i = 0; i < g->completions; i++) {
+        const Completion *c = &g->scored[i].completion;
+        const Trajectory *y = c->trajectory;
+        stops[y->stop]++;
+        observed += c->count - y->drawn_count;
+        turns += y->turns;
+        most = y->turns > most ? y->turns : most;
+        for (int k = 0; k < TRAJECTORY_COUNTS; k++) ((int32_t *)&sum)[k] += ((const int32_t *)&y->counts)[k];
+    }
+    const double n = g->completions;
+    metrics_set(m, "tools/call_frequency", sum.calls / n);
+    metrics_set(m, "tools/failure_frequency", sum.calls ? (double)sum.failed_calls / sum.calls : 0);
+    metrics_set(m, "tools/parse_errors", sum.parse_errors / n);
+    metrics_set(m, "tools/truncated_results", sum.truncated_results);
+    metrics_set(m, "tools/arguments_as_string", sum.arguments_as_string);
+    metrics_set(m, "tools/text_after_call", sum.text_after_call);
+    metrics_set(m, "tools/overrun_bytes", sum.overrun_bytes);
+    metrics_set(m, "tools/infrastructure_failures", (double)stops[STOP_TOOL_FAILED]);
+    metrics_set(m, "turns/mean", (double)turns / n);
+    metrics_set(m, "turns/max", (double)most);
+    metrics_set(m, "rollout/observed_tokens", (double)observed);
+    for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
+        snprintf(key, sizeof key, "stop/%s", trajectory_stop_name((TrajectoryStop)k));
+        metrics_set(m, key, (double)stops[k] / n);
+    }
 }
 
 /* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
@@ -166,10 +199,11 @@ static inline void generation_log(Generation *g) {
         for (int ended = 0; ended < 2; ended++) {
             const Completion *c = &g->scored[i].completion;
             if (ended && !c->finished) continue;
-            sum[ended] += c->count;
+            const int32_t n = completion_drawn(c);
+            sum[ended] += n;
             count[ended]++;
-            least[ended] = fmin(least[ended], c->count);
-            most[ended] = fmax(most[ended], c->count);
+            least[ended] = fmin(least[ended], n);
+            most[ended] = fmax(most[ended], n);
         }
     metrics_set(m, "completions/mean_length", sum[0] / count[0]);
     metrics_set(m, "completions/min_length", least[0]);
@@ -182,6 +216,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "timing_s/reward", g->reward_seconds);
     metrics_set(m, "epoch", mix_epochs(&g->mixture));
     mixing_log(&g->mixture, m);
+    if (g->engine.turns) generation_log_turns(g);
     if (count[1] == 0) metrics_warn(m, "no completion ended within %lld tokens", (long long)g->o->max_completion);
 }
 

@@ -1,0 +1,183 @@
+/* trajectory.h - completions of several turns: segments of tokens that the model drew, and of tokens that it observed.
+ *
+ * A trajectory is a prompt, then turns of the model, each followed by what a tool or an environment answered. All tokens
+ * after the prompt are the tokens of one Completion, in order; `drawn` tells the two kinds apart. Only drawn tokens have
+ * a log-probability, a place in a loss, in a normaliser and in a length; observed tokens are context.
+ *
+ *   tokens   12+34= | <calc> 1 2 + 3 4 </calc> | <r> 4 6 </r> | 4 6 end
+ *   drawn             1      1 1 1 1 1 1         0   0 0 0      1 1 1
+ *   turn              0      0 0 0 0 0 0         0   0 0 0      1 1 1
+ *
+ * Ids that were drawn are never decoded and encoded again. A completion without a Trajectory is a single turn, all of
+ * whose tokens were drawn. rollout.h fills in the tokens, an environment (episodes.h) the rest.
+ *
+ *     Trajectory *y = trajectory_new(room);
+ *     memset(y->drawn, 1, 3);                     // three drawn tokens, then two observed ones
+ *     memset(y->drawn + 3, 0, 2);
+ *     trajectory_count(y, tokens, 5);
+ *     printf("%d drawn, stopped by %s\n", y->drawn_count, trajectory_stop_name(y->stop));
+ *     trajectory_free(y);
+ */
+#ifndef LLMC_ROLLOUT_TRAJECTORY_H
+#define LLMC_ROLLOUT_TRAJECTORY_H
+
+#include "../base/error.h" /* xcalloc, xrealloc, xmalloc */
+#include <jansson.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Why a trajectory ended. */
+typedef enum {
+    STOP_NONE,             /* it has not ended */
+    STOP_COMPLETED,        /* the model's turn has no call */
+    STOP_TOOL_STOPPED,     /* the environment said that it is done */
+    STOP_MAX_TURNS,        /* --max-turns */
+    STOP_MAX_TOOL_CALLS,   /* --max-tool-calls */
+    STOP_PARSE_ERROR,      /* --max-parse-errors turns in a row with a call that could not be read */
+    STOP_MAX_TOKENS,       /* --max-completion-length, or an answer that does not fit into the rest of it */
+    STOP_MAX_TURN_TOKENS,  /* --max-turn-tokens */
+    STOP_CONTEXT_OVERFLOW, /* the model's context is full */
+    STOP_ROLLOUT_TIMEOUT,  /* --rollout-timeout */
+    STOP_TOOL_FAILED,      /* a tool's program failed: no fault of the model */
+    STOP_COUNT
+} TrajectoryStop;
+
+/* What happened in a trajectory. */
+typedef struct TrajectoryCounts {
+    int32_t calls;               /* calls of tools */
+    int32_t failed_calls;        /* of them: not run, or answered by an error */
+    int32_t parse_errors;        /* turns with a call that could not be read */
+    int32_t truncated_results;   /* results that were cut to --max-tool-response-length */
+    int32_t arguments_as_string; /* calls whose arguments were a text with the object */
+    int32_t text_after_call;     /* turns with text after their last call */
+    int32_t overrun_bytes;       /* bytes after an end text in the token that completed it */
+} TrajectoryCounts;
+
+typedef struct Trajectory {
+    uint8_t *drawn; /* (tokens of the completion) 1: drawn, 0: observed */
+    TrajectoryStop stop;
+    TrajectoryCounts counts;
+    int32_t turns;      /* turns that the model has begun */
+    float *turn_reward; /* (turns) given with the answer to a turn; NaN: none */
+    uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations */
+    float reward;       /* of the environment for the whole trajectory; NaN: none */
+    json_t *messages;   /* its turns and their answers as OpenAI's messages; NULL: not kept */
+    /* set by trajectory_count() */
+    int32_t drawn_count;
+    int32_t *drawn_ids; /* (drawn_count) */
+    /* while it is sampled */
+    int32_t first;  /* index of the first token of the turn */
+    int32_t cached; /* tokens whose keys and values are in the cache */
+    bool parked;    /* waits for an answer */
+    double started; /* clock_seconds() */
+    void *episode;  /* the environment's */
+    int32_t turns_room;
+} Trajectory;
+
+/* The name of a reason, as in the metric stop/NAME and in tinker; "" for STOP_NONE. */
+static inline const char *trajectory_stop_name(TrajectoryStop stop) {
+    static const char *const names[STOP_COUNT] = {
+        "",           "completed",       "tool_stopped",     "max_turns",       "max_tool_calls", "parse_error",
+        "max_tokens", "max_turn_tokens", "context_overflow", "rollout_timeout", "tool_failed"};
+    return names[stop];
+}
+
+/* Whether a limit of tokens or time cut the last turn off, or its answer. */
+static inline bool trajectory_truncated(TrajectoryStop stop) {
+    return stop == STOP_MAX_TOKENS || stop == STOP_MAX_TURN_TOKENS || stop == STOP_CONTEXT_OVERFLOW ||
+           stop == STOP_ROLLOUT_TIMEOUT || stop == STOP_TOOL_FAILED;
+}
+
+static inline void trajectory_free(Trajectory *y) {
+    if (!y) return;
+    free(y->drawn), free(y->turn_reward), free(y->state), free(y->drawn_ids);
+    json_decref(y->messages);
+    free(y);
+}
+
+/* Begins the next turn. */
+static inline void trajectory_turn(Trajectory *y) {
+    if (y->turns == y->turns_room) {
+        y->turns_room = y->turns_room ? 2 * y->turns_room : 8;
+        y->turn_reward = (float *)xrealloc(y->turn_reward, (size_t)y->turns_room, sizeof *y->turn_reward);
+        y->state = (uint64_t *)xrealloc(y->state, (size_t)y->turns_room, sizeof *y->state);
+    }
+    y->turn_reward[y->turns] = NAN;
+    y->state[y->turns++] = 0;
+}
+
+/* An empty trajectory of at most `room` tokens, in its first turn. */
+static inline Trajectory *trajectory_new(size_t room) {
+    Trajectory *y = (Trajectory *)xcalloc(1, sizeof *y);
+    y->drawn = (uint8_t *)xcalloc(room + 1, 1);
+    y->reward = NAN;
+    trajectory_turn(y);
+    return y;
+}
+
+/* Collects the drawn ones of n tokens. */
+static inline void trajectory_count(Trajectory *y, const int32_t *tokens, int32_t n) {
+    free(y->drawn_ids);
+    y->drawn_ids = (int32_t *)xmalloc(((size_t)n + 1) * sizeof *y->drawn_ids);
+    y->drawn_count = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (y->drawn[i]) y->drawn_ids[y->drawn_count++] = tokens[i];
+}
+
+/* The reward of a trajectory (NULL: a completion of one turn): `score` of its final text, NaN if that cannot be scored,
+ * plus what its environment gave. NaN if nothing could be scored, or if a tool failed. */
+static inline float trajectory_reward(const Trajectory *y, float score) {
+    if (!y) return score;
+    if (y->stop == STOP_TOOL_FAILED) return NAN;
+    return isnan(y->reward) ? score : isnan(score) ? y->reward : score + y->reward;
+}
+
+/* ---- between ranks --------------------------------------------------------------------------------------------- */
+
+enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 4 + TRAJECTORY_COUNTS };
+
+/* The number of 32-bit words of trajectory_pack(). */
+static inline int64_t trajectory_words(const Trajectory *y, int32_t tokens) {
+    return TRAJECTORY_HEAD + 3 * (int64_t)y->turns + (tokens + 3) / 4;
+}
+
+/* Writes a trajectory of `tokens` tokens as words to `to`, without its messages. Returns their number. */
+static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32_t *to) {
+    int32_t *at = to;
+    *at++ = (int32_t)y->stop;
+    *at++ = y->turns;
+    *at++ = y->first;
+    memcpy(at++, &y->reward, sizeof y->reward);
+    memcpy(at, &y->counts, sizeof y->counts);
+    at += TRAJECTORY_COUNTS;
+    memcpy(at, y->turn_reward, (size_t)y->turns * sizeof *y->turn_reward);
+    at += y->turns;
+    memcpy(at, y->state, (size_t)y->turns * sizeof *y->state);
+    at += 2 * y->turns;
+    memset(at, 0, (size_t)((tokens + 3) / 4) * sizeof *at);
+    memcpy(at, y->drawn, (size_t)tokens);
+    return trajectory_words(y, tokens);
+}
+
+/* Reads what trajectory_pack() wrote of the completion with these tokens. */
+static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *tokens, int32_t n) {
+    Trajectory *y = trajectory_new((size_t)n);
+    const int32_t *at = from;
+    y->stop = (TrajectoryStop)*at++;
+    while (y->turns < at[0]) trajectory_turn(y);
+    at++;
+    y->first = *at++;
+    memcpy(&y->reward, at++, sizeof y->reward);
+    memcpy(&y->counts, at, sizeof y->counts);
+    at += TRAJECTORY_COUNTS;
+    memcpy(y->turn_reward, at, (size_t)y->turns * sizeof *y->turn_reward);
+    at += y->turns;
+    memcpy(y->state, at, (size_t)y->turns * sizeof *y->state);
+    at += 2 * y->turns;
+    memcpy(y->drawn, at, (size_t)n);
+    trajectory_count(y, tokens, n);
+    return y;
+}
+
+#endif

@@ -1,0 +1,182 @@
+/* tools.h - the tools that a model may call: their names, schemas and arguments, and the built-in ones.
+ *
+ *   calculator      {"expression": text}     arithmetic in exact fractions (calculator.h)
+ *
+ * A tool's schema is OpenAI's: {"type": "function", "function": {"name", "description", "parameters": JSON schema}}.
+ * Arguments are compared with it before a call is run: required arguments, types (string, number, integer, boolean,
+ * array, object, null) and enum; other keywords are for the model only. An error is a result, too: JSON such as
+ * {"error": "division by zero"}.
+ *
+ *     Tools t = {0};
+ *     TextBuffer result = {0};
+ *     if (!tools_add(&t, "calculator", &e)) die("%s", e.text);
+ *     json_t *arguments = json_pack("{s:s}", "expression", "12*34");
+ *     Tool *tool = tools_find(&t, "calculator");
+ *     const bool ok = tool_check(tool, arguments, &result) && tool_run(tool, arguments, &result);
+ *     printf("%s%s\n", ok ? "" : "failed: ", result.text);                                        // 408
+ *     text_free(&result);
+ *     json_decref(arguments);
+ *     tools_free(&t);
+ */
+#ifndef LLMC_TOOLS_TOOLS_H
+#define LLMC_TOOLS_TOOLS_H
+
+#include "../base/error.h"             /* error_set, Error, xrealloc, xstrdup */
+#include "../base/json_text.h"         /* json_utf8 */
+#include "../base/text.h"              /* text_format, TextBuffer, text_clear */
+#include "../reward/verify_rational.h" /* rational_available */
+#include "calculator.h"                /* calculator */
+#include <jansson.h>
+
+#define TOOLS_BUILT_IN "calculator"
+
+typedef enum { TOOL_CALCULATOR, TOOL_PROGRAM } ToolKind;
+
+typedef struct Tool {
+    ToolKind kind;
+    char *name;
+    json_t *schema;
+    int program; /* TOOL_PROGRAM: index of the program that has it */
+    int64_t calls;
+} Tool;
+
+typedef struct Tools {
+    Tool *tool;
+    int count;
+} Tools;
+
+static inline void tools_free(Tools *t) {
+    for (int i = 0; i < t->count; i++) {
+        free(t->tool[i].name);
+        json_decref(t->tool[i].schema);
+    }
+    free(t->tool);
+    *t = (Tools){0};
+}
+
+/* The tool of this name, or NULL. */
+static inline Tool *tools_find(const Tools *t, const char *name) {
+    for (int i = 0; i < t->count; i++)
+        if (!strcmp(t->tool[i].name, name)) return &t->tool[i];
+    return NULL;
+}
+
+/* Adds a tool with its schema, a reference to which is taken. Fails if its name is taken. */
+static inline bool tools_add_schema(Tools *t, ToolKind kind, json_t *schema, Error *e) {
+    const char *name = json_string_value(json_object_get(json_object_get(schema, "function"), "name"));
+    if (!name || !*name) {
+        json_decref(schema);
+        return error_set(e, "a tool's schema has no {\"function\": {\"name\": ...}}");
+    }
+    if (tools_find(t, name)) {
+        error_set(e, "tool %.80s: there are two of this name", name);
+        json_decref(schema);
+        return false;
+    }
+    t->tool = (Tool *)xrealloc(t->tool, (size_t)t->count + 1, sizeof *t->tool);
+    t->tool[t->count++] = (Tool){.kind = kind, .name = xstrdup(name), .schema = schema};
+    return true;
+}
+
+/* The schema of a tool whose only argument is a text. */
+static inline json_t *tool_schema(const char *name, const char *about, const char *argument,
+                                  const char *argument_about) {
+    return json_pack("{s:s,s:{s:s,s:s,s:{s:s,s:{s:{s:s,s:s}},s:[s]}}}", "type", "function", "function", "name", name,
+                     "description", about, "parameters", "type", "object", "properties", argument, "type", "string",
+                     "description", argument_about, "required", argument);
+}
+
+/* Adds the built-in tool of --tools NAME. */
+static inline bool tools_add(Tools *t, const char *spec, Error *e) {
+    if (!strcmp(spec, "calculator"))
+        return rational_available(e) &&
+               tools_add_schema(t, TOOL_CALCULATOR,
+                                tool_schema("calculator", "Computes the value of an arithmetic expression exactly.",
+                                            "expression", "numbers with + - * / // % ** and parentheses"),
+                                e);
+    return error_set(e, "tool '%.80s': unknown, must be " TOOLS_BUILT_IN, spec);
+}
+
+/* ---- arguments ------------------------------------------------------------------------------------------------- */
+
+/* Whether a value has the type that a schema names. */
+static inline bool tool_type_fits(const json_t *value, const char *type) {
+    if (!strcmp(type, "string")) return json_is_string(value);
+    if (!strcmp(type, "number")) return json_is_number(value);
+    if (!strcmp(type, "integer"))
+        return json_is_integer(value) ||
+               (json_is_real(value) && json_real_value(value) == floor(json_real_value(value)));
+    if (!strcmp(type, "boolean")) return json_is_boolean(value);
+    if (!strcmp(type, "array")) return json_is_array(value);
+    if (!strcmp(type, "object")) return json_is_object(value);
+    if (!strcmp(type, "null")) return json_is_null(value);
+    return true;
+}
+
+/* Compares one argument with its schema: type, a name or a list of them, and enum. */
+static inline bool tool_check_argument(const char *key, const json_t *value, const json_t *schema, TextBuffer *why) {
+    const json_t *type = json_object_get(schema, "type"), *allowed = json_object_get(schema, "enum");
+    bool fits = !json_array_size(type);
+    for (size_t i = 0; i < json_array_size(type); i++) {
+        const char *name = json_string_value(json_array_get(type, i));
+        fits = fits || (name && tool_type_fits(value, name));
+    }
+    if (json_is_string(type)) fits = tool_type_fits(value, json_string_value(type));
+    if (!fits)
+        text_format(why, "argument '%.80s' must be of type %.40s", key,
+                    json_is_string(type) ? json_string_value(type) : "listed in the schema");
+    bool listed = !json_is_array(allowed);
+    for (size_t i = 0; i < json_array_size(allowed); i++)
+        listed = listed || json_equal(value, json_array_get(allowed, i));
+    if (fits && !listed) text_format(why, "argument '%.80s' is none of the values of its enum", key);
+    return fits && listed;
+}
+
+/* Compares the arguments of a call with the tool's schema. Returns false with the reason in *why. */
+static inline bool tool_check(const Tool *t, json_t *arguments, TextBuffer *why) {
+    const json_t *parameters = json_object_get(json_object_get(t->schema, "function"), "parameters");
+    const json_t *required = json_object_get(parameters, "required"),
+                 *properties = json_object_get(parameters, "properties");
+    const char *key;
+    json_t *value;
+    text_clear(why);
+    for (size_t i = 0; i < json_array_size(required); i++) {
+        const char *name = json_string_value(json_array_get(required, i));
+        if (!name || json_object_get(arguments, name)) continue;
+        text_format(why, "argument '%.80s' of %.80s is missing", name, t->name);
+        return false;
+    }
+    json_object_foreach(arguments, key, value) {
+        const json_t *schema = json_object_get(properties, key);
+        if (schema && !tool_check_argument(key, value, schema, why)) return false;
+    }
+    return true;
+}
+
+/* The result of a call that failed: {"error": why}. */
+static inline char *tool_error(const char *why) {
+    json_t *object = json_pack("{s:o}", "error", json_utf8(why, strlen(why)));
+    char *text = json_dumps(object, 0);
+    json_decref(object);
+    return text;
+}
+
+/* Why a name is no tool: the names that are. */
+static inline void tools_unknown(const Tools *t, const char *name, TextBuffer *why) {
+    text_clear(why);
+    text_format(why, "unknown tool '%.80s'; there are: ", name);
+    for (int i = 0; i < t->count; i++) text_format(why, "%s%s", i ? ", " : "", t->tool[i].name);
+}
+
+/* ---- built-in tools -------------------------------------------------------------------------------------------- */
+
+/* Runs a call of a built-in tool, whose arguments tool_check() has accepted. Returns false with the reason in *result if
+ * it fails. */
+static inline bool tool_run(Tool *t, const json_t *arguments, TextBuffer *result) {
+    const json_t *expression = json_object_get(arguments, "expression");
+    text_clear(result);
+    assert(t->kind == TOOL_CALCULATOR);
+    return calculator(json_string_value(expression), json_string_length(expression), result);
+}
+
+#endif

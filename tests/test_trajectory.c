@@ -1,0 +1,373 @@
+/* test_trajectory.c - completions of several turns: the engine against uncached forward passes of the whole sequence, and
+ * independence of slots; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
+ * calls; the tokens after a turn against the chat templates that wrote them; the calculator against exact values. */
+#include "../llmc/base/error.h"         /* Error, xcalloc, xmalloc */
+#include "../llmc/base/random.h"        /* random_below, Random, random_start, random_normal */
+#include "../llmc/loss/gae.h"           /* gae */
+#include "../llmc/model/batch.h"        /* Batch */
+#include "../llmc/model/config.h"       /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"        /* Model, model_free, model_new */
+#include "../llmc/model/pack.h"         /* batch_clear, batch_free, batch_new, batch_completion, ... */
+#include "../llmc/model/tensors.h"      /* INIT_ONE, TENSOR_COUNT */
+#include "../llmc/model/transformer.h"  /* ModelOutput, model_forward */
+#include "../llmc/model/workspace.h"    /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"    /* Completion, rollout_free, Rollout, RolloutRequest, ... */
+#include "../llmc/rollout/trajectory.h" /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, trajectory_free, ... */
+#include "cpu_device.h"                 /* B, D, close_device, open_device_one_thread */
+
+enum { VOCAB = 29, CONTEXT = 1024, PROMPT = 20, REQUESTS = 24, NEW = 760, LONG = 640, STOP = 7 };
+
+static Model random_model(double amplitude, uint64_t seed) {
+    Error e;
+    Model m;
+    const ModelConfig c = gpt2_config(2, 4, 32, VOCAB, CONTEXT);
+    if (!model_new(&m, &c, B, D, true, &e)) fail_msg("%s", e.text);
+    Random r = random_start(seed, 0);
+    float *host = xmalloc(m.parameters * sizeof *host);
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (size_t k = m.tensor[i].offset; k < m.tensor[i].offset + m.tensor[i].size; k++)
+            host[k] = (float)(amplitude * random_normal(&r)) + (m.tensor[i].init == INIT_ONE);
+    B->weights_upload(D, m.weights, host, m.parameters);
+    free(host);
+    return m;
+}
+
+/* ---- an environment of random answers -------------------------------------------------------------------------- */
+
+/* The answer to turn k of sample id is random, of random length, and comes after a random number of polls. */
+typedef struct World {
+    RolloutTurns turns;
+    int most;       /* turns */
+    uint64_t delay; /* stream of the delays: another order of answers, but the same answers */
+    int waiting, ended, finished, longest;
+    struct WorldSample {
+        RolloutSample who;
+        Trajectory *y;
+        int polls;
+        uint64_t id;
+    } sample[8 * REQUESTS];
+    int32_t ids[LONG + 1];
+} World;
+
+static bool world_turn(void *context, const RolloutSample *who, const Completion *c) {
+    World *w = context;
+    Trajectory *y = c->trajectory;
+    assert_int_equal(c->tokens[c->count - 1], STOP);
+    Random r = random_start(w->delay, who->q->id + (uint64_t)who->sample);
+    if (y->turns >= w->most) {
+        y->stop = STOP_COMPLETED;
+        return false;
+    }
+    w->sample[w->waiting++] =
+        (struct WorldSample){*who, y, (int)random_below(&r, 30), who->q->id + (uint64_t)who->sample};
+    return true;
+}
+
+static int world_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
+    World *w = context;
+    (void)e;
+    for (int i = 0; i < w->waiting; i++) {
+        struct WorldSample *s = &w->sample[i];
+        if (!wait && s->polls-- > 0) continue;
+        Random r = random_start(5, 1000 * s->id + (uint64_t)s->y->turns);
+        int n = 1 + (int)random_below(&r, 12);
+        if (w->longest && random_below(&r, 4) == 0) n = w->longest;
+        for (int k = 0; k < n; k++) w->ids[k] = (int32_t)random_below(&r, VOCAB);
+        *a = (RolloutAnswer){s->who.request, s->who.sample, w->ids, n, s->id, false};
+        *s = w->sample[--w->waiting];
+        return 1;
+    }
+    return 0;
+}
+
+static void world_end(void *context, const RolloutSample *who, const Completion *c) {
+    (void)who;
+    assert_true(c->trajectory->stop != STOP_NONE);
+    ((World *)context)->ended++;
+}
+
+static bool world_finish(void *context, Error *e) {
+    (void)e;
+    ((World *)context)->finished++;
+    return true;
+}
+
+static World *world_new(int most, int longest, uint64_t delay) {
+    World *w = xcalloc(1, sizeof *w);
+    *w = (World){.most = most, .longest = longest, .delay = delay};
+    w->turns = (RolloutTurns){
+        .context = w, .turn = world_turn, .ready = world_ready, .end = world_end, .finish = world_finish};
+    return w;
+}
+
+typedef struct Work {
+    int samples;
+    int32_t prompt[REQUESTS][PROMPT];
+    RolloutRequest request[REQUESTS];
+    Completion out[8 * REQUESTS];
+} Work;
+
+static Work *work_new(uint64_t seed) {
+    Work *w = xcalloc(1, sizeof *w);
+    Random r = random_start(seed, 1);
+    for (int i = 0; i < REQUESTS; i++) {
+        const int length = 1 + (int)random_below(&r, PROMPT), samples = i % 3 ? 1 + (int)random_below(&r, 7) : 1;
+        for (int k = 0; k < length; k++) w->prompt[i][k] = (int32_t)random_below(&r, VOCAB);
+        w->request[i] =
+            (RolloutRequest){w->prompt[i], length, samples, (uint64_t)w->samples, &w->out[w->samples], NULL};
+        w->samples += samples;
+    }
+    return w;
+}
+
+static void work_clear(Work *w) {
+    for (int i = 0; i < w->samples; i++) completion_free(&w->out[i]);
+}
+
+static Sampling sampling(void) {
+    Sampling s = sampling_default();
+    s.temperature = 0.9f;
+    s.max_new = NEW;
+    s.seed = 77;
+    s.stop[s.stops++] = STOP;
+    return s;
+}
+
+static void run(const Model *m, int slots, const RolloutTurns *turns, Work *w, Rollout *r) {
+    Error e;
+    const Sampling s = sampling();
+    if (!rollout_new(r, m, slots, PROMPT, NEW, &e)) fail_msg("%s", e.text);
+    r->turns = turns;
+    if (!rollout_run(r, &s, w->request, REQUESTS, NULL, NULL, &e)) fail_msg("%s", e.text);
+}
+
+/* ---- the engine ------------------------------------------------------------------------------------------------ */
+
+/* The log-probability of each drawn token equals that of an uncached pass over prompt and completion. Log-probabilities
+ * are of order 10, and attention sums over 1,000 keys in other blocks: 1e-4. */
+static void check_uncached(const Model *m, const Work *w) {
+    Error e;
+    Workspace work;
+    Batch b = batch_new(CONTEXT, CONTEXT, 2);
+    float *logp = xcalloc(CONTEXT, sizeof *logp);
+    uint8_t *mask = xcalloc(CONTEXT, 1);
+    int32_t *all = xcalloc(CONTEXT, sizeof *all);
+    double largest = 0;
+    assert_true(workspace_new(&work, m, CONTEXT, CONTEXT, 2, false, 0, &e));
+    for (int i = 0; i < REQUESTS; i++)
+        for (int k = 0; k < w->request[i].samples; k++) {
+            const RolloutRequest *q = &w->request[i];
+            const Completion *c = &q->out[k];
+            memcpy(all, q->prompt, (size_t)q->prompt_len * sizeof *all);
+            memcpy(all + q->prompt_len, c->tokens, (size_t)c->count * sizeof *all);
+            memset(mask, 0, (size_t)q->prompt_len);
+            memcpy(mask + q->prompt_len, c->trajectory->drawn, (size_t)c->count);
+            batch_clear(&b);
+            assert_int_equal(batch_sequence(&b, all, mask, q->prompt_len + c->count), completion_drawn(c));
+            const ModelOutput out = {.logp = logp};
+            model_forward(m, &work, &b, 0.9f, &out);
+            for (int t = 0, at = 0; t < c->count; t++) {
+                if (!c->trajectory->drawn[t]) continue;
+                assert_int_equal(c->tokens[t], c->trajectory->drawn_ids[at]);
+                largest = fmax(largest, fabs(logp[at++] - c->logp[t]));
+            }
+        }
+    if (!(largest <= 1e-4)) fail_msg("log-probabilities differ by %g", largest);
+    workspace_free(&work, m);
+    batch_free(&b);
+    free(logp), free(mask), free(all);
+}
+
+/* The completions as a trainer packs them: one copy of the prompt, targets of drawn tokens only. */
+static void check_packed(const Model *m, const Work *w) {
+    Error e;
+    Workspace work;
+    enum { ROWS = PROMPT + 7 * NEW };
+    Batch b = batch_new(ROWS, ROWS, 16);
+    float *logp = xcalloc(ROWS, sizeof *logp);
+    assert_true(workspace_new(&work, m, ROWS, ROWS, 16, false, 0, &e));
+    for (int i = 0; i < REQUESTS; i++) {
+        const RolloutRequest *q = &w->request[i];
+        batch_clear(&b);
+        const int prompt = batch_segment(&b, q->prompt, q->prompt_len, 0, -1);
+        for (int k = 0; k < q->samples; k++)
+            batch_completion(&b, prompt, q->out[k].tokens, completion_mask(&q->out[k]), q->out[k].count);
+        const ModelOutput out = {.logp = logp};
+        model_forward(m, &work, &b, 0.9f, &out);
+        int at = 0;
+        for (int k = 0; k < q->samples; k++)
+            for (int t = 0; t < q->out[k].count; t++)
+                if (q->out[k].trajectory->drawn[t]) assert_true(fabs(logp[at++] - q->out[k].logp[t]) <= 1e-4);
+        assert_int_equal(at, b.targets);
+    }
+    workspace_free(&work, m);
+    batch_free(&b);
+    free(logp);
+}
+
+static void assert_same(const Work *a, const Work *b, double tolerance) {
+    for (int i = 0; i < a->samples; i++) {
+        const Completion *x = &a->out[i], *y = &b->out[i];
+        assert_int_equal(x->count, y->count);
+        assert_int_equal(x->finished, y->finished);
+        assert_memory_equal(x->tokens, y->tokens, (size_t)x->count * sizeof(int32_t));
+        for (int k = 0; k < x->count; k++) assert_true(fabs(x->logp[k] - y->logp[k]) <= tolerance);
+        if (!x->trajectory || !y->trajectory) continue;
+        assert_int_equal(x->trajectory->stop, y->trajectory->stop);
+        assert_int_equal(x->trajectory->turns, y->trajectory->turns);
+        assert_memory_equal(x->trajectory->drawn, y->trajectory->drawn, (size_t)x->count);
+        assert_memory_equal(x->trajectory->state, y->trajectory->state,
+                            (size_t)x->trajectory->turns * sizeof(uint64_t));
+    }
+}
+
+/* Turns of all lengths, answers longer than the rows of a step, trajectories that do not fit. */
+static void test_turns(void **state) {
+    (void)state;
+    Model m = random_model(0.3, 3);
+    Rollout r;
+    Work *a = work_new(1), *b = work_new(1);
+    World *one = world_new(5, LONG, 1), *other = world_new(5, LONG, 2);
+    run(&m, 4, &one->turns, a, &r);
+    int64_t drawn = 0, observed = 0;
+    int stops[STOP_COUNT] = {0}, several = 0;
+    for (int i = 0; i < a->samples; i++) {
+        drawn += completion_drawn(&a->out[i]);
+        observed += a->out[i].count - completion_drawn(&a->out[i]);
+        stops[a->out[i].trajectory->stop]++;
+        several += a->out[i].trajectory->turns > 2;
+        assert_int_equal(a->out[i].finished, a->out[i].trajectory->stop == STOP_COMPLETED);
+        assert_int_equal(a->out[i].trajectory->drawn[a->out[i].count - 1], 1);
+    }
+    assert_int_equal(r.tokens, drawn);
+    assert_int_equal(r.observed, observed);
+    assert_true(several > 20 && stops[STOP_COMPLETED] > 20 && stops[STOP_MAX_TOKENS] > 5);
+    assert_int_equal(one->ended, a->samples);
+    assert_int_equal(one->finished, 1);
+    assert_true(r.parked_slots > 0 && r.parked_slots < r.used_slots);
+    rollout_free(&r);
+    check_uncached(&m, a);
+    check_packed(&m, a);
+    run(&m, 64, &other->turns, b, &r);
+    rollout_free(&r);
+    assert_same(a, b, 5e-5);
+    work_clear(a), work_clear(b);
+    free(a), free(b), free(one), free(other);
+    model_free(&m);
+}
+
+/* An environment that ends every trajectory after its first turn changes no bit. */
+static void test_one_turn(void **state) {
+    (void)state;
+    Model m = random_model(0.3, 4);
+    Rollout r;
+    Work *a = work_new(2), *b = work_new(2);
+    World *one = world_new(1, 0, 1);
+    run(&m, 8, NULL, a, &r);
+    rollout_free(&r);
+    run(&m, 8, &one->turns, b, &r);
+    rollout_free(&r);
+    assert_same(a, b, 0);
+    for (int i = 0; i < a->samples; i++) assert_int_equal(completion_drawn(&b->out[i]), a->out[i].count);
+    work_clear(a), work_clear(b);
+    free(a), free(b), free(one);
+    model_free(&m);
+}
+
+/* A turn that is cut by --max-turn-tokens is not answered. */
+static void test_turn_tokens(void **state) {
+    (void)state;
+    Model m = random_model(0.3, 3);
+    Rollout r;
+    Work *a = work_new(1);
+    World *one = world_new(5, 0, 1);
+    one->turns.turn_tokens = 6;
+    int cut = 0;
+    run(&m, 8, &one->turns, a, &r);
+    for (int i = 0; i < a->samples; i++) {
+        const Trajectory *y = a->out[i].trajectory;
+        for (int t = 0, length = 0; t < a->out[i].count; t++) {
+            length = y->drawn[t] ? length + 1 : 0;
+            assert_true(length <= 6);
+        }
+        cut += y->stop == STOP_MAX_TURN_TOKENS;
+        if (y->stop == STOP_MAX_TURN_TOKENS) assert_int_equal(a->out[i].count - y->first, 6);
+    }
+    assert_true(cut > 20);
+    work_clear(a);
+    rollout_free(&r);
+    free(a), free(one);
+    model_free(&m);
+}
+
+/* What is sent to another rank is what arrives. */
+static void test_pack(void **state) {
+    (void)state;
+    const int32_t tokens[] = {3, 1, 4, 1, 5, 9, 2};
+    Trajectory *y = trajectory_new(7);
+    memcpy(y->drawn, "\1\1\0\0\0\1\1", 7);
+    trajectory_turn(y);
+    y->stop = STOP_MAX_TURNS;
+    y->reward = -0.25f;
+    y->turn_reward[0] = 1.5f;
+    y->state[1] = 0x123456789abcdef0u;
+    y->first = 5;
+    y->counts.failed_calls = 3;
+    int32_t words[64];
+    const int64_t n = trajectory_pack(y, 7, words);
+    assert_int_equal(n, trajectory_words(y, 7));
+    Trajectory *z = trajectory_unpack(words, tokens, 7);
+    assert_int_equal(z->stop, y->stop);
+    assert_int_equal(z->turns, 2);
+    assert_int_equal(z->first, 5);
+    assert_memory_equal(z->drawn, y->drawn, 7);
+    assert_memory_equal(&z->counts, &y->counts, sizeof y->counts);
+    assert_true(z->reward == -0.25f && z->turn_reward[0] == 1.5f && isnan(z->turn_reward[1]));
+    assert_true(z->state[1] == y->state[1]);
+    assert_int_equal(z->drawn_count, 4);
+    assert_memory_equal(z->drawn_ids, ((int32_t[]){3, 1, 9, 2}), 4 * sizeof(int32_t));
+    trajectory_free(y), trajectory_free(z);
+}
+
+/* ---- GAE ------------------------------------------------------------------------------------------------------- */
+
+/* verl's compute_gae_advantage_return: the values and sums of observed tokens are carried over. The generation stores only
+ * drawn tokens, on which gae() gives the same. Sums of float64 that are stored as float32: 1e-6 of the largest. */
+static void test_gae(void **state) {
+    (void)state;
+    enum { N = 200 };
+    float reward[N], value[N], A[N];
+    double full_reward[N], full_value[N], wanted[N];
+    uint8_t drawn[N];
+    Random r = random_start(9, 9);
+    const double gamma = 0.97, lambda = 0.9;
+    int n = 0;
+    for (int t = 0; t < N; t++) {
+        drawn[t] = t == N - 1 || random_below(&r, 3) > 0;
+        full_reward[t] = drawn[t] && random_below(&r, 5) == 0 ? random_normal(&r) : 0;
+        full_value[t] = random_normal(&r);
+        if (drawn[t]) {
+            reward[n] = (float)full_reward[t];
+            value[n++] = (float)full_value[t];
+        }
+        full_reward[t] = (float)full_reward[t];
+        full_value[t] = (float)full_value[t];
+    }
+    double next = 0, last = 0;
+    for (int t = N - 1; t >= 0; t--) {
+        const double delta = full_reward[t] + gamma * next - full_value[t], sum = delta + gamma * lambda * last;
+        next = drawn[t] ? full_value[t] : next;
+        last = drawn[t] ? sum : last;
+        wanted[t] = last;
+    }
+    gae(reward, value, n, gamma, lambda, A);
+    for (int t = 0, at = 0; t < N; t++)
+        if (drawn[t]) assert_true(fabs(A[at++] - wanted[t]) < 1e-5);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns), cmocka_unit_test(test_one_turn),
+                                       cmocka_unit_test(test_turn_tokens), cmocka_unit_test(test_pack),
+                                       cmocka_unit_test(test_gae)};
+    return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
+}
