@@ -7,19 +7,20 @@
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
  *   --format chat     {"prompt","completion"}                records of kind chat, for train_sft
  */
-#include "../llmc/base/error.h"           /* die, Error, usage_error, checked_object, ... */
+#include "../llmc/base/error.h"           /* Error, usage_error, die, checked_object, ... */
 #include "../llmc/base/io.h"              /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
-#include "../llmc/base/options.h"         /* OPTION_INT, OPTION_CHOICE, OPTION_TEXT, OPTION_GROUP, ... */
+#include "../llmc/base/options.h"         /* OPTION_INT, OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, ... */
 #include "../llmc/base/random.h"          /* Random, random_real, RANDOM_TASK, random_start */
-#include "../llmc/base/text.h"            /* TokenList, token_list_free */
-#include "../llmc/records/shard.h"        /* RECORD_CHAT, RECORD_PROMPT, Record, ShardWriter, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
+#include "../llmc/records/shard.h"        /* Record, shard_add, RECORD_CHAT, RECORD_PROMPT, ... */
 #include "../llmc/reward/task.h"          /* TASK_NAMES, Task, TaskKind, TASK_KINDS, ... */
 #include "../llmc/reward/tasks.h"         /* task_check, task_problem, task_solve */
 #include "../llmc/reward/verify.h"        /* rewards_verify */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
-#include "../llmc/text/chat.h"            /* ChatMessage, ChatTemplate, chat_add_specials, chat_encode, ... */
-#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
+#include "../llmc/text/chat.h"            /* ChatMessage, chat_encode, ChatTemplate, chat_add_specials, ... */
+#include "../llmc/text/tokenizer.h"       /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode, tokenizer_free, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/tools/tool_format.h"    /* TOOL_FORMATS, TOOL_TAGS, ToolFormat, tool_format_answer, ... */
 #include <signal.h>
 
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };
@@ -28,7 +29,7 @@ enum { AS_AUTO, AS_JSONL, AS_SHARD };
 enum { DRAWS_MAX = 200000 }; /* draws for one record before its task counts as exhausted */
 
 static struct {
-    const char *task, *output, *tokenizer, *template;
+    const char *task, *output, *tokenizer, *template, *tool_format;
     int64_t count, seed, level, digits, min_digits, items, largest;
     int split, format, as, style;
     double noise;
@@ -66,6 +67,8 @@ static const Option table[] = {
     OPTION_CHOICE("style", 0, &o.style, TASK_STYLES,
                   "answer alone, its digits reversed, or the work first; auto: scratchpad for word, else direct"),
     OPTION_REAL("noise", 0, &o.noise, 0, 1, "fraction of demonstrations with a wrong answer"),
+    OPTION_TEXT("tool-format", 0, &o.tool_format, "NAME",
+                "bigmul, lookup: how calls are written: " TOOL_FORMATS " (default: that of the template)"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
     OPTION_CHOICE("format", 0, &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
@@ -156,6 +159,7 @@ typedef struct Output {
     ShardWriter records;
     Tokenizer tokenizer;
     ChatTemplate template;
+    ToolFormat format; /* of the calls of demonstrations */
     TokenList ids;
 } Output;
 
@@ -204,8 +208,72 @@ static bool output_line(Output *out, const Task *t, const char *name, Error *e) 
     return good;
 }
 
+/* Opens the format of calls, if a task has them. */
+static void output_format(Output *out, bool calls) {
+    Error e;
+    if (o.tool_format && !(calls && o.format == FORMAT_CHAT))
+        usage_error("--tool-format: used only for demonstrations (--format chat) of bigmul and lookup");
+    if (!calls || o.format != FORMAT_CHAT) return;
+    if (!out->shard)
+        usage_error("--format chat: a line of JSON cannot tell a call from its result; write a shard (-o FILE.shard)");
+    const char *spec = o.tool_format ? o.tool_format : tool_format_of(&out->template);
+    if (!spec) usage_error("--tool-format: the template has none of its own; give " TOOL_FORMATS);
+    if (!tool_format_open(&out->format, spec, &e)) usage_error("--%s", e.text);
+}
+
+/* Appends a text with its mask. */
+static bool output_part(Output *out, const char *text, bool stop, uint8_t **mask, Error *e) {
+    const int32_t before = out->ids.count;
+    if (!tokenizer_encode(&out->tokenizer, text, strlen(text), TOKENIZER_CONTINUES, &out->ids, e)) return false;
+    if (stop) token_list_append(&out->ids, chat_stop_token(&out->template, &out->tokenizer));
+    *mask = xrealloc(*mask, (size_t)out->ids.count + 1, 1);
+    memset(*mask + before, 1, (size_t)(out->ids.count - before));
+    return true;
+}
+
+/* Appends the answer to a step, which is not trained on. */
+static bool output_answer(Output *out, const json_t *step, uint8_t **mask, Error *e) {
+    const char *name = json_string_value(json_object_get(step, "name")),
+               *result = json_string_value(json_object_get(step, "result"));
+    const int32_t before = out->ids.count;
+    json_t *reply = json_pack("[{s:s,s:s}]", "role", "user", "content", result);
+    const bool good =
+        name ? tool_format_answer(&out->format, &out->template, &out->tokenizer, &name, &result, 1, false, &out->ids, e)
+             : chat_encode_answer(&out->template, &out->tokenizer, reply, &out->ids, e);
+    json_decref(reply);
+    *mask = xrealloc(*mask, (size_t)out->ids.count + 1, 1);
+    memset(*mask + before, 0, (size_t)(out->ids.count - before));
+    return good;
+}
+
+/* A demonstration of several turns, token for token as the model draws and observes it. */
+static bool output_turns(Output *out, const Task *t, const char *fields, Error *e) {
+    const ChatMessage question = {"user", t->prompt.text};
+    Record r = {.text = t->prompt.text, .answer = t->answer.text, .fields = fields};
+    TextBuffer call = {0};
+    out->ids.count = 0;
+    bool good = chat_encode(&out->template, &out->tokenizer, &question, 1, true, &out->ids, &r.mask, e);
+    for (size_t i = 0; good && i < json_array_size(t->steps); i++) {
+        const json_t *step = json_array_get(t->steps, i);
+        const char *name = json_string_value(json_object_get(step, "name"));
+        text_clear(&call);
+        if (name) tool_format_call(&out->format, name, json_object_get(step, "arguments"), &call);
+        else text_string(&call, json_string_value(json_object_get(step, "said")));
+        good = output_part(out, call.text, !name || out->format.kind != TOOL_TAGS, &r.mask, e) &&
+               output_answer(out, step, &r.mask, e);
+    }
+    good = good && output_part(out, t->completion.text, true, &r.mask, e);
+    r.tokens = out->ids.ids;
+    r.count = r.prompt = out->ids.count;
+    good = good && shard_add(&out->records, &r, e);
+    text_free(&call);
+    free(r.mask);
+    return good;
+}
+
 static bool output_record(Output *out, const Task *t, const char *name, const char *fields, Error *e) {
     const bool chat = o.format == FORMAT_CHAT;
+    if (chat && json_array_size(t->steps)) return output_turns(out, t, fields, e);
     const ChatMessage messages[] = {{"user", t->prompt.text}, {"assistant", t->completion.text}};
     Record r = {.text = t->prompt.text, .task = name, .answer = t->answer.text, .fields = fields};
     out->ids.count = 0;
@@ -221,10 +289,12 @@ static bool output_record(Output *out, const Task *t, const char *name, const ch
 
 /* ---- the records ----------------------------------------------------------------------------------------------- */
 
-/* Draws a problem of the split that is not in this file yet; false if DRAWS_MAX draws gave none. */
+/* Draws a problem of the split that is not in this file yet; false if DRAWS_MAX draws gave none. The prompt of guess is
+ * always the same, and its few numbers are in all files. */
 static bool draw(Task *t, TaskKind kind, const TaskOptions *options, Random *r, Seen *seen) {
     for (int i = 0; i < DRAWS_MAX; i++) {
         task_problem(t, kind, options, r);
+        if (kind == TASK_GUESS) return true;
         if (o.split != SPLIT_ALL && task_held_out(t) != (o.split == SPLIT_HELDOUT)) continue;
         if (seen_add(seen, XXH3_64bits(t->prompt.text, t->prompt.length))) return true;
     }
@@ -245,6 +315,9 @@ int main(int argc, char **argv) {
     size_t longest = 0;
     int64_t wrong_count = 0;
     output_open(&out);
+    bool calls = false;
+    for (int i = 0; i < mix.count; i++) calls = calls || mix.kind[i] >= TASK_BIGMUL;
+    output_format(&out, calls);
     for (int64_t i = 0; i < o.count; i++) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
         char name[32];
@@ -296,6 +369,7 @@ int main(int argc, char **argv) {
     if (!out.shard) return 0;
     token_list_free(&out.ids);
     chat_template_free(&out.template);
+    tool_format_free(&out.format);
     tokenizer_free(&out.tokenizer);
     return 0;
 }

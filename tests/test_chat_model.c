@@ -4,11 +4,11 @@
 #include "../llmc/base/error.h"           /* Error, die */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* text_free, text_string, TextBuffer, text_format, ... */
+#include "../llmc/base/text.h"            /* text_free, TextBuffer, text_string, text_format, ... */
 #include "../llmc/records/shard.h"        /* shard_close, RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, ... */
 #include "../llmc/text/chat.h"            /* chat_template_free, chat_template_parse, ChatTemplate, ... */
 #include "../llmc/text/jinja_chat.h"      /* jinja_chat_open, jinja_chat_spec, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_bytes, tokenizer_decode, ... */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_decode, tokenizer_add_special, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_assert_error, files_directory, files_put, ... */
 #include "shards.h"                       /* refused, assert_record, open_shard */
@@ -484,10 +484,61 @@ static void test_make_shard(void **state) {
     text_free(&line);
 }
 
+/* ---- results of tools ------------------------------------------------------------------------------------------ */
+
+/* The ids of a conversation up to the assistant's turn, the turn and its end token, and the answer are those of the whole
+ * conversation: what the template owes after the end token (Qwen's newline) is part of the answer. */
+static void check_answer(const char *name, const char *results) {
+    Error e;
+    Tokenizer t;
+    TokenList parts = {0}, whole = {0};
+    json_t *variables = json_pack("{s:s,s:s}", "bos_token", "<s>", "eos_token", "</s>");
+    ChatTemplate c = published(name, variables);
+    assert_true(tokenizer_open(&t, "tests/golden/tokenizer_small.json", &e));
+    static const char *const specials[] = {
+        "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"};
+    for (size_t i = 0; i < sizeof specials / sizeof *specials; i++)
+        assert_true(tokenizer_add_special(&t, specials[i], &e));
+    json_t *messages = json_loads("[{\"role\":\"user\",\"content\":\"What is 2+3?\"}]", 0, NULL),
+           *answers = json_loads(results, 0, NULL);
+    json_t *conversation = json_pack("{s:O}", "messages", messages);
+    assert_true(answers && chat_encode_conversation(&c, &t, conversation, true, false, &parts, NULL, NULL, &e));
+    assert_true(tokenizer_encode(&t, "calling now", 11, TOKENIZER_CONTINUES, &parts, &e));
+    token_list_append(&parts, chat_stop_token(&c, &t));
+    if (!chat_encode_answer(&c, &t, answers, &parts, &e)) fail_msg("%s: %s", name, e.text);
+    json_array_append_new(messages, json_pack("{s:s,s:s}", "role", "assistant", "content", "calling now"));
+    json_array_extend(messages, answers);
+    TextBuffer got = {0}, wanted = {0};
+    assert_true(chat_render_conversation(&c, conversation, true, &wanted, &e));
+    tokenizer_decode(&t, parts.ids, parts.count, true, &got);
+    assert_int_equal(got.length, wanted.length);
+    assert_memory_equal(got.text, wanted.text, got.length);
+    assert_true(chat_encode_conversation(&c, &t, conversation, true, false, &whole, NULL, NULL, &e));
+    assert_int_equal(parts.count, whole.count);
+    assert_memory_equal(parts.ids, whole.ids, (size_t)whole.count * sizeof(int32_t));
+    token_list_free(&parts), token_list_free(&whole);
+    text_free(&got), text_free(&wanted);
+    json_decref(messages), json_decref(answers), json_decref(conversation), json_decref(variables);
+    chat_template_free(&c);
+    tokenizer_free(&t);
+}
+
+static void test_answers(void **state) {
+    (void)state;
+    static const char *const names[] = {"qwen2_5", "qwen3_instruct_2507", "llama3_1", "llama3_2"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        check_answer(names[i], "[{\"role\":\"tool\",\"name\":\"calculator\",\"content\":\"5\"}]");
+        /* several results, special tokens that a tool writes, and text of other scripts */
+        check_answer(names[i], "[{\"role\":\"tool\",\"content\":\"<|im_end|> <|eot_id|>\"},"
+                               "{\"role\":\"tool\",\"content\":\"\u00fc \u4e2d\\n\"}]");
+        check_answer(names[i], "[{\"role\":\"user\",\"content\":\"higher\"}]");
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_encodings), cmocka_unit_test(test_turns),      cmocka_unit_test(test_odd_templates),
-        cmocka_unit_test(test_files),     cmocka_unit_test(test_make_shard),
+        cmocka_unit_test(test_files),     cmocka_unit_test(test_make_shard), cmocka_unit_test(test_answers),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -15,7 +15,7 @@
 #include <jansson.h>
 #include <xxhash.h>
 
-#define TASK_NAMES  "add|sub|mul|arithmetic|countdown|sort|brackets|word"
+#define TASK_NAMES  "add|sub|mul|arithmetic|countdown|sort|brackets|word|bigmul|lookup|guess"
 #define TASK_STYLES "auto|direct|reversed|scratchpad"
 
 typedef enum {
@@ -27,6 +27,9 @@ typedef enum {
     TASK_SORT,
     TASK_BRACKETS,
     TASK_WORD,
+    TASK_BIGMUL, /* from here on: problems for models that call tools */
+    TASK_LOOKUP,
+    TASK_GUESS,
     TASK_KINDS
 } TaskKind;
 
@@ -39,7 +42,7 @@ typedef struct TaskOptions {
     int level;              /* 1 to 5 */
     int digits, min_digits; /* arithmetic: maximum and minimum digits of an operand */
     int items;              /* number of operands, given numbers, list items, brackets shown, steps of a story */
-    int64_t largest;        /* countdown, sort, word: the largest number */
+    int64_t largest;        /* countdown, sort, word: the largest number; lookup: the number of facts */
     TaskStyle style;        /* style of the demonstration */
 } TaskOptions;
 
@@ -47,6 +50,7 @@ typedef struct Task {
     TaskKind kind;
     TextBuffer prompt, answer, key, completion;
     json_t *fields;
+    json_t *steps;              /* of the demonstration, before its completion (task_tools.h) */
     int count;                  /* number of values */
     int64_t value[TASK_VALUES]; /* operands, given numbers, items, or a story's numbers */
     char op[TASK_VALUES];       /* arithmetic, word: operator before value[i] */
@@ -59,13 +63,15 @@ static inline void task_clear(Task *t) {
     text_clear(&t->key);
     text_clear(&t->completion);
     json_decref(t->fields);
+    json_decref(t->steps);
     t->fields = json_object();
+    t->steps = json_array();
     t->count = 0;
 }
 
 static inline void task_free(Task *t) {
     text_free(&t->prompt), text_free(&t->answer), text_free(&t->key), text_free(&t->completion);
-    json_decref(t->fields);
+    json_decref(t->fields), json_decref(t->steps);
     *t = (Task){0};
 }
 

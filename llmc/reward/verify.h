@@ -5,6 +5,7 @@
  *
  *   task                    check                      answer                     fields used      header
  *   add sub mul arithmetic  number                     the result                 style            verify_number.h
+ *   bigmul guess            number                     the result                 -                verify_number.h
  *   numeric                 number                     number, or GSM8K solution  style            verify_number.h
  *   word gsm8k              number after `####` only   number, or GSM8K solution  -                verify_number.h
  *   countdown               expression                 the target                 numbers, target  verify_expression.h
@@ -13,7 +14,7 @@
  *   math                    number, or canonical text  a MATH-style answer        -                verify_math.h
  *   em f1                   SQuAD's measures           the text                   answers          verify_text.h
  *   choice                  letter                     the letter                 -                verify_text.h
- *   exact                   text, trimmed              the text                   -
+ *   exact lookup            text, trimmed              the text                   -
  *   regex                   PCRE2 search               the pattern                pattern          verify_pattern.h
  *   (none)                  number if the answer is a number, else exact or math
  *
@@ -46,8 +47,8 @@
 #include "verify_rational.h"   /* rational_available, VERIFY_NUMBER_SIZE, rational_clear, rational_init, ... */
 #include "verify_text.h"       /* verify_choice, verify_choice_of, verify_em, verify_f1, ... */
 
-#define VERIFY_TASKS                                                                                                     \
-    "add, sub, mul, arithmetic, numeric, math, word, gsm8k, countdown, sort, brackets, exact, em, f1, choice, regex or " \
+#define VERIFY_TASKS                                                                                                                            \
+    "add, sub, mul, arithmetic, bigmul, guess, lookup, numeric, math, word, gsm8k, countdown, sort, brackets, exact, em, f1, choice, regex or " \
     "empty"
 
 typedef enum {
@@ -71,12 +72,13 @@ static inline int verify_kind(const char *task) {
     static const struct {
         const char *name;
         VerifyKind kind;
-    } kinds[] = {{"", VERIFY_AUTO},       {"add", VERIFY_NUMERIC},        {"sub", VERIFY_NUMERIC},
-                 {"mul", VERIFY_NUMERIC}, {"arithmetic", VERIFY_NUMERIC}, {"numeric", VERIFY_NUMERIC},
-                 {"word", VERIFY_HASH},   {"gsm8k", VERIFY_HASH},         {"countdown", VERIFY_COUNTDOWN},
-                 {"sort", VERIFY_SORT},   {"brackets", VERIFY_BRACKETS},  {"exact", VERIFY_EXACT},
-                 {"regex", VERIFY_REGEX}, {"math", VERIFY_MATH},          {"em", VERIFY_EM},
-                 {"f1", VERIFY_F1},       {"choice", VERIFY_CHOICE}};
+    } kinds[] = {{"", VERIFY_AUTO},         {"add", VERIFY_NUMERIC},        {"sub", VERIFY_NUMERIC},
+                 {"mul", VERIFY_NUMERIC},   {"arithmetic", VERIFY_NUMERIC}, {"numeric", VERIFY_NUMERIC},
+                 {"word", VERIFY_HASH},     {"gsm8k", VERIFY_HASH},         {"countdown", VERIFY_COUNTDOWN},
+                 {"sort", VERIFY_SORT},     {"brackets", VERIFY_BRACKETS},  {"exact", VERIFY_EXACT},
+                 {"regex", VERIFY_REGEX},   {"math", VERIFY_MATH},          {"em", VERIFY_EM},
+                 {"f1", VERIFY_F1},         {"choice", VERIFY_CHOICE},      {"bigmul", VERIFY_NUMERIC},
+                 {"guess", VERIFY_NUMERIC}, {"lookup", VERIFY_EXACT}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(task ? task : "", kinds[i].name)) return (int)kinds[i].kind;
     return -1;

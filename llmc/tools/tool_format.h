@@ -30,7 +30,7 @@
 
 #include "../base/error.h"     /* xstrdup, error_set, Error, PRINTF_LIKE, ... */
 #include "../base/json_text.h" /* json_utf8 */
-#include "../base/text.h"      /* text_string, TextBuffer, text_append, text_format, ... */
+#include "../base/text.h"      /* text_string, TextBuffer, text_format, text_append, ... */
 #include "../text/chat.h"      /* ChatTemplate, chat_encode_answer */
 #include "../text/tokenizer.h" /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode */
 #include <jansson.h>
@@ -351,6 +351,23 @@ static inline void tool_format_read(const ToolFormat *f, const char *text, size_
     if (f->kind == TOOL_HERMES) tool_read_hermes(f, text, n, c);
     else if (f->kind == TOOL_LLAMA3) tool_read_llama3(text, n, c);
     else tool_read_tags(f, text, n, c);
+}
+
+/* ---- writing calls --------------------------------------------------------------------------------------------- */
+
+/* Appends a call of a tool as a model writes it. arguments: an object, in a format with tags of one text. */
+static inline void tool_format_call(const ToolFormat *f, const char *name, const json_t *arguments, TextBuffer *out) {
+    if (f->kind == TOOL_TAGS) {
+        json_t *value = json_object_iter_value(json_object_iter((json_t *)arguments));
+        text_format(out, "%s%s%s", f->open, json_string_value(value), f->close);
+        return;
+    }
+    json_t *call = json_pack("{s:s,s:O}", "name", name, f->kind == TOOL_LLAMA3 ? "parameters" : "arguments", arguments);
+    char *text = json_dumps(call, 0);
+    if (f->kind == TOOL_LLAMA3) text_string(out, text);
+    else text_format(out, "%s\n%s\n%s", f->open, text, f->close);
+    free(text);
+    json_decref(call);
 }
 
 /* ---- writing results ------------------------------------------------------------------------------------------- */

@@ -60,7 +60,7 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/episodes.h"     /* Episodes, episodes_close, episodes_on, episodes_open */
+#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_open */
 #include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, prompts_said, ... */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* trajectory_words, trajectory_pack, trajectory_reward, trajectory_unpack */
@@ -187,6 +187,8 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     }
     generation_check_rewards(g);
     generation_open_mixture(g, steps);
+    if (episodes_on(&o->episodes) && !episodes_open(&g->episodes, &o->episodes, &g->t->text, &e))
+        die("--tools: %s", e.text);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
@@ -275,6 +277,7 @@ static inline void generation_open(Generation *g) {
     const size_t n = (size_t)(o->prompts * o->generations), tokens = generation_tokens_max(g);
     if (!rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
         die("%s; lower --slots", e.text);
+    if (episodes_on(&o->episodes)) g->engine.turns = &g->episodes.turns;
     g->batch = batch_new(g->rows, g->rows, g->rows);
     g->scored = (ScoredCompletion *)xcalloc(n, sizeof *g->scored);
     g->reward = (float *)xcalloc(n, sizeof(float));
@@ -293,10 +296,6 @@ static inline void generation_open(Generation *g) {
                              .stream = RANDOM_ROLLOUT};
     if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
     if (!sampling_add_words(&g->sampling, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
-    if (episodes_on(&o->episodes)) {
-        if (!episodes_open(&g->episodes, &o->episodes, &g->t->text, &e)) die("--tools: %s", e.text);
-        g->engine.turns = &g->episodes.turns;
-    }
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);

@@ -1,0 +1,264 @@
+/* test_tools.c - tools: the calculator against exact values; calls as every format writes them, and malformed ones;
+ * arguments against schemas; runs of the programs with tools.
+ *
+ * The model is made here. Needs ./train_sft, ./train_grpo and data/make_tasks. */
+#include "../llmc/base/error.h"        /* Error */
+#include "../llmc/base/text.h"         /* TextBuffer, text_free */
+#include "../llmc/tools/calculator.h"  /* calculator */
+#include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
+#include "../llmc/tools/tools.h"       /* TOOL_CALCULATOR, Tools, tools_add, tools_add_schema, ... */
+#include "files.h"                     /* files_directory, files_path, files_setup, files_teardown, ... */
+#include "shell.h"                     /* refused_output, run, assert_holds */
+
+/* ---- the calculator -------------------------------------------------------------------------------------------- */
+
+/* Values of Python: eval(text), or '%.15g' of it if it is not a whole number or a short decimal. */
+static void test_calculator(void **state) {
+    (void)state;
+    static const char *const cases[][2] = {
+        {"123456789*987654321", "121932631112635269"},
+        {"1/3+0.5", "0.833333333333333"},
+        {"-2**2", "-4"},
+        {"2**3**2", "512"},
+        {"7//-2", "-4"},
+        {"-7%3", "2"},
+        {"7%-3", "-2"},
+        {"5.5%2", "1.5"},
+        {"2**-3", "0.125"},
+        {"0.1+0.2", "0.3"},
+        {"1/3*10**20", "3.33333333333333e+19"},
+        {"1/3/10**4", "3.33333333333333e-05"},
+        {"-1/30", "-0.0333333333333333"},
+        {"2/3", "0.666666666666667"},
+        {"10**15/3", "333333333333333"},
+        {" ( 1 + 2 ) * 3 ", "9"},
+        {"--3", "3"},
+        {"5.", "5"},
+        {".5", "0.5"},
+        {"2*-3", "-6"},
+        {"1/2**20", "0.00000095367431640625"},
+        {"99999999999999.96/3*3", "99999999999999.96"},
+        {"-0*5", "0"},
+    };
+    TextBuffer r = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (!calculator(cases[i][0], strlen(cases[i][0]), &r)) fail_msg("%s: %s", cases[i][0], r.text);
+        assert_string_equal(r.text, cases[i][1]);
+    }
+    static const char *const bad[][2] = {{"", "syntax: the expression ends too early"},
+                                         {"(1+2", "syntax: the expression ends too early"},
+                                         {"1+*2", "syntax: unexpected character at byte 2"},
+                                         {"3 + 4)", "syntax: unexpected character at byte 5"},
+                                         {"x", "syntax: unexpected character at byte 0"},
+                                         {"1e5", "syntax: unexpected character at byte 1"},
+                                         {"1/0", "division by zero"},
+                                         {"1//0", "division by zero"},
+                                         {"1%0", "division by zero"},
+                                         {"0**-1", "division by zero"},
+                                         {"2**10000", "an exponent must be a whole number of at most 4 digits"},
+                                         {"2**0.5", "an exponent must be a whole number of at most 4 digits"},
+                                         {"9**9999", "the result is too large"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        if (calculator(bad[i][0], strlen(bad[i][0]), &r)) fail_msg("%s = %s", bad[i][0], r.text);
+        assert_string_equal(r.text, bad[i][1]);
+    }
+    char deep[300];
+    memset(deep, '(', sizeof deep);
+    assert_false(calculator(deep, 200, &r));
+    assert_string_equal(r.text, "the expression is nested too deeply");
+    memset(deep, '-', sizeof deep);
+    assert_false(calculator(deep, 256, &r));
+    assert_string_equal(r.text, "the expression is nested too deeply");
+    assert_false(calculator(deep, 257, &r));
+    assert_string_equal(r.text, "the expression has more than 256 bytes");
+    text_free(&r);
+}
+
+/* ---- formats --------------------------------------------------------------------------------------------------- */
+
+/* Reads a turn; writes its calls as NAME ARGUMENTS; or !ERROR; */
+static char *read_calls(const char *spec, const char *text, ToolCalls *calls) {
+    static char line[2000];
+    Error e;
+    ToolFormat f;
+    Tools t = {0};
+    assert_true(tools_add(&t, "calculator", &e));
+    if (!tool_format_open(&f, spec, &e)) fail_msg("%s", e.text);
+    if (f.kind == TOOL_TAGS) assert_true(tool_format_tool(&f, "calculator", t.tool[0].schema, &e));
+    tool_format_read(&f, text, strlen(text), calls);
+    *line = 0;
+    for (int i = 0; i < calls->count; i++) {
+        const ToolCall *c = &calls->call[i];
+        char *arguments = c->arguments ? json_dumps(c->arguments, JSON_COMPACT) : NULL;
+        snprintf(line + strlen(line), sizeof line - strlen(line), "%s%s%s%s;", c->error ? "!" : c->name,
+                 c->error ? "" : " ", c->error ? c->error : "", c->error ? "" : arguments);
+        free(arguments);
+    }
+    tool_calls_free(calls);
+    tool_format_free(&f);
+    tools_free(&t);
+    return line;
+}
+
+#define OWN "call=<c>{arguments}</c>;result=[{content}]"
+
+static void test_formats(void **state) {
+    (void)state;
+    static const struct {
+        const char *format, *text, *calls;
+    } cases[] = {
+        {"hermes", "no call at all", ""},
+        {"hermes", "I call <tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": 1}}\n</tool_call>", "a {\"x\":1};"},
+        {"hermes",
+         "<tool_call>{\"name\":\"a\",\"arguments\":{}}</tool_call><tool_call>{\"name\":\"b\",\"arguments\":{}}</tool_call>",
+         "a {};b {};"},
+        /* braces, closing marks and escapes inside of strings */
+        {"hermes", "<tool_call>{\"name\":\"a\",\"arguments\":{\"x\":\"}</tool_call>{\\\"\"}}</tool_call>",
+         "a {\"x\":\"}</tool_call>{\\\"\"};"},
+        {"hermes", "<tool_call>{\"name\":\"a\",\"arguments\":\"{\\\"x\\\":2}\"}</tool_call>", "a {\"x\":2};"},
+        {"hermes", "<tool_call>{\"name\":\"a\",\"arguments\":\"no\"}</tool_call>",
+         "!the call of 'a' has no \"arguments\", an object;"},
+        {"hermes", "<tool_call>{\"name\":\"a\"}</tool_call>", "!the call of 'a' has no \"arguments\", an object;"},
+        {"hermes", "<tool_call>{\"arguments\":{}}</tool_call>", "!the call has no \"name\", a string;"},
+        {"hermes", "<tool_call>{\"name\":7,\"arguments\":{}}</tool_call>", "!the call has no \"name\", a string;"},
+        {"hermes", "<tool_call>[1]</tool_call>", "!the call has no \"name\", a string;"},
+        {"hermes", "<tool_call>", "!a <tool_call> could not be read: nothing follows it;"},
+        {"hermes", "<tool_call>{\"name\":\"a\",\"arguments\":{}}",
+         "!a <tool_call> could not be read: no </tool_call> follows its JSON value;"},
+        {"hermes", "<tool_call>{\"name\":\"a\",\"arguments\":{}} x</tool_call>",
+         "!a <tool_call> could not be read: no </tool_call> follows its JSON value;"},
+        {"llama3", "{\"name\": \"a\", \"parameters\": {\"x\": 1}}", "a {\"x\":1};"},
+        {"llama3", " {\"name\": \"a\", \"arguments\": {\"x\": 1}} ", "a {\"x\":1};"},
+        {"llama3", "the answer is {\"name\": 1}", ""},
+        {"llama3", "{\"answer\": 5}", ""},
+        {"llama3", "5", ""},
+        {OWN, "<c>1+2</c>", "calculator {\"expression\":\"1+2\"};"},
+        {OWN, "think <c> <c>1+2</c>x", "calculator {\"expression\":\"1+2\"};"},
+        {OWN, "12", ""},
+        {OWN, "<c>12", "!a <c> has no </c>;"},
+        {"search-r1", "<think>hm</think><search> who </search>", "calculator {\"expression\":\" who \"};"},
+        {"search-r1", "<answer> me </answer>", ""},
+        {"search-r1", "<search> who", "!a <search> has no </search>;"},
+        {"retool", "<code>\n```python\nprint(1)\n```\n</code>", "calculator {\"expression\":\"print(1)\\n\"};"},
+        {"retool", "<code>print(1)</code>", "calculator {\"expression\":\"print(1)\"};"},
+    };
+    ToolCalls calls;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_string_equal(read_calls(cases[i].format, cases[i].text, &calls), cases[i].calls);
+    assert_non_null(strstr(read_calls("hermes", "<tool_call>{\"name\": a}</tool_call>", &calls),
+                           "!a <tool_call> could not be read: "));
+    assert_non_null(strstr(read_calls("llama3", "{\"name\": ", &calls), "!the call could not be read: "));
+}
+
+/* A model's own call is read as it was written. */
+static void test_written_calls(void **state) {
+    (void)state;
+    static const char *const formats[] = {"hermes", "llama3", OWN};
+    for (size_t i = 0; i < 3; i++) {
+        Error e;
+        ToolFormat f;
+        ToolCalls calls;
+        TextBuffer text = {0};
+        json_t *arguments = json_pack("{s:s}", "expression", "1+\"2\"\xc3\xbc");
+        assert_true(tool_format_open(&f, formats[i], &e));
+        tool_format_call(&f, "calculator", arguments, &text);
+        assert_string_equal(read_calls(formats[i], text.text, &calls),
+                            "calculator {\"expression\":\"1+\\\"2\\\"\xc3\xbc\"};");
+        text_free(&text);
+        json_decref(arguments);
+        tool_format_free(&f);
+    }
+}
+
+static void test_format_errors(void **state) {
+    (void)state;
+    static const char *const bad[][2] = {
+        {"xml", "unknown, must be hermes, llama3, search-r1, retool"},
+        {"call=<c>;result={content}", "must be call=TEXT{arguments}TEXT"},
+        {"call=<c>{arguments}</c>", "result=TEXT{content}TEXT is missing"},
+        {"call={arguments}</c>;result={content}", "with a text before and after {arguments}"},
+        {"call=<c>{arguments}</c>;result={content};end=!", "a turn must end where the call ends"},
+        {"call=<c>{arguments}</c>;result={content};result={content}", "each once"},
+        {"call=<c>{arguments}</c>;x", "has no '='"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        Error e;
+        ToolFormat f;
+        assert_false(tool_format_open(&f, bad[i][0], &e));
+        assert_holds(e.text, bad[i][1]);
+    }
+}
+
+/* ---- arguments ------------------------------------------------------------------------------------------------- */
+
+static void test_arguments(void **state) {
+    (void)state;
+    static const struct {
+        const char *arguments, *why; /* NULL: accepted */
+    } cases[] = {{"{\"n\":1,\"s\":\"a\"}", NULL},
+                 {"{\"n\":1.0,\"s\":\"a\",\"other\":[]}", NULL},
+                 {"{\"n\":1}", "argument 's' of f is missing"},
+                 {"{\"n\":1.5,\"s\":\"a\"}", "argument 'n' must be of type integer"},
+                 {"{\"n\":\"1\",\"s\":\"a\"}", "argument 'n' must be of type integer"},
+                 {"{\"n\":1,\"s\":\"b\"}", "argument 's' is none of the values of its enum"},
+                 {"{\"n\":1,\"s\":\"a\",\"l\":{}}", "argument 'l' must be of type listed in the schema"},
+                 {"{\"n\":1,\"s\":\"a\",\"l\":null}", NULL}};
+    Error e;
+    Tools t = {0};
+    TextBuffer why = {0};
+    assert_true(tools_add_schema(
+        &t, TOOL_CALCULATOR,
+        json_loads(
+            "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{"
+            "\"n\":{\"type\":\"integer\"},\"s\":{\"type\":\"string\",\"enum\":[\"a\",\"c\"]},\"l\":{\"type\":"
+            "[\"array\",\"null\"]}},\"required\":[\"n\",\"s\"]}}}",
+            0, NULL),
+        &e));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *arguments = json_loads(cases[i].arguments, 0, NULL);
+        assert_int_equal(tool_check(&t.tool[0], arguments, &why), !cases[i].why);
+        if (cases[i].why) assert_string_equal(why.text, cases[i].why);
+        json_decref(arguments);
+    }
+    assert_false(tools_add_schema(&t, TOOL_CALCULATOR, json_incref(t.tool[0].schema), &e));
+    assert_string_equal(e.text, "tool f: there are two of this name");
+    assert_false(tools_add(&t, "abacus", &e));
+    assert_holds(e.text, "tool 'abacus': unknown, must be calculator");
+    text_free(&why);
+    tools_free(&t);
+}
+
+/* ---- runs ------------------------------------------------------------------------------------------------------ */
+
+#define FORMAT "--tool-format 'call=<c>{arguments}</c>;result=<r>{content}</r>'"
+#define GRPO   "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 4 -G 4 -g 44 -x 2 -o $T/grpo.bin --sample-count 0 "
+
+/* train_grpo with a calculator: samples with two turns, metrics, the same bytes for other slots; bad options. */
+static void test_runs(void **state) {
+    (void)state;
+    run(0, "./data/make_tasks --task bigmul --digits 2 --count 500 --format chat " FORMAT " -o $T/sft.shard");
+    run(0, "./data/make_tasks --task bigmul --digits 2 --count 100 --seed 2 -o $T/tasks.shard");
+    run(0,
+        "./train_sft --layers 1 --width 64 --heads 2 --context 64 -i $T/sft.shard -x 60 --batch-tokens 1024 -l 5e-3 -o $T/sft.bin");
+    run(0, GRPO "--tools calculator " FORMAT " --metrics $T/m.jsonl");
+    char *metrics = text_of(files_path("m.jsonl"));
+    const char *turns = strstr(metrics, "\"turns/mean\":");
+    assert_true(turns && strtod(turns + 13, NULL) > 1.2);
+    const char *gap = strstr(metrics, "\"sampling/sampling_logp_difference/max\":");
+    assert_true(gap && strtod(gap + 39, NULL) < 1e-4);
+    free(metrics);
+    refused_output("grpo.bin", 1, GRPO "--tools calculator",
+                   "this model's chat template has no format of calls of its own; give --tool-format");
+    refused_output("grpo.bin", 1, GRPO "--tools abacus " FORMAT, "--tools: tool 'abacus': unknown, must be calculator");
+    refused_output("grpo.bin", 1, GRPO "--tools calculator,calculator " FORMAT,
+                   "tool calculator: there are two of this name");
+    refused_output("grpo.bin", 2, GRPO "--max-turns 3", "--max-turns: used only with --tools");
+}
+
+static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),    cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls), cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),     cmocka_unit_test(test_runs)};
+    return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
+}
