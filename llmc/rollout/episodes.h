@@ -12,7 +12,7 @@
  *     Episodes x;
  *     EpisodeOptions o = episode_defaults();
  *     o.tools = "calculator";
- *     if (!episodes_open(&x, &o, &model_text, 0, &e)) die("%s", e.text);
+ *     if (!episodes_open(&x, &o, &model_text, &e)) die("%s", e.text);
  *     engine.turns = &x.turns;                                            // a Rollout
  *     if (!rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e)) die("%s", e.text);
  *     episodes_close(&x);

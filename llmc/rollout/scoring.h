@@ -27,9 +27,8 @@
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "evaluation.h"              /* evaluation_check */
 #include "inference.h"               /* Inference */
-#include "prompts.h"                 /* PromptText */
+#include "prompts.h"                 /* PromptText, prompts_said */
 #include "rollout.h"                 /* Completion, RolloutRequest, Sampling */
-#include "stop_text.h"               /* stop_text_decode */
 
 typedef struct ScoringOptions {
     const char *reward, *reward_cmd, *reward_model;
@@ -118,7 +117,7 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
     for (int i = 0; i < n; i++) {
         const Completion *c = &q->out[i];
         size_t length;
-        said[i] = stop_text_decode(&how->texts, text, c->tokens, c->count, &length);
+        said[i] = prompts_said(how, text, c, &length);
         in[i] = (RewardInput){.prompt = what->text,
                               .completion = said[i],
                               .completion_length = length,

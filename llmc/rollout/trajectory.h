@@ -11,7 +11,8 @@
  * Ids that were drawn are never decoded and encoded again. A completion without a Trajectory is a single turn, all of
  * whose tokens were drawn. rollout.h fills in the tokens, an environment (episodes.h) the rest.
  *
- *     Trajectory *y = trajectory_new(room);
+ *     const int32_t tokens[] = {49, 50, 51, 52, 53};
+ *     Trajectory *y = trajectory_new(5);
  *     memset(y->drawn, 1, 3);                     // three drawn tokens, then two observed ones
  *     memset(y->drawn + 3, 0, 2);
  *     trajectory_count(y, tokens, 5);

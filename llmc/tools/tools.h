@@ -26,6 +26,7 @@
 #include "../base/text.h"              /* text_format, TextBuffer, text_clear */
 #include "../reward/verify_rational.h" /* rational_available */
 #include "calculator.h"                /* calculator */
+#include <assert.h>
 #include <jansson.h>
 
 #define TOOLS_BUILT_IN "calculator"

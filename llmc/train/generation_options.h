@@ -6,9 +6,10 @@
  *         GENERATION_DATA_OPTIONS(o.g),
  *         GENERATION_SAMPLING_OPTIONS(o.g, 2),                    // groups of at least two
  *         OPTION_GROUP("Reward"),
- *         GENERATION_REWARD_OPTIONS(o.g), *         EPISODE_OPTIONS(o.g.episodes),                         // ../rollout/episodes.h
+ *         GENERATION_REWARD_OPTIONS(o.g),
+ *         EPISODE_OPTIONS(o.g.episodes),                         // ../rollout/episodes.h
  *         GENERATION_EVALUATION_OPTIONS(o.g),
-*         OPTION_END};
+ *         OPTION_END};
  *     o.g = generation_defaults();                                // before options_parse()
  *
  * The reward options have no group of their own, so that a trainer can list its own among them.
