@@ -13,6 +13,9 @@
  * the sampler's log-probabilities are due to rounding and logged as sampling/sampling_logp_difference. With several
  * steps, the log-probabilities of pi_old are computed before the first one.
  *
+ * With --teacher, a second model's distributions at the sampled tokens are learned, beside the reward or, with --reward
+ * none, alone (train/distiller.h).
+ *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
@@ -23,7 +26,7 @@
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
 #include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
-#include "llmc/loss/kl.h"                  /* KlEstimator, KL_CHOICES, KL_K1, KL_K3, ... */
+#include "llmc/loss/kl.h"                  /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
 #include "llmc/loss/policy.h"              /* POLICY_VESPO, PolicyLossConfig, EntropyControl, PolicyStats, ... */
 #include "llmc/loss/scalar.h"              /* LossMetric */
@@ -35,12 +38,14 @@
 #include "llmc/reward/rewards.h"           /* rewards_add_model */
 #include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
-#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
+#include "llmc/train/distiller.h"          /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
+#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_longest, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
-#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
+#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_log, generation_show, ... */
 #include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/reference.h"          /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, reference_bytes, ... */
 #include "llmc/train/rollout_dump.h"       /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
+#include "llmc/train/teacher.h"            /* teacher_bytes, teacher_guard */
 #include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -50,6 +55,7 @@ static struct {
     const char *reference, *reward_model;
     ReferenceSync sync;
     RolloutDumpOptions rollouts;
+    DistillerOptions distill;
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
@@ -103,8 +109,8 @@ static const Option options[] = {
                   "vespo: decay lambda of the weight if the advantage is negative"),
     OPTION_REAL  ("beta",                      0, &o.beta,            0, 1e6,
                   "strength of the KL penalty; larger stays closer to the reference, 0 loads no reference"),
-    OPTION_CHOICE("kl-estimator",              0, &o.kl,              KL_CHOICES,
-                  "estimator of the KL divergence; GRPO uses k3"),
+    OPTION_CHOICE("kl-estimator",              0, &o.kl,              KL_CHOICES "|exact",
+                  "estimator of the KL divergence, or its exact value and gradient; GRPO uses k3"),
     OPTION_CHOICE("kl-in",                     0, &o.kl_in,           "loss|reward",
                   "where to apply the KL penalty"),
     OPTION_FLAG  ("use-bias-correction-kl",    0, &o.kl_bias_correction,
@@ -135,6 +141,7 @@ static const Option options[] = {
                   "train on this fraction of the tokens, those with the highest entropy"),
     OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
                   "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
+    DISTILLER_OPTIONS(o.distill),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
@@ -161,6 +168,7 @@ typedef struct Run {
     EntropyControl entropy;
     KlControl beta;
     RolloutDump dump;
+    Distiller distiller;        /* with --teacher, or for an exact KL */
     float *advantage;           /* (completions) */
     float *penalty;             /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;              /* (tokens) top-entropy mask */
@@ -217,6 +225,12 @@ static void sample_and_score(Run *r) {
 /* Whether the reference changes during the run. */
 static bool follows(void) { return o.sync.on || o.sync.reset; }
 
+/* Whether the KL penalty is that of the whole distributions. */
+static bool exact_kl(void) { return o.beta > 0 && o.kl == KL_K3 + 1; }
+
+/* Whether there is a reward; without one, only the teacher is learned from. */
+static bool rewarded(void) { return strcmp(o.g.reward, "none") != 0; }
+
 static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
 
 /* Computes log pi_old, unless the policy in training is the one that sampled, and log ref. With --kl-in reward the KL
@@ -226,6 +240,7 @@ static void score_old_policy(Run *r) {
     const int32_t n = g->completions;
     const ModelOutput old = {.logp = g->old_logp}, reference = {.logp = g->ref_logp};
     if (!on_policy()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
+    if (exact_kl()) return;
     if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
     if (o.beta > 0 && o.kl_in) {
         r->kl = kl_from_rewards((KlEstimator)o.kl, g->sampler_logp, g->ref_logp, g->offset, n, r->beta.coef, g->reward,
@@ -240,7 +255,7 @@ static void score_old_policy(Run *r) {
 static AdvantageStats compute_advantages(Run *r) {
     Generation *g = &r->g;
     AdvantageStats stats;
-    const bool penalised = o.beta > 0 && o.kl_in;
+    const bool penalised = o.beta > 0 && o.kl_in && !exact_kl();
     const int64_t G = o.g.generations, P = g->completions / G;
     if (o.aggregation) {
         const int64_t K = g->rewards.count;
@@ -272,7 +287,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     Trainer *t = &r->t;
     Generation *g = &r->g;
     PolicyLossConfig c = r->loss;
-    c.beta = o.kl_in ? 0 : r->beta.coef; /* the KL penalty may be in the reward */
+    c.beta = o.kl_in || exact_kl() ? 0 : r->beta.coef; /* the KL penalty may be in the reward */
+    if (exact_kl()) r->distiller.coef = r->beta.coef;
     if (o.adaptive_entropy) c.entropy_coef = entropy_control_coef(&r->entropy);
     const uint8_t *keep = NULL;
     if (o.top_entropy < 1) {
@@ -292,31 +308,35 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     for (int32_t m = 0; m < plan->micros; m++) {
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
         const ModelOutput out = {.logp = x.logp, .entropy = x.entropy};
-        model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
-        const PolicyBatch b = {.completions = x.count,
-                               .offset = x.offset,
-                               .advantage = r->advantage + x.first,
-                               .counts = x.counts,
-                               .logp = x.logp,
-                               .old_logp = on_policy() ? NULL : x.old_logp,
-                               .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
-                               .sampler_logp = x.sampler_logp,
-                               .entropy = x.entropy,
-                               .keep = keep ? keep + x.at : NULL};
+        PolicyBatch b = {.completions = x.count,
+                         .offset = x.offset,
+                         .advantage = r->advantage + x.first,
+                         .counts = x.counts,
+                         .logp = x.logp,
+                         .old_logp = on_policy() ? NULL : x.old_logp,
+                         .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
+                         .sampler_logp = x.sampler_logp,
+                         .entropy = x.entropy,
+                         .keep = keep ? keep + x.at : NULL};
+        if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
+        else model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
-        model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp,
-                       c.entropy_coef != 0 ? x.dentropy : NULL, NULL);
+        const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
+        if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
+        else model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp, dentropy, NULL);
         trainer_count_flops(t, &t->model, &g->batch, 3);
     }
     loss = dist_total(&t->dist, loss);
     all_stats(t, stats);
+    distiller_sum(&r->distiller);
     t->trained += (int64_t)stats->sum.tokens;
-    if (c.beta > 0) {
-        r->kl += stats->sum.kl;
+    if (c.beta > 0 || exact_kl()) {
+        r->kl += exact_kl() ? r->distiller.stats.value : stats->sum.kl;
         r->kl_completions += stats->sum.counted;
     }
     trainer_update(t, loss);
+    if (o.distill.teacher.path) teacher_guard(&r->distiller.teacher, &r->distiller.stats);
     reference_sync(&r->reference, &o.sync);
     if (o.adaptive_entropy && stats->sum.kept > 0)
         entropy_control_update(&r->entropy, stats->sum.kept_entropy / stats->sum.kept);
@@ -329,6 +349,10 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
  * is learned from it. */
 static void log_rewards(Run *r, const AdvantageStats *a) {
     Metrics *m = &r->t.metrics;
+    if (!rewarded()) {
+        generation_log(&r->g);
+        return;
+    }
     metrics_set(m, "reward", a->reward);
     metrics_set(m, "reward_std", a->reward_std);
     metrics_set(m, "frac_reward_zero_std", a->frac_reward_zero_std);
@@ -337,11 +361,13 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
         metrics_set(m, "dynamic_sampling/reward", r->drawn > 0 ? r->drawn_reward / r->drawn : NAN);
     }
     generation_log(&r->g);
-    if (a->frac_reward_zero_std == 1) metrics_warn(m, "the rewards of every group are all equal: no gradient");
+    if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path)
+        metrics_warn(m, "the rewards of every group are all equal: no gradient");
     if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
 }
 
 static void log_policy(Run *r, const PolicyStats *stats) {
+    distiller_log(&r->distiller);
     LossMetric metric[POLICY_METRICS];
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
@@ -380,7 +406,7 @@ static PolicyLossConfig loss_options(void) {
     if (o.epsilon_high >= 0) c.epsilon_high = o.epsilon_high;
     c.delta = o.delta;
     c.beta = o.beta;
-    c.kl = (KlEstimator)o.kl;
+    c.kl = exact_kl() ? KL_K3 : (KlEstimator)o.kl;
     c.kl_bias_correction = o.kl_bias_correction;
     c.entropy_coef = o.entropy_coef;
     c.off_policy_mask = o.off_policy_mask;
@@ -420,7 +446,7 @@ static void open_run(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     Error e;
-    generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, true);
+    generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, rewarded());
     if (o.reward_model && !rewards_add_model(&g->rewards, &e)) usage_error("--reward-model: %s", e.text);
     trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
     g->parts = (int32_t)o.steps_per_generation;
@@ -432,7 +458,10 @@ static void open_run(Run *r) {
     r->entropy = entropy_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.beta};
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
-    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + generation_bytes(g));
+    distiller_open(&r->distiller, t, &o.distill, generation_longest(g));
+    if (exact_kl()) t->teacher = &t->model.config;
+    trainer_announce(t, options, g->rows, (int)g->o->slots,
+                     reference + generation_bytes(g) + teacher_bytes(&r->distiller.teacher, g->rows));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (o.beta > 0 && follows())
@@ -440,6 +469,8 @@ static void open_run(Run *r) {
                                  o.sync.on ? "--sync-ref-model" : "--ref-reset-steps");
     else if (o.beta > 0)
         reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--beta is not 0");
+    distiller_begin(&r->distiller, g->rows);
+    if (exact_kl()) distiller_penalise(&r->distiller, &r->reference, g->rows, (float)o.g.temperature, o.kl_in != 0);
     r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
@@ -473,7 +504,8 @@ static bool train(Run *r) {
         sample_and_score(r);
         score_old_policy(r);
         const AdvantageStats advantages = compute_advantages(r);
-        const RolloutValues values = {.advantage = r->advantage, .old_logp = !on_policy(), .ref_logp = o.beta > 0};
+        const RolloutValues values = {
+            .advantage = r->advantage, .old_logp = !on_policy(), .ref_logp = o.beta > 0 && !exact_kl()};
         int32_t dumped = 0; /* the first completion of the last step */
         for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
             const int32_t n = g->completions, size = n / (int32_t)o.steps_per_generation;
@@ -486,12 +518,14 @@ static bool train(Run *r) {
             const double start = clock_seconds();
             const double loss = update_step(r, at, at + size, &stats);
             metrics_set(&t->metrics, "timing_s/update", clock_seconds() - start);
+            const double divergence = r->distiller.stats.value / r->distiller.stats.targets;
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
             if (last || i == steps - 1) log_kl(r, advantages.reward);
             if (o.g.val.count && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
-            trainer_log(t, loss, "reward %.3f | length %.1f | entropy %.3f | %.0f tok/s", advantages.reward,
+            trainer_log(t, loss, "%s %.3f | length %.1f | entropy %.3f | %.0f tok/s",
+                        rewarded() ? "reward" : "divergence", rewarded() ? advantages.reward : divergence,
                         (double)g->offset[n] / n,
                         stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
                         g->offset[n] / (g->gen_seconds + 1e-9));
@@ -522,6 +556,21 @@ static bool takes_importance(void) {
     }
 }
 
+/* Rejects combinations of distillation and an exact KL with what has no meaning beside them. */
+static void check_distillation(void) {
+    const bool teacher = o.distill.teacher.path != NULL, tokens = teacher && o.distill.estimator != DISTILL_EXACT;
+    if (!rewarded() && !teacher) usage_error("--reward none: nothing is learned without --teacher");
+    if (!rewarded() && (o.reward_model || o.g.reward_cmd))
+        usage_error("--reward none: cannot be combined with --reward-cmd and --reward-model");
+    if (!rewarded() && (o.dynamic_sampling || o.aggregation))
+        usage_error("--reward none: there are no rewards for --dynamic-sampling or --multi-objective-aggregation");
+    if (teacher && exact_kl()) usage_error("--kl-estimator exact: cannot be combined with --teacher; give k3");
+    if ((tokens || (exact_kl() && o.kl_in)) && (o.loss == POLICY_VESPO || o.loss == POLICY_GMPO))
+        usage_error("--loss-type vespo and gmpo: have one advantage for all tokens of a completion, which %s",
+                    tokens ? "--distill-estimator sampled and minillm do not"
+                           : "--kl-estimator exact in the reward has not");
+}
+
 /* Rejects options without effect, and warns about those that have none as long as every step has a new generation. */
 static void check_options(void) {
     const bool cispo = o.loss == POLICY_CISPO, soft = o.loss == POLICY_SAPO || o.loss == POLICY_VESPO;
@@ -535,7 +584,7 @@ static void check_options(void) {
          "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
         {&o.kl, kl, "used only with --beta above 0"},
         {&o.kl_in, kl, "used only with --beta above 0"},
-        {&o.kl_bias_correction, kl && !o.kl_in && !gmpo,
+        {&o.kl_bias_correction, kl && !o.kl_in && !gmpo && !exact_kl(),
          "used only with --beta above 0 and --kl-in loss, and not by --loss-type gmpo"},
         {&o.reference, kl, "used only with --beta above 0"},
         {&o.entropy_target, o.adaptive_entropy, "used only with --use-adaptive-entropy"},
@@ -556,6 +605,8 @@ static void check_options(void) {
         {&o.sync.reset, kl, "used only with --beta above 0"},
     };
     trainer_check_options(&o.t, options, &o.g.epochs, false);
+    distiller_check(&o.distill, options, o.g.temperature);
+    check_distillation();
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
@@ -591,6 +642,7 @@ int main(int argc, char **argv) {
     o.shape = policy_loss_config(POLICY_GRPO);
     o.sync = reference_sync_options();
     o.rollouts = rollout_dump_options();
+    o.distill = distiller_options();
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.top_entropy = 1;
@@ -606,6 +658,8 @@ int main(int argc, char **argv) {
     open_run(r);
     const bool stopped = train(r);
     rollout_dump_close(&r->dump);
+    trainer_write(&r->t, stopped);
+    distiller_close(&r->distiller);
     if (o.beta > 0) reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);

@@ -13,7 +13,7 @@
 #include "llmc/base/clock.h"            /* clock_seconds */
 #include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
 #include "llmc/base/io.h"               /* XXH3_64bits */
-#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
+#include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_REAL, OPTION_FLAG, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
@@ -50,7 +50,7 @@ static struct {
     TeacherOptions teacher;
     const char *best, *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
-    double epochs, neftune;
+    double epochs, neftune, distill_weight;
     bool completion_only, eval_on_start;
     int loss;
 } o;
@@ -78,6 +78,8 @@ static const Option options[] = {
     OPTION_REAL  ("neftune-noise-alpha",  0, &o.neftune,         0, 1000,
                   "scale of the noise on embeddings (5 is usual); 0 disables NEFTune"),
     TEACHER_OPTIONS(o.teacher),
+    OPTION_REAL  ("distill-weight",       0, &o.distill_weight,  1e-9, 1,
+                  "weight w of the divergence in the loss; that of --loss-type has 1 - w"),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
@@ -305,16 +307,17 @@ static void check_teacher(Run *r) {
 /* micro_batch() with a teacher. Returns the batch's part of the loss. */
 static double taught_batch(Run *r, bool train, double N, const ModelOutput *out, TeacherStats *stats) {
     const Batch *b = &r->batch;
-    const double w = o.teacher.weight;
+    const double w = o.distill_weight;
+    teacher_weigh(&r->teacher, 0, b->targets, w / N);
     for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)((w - 1) / N);
-    if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, N, w < 1 ? r->dlogp : NULL, out);
-    else teacher_forward(&r->teacher, &r->work, b, out);
+    if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, 1.0f, w < 1 ? r->dlogp : NULL, out);
+    else teacher_forward(&r->teacher, &r->work, b, 1.0f, out);
     check_teacher(r);
     const double own = loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
-    const double sum = teacher_add(&r->teacher, b->targets, r->logp, r->argmax, stats);
+    const double sum = teacher_add(&r->teacher, 0, b->targets, r->logp, r->argmax, stats);
     if (!train) return own;
     for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] *= (float)(1 - w);
-    if (o.loss != LM_NLL) teacher_backward(&r->teacher, &r->work, b, N, r->dlogp);
+    if (o.loss != LM_NLL) teacher_backward(&r->teacher, &r->work, b, 1.0f, r->dlogp, NULL);
     return w * sum / N + (w < 1 ? (1 - w) * own : 0);
 }
 
@@ -594,6 +597,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
 
 static void check_options(void) {
     const OptionUse use[] = {
+        {&o.distill_weight, o.teacher.path != NULL, "used only with --teacher"},
         {&o.best, o.vals.count > 0, "used only with --val"},
         {&o.eval_on_start, o.vals.count > 0, "used only with --val"},
         {&o.eval_steps, o.vals.count > 0, "used only with --val"},
@@ -617,6 +621,7 @@ int main(int argc, char **argv) {
     o.epochs = 3;
     o.mix = mixing_defaults();
     o.teacher = teacher_options(TOKEN_FORWARD_KL);
+    o.distill_weight = 1;
     o.completion_only = true;
     o.eval_steps = 100;
     o.eval_on_start = true;

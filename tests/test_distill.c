@@ -1,8 +1,9 @@
 /* test_distill.c - distillation: the gradients of two models' divergence, and the trainers with a teacher as a user runs
- * them. Needs train_sft, train_rm, evaluate and data/. */
+ * them. Needs train_sft, train_rm, train_grpo, evaluate and data/. */
 #include "../llmc/base/error.h"        /* xmalloc, Error, xcalloc */
-#include "../llmc/base/random.h"       /* Random, random_below, random_real, random_start */
+#include "../llmc/base/random.h"       /* random_real, Random, random_start, random_below */
 #include "../llmc/cpu/cpu.h"           /* backend_cpu */
+#include "../llmc/loss/policy.h"       /* policy_loss, POLICY_CISPO, POLICY_DAPO, POLICY_GRPO, ... */
 #include "../llmc/model/backend.h"     /* TOKEN_DIVERGENCE_KINDS, TOKEN_FORWARD_KL, TOKEN_JSD, TOKEN_REVERSE_KL, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence, ... */
@@ -13,11 +14,13 @@
 #include "../llmc/model/transformer.h" /* model_logits, ModelOutput */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/shard.h"     /* Record, Shard, record_free, shard_close, ... */
+#include "../llmc/train/distiller.h"   /* DISTILL_MINILLM, DISTILL_SAMPLED, Distiller, distiller_advantages */
+#include "../llmc/train/generation.h"  /* GenerationSlice */
 #include "divergence.h"                /* divergence_formula, divergence_softmax */
 #include "files.h"                     /* files_path, text_of */
 #include "letters.h"                   /* letters_setup */
 #include "models.h"                    /* refused, assert_near, MODELS_VOCAB, models_new, ... */
-#include "run.h"                       /* sh, metric, metric_mean, weights_gap, ... */
+#include "run.h"                       /* sh, metric, metric_mean, assert_same_file, ... */
 #include "shell.h"                     /* assert_holds, said, put, run */
 
 /* ---- the model's gradients ------------------------------------------------------------------------------------- */
@@ -176,6 +179,117 @@ static void adapters(void **state) {
                 0.97 * metric_mean("m.jsonl", 0, 5, "distill/divergence"));
 }
 
+/* ---- train_grpo ------------------------------------------------------------------------------------------------ */
+
+#define ON_POLICY "./train_grpo -c $T/base.bin -i $T/tasks.shard --teacher $T/teacher.bin -p 8 -G 4 -g 8 "
+
+/* The advantages of tokens against the sums of their definition. */
+static void advantages_of_tokens(void **state) {
+    (void)state;
+    enum { N = 9 };
+    Random r = random_start(8, 0);
+    float value[N], teacher[N], sampler[N], advantage[N];
+    for (int i = 0; i < N; i++) {
+        value[i] = (float)random_real(&r);
+        teacher[i] = (float)-random_real(&r);
+        sampler[i] = (float)-random_real(&r);
+    }
+    const GenerationSlice x = {.sampler_logp = sampler};
+    Distiller d = {
+        .coef = 0.7, .gamma = 0.6, .advantage = advantage, .teacher = {.out = {.value = value, .logp = teacher}}};
+    for (int kind = 0; kind < 3; kind++) {
+        d.penalty = kind == 2;
+        d.estimator = kind ? DISTILL_MINILLM : DISTILL_SAMPLED;
+        distiller_advantages(&d, &x, 2, N);
+        for (int t = 2; t < N; t++) {
+            double sum = 0, weights = 0;
+            for (int later = t + 1; later < N; later++) {
+                const double w = pow(0.6, later - t - 1);
+                sum += d.penalty ? value[later] : w * ((double)sampler[later] - teacher[later]);
+                weights += w;
+            }
+            const double want = kind == 0     ? (double)sampler[t] - teacher[t]
+                                : kind == 2   ? sum
+                                : weights > 0 ? sum / weights
+                                              : 0;
+            assert_near(advantage[t], -0.7 * want, 1e-6);
+        }
+    }
+}
+
+/* A constant added to the advantage of every token is that added to those of the completions, bit for bit. */
+static void token_advantages_add(void **state) {
+    (void)state;
+    const float old[] = {-1, -2, -0.5f, -3, -1, -1}, logp[] = {-1.1f, -1.5f, -0.6f, -3, -0.7f, -1.4f};
+    const float each[] = {0.5f, -0.25f}, sums[] = {0.75f, 0}, quarter[] = {0.25f, 0.25f, 0.25f, 0.25f, 0.25f, 0.25f};
+    const int32_t offset[] = {0, 4, 6};
+    static const PolicyLossKind kinds[] = {POLICY_GRPO,  POLICY_DAPO, POLICY_GSPO,
+                                           POLICY_CISPO, POLICY_SAPO, POLICY_RLOO};
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        const PolicyLossConfig c = policy_loss_config(kinds[k]);
+        const PolicyNormaliser n = policy_normaliser(offset, 2, NULL, NULL);
+        float a[6], b[6];
+        PolicyStats stats = policy_stats();
+        PolicyBatch batch = {.completions = 2, .offset = offset, .advantage = sums, .logp = logp, .old_logp = old};
+        const double want = policy_loss(&c, &n, &batch, a, NULL, &stats);
+        batch.advantage = each;
+        batch.token_advantage = quarter;
+        assert_true(policy_loss(&c, &n, &batch, b, NULL, &stats) == want);
+        assert_memory_equal(a, b, sizeof a);
+    }
+}
+
+/* Each estimator makes the exact divergence on the student's samples smaller. The losses are what their definitions say:
+ * the divergence, or with one step for each generation the mean of the sampled estimate. */
+static void on_policy_distillation(void **state) {
+    (void)state;
+    static const char *const kinds[] = {"exact", "sampled", "minillm"};
+    for (int k = 0; k < 3; k++) {
+        sh(ON_POLICY "-x 40 -l 3e-3 --reward none --distill-estimator %s -o $T/s.bin --metrics $T/m.jsonl", kinds[k]);
+        assert_true(metric_mean("m.jsonl", 35, 40, "distill/reverse_kl") <
+                    0.6 * metric("m.jsonl", 0, "distill/reverse_kl"));
+        assert_false(has_metric("m.jsonl", 0, "reward"));
+        for (int i = 0; i < 3; i++) {
+            const double loss = metric("m.jsonl", i, "loss");
+            if (k == 0) assert_near(loss, metric("m.jsonl", i, "distill/divergence"), 1e-5);
+            if (k == 1) assert_near(loss, metric("m.jsonl", i, "teacher_kl"), 1e-4);
+        }
+    }
+    sh(ON_POLICY "-x 4 -l 3e-3 --divergence jsd --distill-coef 0.5 -o $T/s.bin --metrics $T/m.jsonl");
+    assert_true(has_metric("m.jsonl", 0, "reward"));
+}
+
+/* The exact KL of the first step is 0; later ones agree with the sampled estimate k3 of the same run, whose gradient has the
+ * same mean. */
+static void exact_kl(void **state) {
+    (void)state;
+#define PENALTY "./train_grpo -c $T/base.bin -i $T/tasks.shard -p 16 -G 8 -g 8 -x 20 -l 2e-3 --beta 0.1 -o $T/s.bin "
+    sh(PENALTY "--kl-estimator exact --metrics $T/m.jsonl");
+    assert_near(metric("m.jsonl", 0, "kl"), 0, 1e-6);
+    const double exact = metric_mean("m.jsonl", 10, 20, "kl");
+    sh(PENALTY "--metrics $T/m.jsonl");
+    const double k3 = metric_mean("m.jsonl", 10, 20, "kl");
+    assert_true(exact > 0 && k3 > 0 && exact < 3 * k3 && k3 < 3 * exact);
+    sh(PENALTY "--kl-estimator exact --kl-in reward --metrics $T/m.jsonl");
+    assert_true(metric("m.jsonl", 19, "objective/kl") > 0);
+}
+
+static void on_policy_runs_resume(void **state) {
+    (void)state;
+    static const char *const runs[] = {"--reward none", "--distill-estimator sampled",
+                                       "--distill-estimator minillm --reward none",
+                                       "--num-iterations 2 --steps-per-generation 2"};
+    for (size_t k = 0; k < sizeof runs / sizeof *runs; k++) {
+        sh(ON_POLICY "%s -x 8 -o $T/whole.bin --state $T/run.state --save-steps 5", runs[k]);
+        sh(ON_POLICY "%s -x 8 -o $T/parts.bin --resume $T/run.state", runs[k]);
+        assert_same_file("whole.bin", "parts.bin");
+    }
+    sh(PENALTY "--kl-estimator exact --state $T/run.state --save-steps 11");
+    sh("cp $T/s.bin $T/whole.bin");
+    sh(PENALTY "--kl-estimator exact --resume $T/run.state");
+    assert_same_file("whole.bin", "s.bin");
+}
+
 /* ---- evaluate -------------------------------------------------------------------------------------------------- */
 
 static Model loaded(const char *name) {
@@ -315,6 +429,13 @@ static void bad_input(void **state) {
     run(1, "./train_sft -c $T/base.bin -i $T/chat.shard --teacher $T/base.bin -x 2 -o $T/s.bin");
     assert_holds(said, "it is the model itself");
     assert_holds(said, "distillation has no effect");
+    refused(2, "./train_grpo -c $T/base.bin -i $T/tasks.shard -o $T/kept --reward none",
+            "nothing is learned without --teacher");
+    refused(2, ON_POLICY "-o $T/kept --distill-estimator sampled --divergence jsd", "estimate reverse_kl");
+    refused(2, ON_POLICY "-o $T/kept --distill-estimator sampled --distill-temperature 2", "the samples are drawn at");
+    refused(2, ON_POLICY "-o $T/kept --distill-gamma 0.5", "used only by --distill-estimator minillm");
+    refused(2, ON_POLICY "-o $T/kept --beta 0.1 --kl-estimator exact", "cannot be combined with --teacher");
+    refused(2, ON_POLICY "-o $T/kept --loss-type vespo --distill-estimator sampled", "one advantage for all tokens");
     /* a teacher with other tokens */
     put("other.jsonl", "{\"prompt\":\"abab\",\"completion\":\"cdcd\"}\n{\"prompt\":\"ab\",\"completion\":\"cd\"}\n");
     sh("./data/make_shard --quiet -i $T/other.jsonl --tokenizer tests/golden/tokenizer_small.json -o $T/other.shard");
@@ -329,6 +450,11 @@ int main(void) {
         cmocka_unit_test(losses_are_mixed),
         cmocka_unit_test(runs_resume),
         cmocka_unit_test(adapters),
+        cmocka_unit_test(advantages_of_tokens),
+        cmocka_unit_test(token_advantages_add),
+        cmocka_unit_test(on_policy_distillation),
+        cmocka_unit_test(exact_kl),
+        cmocka_unit_test(on_policy_runs_resume),
         cmocka_unit_test(evaluation_compares_models),
         cmocka_unit_test(estimates_are_unbiased),
         cmocka_unit_test(bad_input),

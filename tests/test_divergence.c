@@ -37,6 +37,27 @@ static void test_formulas(void **state) {
         }
 }
 
+/* The estimate log S(y) - log T(y) of a token y that S draws, times the gradient of log S(y), has the mean of the gradient
+ * of the reverse KL divergence: the sum over all y of S(y) (1{y = v} - S_v) (log S(y) - log T(y)) is S_v (log S_v - log T_v -
+ * D). */
+static void test_sampled_estimate(void **state) {
+    (void)state;
+    enum { V = 9 };
+    Random r = random_start(6, 0);
+    double z[V], u[V], s[V], t[V], S[V], T[V], dz[V];
+    for (int trial = 0; trial < 20; trial++) {
+        for (int v = 0; v < V; v++) z[v] = 2 * random_normal(&r), u[v] = 2 * random_normal(&r);
+        divergence_softmax(z, V, 1, s, S);
+        divergence_softmax(u, V, 1, t, T);
+        divergence_formula(TOKEN_REVERSE_KL, S, T, V, 0, 1, dz);
+        for (int v = 0; v < V; v++) {
+            double mean = 0;
+            for (int y = 0; y < V; y++) mean += S[y] * ((y == v) - S[v]) * (s[y] - t[y]);
+            check_near(mean, dz[v], 1, 1e-13, "the mean of the estimate's gradient");
+        }
+    }
+}
+
 static void test_float32(void **state) {
     (void)state;
     divergence_check_all(B, D, 64);
@@ -171,8 +192,9 @@ static void test_extremes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formulas), cmocka_unit_test(test_float32), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_chunks),   cmocka_unit_test(test_trl),     cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_formulas), cmocka_unit_test(test_sampled_estimate), cmocka_unit_test(test_float32),
+        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_chunks),           cmocka_unit_test(test_trl),
+        cmocka_unit_test(test_extremes),
     };
     return cmocka_run_group_tests_name("divergence", tests, open_device, close_device);
 }

@@ -100,7 +100,7 @@ static inline void clip_histogram_policy(ClipHistogram *h, const PolicyLossConfi
             continue;
         }
         for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++)
-            clip_histogram_add(h, policy_log_ratio(b, t), (double)b->advantage[i]);
+            clip_histogram_add(h, policy_log_ratio(b, t), policy_token_advantage(b, i, t));
     }
 }
 

@@ -130,15 +130,16 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
 /* A micro-batch of whole completions. Tokens of completion i are [offset[i], offset[i+1]) of every per-token array. */
 typedef struct PolicyBatch {
     int32_t completions;
-    const int32_t *offset;     /* (completions + 1) */
-    const float *advantage;    /* (completions) */
-    const uint8_t *counts;     /* (completions) 0 excludes the completion (truncated); NULL: all count */
-    const float *logp;         /* log pi(y_t), the policy being trained */
-    const float *old_logp;     /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself (rho = 1) */
-    const float *ref_logp;     /* log-probabilities of the reference, or NULL if beta is 0 */
-    const float *sampler_logp; /* log mu(y_t), recorded while sampling; NULL: old_logp */
-    const float *entropy;      /* of pi at each token, or NULL if entropy_coef is 0 */
-    const uint8_t *keep;       /* top-entropy mask from policy_entropy_keep(); NULL: keeps all */
+    const int32_t *offset;        /* (completions + 1) */
+    const float *advantage;       /* (completions) */
+    const float *token_advantage; /* per token, added to that of its completion; NULL: 0 */
+    const uint8_t *counts;        /* (completions) 0 excludes the completion (truncated); NULL: all count */
+    const float *logp;            /* log pi(y_t), the policy being trained */
+    const float *old_logp;        /* log pi_old(y_t), the policy at the start of the step; NULL: pi itself (rho = 1) */
+    const float *ref_logp;        /* log-probabilities of the reference, or NULL if beta is 0 */
+    const float *sampler_logp;    /* log mu(y_t), recorded while sampling; NULL: old_logp */
+    const float *entropy;         /* of pi at each token, or NULL if entropy_coef is 0 */
+    const uint8_t *keep;          /* top-entropy mask from policy_entropy_keep(); NULL: keeps all */
 } PolicyBatch;
 
 /* Sums over the whole optimizer batch. */
@@ -322,13 +323,18 @@ static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, doub
     *high = x > (gmpo || cispo ? 0 : 1) + c->epsilon_high && A > 0;
 }
 
+/* The advantage of token t of completion i. */
+static inline double policy_token_advantage(const PolicyBatch *b, int32_t i, int32_t t) {
+    return (double)b->advantage[i] + (b->token_advantage ? (double)b->token_advantage[t] : 0);
+}
+
 /* -- loss of a micro-batch ---------------------------------------------------------------------------------------- */
 
 /* Adds completion i to the stats, writes dlogp and dentropy of its tokens, and returns its contribution to the loss. */
 static inline double policy_loss_sequence(const PolicyLossConfig *c, const PolicyNormaliser *n, const PolicyBatch *b,
                                           int32_t i, float *dlogp, float *dentropy, PolicyStats *stats) {
     const int32_t begin = b->offset[i], end = b->offset[i + 1];
-    const double A = b->advantage[i], w = policy_token_weight(c, n, end - begin);
+    const double w = policy_token_weight(c, n, end - begin);
     const bool by_sequence = policy_by_sequence(c), gmpo = c->loss == POLICY_GMPO,
                keeps = policy_off_policy_keeps(c, b, i);
     const bool metric_by_sequence = by_sequence && !gmpo, corrected = c->kl_bias_correction && !gmpo;
@@ -337,6 +343,7 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
     const double s = by_sequence ? policy_sequence_ratio(c, b, i, &share) : 0;
     for (int32_t t = begin; t < end; t++) {
         const double token_rho = exp(policy_log_ratio(b, t)), rho = by_sequence ? s : token_rho;
+        const double A = policy_token_advantage(b, i, t);
         PolicyTerm p;
         switch (c->loss) {
         case POLICY_CISPO: p = policy_cispo(c, rho, A, b->logp[t]); break;

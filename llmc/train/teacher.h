@@ -1,9 +1,7 @@
 /* teacher.h - the teacher of distillation: a second model whose distributions of the next token the model learns.
  *
- *   L = w mean_r D(S_r, T_r) + (1 - w) L_0,   w = --distill-weight
- *
- * D is the divergence of --divergence (model/backend.h), over the whole vocabulary, of the student's distribution S_r and
- * the teacher's T_r at target r; L_0 is the trainer's own loss. The teacher's tokens must be the student's, and it must have
+ * The loss is the mean over targets of the divergence of --divergence (model/backend.h), over the whole vocabulary, between
+ * the student's distribution and the teacher's; a trainer may weight it and add a loss of its own. The teacher's tokens must be the student's, and it must have
  * a position for every token of the run. Its weights are frozen: a resumed run must name the same file.
  *
  *     Teacher t;
@@ -12,8 +10,9 @@
  *     teacher_open(&t, &trainer, &o, longest);                     // before trainer_announce()
  *     bytes += teacher_bytes(&t, rows);
  *     teacher_begin(&t, rows);                                     // after it
- *     teacher_train(&t, &work, &batch, N, dlogp, &out);            // forward and backward pass
- *     loss += teacher_add(&t, batch.targets, out.logp, out.argmax, &stats) / N;
+ *     teacher_weigh(&t, 0, batch.targets, 1 / N);
+ *     teacher_train(&t, &work, &batch, 1.0f, dlogp, &out);         // forward and backward pass
+ *     loss += teacher_add(&t, 0, batch.targets, out.logp, out.argmax, &stats) / N;
  *     teacher_close(&t);
  */
 #ifndef LLMC_TRAIN_TEACHER_H
@@ -21,7 +20,7 @@
 
 #include "../base/error.h"        /* Error, die, usage_error, warn, ... */
 #include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_GROUP, OPTION_TEXT, ... */
-#include "../model/backend.h"     /* TOKEN_JSD, TokenDivergenceKind, TOKEN_SKEW_FORWARD, TOKEN_SKEW_REVERSE */
+#include "../model/backend.h"     /* TOKEN_JSD, TokenDivergenceKind, TOKEN_REVERSE_KL, TOKEN_SKEW_FORWARD, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, TOKEN_DIVERGENCE_CHOICES, ... */
 #include "../model/model.h"       /* Model, model_free, model_held_bytes */
@@ -36,12 +35,12 @@
 typedef struct TeacherOptions {
     const char *path;
     int kind; /* a TokenDivergenceKind */
-    double beta, temperature, weight;
+    double beta, temperature;
 } TeacherOptions;
 
 /* kind: the default of --divergence. */
 static inline TeacherOptions teacher_options(TokenDivergenceKind kind) {
-    return (TeacherOptions){.kind = kind, .beta = 0.5, .temperature = 1, .weight = 1};
+    return (TeacherOptions){.kind = kind, .beta = 0.5, .temperature = 1};
 }
 
 // clang-format off
@@ -55,9 +54,7 @@ static inline TeacherOptions teacher_options(TokenDivergenceKind kind) {
                   "jsd: weight of the teacher in the mixture; skew_*: part of the first distribution in the second "   \
                   "(default: 0.1)"),                                                                                   \
     OPTION_REAL  ("distill-temperature", 0, &(o).temperature, 0.01, 100,                                               \
-                  "divides both models' logits; the loss is not multiplied by its square"),                            \
-    OPTION_REAL  ("distill-weight",      0, &(o).weight,      1e-9, 1,                                                 \
-                  "weight w of the divergence; the trainer's own loss has 1 - w")
+                  "divides both models' logits; the loss is not multiplied by its square")
 // clang-format on
 
 /* Rejects options without effect and values without a meaning, and sets the default that depends on the divergence. */
@@ -67,7 +64,6 @@ static inline void teacher_check(TeacherOptions *o, const Option *table) {
         {&o->kind, o->path != NULL, "used only with --teacher"},
         {&o->beta, o->path && (skew || o->kind == TOKEN_JSD), "used only by --divergence jsd and skew_*"},
         {&o->temperature, o->path != NULL, "used only with --teacher"},
-        {&o->weight, o->path != NULL, "used only with --teacher"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
     if (skew && !option_given(&o->beta)) o->beta = 0.1;
@@ -87,7 +83,8 @@ typedef struct TeacherStats {
 typedef struct Teacher {
     Trainer *t;
     const TeacherOptions *o;
-    Model model;
+    bool on;     /* there is a teacher */
+    Model model; /* unless the teacher is a model of the trainer's */
     ModelFile file;
     Workspace work;
     ModelDivergence apart;
@@ -129,6 +126,7 @@ static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o,
         warn("--teacher %s: it is the model itself: their divergence is 0 until the model has changed", o->path);
     trainer_file(t, "teacher", o->path, r->file.hash);
     t->teacher = &r->model.config;
+    r->on = true;
     r->apart = (ModelDivergence){.teacher = &r->model,
                                  .work = &r->work,
                                  .kind = (TokenDivergenceKind)o->kind,
@@ -138,55 +136,68 @@ static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o,
 
 /* Memory in bytes, for trainer_announce(): activations, and the weights on a GPU or their packed copy on a CPU. */
 static inline size_t teacher_bytes(const Teacher *r, int rows) {
-    if (!r->o->path) return 0;
+    if (!r->on) return 0;
     return model_held_bytes(&r->model) +
            workspace_bytes(&r->model.config, r->model.backend, rows, rows, rows, false, 0);
 }
 
-/* Allocates activations and results. rows: of the largest micro-batch. */
-static inline void teacher_begin(Teacher *r, int rows) {
-    Error e;
+/* Allocates the results. */
+static inline void teacher_results(Teacher *r, int rows) {
     const size_t n = (size_t)rows;
-    if (!r->o->path) return;
-    if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
     float **all[] = {&r->out.value, &r->out.forward_kl, &r->out.reverse_kl, &r->out.logp, &r->out.entropy, &r->weight};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = (float *)xcalloc(n, sizeof(float));
     r->out.argmax = (int32_t *)xcalloc(n, sizeof *r->out.argmax);
 }
 
+/* Allocates activations and results. rows: of the largest micro-batch. */
+static inline void teacher_begin(Teacher *r, int rows) {
+    Error e;
+    if (!r->on) return;
+    if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+    teacher_results(r, rows);
+}
+
+/* Takes a model of the trainer's with its workspace as the teacher, by KL(student || teacher). */
+static inline void teacher_wrap(Teacher *r, Trainer *t, const Model *m, const Workspace *w, int rows,
+                                float temperature) {
+    *r = (Teacher){.t = t, .on = true};
+    r->apart = (ModelDivergence){.teacher = m, .work = w, .kind = TOKEN_REVERSE_KL, .temperature = temperature};
+    teacher_results(r, rows);
+}
+
 static inline void teacher_close(Teacher *r) {
-    if (!r->o || !r->o->path) return;
-    workspace_free(&r->work, &r->model);
-    model_free(&r->model);
+    if (!r->on) return;
+    if (r->o) workspace_free(&r->work, &r->model);
+    if (r->o) model_free(&r->model);
     model_file_free(&r->file);
     free(r->out.value), free(r->out.forward_kl), free(r->out.reverse_kl), free(r->out.logp), free(r->out.entropy);
     free(r->out.argmax), free(r->weight);
 }
 
-/* Forward pass of both models on a batch: what `out` requests of the student, and r->out. */
-static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, const ModelOutput *out) {
-    model_divergence(&r->t->model, w, b, &r->apart, NULL, 1.0f, out, &r->out);
-    trainer_count_flops(r->t, &r->model, b, 1);
+/* Forward pass of both models on a batch: what `out` requests of the student, at a temperature of its own, and r->out. */
+static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, float temperature,
+                                   const ModelOutput *out) {
+    model_divergence(&r->t->model, w, b, &r->apart, NULL, temperature, out, &r->out);
+    trainer_count_flops(r->t, r->apart.teacher, b, 1);
 }
 
-/* Sets the weights of the targets' divergences: --distill-weight / N. */
-static inline void teacher_weigh(Teacher *r, int32_t targets, double N) {
-    for (int32_t i = 0; i < targets; i++) r->weight[i] = (float)(r->o->weight / N);
+/* Sets the weights of targets [first, end) of the micro-batch in the loss. */
+static inline void teacher_weigh(Teacher *r, int32_t first, int32_t end, double weight) {
+    for (int32_t i = first; i < end; i++) r->weight[i] = (float)weight;
 }
 
-/* Forward and backward pass of the student, for a loss of which the gradient is known in advance. N: the step's normaliser;
- * dlogp: NULL, or the gradient of the other part of the loss. */
-static inline void teacher_train(Teacher *r, const Workspace *w, const Batch *b, double N, const float *dlogp,
-                                 const ModelOutput *out) {
-    teacher_weigh(r, b->targets, N);
-    model_divergence_both(&r->t->model, w, b, &r->apart, NULL, 1.0f, r->weight, dlogp, out, &r->out);
-    trainer_count_flops(r->t, &r->model, b, 1);
+/* Forward and backward pass of the student, for a loss of which the gradient is known in advance: the weights are set;
+ * dlogp: NULL, or the gradient of another part of the loss. */
+static inline void teacher_train(const Teacher *r, const Workspace *w, const Batch *b, float temperature,
+                                 const float *dlogp, const ModelOutput *out) {
+    model_divergence_both(&r->t->model, w, b, &r->apart, NULL, temperature, r->weight, dlogp, out, &r->out);
+    trainer_count_flops(r->t, r->apart.teacher, b, 1);
 }
 
-/* Backward pass after teacher_forward(). */
-static inline void teacher_backward(Teacher *r, const Workspace *w, const Batch *b, double N, const float *dlogp) {
-    teacher_weigh(r, b->targets, N);
-    model_divergence_backward(&r->t->model, w, b, &r->apart, 1.0f, r->weight, dlogp, NULL);
+/* Backward pass after teacher_forward(); the weights are set. dlogp, dentropy: of another part of the loss, or NULL. */
+static inline void teacher_backward(const Teacher *r, const Workspace *w, const Batch *b, float temperature,
+                                    const float *dlogp, const float *dentropy) {
+    model_divergence_backward(&r->t->model, w, b, &r->apart, temperature, r->weight, dlogp, dentropy);
 }
 
 /* The first target at which the teacher's log-probability is NaN, or -1. */
@@ -196,11 +207,12 @@ static inline int32_t teacher_broken(const Teacher *r, int32_t targets) {
     return -1;
 }
 
-/* Adds the results of a micro-batch to the totals; logp, argmax: the student's. Returns the sum of the divergences. */
-static inline double teacher_add(const Teacher *r, int32_t targets, const float *logp, const int32_t *argmax,
+/* Adds targets [first, end) of a micro-batch to the totals; logp, argmax: the student's. Returns the sum of the
+ * divergences. */
+static inline double teacher_add(const Teacher *r, int32_t first, int32_t end, const float *logp, const int32_t *argmax,
                                  TeacherStats *s) {
     double sum = 0;
-    for (int32_t i = 0; i < targets; i++) {
+    for (int32_t i = first; i < end; i++) {
         sum += r->out.value[i];
         s->forward_kl += r->out.forward_kl[i];
         s->reverse_kl += r->out.reverse_kl[i];
@@ -210,7 +222,7 @@ static inline double teacher_add(const Teacher *r, int32_t targets, const float 
         s->agreement += argmax[i] == r->out.argmax[i];
     }
     s->value += sum;
-    s->targets += targets;
+    s->targets += end - first;
     return sum;
 }
 
@@ -233,7 +245,7 @@ static inline void teacher_metrics(Metrics *m, const char *prefix, const Teacher
 /* Ends a run whose first step shows that distillation has no effect. Call it after trainer_update(). */
 static inline void teacher_guard(const Teacher *r, const TeacherStats *s) {
     const Trainer *t = r->t;
-    if (!r->o->path || t->step != 1 || t->update.skipped) return;
+    if (!r->on || !r->o || t->step != 1 || t->update.skipped) return;
     if (s->value / s->targets > 1e-9 && t->update.grad_norm > 0) return;
     die("%s: distillation has no effect: the divergence is %g and its gradient's norm %g; is it the model itself?",
         r->o->path, s->value / s->targets, t->update.grad_norm);
