@@ -144,6 +144,8 @@ extern const OptionAbout about;
 #ifdef LLMC_TRAIN_GENERATION_H
 extern Generation g;
 extern GenerationOptions options;
+#endif
+#ifdef LLMC_ROLLOUT_EVALUATION_H
 extern Evaluation before, after;
 #endif
 #ifdef LLMC_TRAIN_PREFERENCE_OPTIONS_H

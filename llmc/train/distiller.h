@@ -19,11 +19,12 @@
  *
  *     Distiller d;
  *     PolicyBatch part = {0};
+ *     GenerationSlice micro = {0};
  *     const DistillerOptions o = distiller_options();
  *     distiller_open(&d, &trainer, &o, longest);                       // before trainer_announce()
  *     distiller_begin(&d, rows);                                       // after it
- *     distiller_forward(&d, &g, &x, &work, &part);                     // instead of model_forward()
- *     loss += distiller_backward(&d, &g, &x, &work, N, dentropy);      // instead of model_backward()
+ *     distiller_forward(&d, &g, &micro, &work, &part);                 // instead of model_forward()
+ *     loss += distiller_backward(&d, &g, &micro, &work, N, dentropy);  // instead of model_backward()
  *     distiller_log(&d);
  *     distiller_close(&d);
  */
