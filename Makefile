@@ -28,7 +28,7 @@ endif
 export GOMP_SPINCOUNT ?= 10000
 
 PROGRAMS = train_sft train_rm train_ppo train_dpo train_grpo generate evaluate
-DATA     = data/make_shard data/make_tasks data/make_prefs data/show
+DATA     = data/make_shard data/make_tasks data/make_prefs data/pick data/show
 TESTS    = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c)) $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))

@@ -575,19 +575,6 @@ static void summarize(int64_t skipped, const Error *first) {
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* Replaces the escapes \n, \t and \\ of a command-line argument. */
-static const char *unescape(const char *text) {
-    if (!text) return NULL;
-    char *copy = xstrdup(text), *to = copy;
-    for (const char *s = text; *s; s++) {
-        const bool escaped = *s == '\\' && s[1];
-        if (escaped) s++;
-        *to++ = escaped && *s == 'n' ? '\n' : escaped && *s == 't' ? '\t' : *s;
-    }
-    *to = 0;
-    return copy;
-}
-
 static void check_patterns(void) {
     Error e;
     for (int i = 0; i < FIELD_COUNT; i++) {
@@ -596,7 +583,7 @@ static void check_patterns(void) {
         if (!*pattern) continue;
         row_template_option((RowFieldId)i, name);
         if (rows.fields.name[i]) usage_error("--%s and --%s: give only one of them", option, name);
-        *pattern = unescape(*pattern);
+        *pattern = row_unescape(*pattern);
         if (!row_pattern_check(*pattern, &e)) usage_error("--%s: %s", name, e.text);
     }
 }
@@ -630,12 +617,12 @@ static void check_options(void) {
     if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
     check_paths();
-    rows.answer_after = unescape(rows.answer_after);
-    rows.prompt_end = unescape(rows.prompt_end);
-    rows.step_separator = unescape(rows.step_separator);
-    rows.system = unescape(rows.system);
+    rows.answer_after = row_unescape(rows.answer_after);
+    rows.prompt_end = row_unescape(rows.prompt_end);
+    rows.step_separator = row_unescape(rows.step_separator);
+    rows.system = row_unescape(rows.system);
     check_patterns();
-    o.separator = unescape(o.separator);
+    o.separator = row_unescape(o.separator);
     rows.kind = (RowKind)o.kind;
     rows.truncation = (RowTruncation)o.truncation;
     rows.max_tokens = o.max_tokens;

@@ -19,7 +19,7 @@
 #ifndef DATA_ROW_FIELDS_H
 #define DATA_ROW_FIELDS_H
 
-#include "../llmc/base/error.h"    /* Error, error_set, xstrndup, xcalloc */
+#include "../llmc/base/error.h"    /* Error, error_set, xstrndup, xcalloc, ... */
 #include "../llmc/base/jsonl.h"    /* Jsonl, jsonl_error, jsonl_type, jsonl_value_text */
 #include "../llmc/base/suggest.h"  /* suggest */
 #include "../llmc/base/text.h"     /* TextBuffer, text_append, text_string, text_free */
@@ -250,6 +250,19 @@ static inline bool row_scalar(const Jsonl *j, const json_t *value, const char *f
     text_string(out, dump);
     free(dump);
     return true;
+}
+
+/* Replaces the escapes \n, \t and \\ of a command-line argument. The caller owns the result; NULL gives NULL. */
+static inline const char *row_unescape(const char *text) {
+    if (!text) return NULL;
+    char *copy = xstrdup(text), *to = copy;
+    for (const char *s = text; *s; s++) {
+        const bool escaped = *s == '\\' && s[1];
+        if (escaped) s++;
+        *to++ = escaped && *s == 'n' ? '\n' : escaped && *s == 't' ? '\t' : *s;
+    }
+    *to = 0;
+    return copy;
 }
 
 /* Returns the length of the piece of a pattern at s, or 0 if a brace is alone: {name}, {{, }} or other text. */

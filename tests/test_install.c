@@ -23,7 +23,8 @@ static void installed_programs_run(void **state) {
         "llmc-train-sft --layers 1 --width 32 --heads 2 --context 32 -i $T/chat.shard -o $T/m.bin -x 1 --quiet && " BIN
         "llmc-show --records 1 $T/chat.shard");
     assert_holds(out, "record shard, kind chat");
-    for (const char *const *name = (const char *const[]){"generate", "make-prefs", "show", NULL}; *name; name++) {
+    for (const char *const *name = (const char *const[]){"generate", "make-prefs", "pick", "show", NULL}; *name;
+         name++) {
         char command[200];
         snprintf(command, sizeof command, "cd $T/root/opt/llmc/share && test -s bash-completion/completions/llmc-%s",
                  *name);

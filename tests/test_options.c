@@ -613,7 +613,7 @@ static size_t letter_of(const char *program, const char *line) {
 
 static const char *const programs[] = {"./train_sft",     "./train_rm",      "./train_ppo", "./train_dpo",
                                        "./train_grpo",    "./generate",      "./evaluate",  "data/make_shard",
-                                       "data/make_tasks", "data/make_prefs", "data/show"};
+                                       "data/make_tasks", "data/make_prefs", "data/pick",   "data/show"};
 
 static void test_letters(void **state) {
     (void)state;

@@ -40,13 +40,13 @@
 #ifndef LLMC_REWARD_REWARDS_H
 #define LLMC_REWARD_REWARDS_H
 
-#include "../base/error.h"   /* error_set, Error, xstrdup, xstrndup, ... */
+#include "../base/error.h"   /* error_set, Error, xstrndup, xstrdup, ... */
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
 #include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
 #include "verify.h"          /* VERIFY_COUNTDOWN, VERIFY_REGEX, VerifyKind, rewards_verify, ... */
 #include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
-#include "verify_pattern.h"  /* verify_regex_compile, VerifyRegex, verify_regex_free, verify_regex_match */
+#include "verify_pattern.h"  /* VerifyRegex, verify_regex_compile, verify_regex_free, verify_regex_match, ... */
 #include "verify_rational.h" /* rational_available */
 
 enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
@@ -150,31 +150,6 @@ static inline bool reward_numbers(const char *name, const char *text, size_t n, 
         error_set(e, "reward %s=%s: must be up to %d number%s separated by '/'", name, word, most,
                   most == 1 ? "" : "s");
     free(word);
-    return good;
-}
-
-/* Compiles /pattern/flags; *end is set to the text after it. */
-static inline bool reward_pattern(RewardPart *p, const char *text, const char **end, Error *e) {
-    char *pattern = xstrdup(text), *to = pattern;
-    const char *at = text + (*text == '/');
-    uint32_t options = 0;
-    for (; *at && *at != '/'; at++) {
-        if (*at == '\\' && at[1] == '/') at++;
-        else if (*at == '\\' && at[1]) *to++ = *at++;
-        *to++ = *at;
-    }
-    *to = 0;
-    bool good = (*text == '/' && *at == '/' && to != pattern) ||
-                error_set(e, "reward regex=%.200s: must be /pattern/flags", text);
-    if (good)
-        for (at++; *at && strchr("imsx", *at); at++)
-            options |= *at == 'i'   ? PCRE2_CASELESS
-                       : *at == 'm' ? PCRE2_MULTILINE
-                       : *at == 's' ? PCRE2_DOTALL
-                                    : PCRE2_EXTENDED;
-    *end = at;
-    good = good && verify_regex_compile(&p->regex, pattern, options, e);
-    free(pattern);
     return good;
 }
 
@@ -289,7 +264,8 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
     if (*at == '=') {
         argument = ++at;
         if (p->kind == REWARD_REGEX) {
-            if (!reward_pattern(p, at, &at, e)) return false;
+            Error inner;
+            if (!verify_regex_parse(&p->regex, at, &at, &inner)) return error_set(e, "reward regex=%s", inner.text);
         } else {
             n = strcspn(at, ":,");
             at += n;

@@ -15,7 +15,7 @@
 #ifndef LLMC_REWARD_VERIFY_PATTERN_H
 #define LLMC_REWARD_VERIFY_PATTERN_H
 
-#include "../base/error.h" /* checked_object, Error, error_set */
+#include "../base/error.h" /* Error, checked_object, error_set, xstrdup */
 #include "verify_answer.h" /* VerifySpan, RewardInput, verify_completion, verify_field, ... */
 #include <math.h>
 #ifndef PCRE2_CODE_UNIT_WIDTH
@@ -53,6 +53,30 @@ static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uin
     r->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
     pcre2_set_heap_limit(r->context, 16384); /* KiB */
     return true;
+}
+
+/* Compiles /pattern/flags with the flags i m s x; \/ is a slash. *end: the text after it. */
+static inline bool verify_regex_parse(VerifyRegex *r, const char *text, const char **end, Error *e) {
+    char *pattern = xstrdup(text), *to = pattern;
+    const char *at = text + (*text == '/');
+    uint32_t options = 0;
+    for (; *at && *at != '/'; at++) {
+        if (*at == '\\' && at[1] == '/') at++;
+        else if (*at == '\\' && at[1]) *to++ = *at++;
+        *to++ = *at;
+    }
+    *to = 0;
+    bool good = (*text == '/' && *at == '/' && to != pattern) || error_set(e, "%.200s: must be /pattern/flags", text);
+    if (good)
+        for (at++; *at && strchr("imsx", *at); at++)
+            options |= *at == 'i'   ? PCRE2_CASELESS
+                       : *at == 'm' ? PCRE2_MULTILINE
+                       : *at == 's' ? PCRE2_DOTALL
+                                    : PCRE2_EXTENDED;
+    *end = at;
+    good = good && verify_regex_compile(r, pattern, options, e);
+    free(pattern);
+    return good;
 }
 
 /* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. PCRE2 restarts the count of backtracks at every
