@@ -1,15 +1,15 @@
 /* make_shard.c - converter from JSONL or plain text to shards for the trainers; rows.h lists the line formats.
  *
- * Reads the inputs line by line, converts each line to a record, assigns it to the training or the validation split,
- * and writes both shards at the end. After a failure no file is left behind. Unusual properties of the data are counted
- * and reported at the end.
+ * Reads the inputs, converts each line to a record (row_batch.h: several threads do), assigns it to the training or the
+ * validation split, and writes both shards at the end. After a failure no file is left behind. Unusual properties of the
+ * data are counted and reported at the end.
  */
 #include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
-#include "../llmc/base/io.h"              /* XXH3_64bits, XXH3_64bits_withSeed */
+#include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
 #include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
-#include "../llmc/base/text.h"            /* TextBuffer, text_clear, text_free, TokenList, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_clear, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
 #include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_check, inputs_close, ... */
@@ -20,6 +20,7 @@
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_load, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "row_batch.h"                    /* RowMade, RowBatch, ROW_BATCH_ALONE, row_batch_clear, ... */
 #include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
 #include <ctype.h>
@@ -38,6 +39,7 @@ static Inputs inputs;        /* the files of --input */
 static char *model_template; /* of --model, or NULL */
 
 static Rows rows = {.step_separator = "\\n"};
+static RowWorkers workers;
 
 /* An option that names a field. */
 #define FIELD_OPTION(field, option, names, help, decides)                                                              \
@@ -168,14 +170,23 @@ static void on_signal(int number) {
     _exit(128 + number);
 }
 
-/* Blocks or unblocks signals; they are blocked while files are created or renamed. */
+/* Blocks or unblocks signals in this thread; they are blocked while files are created or renamed. */
 static void hold_signals(bool hold) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
-    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+    pthread_sigmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+/* Starts the threads. Only this one gets signals, which hold_signals() then blocks. */
+static void open_workers(void) {
+    Error e;
+    if (!row_workers_open(&workers, &rows, &e)) die("%s", e.text);
+#pragma omp parallel num_threads(workers.count)
+    hold_signals(true);
+    hold_signals(false);
 }
 
 static void open_sides(void) {
@@ -199,29 +210,25 @@ static void open_sides(void) {
     free(blob);
 }
 
-/* Returns the split of the current record, a function of the seed and the prompt: equal prompts share a split. */
-static Side *choose_side(void) {
+/* Returns the split of a record, a function of the hash of its prompt and the seed: equal prompts share a split. */
+static Side *choose_side(uint64_t hash) {
     if (!o.val_output) return &sides[0];
-    const uint64_t hash = XXH3_64bits_withSeed(rows.key.text, rows.key.length, (uint64_t)o.seed);
     return &sides[(double)(hash >> 11) * 0x1p-53 < o.val_fraction];
 }
 
-static void add_record(Side *side) {
+static void add_record(const RowMade *m) {
     Error e;
-    const Record *r = &rows.record;
-    const int32_t count = rows.kind == ROW_TEXT ? rows.ids.count : r->count;
+    Side *side = choose_side(m->key);
+    const Record *r = &m->record;
     side->records++;
-    side->tokens += count;
-    if (count > side->longest) side->longest = count;
+    side->tokens += r->count;
+    side->trained += m->trained;
+    if (r->count > side->longest) side->longest = r->count;
     if (rows.kind == ROW_TEXT) {
-        token_list_reserve(&side->text, (size_t)count);
-        memcpy(side->text.ids + side->text.count, rows.ids.ids, (size_t)count * sizeof *rows.ids.ids);
-        side->text.count += count;
-        return;
-    }
-    if (r->mask)
-        for (int32_t i = 0; i < count; i++) side->trained += r->mask[i] != 0;
-    if (!shard_add(&side->shard, r, &e)) fail(&e);
+        token_list_reserve(&side->text, (size_t)r->count);
+        memcpy(side->text.ids + side->text.count, r->tokens, (size_t)r->count * sizeof *r->tokens);
+        side->text.count += r->count;
+    } else if (!shard_add(&side->shard, r, &e)) fail(&e);
 }
 
 static bool write_text(const Side *side, Error *e) {
@@ -266,31 +273,32 @@ static Noted unread_more; /* fields beyond the first ROW_UNREAD_MAX */
 
 static bool found[FIELD_COUNT]; /* a row has the field that the user named */
 
-static void note(Noted *n, int64_t count, const Jsonl *j) {
-    if (count && !n->count) snprintf(n->first, sizeof n->first, "%.90s, line %lld", j->name, (long long)j->line);
+static void note(Noted *n, int64_t count, const char *name, int64_t line) {
+    if (count && !n->count) snprintf(n->first, sizeof n->first, "%.90s, line %lld", name, (long long)line);
     n->count += count;
 }
 
-/* Adds what the current row has. */
-static void add_notes(const Jsonl *j, json_t *row) {
-    const RowFields *f = &rows.fields;
-    for (int i = 0; i < NOTE_COUNT; i++) note(&noted[i], rows.notes[i], j);
-    for (int i = 0; i < f->unread_count; i++) {
-        size_t k = 0;
-        while (k < unread_count && strcmp(unread[k].what, f->unread[i])) k++;
-        if (k == unread_count) {
-            if (unread_count == ROW_UNREAD_MAX) {
-                note(&unread_more, 1, j);
-                continue;
-            }
-            unread = xrealloc(unread, ++unread_count, sizeof *unread);
-            unread[k] = (struct Unread){.what = xstrdup(f->unread[i])};
-        }
-        note(&unread[k].count, 1, j);
+/* Counts a field that is not read. */
+static void note_unread(const char *what, const char *name, int64_t line) {
+    size_t k = 0;
+    while (k < unread_count && strcmp(unread[k].what, what)) k++;
+    if (k == ROW_UNREAD_MAX) {
+        note(&unread_more, 1, name, line);
+        return;
     }
-    note(&unread_more, f->unread_more, j);
-    for (int i = 0; i < FIELD_COUNT; i++)
-        if (f->name[i] && !found[i]) found[i] = row_value(row, f->name[i]) != NULL;
+    if (k == unread_count) {
+        unread = xrealloc(unread, ++unread_count, sizeof *unread);
+        unread[k] = (struct Unread){.what = xstrdup(what)};
+    }
+    note(&unread[k].count, 1, name, line);
+}
+
+/* Adds what a row has. name, line: where it is. */
+static void add_notes(const RowMade *m, const char *name, int64_t line) {
+    for (int i = 0; i < NOTE_COUNT; i++) note(&noted[i], m->notes[i], name, line);
+    for (int i = 0; i < m->unread_count; i++) note_unread(m->unread[i], name, line);
+    note(&unread_more, m->unread_more, name, line);
+    for (int i = 0; i < FIELD_COUNT; i++) found[i] = found[i] || m->found[i];
 }
 
 static const char *note_text(RowNote i) {
@@ -442,36 +450,44 @@ static void settle(const Jsonl *j, json_t *row) {
             "{eos} or a special token",
             rows.chat.stop);
     check_stop();
+    open_workers();
     open_sides();
 }
 
 static bool enough(void) { return o.limit && sides[0].records + sides[1].records >= o.limit; }
 
-/* Whether the row is of the kind of the first one. */
-static bool check_kind(const Jsonl *j, json_t *row, Error *e) {
-    const RowKind kind = o.kind ? rows.kind : row_kind(&rows.fields, row);
-    if (kind == rows.kind || kind == ROW_AUTO) return true;
-    char names[240];
-    row_list(row, names, sizeof names);
-    return jsonl_error(j, NULL, e,
-                       "is a row of kind %s (it has the fields %s), but the first row is of kind %s; set --kind",
-                       row_kind_name(kind), names, row_kind_name(rows.kind));
+/* Adds what the lines of a batch became. Ends the program if one is invalid and may not be skipped. */
+static void add_lines(Jsonl *j, const RowBatch *b) {
+    for (int i = 0; i < b->count && !enough(); i++) {
+        const RowLine *l = &b->line[i];
+        for (int k = 0; k < l->count; k++) {
+            const RowMade *m = &l->made[k];
+            add_notes(m, j->name, l->number);
+            if (m->result == ROW_MADE) add_record(m);
+            if (m->result == ROW_BAD && !jsonl_skip(j, m->error)) fail(m->error);
+        }
+    }
 }
 
 static void read_lines(Jsonl *j) {
     Error e;
     json_t *row;
-    int more;
-    while (!enough() && (more = jsonl_next(j, &row, &e)) != 0) {
+    RowBatch b = {.more = 1};
+    if (!rows.chat.spec) {
+        const int more = jsonl_next(j, &row, &e);
         if (more < 0) fail(&e);
-        if (!rows.chat.spec) settle(j, row);
-        do {
-            const RowResult result = check_kind(j, row, &e) ? row_make(&rows, j, row, &e) : ROW_BAD;
-            add_notes(j, row);
-            if (result == ROW_MADE) add_record(choose_side());
-            if (result == ROW_BAD && !jsonl_skip(j, &e)) fail(&e);
-        } while (rows.more);
+        if (!more) return;
+        settle(j, row);
+        row_batch_add(&b, j, false);
     }
+    while (b.more > 0 && !enough()) {
+        row_batch_read(&b, j);
+        row_batch_convert(&b, &workers, j, o.kind != 0, (uint64_t)o.seed);
+        add_lines(j, &b);
+        if (b.more < 0 && !enough()) fail(&b.error);
+        row_batch_clear(&b);
+    }
+    row_batch_free(&b);
 }
 
 /* Whether a text looks like a table of separated values: two lines or more whose first has names alone, with the same
@@ -532,16 +548,26 @@ static void read_text(Jsonl *j) {
         error_set(&e, "%s: line %lld: byte %zu of the file is not UTF-8", j->name, line, valid + 1);
         if (!jsonl_skip(j, &e)) fail(&e);
     }
+    RowBatch b = {0};
     for (size_t at = 0; at < all.length && !enough();) {
-        const char *found = mark ? memmem(all.text + at, all.length - at, o.separator, mark) : NULL;
-        const size_t end =
-            found ? (size_t)(found - all.text) + mark : all.length; /* the separator stays in the document before it */
-        if (!row_document(&rows, all.text + at, end - at, &e)) fail(&e);
-        text_clear(&rows.key);
-        text_append(&rows.key, all.text + at, end - at);
-        add_record(choose_side());
-        at = end;
+        while (at < all.length && !row_batch_full(&b)) {
+            const char *found = mark ? memmem(all.text + at, all.length - at, o.separator, mark) : NULL;
+            const size_t end = found ? (size_t)(found - all.text) + mark
+                                     : all.length; /* the separator stays in the document before it */
+            if (b.count && end - at >= ROW_BATCH_ALONE) break;
+            row_batch_document(&b, all.text + at, end - at);
+            at = end;
+            if (b.bytes >= ROW_BATCH_ALONE && b.count == 1) break;
+        }
+        row_batch_convert(&b, &workers, j, true, (uint64_t)o.seed);
+        for (int i = 0; i < b.count && !enough(); i++) {
+            const RowMade *m = b.line[i].made;
+            if (m->result == ROW_BAD) fail(m->error);
+            add_record(m);
+        }
+        row_batch_clear(&b);
     }
+    row_batch_free(&b);
     text_free(&all);
 }
 
@@ -727,6 +753,7 @@ int main(int argc, char **argv) {
     if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(inputs.path[0]);
     commit();
     summarize(skipped, &first);
+    row_workers_close(&workers);
     rows_free(&rows);
     inputs_close(&inputs);
     for (int i = 0; i < 2; i++) token_list_free(&sides[i].text);

@@ -104,6 +104,12 @@ typedef struct RowFields {
     int unread_more; /* those beyond ROW_UNREAD_MAX */
 } RowFields;
 
+/* Forgets, without freeing it, what belongs to the current row, in a copy of another one's options. */
+static inline void row_fields_begin(RowFields *f) {
+    memset(f->made, 0, sizeof f->made);
+    f->used_count = f->unread_count = f->unread_more = 0;
+}
+
 /* Frees what belongs to the current row. */
 static inline void row_fields_clear(RowFields *f) {
     for (int i = 0; i < FIELD_COUNT; i++) {

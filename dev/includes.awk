@@ -62,6 +62,7 @@ function statement(body,    i, parens, name, call, typedef) {
         if (s[i] == "(" && !parens++ && i > 1 && is_name(s[i - 1]) && s[i - 1] !~ /^__/) call = s[i - 1]
         if (s[i] == ")") parens--
     }
+    delete s[n + 1] # of a longer statement before
     if (call != "" && s[i] != "=") define(call, "function", 0)
     else if (!typedef && (!body || s[i] == "="))
         for (i = 2; i <= n + 1; i++)

@@ -1,12 +1,12 @@
 /* test_tokenizer.c - tokenizers: GPT-2's ids for text of all kinds, from both forms of vocabulary, against tiktoken and
  * Hugging Face (dev/golden/golden_tokenizer.py); round trips of arbitrary bytes; blobs; bad files. */
 #include "../llmc/base/error.h"           /* Error, xmalloc, die, xstrdup, ... */
-#include "../llmc/base/io.h"              /* file_slurp */
+#include "../llmc/base/io.h"              /* file_slurp, XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
 #include "../llmc/base/text.h"            /* TextBuffer, token_list_free, text_free, TokenList, ... */
 #include "../llmc/text/nfc.h"             /* Nfc, nfc_append, nfc_free, nfc_quick */
 #include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_encode, tokenizer_hash, ... */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
 #include "../llmc/text/tokenizer_gguf.h"  /* TokenizerGguf, tokenizer_open_gguf, GGUF_TOKEN_NORMAL, ... */
 #include "../llmc/text/tokenizer_write.h" /* tokenizer_edit_json, tokenizer_edit_config, tokenizer_to_json */
@@ -374,6 +374,114 @@ static void test_forms(void **state) {
     tokenizer_free(&t);
     tokenizer_free(&gguf);
     jsonl_close(&j);
+}
+
+/* ---- several threads ------------------------------------------------------------------------------------------- */
+
+enum { LONG_TEXT = 300000 }; /* bytes: some chunks */
+
+/* Words, numbers and spaces of several scripts in a random order. broken: also bytes that belong to no character. */
+static void long_text(TextBuffer *out, uint64_t seed, bool broken) {
+    static const char *const parts[] = {" the",       " of",  "and ", "  ",   "\n",   "\n\n  ",       "'s",
+                                        "12",         "3456", "é",    "漢字", "🙂", "\xE2\x96\x81", " \xE2\x96\x81in",
+                                        "<|im_end|>", "...",  "->",   "\t",   "A",    "bc",           "\xFF",
+                                        "\xC3"};
+    const uint32_t count = sizeof parts / sizeof *parts - (broken ? 0 : 2);
+    text_clear(out);
+    for (uint32_t i = 0; out->length < LONG_TEXT; i++) {
+        const uint32_t pick = (uint32_t)(XXH3_64bits_withSeed(&i, sizeof i, seed) >> 33);
+        if (pick % 997) text_string(out, parts[pick % count]);
+        else
+            for (int k = 0; k < 300; k++) text_string(out, "a"); /* a long word */
+    }
+}
+
+/* A text gives the same tokens whether one thread encodes it or several do. */
+static void assert_threads(const Tokenizer *t, const char *form, const TextBuffer *text) {
+    Error e;
+    TokenList one = {0}, many = {0};
+    Tokenizer other = tokenizer_share(t);
+    tokenizer_use_threads(&other, 3);
+    assert_true(tokenizer_is_long(&other, text->length));
+    assert_true(tokenizer_encode(t, text->text, text->length, 0, &one, &e));
+    assert_true(tokenizer_encode(&other, text->text, text->length, 0, &many, &e));
+    if (many.count != one.count || memcmp(many.ids, one.ids, (size_t)one.count * sizeof *one.ids))
+        fail_msg("%s: several threads give %d tokens, one gives %d", form, many.count, one.count);
+    tokenizer_unshare(&other);
+    token_list_free(&one);
+    token_list_free(&many);
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    Error e;
+    Jsonl j;
+    json_t *row;
+    Tokenizer t;
+    TextBuffer text = {0}, broken = {0};
+    int forms = 0;
+    long_text(&text, 1, false);
+    long_text(&broken, 2, true);
+    assert_true(jsonl_open(&j, "tests/golden/tokenizer_forms.jsonl.zst", false, &e));
+    while (jsonl_next(&j, &row, &e) > 0) {
+        const json_t *json = json_object_get(row, "json");
+        if (!json) continue;
+        const char *form = json_string_value(json_object_get(row, "name"));
+        assert_int_equal(json_dump_file(json, files_path("form.json"), 0), 0);
+        assert_true(tokenizer_open(&t, files_path("form.json"), &e));
+        assert_threads(&t, form, &text);
+        assert_threads(&t, form, &broken);
+        tokenizer_free(&t);
+        forms++;
+    }
+    assert_int_equal(forms, 17);
+    jsonl_close(&j);
+    assert_true(tokenizer_open(&t, "tests/golden/tokenizer_small.json", &e));
+    assert_threads(&t, "small", &text);
+    assert_threads(&t, "small", &broken);
+    tokenizer_free(&t);
+    text_free(&broken);
+    text_free(&text);
+}
+
+/* A pattern whose pieces never begin at the same places if a text is begun elsewhere, and one that fails at some place. */
+static void test_threads_of_patterns(void **state) {
+    (void)state;
+    Error e, other;
+    Tokenizer t;
+    TextBuffer text = {0};
+    TokenList ids = {0};
+    static const char *const patterns[] = {"[a-z]{7}", "b(?=(?:a+)+[cd])|a"};
+    for (int i = 0; i < 2; i++) {
+        json_t *root = json_load_file("tests/golden/tokenizer_small.json", 0, NULL);
+        json_object_set_new(root, "pre_tokenizer",
+                            json_pack("{s:s,s:[{s:s,s:{s:s},s:s,s:b},{s:s,s:b,s:b}]}", "type", "Sequence",
+                                      "pretokenizers", "type", "Split", "pattern", "Regex", patterns[i], "behavior",
+                                      "Isolated", "invert", 0, "type", "ByteLevel", "add_prefix_space", 0, "use_regex",
+                                      0));
+        assert_int_equal(json_dump_file(root, files_path("form.json"), 0), 0);
+        json_decref(root);
+        if (!tokenizer_open(&t, files_path("form.json"), &e)) fail_msg("%s", e.text);
+        text_clear(&text);
+        while (text.length < LONG_TEXT + 120000) text_string(&text, "a");
+        if (!i) {
+            assert_threads(&t, patterns[i], &text);
+            assert_true(tokenizer_encode(&t, "aaaaaaaa", 8, 0, &ids, &e)); /* the pieces matter */
+            const int32_t pieces = ids.count;
+            ids.count = 0;
+            assert_true(tokenizer_encode(&t, "aaaaaaa", 7, 0, &ids, &e));
+            assert_int_equal(pieces, ids.count + 1);
+        } else {
+            text.text[LONG_TEXT - 4000] = 'b';
+            assert_false(tokenizer_encode(&t, text.text, text.length, 0, &ids, &e));
+            tokenizer_use_threads(&t, 3);
+            assert_false(tokenizer_encode(&t, text.text, text.length, 0, &ids, &other));
+            assert_string_equal(e.text, other.text);
+        }
+        tokenizer_free(&t);
+    }
+    token_list_free(&ids);
+    text_free(&text);
 }
 
 /* ---- normalisation --------------------------------------------------------------------------------------------- */
@@ -1141,6 +1249,8 @@ int main(void) {
         cmocka_unit_test(test_any_bytes),
         cmocka_unit_test(test_long_pieces),
         cmocka_unit_test(test_long_texts_of_forms),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_threads_of_patterns),
         cmocka_unit_test(test_without_jit),
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_new_tokens),

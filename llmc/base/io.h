@@ -56,6 +56,16 @@ enum { IO_BUFFER = 1 << 17, IO_PIECE = 1 << 20 }; /* bytes: size of the buffer; 
 /* Limits of a compressed stream's content: bytes; times its own size. */
 enum { IO_EXPANDED = 1 << 28, IO_RATIO = 1000 };
 
+/* XXH3, 64 bits, of n bytes. GCC 12 leaves the upper halves of vector registers in use after XXH3 of more than 240
+ * bytes; the SSE instructions of libraries, such as those of PCRE2, are slow until they are cleared. */
+static inline uint64_t io_hash(const void *data, size_t n, uint64_t seed) {
+    const uint64_t hash = XXH3_64bits_withSeed(data, n, seed);
+#ifdef __AVX__
+    __builtin_ia32_vzeroupper();
+#endif
+    return hash;
+}
+
 /* ---- reading ------------------------------------------------------------------------------------------------- */
 
 typedef struct Reader {

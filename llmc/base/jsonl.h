@@ -305,15 +305,24 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
     return true;
 }
 
+/* Whether the line in j->text has only white space. */
+static inline bool jsonl_blank(const Jsonl *j) {
+    return j->text.text[strspn(j->text.text, " \t\r")] == 0 && strlen(j->text.text) == j->text.length;
+}
+
+/* Sets the error of a line that is longer than the limit. */
+static inline bool jsonl_too_long(const Jsonl *j, Error *e) {
+    return jsonl_error(j, NULL, e, "is longer than %zu bytes", j->limit);
+}
+
 /* Reads the next object, valid until the next call. Returns 1, 0 at the end, -1 if reading fails or a line is invalid
  * and may not be skipped. */
 static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     bool too_long;
     for (int more; (more = jsonl_text(j, &too_long, e)) != 0;) {
         if (more < 0) return -1;
-        if (j->text.text[strspn(j->text.text, " \t\r")] == 0 && strlen(j->text.text) == j->text.length && !too_long)
-            continue;
-        const bool ok = too_long ? jsonl_error(j, NULL, e, "is longer than %zu bytes", j->limit) : jsonl_parse(j, e);
+        if (jsonl_blank(j) && !too_long) continue;
+        const bool ok = too_long ? jsonl_too_long(j, e) : jsonl_parse(j, e);
         *row = j->row;
         if (ok) return 1;
         if (!jsonl_skip(j, e)) return -1;

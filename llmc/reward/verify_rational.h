@@ -21,6 +21,7 @@
 #include "../base/library.h" /* Library, library_open */
 #include <dlfcn.h>
 #include <gmp.h>
+#include <pthread.h>
 
 enum {
     VERIFY_DIGITS = 1000,                        /* maximum number of digits of a numerator or a denominator */
@@ -52,35 +53,44 @@ typedef struct Gmp {
     void (*floor_div)(mpz_ptr, mpz_srcptr, mpz_srcptr);
 } Gmp;
 
-/* The functions, or NULL with the reason in *e (which may be NULL) if the library cannot be opened. */
-static inline const Gmp *rational_gmp(Error *e) {
-    static Gmp table;
-    static Error why;
-    static int state; /* 0: not opened, 1: open, -1: cannot be opened */
-    if (!state) {
-        static const char *const names[] = {"init",       "clear",  "set",    "canonicalize", "add",     "sub",
-                                            "mul",        "div",    "equal",  "cmp",          "set_str", "get_str",
-                                            "sizeinbase", "set_ui", "pow_ui", "ui_pow_ui",    "mul",     "divexact",
-                                            "remove",     "swap",   "fdiv_q"};
-        enum { RATIONAL = 10 }; /* the first functions are of rationals (mpq), the others of integers (mpz) */
-        Library l;
-        state = library_open(&l, "libgmp.so.10", "LLMC_GMP_LIBRARY", RTLD_LOCAL,
-                             "numbers are compared by GMP; install the package libgmp10", &why)
-                    ? 1
-                    : -1;
-        for (size_t i = 0; state > 0 && i < sizeof names / sizeof *names; i++) {
-            char name[40];
-            snprintf(name, sizeof name, "__gmp%c_%s", i < RATIONAL ? 'q' : 'z', names[i]);
-            void *found = dlsym(l.handle, name);
-            if (!found) {
-                error_set(&why, "%s: has no function %s; install the package libgmp10", l.path, name);
-                state = -1;
-            }
-            memcpy((char *)&table + i * sizeof found, &found, sizeof found);
-        }
+typedef struct GmpLibrary {
+    pthread_once_t once;
+    bool open;
+    Gmp table;
+    Error why; /* it cannot be opened */
+} GmpLibrary;
+
+static inline GmpLibrary *gmp_library(void) {
+    static GmpLibrary library = {.once = PTHREAD_ONCE_INIT};
+    return &library;
+}
+
+static inline void gmp_open(void) {
+    static const char *const names[] = {"init",       "clear",  "set",    "canonicalize", "add",     "sub",
+                                        "mul",        "div",    "equal",  "cmp",          "set_str", "get_str",
+                                        "sizeinbase", "set_ui", "pow_ui", "ui_pow_ui",    "mul",     "divexact",
+                                        "remove",     "swap",   "fdiv_q"};
+    enum { RATIONAL = 10 }; /* the first functions are of rationals (mpq), the others of integers (mpz) */
+    Library l;
+    GmpLibrary *g = gmp_library();
+    g->open = library_open(&l, "libgmp.so.10", "LLMC_GMP_LIBRARY", RTLD_LOCAL,
+                           "numbers are compared by GMP; install the package libgmp10", &g->why);
+    for (size_t i = 0; g->open && i < sizeof names / sizeof *names; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "__gmp%c_%s", i < RATIONAL ? 'q' : 'z', names[i]);
+        void *found = dlsym(l.handle, name);
+        if (!found) g->open = error_set(&g->why, "%s: has no function %s; install the package libgmp10", l.path, name);
+        memcpy((char *)&g->table + i * sizeof found, &found, sizeof found);
     }
-    if (state < 0 && e) *e = why;
-    return state > 0 ? &table : NULL;
+}
+
+/* The functions, or NULL with the reason in *e (which may be NULL) if the library cannot be opened. Any thread may call
+ * it. */
+static inline const Gmp *rational_gmp(Error *e) {
+    GmpLibrary *g = gmp_library();
+    pthread_once(&g->once, gmp_open);
+    if (!g->open && e) *e = g->why;
+    return g->open ? &g->table : NULL;
 }
 
 static inline bool rational_available(Error *e) { return rational_gmp(e) != NULL; }

@@ -15,7 +15,7 @@
  *
  * Merges are stored in one open-addressed table: (left id, right id) -> (rank, merged id). Pieces of at most 15 bytes
  * are cached in a direct-mapped cache with one cache line per entry. Encoding changes the cache and scratch memory, so
- * a Bpe may be used by only one thread at a time.
+ * a Bpe may be used by only one thread at a time; bpe_share() makes one for another thread.
  *
  *     Bpe b = {0};
  *     bpe_start(&b, merges, count);               // merges in ascending order of rank; owned by the caller
@@ -92,6 +92,12 @@ static inline const BpeSlot *bpe_merge(const Bpe *b, int32_t left, int32_t right
     }
 }
 
+static inline void bpe_start_cache(Bpe *b) {
+    const size_t cache = sizeof *b->cache << BPE_CACHE_BITS;
+    b->cache = (BpeCached *)checked(aligned_alloc(sizeof *b->cache, cache), cache);
+    memset(b->cache, 0, cache);
+}
+
 /* Builds the table. If a pair occurs twice, its first rank counts. */
 static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
     size_t slots = 16;
@@ -106,20 +112,34 @@ static inline void bpe_start(Bpe *b, const Merge *merges, int32_t count) {
         while (b->slots[i & b->mask].rank >= 0) i++;
         b->slots[i & b->mask] = (BpeSlot){m->left, m->right, m->rank, m->merged};
     }
-    const size_t cache = sizeof *b->cache << BPE_CACHE_BITS;
-    b->cache = (BpeCached *)checked(aligned_alloc(sizeof *b->cache, cache), cache);
-    memset(b->cache, 0, cache);
+    bpe_start_cache(b);
+}
+
+/* Makes *mine, which another thread may use at the same time as `b`. It has its tables, and a cache and scratch memory
+ * of its own. */
+static inline void bpe_share(Bpe *mine, const Bpe *b) {
+    *mine = *b;
+    mine->nodes = NULL;
+    mine->heap = NULL;
+    mine->ids = NULL;
+    mine->nodes_capacity = 0;
+    if (b->cache) bpe_start_cache(mine);
+}
+
+/* Frees what bpe_share() has not taken from another one. */
+static inline void bpe_unshare(Bpe *mine) {
+    free(mine->cache);
+    free(mine->nodes);
+    free(mine->heap);
+    free(mine->ids);
+    *mine = (Bpe){0};
 }
 
 static inline void bpe_free(Bpe *b) {
     free(b->characters);
     free(b->joins);
     free(b->slots);
-    free(b->cache);
-    free(b->nodes);
-    free(b->heap);
-    free(b->ids);
-    *b = (Bpe){0};
+    bpe_unshare(b);
 }
 
 /* ---- characters ------------------------------------------------------------------------------------------------ */

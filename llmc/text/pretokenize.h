@@ -88,6 +88,22 @@ typedef struct Pretokenizer {
     size_t from, to; /* match found after the last piece delivered; from == to: none */
 } Pretokenizer;
 
+static inline pcre2_match_data *pretokenizer_match_data(void) {
+    return (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+}
+
+/* Makes *mine, which another thread may use at the same time as `p`; it has its compiled pattern. */
+static inline void pretokenizer_share(Pretokenizer *mine, const Pretokenizer *p) {
+    *mine = *p;
+    mine->match = p->code ? pretokenizer_match_data() : NULL;
+}
+
+/* Frees what pretokenizer_share() has not taken from another one. */
+static inline void pretokenizer_unshare(Pretokenizer *mine) {
+    pcre2_match_data_free(mine->match);
+    *mine = (Pretokenizer){0};
+}
+
 static inline void pretokenizer_close(Pretokenizer *p) {
     pcre2_match_context_free(p->context);
     pcre2_match_data_free(p->match);
@@ -144,7 +160,7 @@ static inline bool pretokenizer_open(Pretokenizer *p, const char *pattern, Error
         pcre2_get_error_message(code, message, sizeof message);
         return error_set(e, "pre-tokenizer's pattern '%.200s': %s", pattern, (char *)message);
     }
-    p->match = (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+    p->match = pretokenizer_match_data();
     p->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
     pcre2_set_match_limit(p->context, PRETOKENIZER_MATCH_LIMIT);
     p->jit =
@@ -152,12 +168,18 @@ static inline bool pretokenizer_open(Pretokenizer *p, const char *pattern, Error
     return true;
 }
 
-/* Sets *end to the end of the piece that begins at byte `at` < n of well-formed UTF-8 text. Calls must be in order from
- * 0 to n, each at the end of the previous piece. */
+/* Forgets the match that has not been delivered, so that any place of a text may be next. */
+static inline void pretokenizer_restart(Pretokenizer *p) { p->from = p->to = 0; }
+
+/* Whether the next piece, which begins at byte `at`, depends on the text alone, and not on a match found before. */
+static inline bool pretokenizer_fresh(const Pretokenizer *p, size_t at) { return p->from != at || p->to <= at; }
+
+/* Sets *end to the end of the piece that begins at byte `at` < n of well-formed UTF-8 text. Calls must be in order,
+ * each at the end of the previous piece; the first one after pretokenizer_restart(), or at byte 0. */
 static inline bool pretokenizer_next(Pretokenizer *p, const char *text, size_t n, size_t at, size_t *end, Error *e) {
     *end = n;
     if (!p->code) return true;
-    if (at && p->from == at && p->to > at) { /* the match after the gap just delivered */
+    if (at && !pretokenizer_fresh(p, at)) { /* the match after the gap just delivered */
         *end = p->to;
         return true;
     }

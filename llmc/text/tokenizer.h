@@ -59,16 +59,19 @@
  *     tokenizer_free(&t);
  *
  * Because of a cache, a tokenizer may encode in only one thread at a time; decoding has no such limit.
+ * tokenizer_share() makes a tokenizer for another thread, and after tokenizer_use_threads() long texts are encoded by
+ * several threads.
  */
 #ifndef LLMC_TEXT_TOKENIZER_H
 #define LLMC_TEXT_TOKENIZER_H
 
 #include "../base/error.h" /* error_set, Error, xcalloc, xrealloc, ... */
 #include "../base/io.h"    /* XXH3_64bits */
-#include "../base/text.h"  /* text_append, TextBuffer, TokenList, utf8_length, ... */
-#include "bpe.h"           /* Bpe, Merge, bpe_read, bpe_encode, ... */
+#include "../base/text.h"  /* text_append, TokenList, TextBuffer, utf8_length, ... */
+#include "bpe.h"           /* bpe_read, Bpe, Merge, bpe_encode, ... */
 #include "nfc.h"           /* Nfc, nfc_free, nfc_append, nfc_quick */
-#include "pretokenize.h"   /* Pretokenizer, pretokenizer_close, pretokenizer_next, pretokenizer_open */
+#include "pretokenize.h"   /* Pretokenizer, pretokenizer_fresh, pretokenizer_unshare, pretokenizer_close, ... */
+#include <omp.h>
 #include <utf8proc.h>
 
 enum {
@@ -77,6 +80,8 @@ enum {
     TOKENIZER_NAME_MAX = 1024,             /* maximum bytes of an added token's name */
     TOKENIZER_TEXT_MAX = 1 << 30,          /* maximum bytes of one call of the encoder */
     TOKENIZER_ENDS_MAX = 8,
+    TOKENIZER_CHUNK = 1 << 17, /* bytes of a long text that one thread encodes at a time */
+    TOKENIZER_PLACES = 128,
 };
 
 /* Flags of a tokenizer, in its blob. Those after TOKENIZER_CHARACTERS need that one. */
@@ -165,7 +170,9 @@ typedef struct Tokenizer {
         Pretokenizer pieces;
         Nfc nfc;
         TextBuffer normal, spaced;
-    } * scratch; /* changed by encoding; NULL before tokenizer_start() */
+        struct TokenizerScratch **more; /* (threads - 1) those of the other threads that encode a long text */
+        int threads;                    /* 0: one */
+    } * scratch;                        /* changed by encoding; NULL before tokenizer_start() */
 } Tokenizer;
 
 /* ---- building -------------------------------------------------------------------------------------------------- */
@@ -181,18 +188,29 @@ static inline void tokenizer_free_names(TokenizerNames *n) {
     *n = (TokenizerNames){0};
 }
 
+/* Frees the memory of a thread, but not the tables. */
+static inline void tokenizer_scratch_free(struct TokenizerScratch *s) {
+    for (int i = 0; i + 1 < s->threads; i++) {
+        bpe_unshare(&s->more[i]->bpe);
+        pretokenizer_unshare(&s->more[i]->pieces);
+        tokenizer_scratch_free(s->more[i]);
+    }
+    free(s->more);
+    nfc_free(&s->nfc);
+    text_free(&s->normal);
+    text_free(&s->spaced);
+    free(s);
+}
+
 static inline void tokenizer_free(Tokenizer *t) {
     if (t->scratch) {
         bpe_free(&t->scratch->bpe);
         pretokenizer_close(&t->scratch->pieces);
-        nfc_free(&t->scratch->nfc);
-        text_free(&t->scratch->normal);
-        text_free(&t->scratch->spaced);
+        tokenizer_scratch_free(t->scratch);
     }
     for (int32_t i = 0; i < t->added_count; i++) free(t->added[i].name);
     tokenizer_free_names(&t->raw);
     tokenizer_free_names(&t->normalized);
-    free(t->scratch);
     free(t->bytes);
     free(t->start);
     free(t->special);
@@ -585,6 +603,45 @@ static inline bool tokenizer_bytes(Tokenizer *t, Error *e) {
     return tokenizer_start(t, "bytes", e);
 }
 
+/* ---- several threads ------------------------------------------------------------------------------------------- */
+
+static inline struct TokenizerScratch *tokenizer_scratch_share(const struct TokenizerScratch *s) {
+    struct TokenizerScratch *mine = (struct TokenizerScratch *)xcalloc(1, sizeof *mine);
+    bpe_share(&mine->bpe, &s->bpe);
+    pretokenizer_share(&mine->pieces, &s->pieces);
+    return mine;
+}
+
+/* Returns a tokenizer with which another thread may encode at the same time as with t. It has t's tables: t must
+ * neither change nor be freed before tokenizer_unshare(). */
+static inline Tokenizer tokenizer_share(const Tokenizer *t) {
+    Tokenizer mine = *t;
+    mine.scratch = tokenizer_scratch_share(t->scratch);
+    return mine;
+}
+
+static inline void tokenizer_unshare(Tokenizer *mine) {
+    bpe_unshare(&mine->scratch->bpe);
+    pretokenizer_unshare(&mine->scratch->pieces);
+    tokenizer_scratch_free(mine->scratch);
+    *mine = (Tokenizer){0};
+}
+
+/* Lets this many threads of OpenMP encode a long text. Its tokens do not depend on their number. Called once. */
+static inline void tokenizer_use_threads(Tokenizer *t, int threads) {
+    struct TokenizerScratch *s = t->scratch;
+    s->more = (struct TokenizerScratch **)xcalloc((size_t)threads, sizeof *s->more);
+    for (int i = 0; i + 1 < threads; i++) s->more[i] = tokenizer_scratch_share(s);
+    s->threads = threads;
+}
+
+/* Whether several threads encode a text of n bytes. */
+static inline bool tokenizer_is_long(const Tokenizer *t, size_t n) {
+    return t->scratch->threads > 1 && n >= 2 * TOKENIZER_CHUNK;
+}
+
+static inline bool tokenizer_encode_long(const Tokenizer *t, const char *text, size_t n, TokenList *out, Error *e);
+
 /* ---- encoding -------------------------------------------------------------------------------------------------- */
 
 /* Appends the tokens of a piece. */
@@ -599,6 +656,36 @@ static inline void tokenizer_piece(const Tokenizer *t, const char *piece, size_t
     }
 }
 
+/* A part of a long text, which begins at byte `from`, and its tokens. */
+typedef struct TokenizerChunk {
+    size_t from, to; /* it has the pieces or words that begin in [from, to) */
+    size_t stop;     /* where the last one ends */
+    TokenList ids;
+    size_t place[TOKENIZER_PLACES];  /* (places) the first places at which a piece begins whatever was before it ... */
+    int32_t count[TOKENIZER_PLACES]; /* ... and the number of tokens before each of them */
+    int places;
+} TokenizerChunk;
+
+/* Appends the tokens of the pieces that begin in bytes [from, to) of the text, and sets *stop to where the last one
+ * ends. The pieces after `from` and after *stop depend on the text alone. chunk: notes the places of which this holds;
+ * may be NULL. */
+static inline bool tokenizer_encode_pieces(const Tokenizer *t, const char *text, size_t n, size_t from, size_t to,
+                                           TokenizerChunk *chunk, size_t *stop, TokenList *out, Error *e) {
+    Pretokenizer *p = &t->scratch->pieces;
+    size_t at = from, end;
+    pretokenizer_restart(p);
+    for (; at < to || !pretokenizer_fresh(p, at); at = end) {
+        if (chunk && chunk->places < TOKENIZER_PLACES && pretokenizer_fresh(p, at)) {
+            chunk->count[chunk->places] = out->count;
+            chunk->place[chunk->places++] = at;
+        }
+        if (!pretokenizer_next(p, text, n, at, &end, e)) return false;
+        tokenizer_piece(t, text + at, end - at, out);
+    }
+    *stop = at;
+    return true;
+}
+
 /* Encodes text by byte-level BPE. */
 static inline bool tokenizer_encode_bytes(const Tokenizer *t, const char *text, size_t n, TokenList *out, Error *e) {
     if (!t->pattern) {
@@ -607,10 +694,10 @@ static inline bool tokenizer_encode_bytes(const Tokenizer *t, const char *text, 
     }
     while (n) {
         const size_t valid = utf8_valid(text, n);
-        for (size_t at = 0, end; at < valid; at = end) {
-            if (!pretokenizer_next(&t->scratch->pieces, text, valid, at, &end, e)) return false;
-            tokenizer_piece(t, text + at, end - at, out);
-        }
+        size_t stop;
+        if (!(tokenizer_is_long(t, valid) ? tokenizer_encode_long(t, text, valid, out, e)
+                                          : tokenizer_encode_pieces(t, text, valid, 0, valid, NULL, &stop, out, e)))
+            return false;
         size_t broken = valid;
         while (broken < n && !utf8_length(text + broken, n - broken)) broken++;
         if (broken > valid) tokenizer_piece(t, text + valid, broken - valid, out);
@@ -639,6 +726,15 @@ static inline void tokenizer_encode_word(const Tokenizer *t, const char *text, s
     bpe_encode(bpe, text + at, n - at, out);
 }
 
+/* Appends the tokens of the words of a text. */
+static inline void tokenizer_encode_words(const Tokenizer *t, const char *text, size_t n, TokenList *out) {
+    for (size_t at = 0, end; at < n; at = end) {
+        const char *space = t->flags & TOKENIZER_SPLIT ? (const char *)memchr(text + at + 1, ' ', n - at - 1) : NULL;
+        end = space ? (size_t)(space - text) : n;
+        tokenizer_encode_word(t, text + at, end - at, out);
+    }
+}
+
 /* Encodes a part of the text by BPE over characters. first: no text and no token is before it; inside: text is. */
 static inline void tokenizer_encode_characters(const Tokenizer *t, const char *text, size_t n, bool first, bool inside,
                                                TokenList *out) {
@@ -654,17 +750,101 @@ static inline void tokenizer_encode_characters(const Tokenizer *t, const char *t
         n = b->length;
     }
     const int32_t begin = out->count;
-    for (size_t at = 0, end; at < n; at = end) {
-        const char *space = t->flags & TOKENIZER_SPLIT ? (const char *)memchr(text + at + 1, ' ', n - at - 1) : NULL;
-        end = space ? (size_t)(space - text) : n;
-        tokenizer_encode_word(t, text + at, end - at, out);
-    }
+    const bool divided = t->flags & TOKENIZER_SPLIT || !(t->flags & TOKENIZER_WHOLE);
+    if (divided && tokenizer_is_long(t, n)) tokenizer_encode_long(t, text, n, out, NULL);
+    else tokenizer_encode_words(t, text, n, out);
     if (!(t->flags & TOKENIZER_FUSE) || t->scratch->bpe.fallback_id[0] >= 0) return;
     int32_t kept = begin;
     for (int32_t i = begin; i < out->count; i++)
         if (i == begin || out->ids[i] != t->unknown || out->ids[i - 1] != t->unknown) out->ids[kept++] = out->ids[i];
     out->count = kept;
 }
+
+/* ---- long texts ------------------------------------------------------------------------------------------------ */
+
+/* Returns the first place from `at` > 0 on at which the words of a text over characters are divided, whatever is before
+ * and after; n if there is none. */
+static inline size_t tokenizer_word_end(const Tokenizer *t, const char *text, size_t n, size_t at) {
+    uint32_t before, character;
+    if (t->flags & TOKENIZER_SPLIT) {
+        const char *space = (const char *)memchr(text + at, ' ', n - at);
+        return space ? (size_t)(space - text) : n;
+    }
+    while (at < n && ((unsigned char)text[at] & 0xC0) == 0x80) at++; /* no character begins with such a byte */
+    if (at < n) at += bpe_read(text + at, n - at, &before);
+    for (size_t length; at < n; at += length, before = character) {
+        length = bpe_read(text + at, n - at, &character);
+        if (!bpe_joins(&t->scratch->bpe, before, character)) return at;
+    }
+    return n;
+}
+
+/* Divides the text from byte `from` on into at most `count` chunks. Returns their number. */
+static inline int tokenizer_chunks(const Tokenizer *t, const char *text, size_t n, size_t from, TokenizerChunk *chunk,
+                                   int count) {
+    int used = 0;
+    size_t to = from;
+    for (; used < count && from < n; from = to) {
+        to = n - from < 2 * TOKENIZER_CHUNK ? n : from + TOKENIZER_CHUNK;
+        if (to < n && t->flags & TOKENIZER_CHARACTERS) to = tokenizer_word_end(t, text, n, to);
+        while (to < n && ((unsigned char)text[to] & 0xC0) == 0x80) to++;
+        chunk[used].from = from;
+        chunk[used].to = to;
+        chunk[used].ids.count = chunk[used].places = 0;
+        used++;
+    }
+    return used;
+}
+
+/* Appends the tokens of the pieces of a chunk to those before it, which end at *at. A chunk may begin inside a piece,
+ * but as soon as a piece begins at the same place in both, all further pieces are the same. */
+static inline bool tokenizer_join_chunk(const Tokenizer *t, const char *text, size_t n, const TokenizerChunk *c,
+                                        size_t *at, TokenList *out, Error *e) {
+    for (int i = 0; *at < c->to;) {
+        while (i < c->places && c->place[i] < *at) i++;
+        if (i < c->places && c->place[i] == *at) {
+            const int32_t before = c->count[i], more = c->ids.count - before;
+            token_list_reserve(out, (size_t)more);
+            memcpy(out->ids + out->count, c->ids.ids + before, (size_t)more * sizeof *out->ids);
+            out->count += more;
+            *at = c->stop;
+        } else if (!tokenizer_encode_pieces(t, text, n, *at, *at + 1, NULL, at, out, e)) return false;
+    }
+    return true;
+}
+
+/* Encodes a chunk with the memory of one of the threads. */
+static inline void tokenizer_encode_chunk(const Tokenizer *t, int thread, const char *text, size_t n,
+                                          TokenizerChunk *c) {
+    Tokenizer mine = *t;
+    if (thread) mine.scratch = t->scratch->more[thread - 1];
+    if (t->flags & TOKENIZER_CHARACTERS) {
+        tokenizer_encode_words(&mine, text + c->from, c->to - c->from, &c->ids);
+        c->place[c->places++] = c->from;
+        c->count[0] = 0;
+        c->stop = c->to;
+    } else if (!tokenizer_encode_pieces(&mine, text, n, c->from, c->to, c, &c->stop, &c->ids, NULL))
+        c->places = 0; /* its pieces are searched for again, and the error is found if they belong to the text */
+}
+
+/* Encodes a long text with several threads: the pieces of a text without bytes outside characters, or words. */
+static inline bool tokenizer_encode_long(const Tokenizer *t, const char *text, size_t n, TokenList *out, Error *e) {
+    const int threads = t->scratch->threads, most = 8 * threads;
+    TokenizerChunk *chunk = (TokenizerChunk *)xcalloc((size_t)most, sizeof *chunk);
+    bool ok = true;
+    for (size_t from = 0, at = 0; ok && from < n;) {
+        const int count = tokenizer_chunks(t, text, n, from, chunk, most);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+        for (int i = 0; i < count; i++) tokenizer_encode_chunk(t, omp_get_thread_num(), text, n, &chunk[i]);
+        for (int i = 0; ok && i < count; i++) ok = tokenizer_join_chunk(t, text, n, &chunk[i], &at, out, e);
+        from = chunk[count - 1].to;
+    }
+    for (int i = 0; i < most; i++) token_list_free(&chunk[i].ids);
+    free(chunk);
+    return ok;
+}
+
+/* ---- added tokens ---------------------------------------------------------------------------------------------- */
 
 /* Returns the longest name that begins at text, or NULL. */
 static inline const TokenizerName *tokenizer_name_at(const TokenizerNames *names, const char *text, size_t n) {
