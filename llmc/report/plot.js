@@ -4,6 +4,7 @@
  *
  * A comment has lines of its own: it is left out of the page, like the indentation.
  */
+/* biome-ignore lint/correctness/noUnusedVariables: the scripts after this one use it */
 var plot = (function () {
     var SVG = 'http://www.w3.org/2000/svg';
 

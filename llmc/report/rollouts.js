@@ -233,6 +233,7 @@ var rollouts = (function () {
 
     /* A text as it can be shown: control characters and marks that turn the direction of the text become visible. */
     function visible(text) {
+        /* biome-ignore lint/suspicious/noControlCharactersInRegex: they are what it looks for */
         return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, function (c) {
             var code = c.charCodeAt(0);
             return code < 256 ? '\\x' + (code < 16 ? '0' : '') + code.toString(16) : '\\u' + code.toString(16);
@@ -635,8 +636,9 @@ if (typeof document !== 'undefined') (function () {
                 el('b', {}, percent(c.share)), '.',
                 kind.get() === 'sapo' ? ' sapo has no clip: the slope falls off on both sides.' : '',
                 kind.get() === 'dppo' ? ' dppo drops a gradient by the difference of probabilities, which the histogram has not.' : ''));
-            if (c.tokens && c.tokens.length)
-                out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], c.tokens.map(function (t) {
+            var tokens = c.tokens || [];
+            if (tokens.length)
+                out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], tokens.map(function (t) {
                     var gone = (t.advantage > 0 && t.log_ratio > to) || (t.advantage < 0 && t.log_ratio < from);
                     return [el('span', {class: 'mono'}, short(t.before, 24), el('b', {}, R.visible(t.text))),
                         number(Math.exp(t.log_ratio)), number(t.advantage), gone ? '\u2717 removed' : '\u2713 kept'];
