@@ -379,6 +379,12 @@ if (typeof document !== 'undefined') (function () {
         return {X: X, Y: Y};
     }
 
+    function indices(list) {
+        var all = [];
+        for (var i = 0; i < list.length; i++) all.push(i);
+        return all;
+    }
+
     function unique(list) {
         return list.filter(function (v, i) { return list.indexOf(v) === i; }).sort(function (a, b) { return a - b; });
     }
@@ -734,7 +740,7 @@ if (typeof document !== 'undefined') (function () {
             }).filter(function (list) { return list.length; });
             var y = plot.extent(lists, 1) || [0, 1];
             var a = axes(svg, b, [0, Math.max(1, points.length - 1)], y, {y: 'reward', x: 'step',
-                ticks: points.map(function (p, i) { return i; }).filter(function (i) { return i % Math.ceil(points.length / 12) === 0; }),
+                ticks: indices(points).filter(function (i) { return i % Math.ceil(points.length / 12) === 0; }),
                 say: function (i) { return String(points[i].step); }});
             lists.forEach(function (list, k) {
                 draw(draw(svg, 'g', {class: 'd' + k}), 'path', {class: 'line a' + k, d: plot.path(list, a.X, a.Y)});
@@ -781,7 +787,7 @@ if (typeof document !== 'undefined') (function () {
 
     function tiltWidget(root) {
         var prompts = data.film.filter(function (f) { return f.step === 0; }).map(function (f) {
-            var kept = f.reward.map(function (r, i) { return i; }).filter(function (i) { return f.reward[i] != null; });
+            var kept = indices(f.reward).filter(function (i) { return f.reward[i] != null; });
             var gold = kept.every(function (i) { return f.gold[i] != null; });
             return {reward: kept.map(function (i) { return f.reward[i]; }), gold: gold ? kept.map(function (i) { return f.gold[i]; }) : null};
         }).filter(function (p) { return p.reward.length > 1; });
