@@ -809,8 +809,8 @@ if (typeof document !== 'undefined') (function () {
             var a = axes(svg, b, x, plot.extent(lists.concat(taken), 1), {x: 'KL to the reference, nats a completion', y: 'reward'});
             keys.forEach(function (key, k) {
                 var sure = curve.map(function (t) { return t.effective >= 5; });
-                var solid = lists[k].filter(function (p, i) { return sure[i]; });
-                var dashed = lists[k].filter(function (p, i) { return !sure[i] || (i + 1 < sure.length && !sure[i + 1]); });
+                var solid = lists[k].filter(function (_point, i) { return sure[i]; });
+                var dashed = lists[k].filter(function (_point, i) { return !sure[i] || (i + 1 < sure.length && !sure[i + 1]); });
                 if (solid.length) draw(svg, 'path', {class: 'line a' + k, d: plot.path(solid, a.X, a.Y)});
                 if (dashed.length) draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a' + k, d: plot.path(dashed, a.X, a.Y)});
                 draw(svg, 'circle', {class: 'a' + k, cx: a.X(now.kl), cy: a.Y(now[key]), r: 5});
