@@ -42,15 +42,17 @@
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
-#include "llmc/train/generation.h"           /* Generation, generation_longest, generation_longest_prompt, ... */
+#include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
+#include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
 #include "llmc/train/mixing.h"               /* MIXING_OPTIONS, mixing_begin, mixing_check, mixing_inputs, ... */
-#include "llmc/train/online_pairs.h"         /* ONLINE_NASH_MD, OnlinePairs, ONLINE_DPO, ONLINE_OPTIONS, ... */
+#include "llmc/train/online_pairs.h"         /* OnlinePairs, ONLINE_NASH_MD, ONLINE_DPO, ONLINE_OPTIONS, ... */
 #include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
 #include "llmc/train/preference_report.h"    /* PreferenceTotals, preference_report, preference_headline, ... */
 #include "llmc/train/reference.h"            /* reference_bytes */
+#include "llmc/train/rollout_dump.h"         /* RolloutDump, rollout_dump_step, ROLLOUT_DUMP_OPTIONS, ... */
 #include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, TrainerPause, trainer_begin_step, ... */
 #include "llmc/train/trainer_options.h"      /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -60,6 +62,7 @@ static struct {
     PreferenceOptions l;
     PreferenceReferenceOptions r;
     OnlineOptions online;
+    RolloutDumpOptions rollouts;
     int64_t batch, max_length;
     bool sharing;
 } o;
@@ -94,6 +97,7 @@ static const Option options[] = {
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
+    ROLLOUT_DUMP_OPTIONS(o.rollouts),
     OPTION_GROUP("Evaluation"),
     OPTION_FLAG("eval-on-start", 0, &o.g.eval_on_start, "evaluate on --val before the first step, too"),
     OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9, "evaluate on --val every N steps, and after training"),
@@ -126,6 +130,7 @@ typedef struct Run {
     double *cost;   /* (records of a step) tokens of each record */
     int32_t *owner; /* (records of a step) rank of each record */
     OnlinePairs online;
+    RolloutDump dump;
 } Run;
 
 /* Whether the run needs a reference. */
@@ -443,6 +448,36 @@ static bool train_on_shard(Run *r) {
     return stopped;
 }
 
+/* Scores the completions of --rollouts: RolloutScore. */
+static void score_rollouts(void *online, Generation *fixed, float *score, float *gold) {
+    (void)gold;
+    online_judge((OnlinePairs *)online, fixed->scored, fixed->completions);
+    for (int32_t i = 0; i < fixed->completions; i++) score[i] = fixed->scored[i].reward;
+}
+
+/* Opens the file of --rollouts. */
+static void open_rollouts(Run *r) {
+    RolloutDump *d = &r->dump;
+    rollout_dump_open(d, &o.rollouts, &r->online.g);
+    d->work = &r->work;
+    d->reference = r->reference.kind == REFERENCE_LIVE ? &r->reference.live.model : NULL;
+    d->reference_work = &r->reference.live.work;
+    d->score = score_rollouts;
+    d->context = &r->online;
+}
+
+/* Writes the policy's completions of the step if a dump is due, with the values that they have after it. */
+static void dump_rollouts(Run *r) {
+    RolloutDump *d = &r->dump;
+    Generation *g = d->g;
+    const ModelOutput policy = {.logp = g->logp, .entropy = g->entropy}, reference = {.logp = g->ref_logp};
+    if (!rollout_dump_due(d, r->t.step)) return;
+    generation_flatten(g, false);
+    generation_forward(g, &r->t.model, d->work, 0, g->completions, &policy);
+    if (d->reference) generation_forward(g, d->reference, d->reference_work, 0, g->completions, &reference);
+    rollout_dump_step(d, 0, g->completions, &(RolloutValues){.ref_logp = d->reference != NULL});
+}
+
 /* Trains on pairs that are sampled and scored in each step. Returns true if a signal stopped the run. */
 static bool train_online(Run *r) {
     Trainer *t = &r->t;
@@ -458,13 +493,16 @@ static bool train_online(Run *r) {
     if (needs_reference())
         preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, generation_longest(g), NULL, 0);
     online_open(p, &r->reference.live.model);
+    open_rollouts(r);
 
     trainer_schedule(t, g->steps);
     trainer_check_steps(t, o.g.epochs, "--per-device-train-batch-size");
+    rollout_dump_schedule(&r->dump, t->steps);
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
         if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
+        rollout_dump_step(&r->dump, 0, 0, NULL);
     }
     bool stopped = false;
     while (t->step < t->steps && !stopped) {
@@ -481,14 +519,17 @@ static bool train_online(Run *r) {
             after = generation_evaluate(g, NULL);
         trainer_log(t, stats.loss, "score %7.3f | margin %.3f | length %.1f | %.0f tok/s", judged.score, judged.margin,
                     judged.length, judged.length * 2 * p->count / (g->gen_seconds + 1e-9));
+        dump_rollouts(r);
         online_forget(p);
         generation_save(g);
         stopped = trainer_should_stop(t, 1);
     }
+    rollout_dump_say(&r->dump);
     if (!stopped) {
         generation_show(g, "after");
         if (o.g.val.count) generation_compare(g, &before, &after);
     }
+    rollout_dump_close(&r->dump);
     online_close(p);
     return stopped;
 }
@@ -501,6 +542,7 @@ int main(int argc, char **argv) {
     o.l = preference_options();
     o.r = preference_reference_options();
     o.online = online_options();
+    o.rollouts = rollout_dump_options();
     o.batch = 8;
     o.g.epochs = 3;
     o.max_length = 1024;
@@ -512,8 +554,10 @@ int main(int argc, char **argv) {
     preference_options_parse(&o.l);
     trainer_check_options(&o.t, options, &o.g.epochs, false);
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
-    const OptionUse use[] = {{&o.max_length, !o.online.on, "--online limits prompts and completions separately"}};
-    options_refuse_unused(options, use, 1);
+    const OptionUse use[] = {{&o.max_length, !o.online.on, "--online limits prompts and completions separately"},
+                             {&o.rollouts.path, o.online.on, "used only with --online"}};
+    options_refuse_unused(options, use, 2);
+    rollout_dump_check(&o.rollouts, options);
     preference_options_check(&o.l, options);
     preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0 || o.t.adapter,
                                options);

@@ -30,10 +30,11 @@
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
+#include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
 #include "llmc/loss/gae.h"                 /* whiten, gae, mean_baseline, moments_of, ... */
 #include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator, KL_K3 */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KlControlKind, ... */
-#include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyBatch, PolicyLossConfig, ... */
+#include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyLossConfig, ... */
 #include "llmc/loss/ppo.h"                 /* PpoStats, PpoConfig, PpoBatch, ppo_config, ... */
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
@@ -57,6 +58,7 @@
 #include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
+#include "llmc/train/rollout_dump.h"       /* RolloutDump, rollout_dump_step, ROLLOUT_DUMP_OPTIONS, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -86,6 +88,7 @@ static const struct {
 static struct {
     TrainerOptions t;
     GenerationOptions g;
+    RolloutDumpOptions rollouts;
     const char *reference, *reward_model, *gold, *gold_reward, *gold_cmd, *critic, *critic_output, *ptx;
     int algo, kl, controller, whiten_advantages, kl_loss_type, aggregation;
     bool whiten_rewards, non_eos_penalty, use_kl_loss;
@@ -180,6 +183,7 @@ static const Option options[] = {
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
+    ROLLOUT_DUMP_OPTIONS(o.rollouts),
     GENERATION_EVALUATION_OPTIONS(o.g),
     OPTION_END
     // clang-format on
@@ -203,6 +207,7 @@ typedef struct Run {
     Critic critic;
     Pretraining ptx;
     KlControl beta;
+    RolloutDump dump;
     PpoConfig loss;
     int64_t generation; /* number of generations so far */
     /* (completions) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
@@ -253,11 +258,11 @@ static void score_completions(Run *r, const ScoredCompletion *scored, int32_t n,
     }
 }
 
-static void score_gold(Run *r) {
+/* The gold rewards of a generation's completions; gold: (completions). */
+static void score_gold(Run *r, const Generation *g, float *gold) {
     Error e;
-    const Generation *g = &r->g;
     const int32_t n = g->completions;
-    memset(r->gold_score, 0, (size_t)n * sizeof *r->gold_score);
+    memset(gold, 0, (size_t)n * sizeof *gold);
     if (o.gold_reward || o.gold_cmd) {
         const size_t K = (size_t)r->gold_reward.count;
         RewardInput *in = (RewardInput *)xcalloc((size_t)n, sizeof *in);
@@ -265,10 +270,17 @@ static void score_gold(Run *r) {
         for (int32_t i = 0; i < n; i++)
             in[i] = prompts_input(&g->train, g->scored[i].prompt, g->scored[i].text, g->scored[i].text_length,
                                   &g->scored[i].completion, g->scored[i].id, (int32_t)o.g.max_completion);
-        trainer_require(&r->t, rewards_score(&r->gold_reward, in, n, parts, r->gold_score, &e), &e);
+        trainer_require(&r->t, rewards_score(&r->gold_reward, in, n, parts, gold, &e), &e);
         free(in), free(parts);
     }
-    if (o.gold) add_model_scores(r, &r->gold, g->scored, n, r->gold_score);
+    if (o.gold) add_model_scores(r, &r->gold, g->scored, n, gold);
+}
+
+/* Scores the completions of --rollouts: RolloutScore. */
+static void score_rollouts(void *run, Generation *fixed, float *score, float *gold) {
+    Run *r = (Run *)run;
+    score_completions(r, fixed->scored, fixed->completions, score);
+    if (has_gold()) score_gold(r, fixed, gold);
 }
 
 /* ReMax's baseline: the score of the greedy completion to each prompt, copied to every completion of its group. */
@@ -309,7 +321,7 @@ static void sample_and_score(Run *r) {
     generation_flatten(g, false);
     score_completions(r, g->scored, g->completions, r->score);
     if (o.algo == REMAX) score_greedy(r);
-    if (has_gold()) score_gold(r);
+    if (has_gold()) score_gold(r, g, r->gold_score);
     g->reward_seconds = clock_seconds() - start - g->gen_seconds;
     metrics_phase(&r->t.metrics, phase);
     for (int32_t i = 0; i < g->completions; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
@@ -378,7 +390,7 @@ static void compute_advantages(Run *r) {
 /* ---- 5. update --------------------------------------------------------------------------------------------------- */
 
 /* RLOO's surrogate, with one ratio per completion, from loss/policy.h. */
-static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNormaliser *N, PpoStats *stats) {
+static double rloo_loss(Run *r, const GenerationSlice *x, const PolicyNormaliser *N, PpoStats *stats) {
     PolicyLossConfig c = policy_loss_config(POLICY_RLOO);
     c.epsilon = r->loss.cliprange;
     c.epsilon_high = r->loss.cliprange_high;
@@ -396,6 +408,7 @@ static double rloo_loss(const Run *r, const GenerationSlice *x, const PolicyNorm
                            .sampler_logp = x->sampler_logp,
                            .entropy = x->entropy};
     PolicyStats s = policy_stats();
+    if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
     const double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s);
     stats->sum.tokens += s.sum.tokens;
     stats->sum.ratio += s.sum.ratio;
@@ -425,6 +438,7 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormali
                         .advantage = r->advantage + x->at,
                         .entropy = x->entropy,
                         .sampler_logp = x->sampler_logp};
+    if (!on_policy()) rollout_dump_count(&r->dump, x, r->advantage + x->at);
     return ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
 }
 
@@ -633,6 +647,7 @@ static void refuse_unused(void) {
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
+    rollout_dump_check(&o.rollouts, options);
 }
 
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
@@ -690,6 +705,7 @@ static void close_run(Run *r, bool stopped) {
         !model_save(&r->critic.model, &r->critic.file, o.critic_output, (ModelDtype)o.t.output_dtype, NULL, NULL, &e))
         trainer_later(&r->t, &e);
     trainer_write(&r->t, stopped);
+    rollout_dump_close(&r->dump);
     critic_close(&r->critic);
     pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
@@ -743,6 +759,44 @@ static void check_gold(const Run *r) {
 /* The optimizer steps of a generation, at most. */
 static int64_t steps_of_generation(void) { return o.epochs * o.mini_batches; }
 
+/* Opens the file of --rollouts. */
+static void open_rollouts(Run *r) {
+    RolloutDump *d = &r->dump;
+    rollout_dump_open(d, &o.rollouts, &r->g);
+    d->work = &r->work;
+    d->reference = has_reference() ? &r->reference.model : NULL;
+    d->reference_work = &r->reference.work;
+    d->score = score_rollouts;
+    d->context = r;
+    d->gold = has_gold();
+    d->method = o.algo == RLOO ? "rloo" : "ppo";
+}
+
+/* Begins the counts of a generation's ratios, if a dump is due after it. */
+static void begin_rollouts(Run *r) {
+    const int64_t last = r->t.step + o.epochs * o.mini_batches;
+    const Generation *g = &r->g;
+    PolicyLossConfig c = policy_loss_config(o.algo == RLOO ? POLICY_RLOO : POLICY_GRPO);
+    c.epsilon = r->loss.cliprange;
+    c.epsilon_high = r->loss.cliprange_high;
+    c.delta = r->loss.dual_clip;
+    rollout_dump_begin(&r->dump, &c, o.algo == RLOO ? r->completion_advantage : r->advantage,
+                       o.algo == RLOO ? g->completions : g->offset[g->completions],
+                       last < r->t.steps ? last : r->t.steps);
+}
+
+/* Writes the dump of the step if it is due. */
+static void dump_rollouts(Run *r) {
+    const int32_t n = r->g.completions, size = n / (int32_t)o.mini_batches;
+    const RolloutValues values = {.advantage = o.algo == RLOO ? r->completion_advantage : NULL,
+                                  .token_advantage = o.algo == RLOO ? NULL : r->advantage,
+                                  .score = r->score,
+                                  .gold = has_gold() ? r->gold_score : NULL,
+                                  .old_logp = !on_policy(),
+                                  .ref_logp = has_reference()};
+    rollout_dump_step(&r->dump, n - size, n, &values);
+}
+
 /* Opens everything that a run needs. */
 static void open_run(Run *r) {
     Trainer *t = &r->t;
@@ -783,6 +837,7 @@ static void open_run(Run *r) {
     r->loss = loss_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
     load_counters(r);
+    open_rollouts(r);
 }
 
 /* Trains until the run is over. Returns true if a signal stopped it. */
@@ -791,10 +846,12 @@ static bool train(Run *r) {
     Generation *g = &r->g;
     trainer_schedule(t, g->steps);
     trainer_check_steps(t, o.g.epochs * (double)steps_of_generation(), "--num-prompts");
+    rollout_dump_schedule(&r->dump, t->steps);
     Evaluation before = {0}, after = {0};
     if (!t->step) {
         generation_show(g, "before");
         if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
+        rollout_dump_step(&r->dump, 0, 0, NULL);
     }
 
     bool stopped = false;
@@ -806,6 +863,7 @@ static bool train(Run *r) {
         score_old_policy(r);
         compute_rewards(r);
         compute_advantages(r);
+        begin_rollouts(r);
         const double updating = clock_seconds();
         const double loss = update(r, &stats);
         metrics_set(&t->metrics, "timing_s/update", clock_seconds() - updating);
@@ -820,10 +878,12 @@ static bool train(Run *r) {
         trainer_log(t, loss, "score %.3f%s | kl %.3f | length %.1f | %.0f tok/s", m.score, gold, m.kl,
                     (double)g->offset[g->completions] / g->completions,
                     g->offset[g->completions] / (g->gen_seconds + 1e-9));
+        dump_rollouts(r);
         generation_forget(g, 0);
         save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
     }
+    rollout_dump_say(&r->dump);
     if (!stopped) {
         generation_show(g, "after");
         if (o.g.val.count) generation_compare(g, &before, &after);
@@ -838,6 +898,7 @@ int main(int argc, char **argv) {
     const PpoConfig loss = ppo_config();
     o.t = trainer_defaults(3e-6);
     o.g = generation_defaults();
+    o.rollouts = rollout_dump_options();
     o.g.prompts = 64;
     o.g.generations = 0;
     o.g.max_completion = 53;

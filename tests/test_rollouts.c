@@ -551,6 +551,60 @@ static void test_grpo(void **state) {
     rollouts_free(&r);
 }
 
+/* train_ppo: the share of clipped tokens over all passes is the metric, advantages are per token, and there is a gold
+ * reward. */
+static void test_ppo(void **state) {
+    (void)state;
+    static const char ppo[] =
+        "./train_ppo -c $T/model.bin -i $T/tasks.shard -g 4 -p 8 -G 2 -l 1e-1 --seed 5 -x 32 --reward "
+        "random --gold-reward length=3 --kl-coef 0.1 --num-mini-batches 2 -o $T/%s -q %s";
+    sh(ppo, "plain.bin", "");
+    sh(ppo, "dumped.bin", "--metrics $T/p.jsonl --rollouts $T/p.rollouts --rollout-prompts 2 --report $T/p.html");
+    assert_same_file("plain.bin", "dumped.bin");
+    Rollouts r = read_of("p.rollouts");
+    int clips = 0, groups = 0;
+    for (size_t i = 0; i < r.count; i++) {
+        json_t *line = json_loads(r.lines[i].text, JSON_ALLOW_NUL, NULL);
+        if (r.lines[i].clip) {
+            const int n = (int)r.lines[i].step / 8 - 1; /* one line of metrics for each generation */
+            const double share = json_number_value(json_object_get(line, "share"));
+            const double logged = metric("p.jsonl", n, "policy/clipfrac_avg");
+            assert_true(fabs(share - logged) < 1e-3 * fmax(logged, 1e-9));
+            clips += logged > 0;
+        } else {
+            const json_t *sample = json_array_get(json_object_get(line, "samples"), 0);
+            assert_int_equal(json_is_array(json_object_get(sample, "advantage")), !r.lines[i].fixed);
+            assert_true(json_is_number(json_object_get(sample, "gold")) &&
+                        json_is_number(json_object_get(sample, "kl")));
+            groups++;
+        }
+        json_decref(line);
+    }
+    assert_true(clips >= 1);
+    assert_int_equal(groups, 2 + 4 * 4); /* steps 0, 8, 16, 24 and 32 */
+    rollouts_free(&r);
+}
+
+/* train_dpo --online: the policy's pairs, with its log-probabilities after the step. */
+static void test_dpo(void **state) {
+    (void)state;
+    static const char dpo[] = "./train_dpo --online -c $T/model.bin -i $T/prompts.shard -l 1e-2 --seed 5 -x 3 --reward "
+                              "length=3 --max-completion-length 6 --per-device-train-batch-size 4 -o $T/%s -q %s";
+    sh(dpo, "plain.bin", "");
+    sh(dpo, "dumped.bin", "--rollouts $T/d.rollouts --rollout-steps all --rollout-samples 3 --rollout-prompts 2");
+    assert_same_file("plain.bin", "dumped.bin");
+    Rollouts r = read_of("d.rollouts");
+    assert_int_equal(r.count, 2 + 3 * 4);
+    for (size_t i = 0; i < r.count; i++) {
+        json_t *line = json_loads(r.lines[i].text, JSON_ALLOW_NUL, NULL);
+        assert_int_equal(json_array_size(json_object_get(line, "samples")), r.lines[i].fixed ? 3 : 2);
+        json_decref(line);
+    }
+    rollouts_free(&r);
+    refused(2, "./train_dpo -c $T/model.bin -i $T/prefs.shard -x 1 -o $T/x.bin --rollouts $T/x.jsonl",
+            "used only with --online");
+}
+
 static void test_grpo_resume(void **state) {
     (void)state;
     sh(GRPO "-l 1e-2 -x 6 -o $T/whole.bin --rollouts $T/whole.jsonl --rollout-steps all");
@@ -593,11 +647,13 @@ static void test_show(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_texts),       cmocka_unit_test(test_resume),         cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_shorten),        cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_histogram),   cmocka_unit_test(test_histogram_rows), cmocka_unit_test(test_grpo),
-        cmocka_unit_test(test_grpo_resume), cmocka_unit_test(test_show),           cmocka_unit_test(test_page_hostile),
-        cmocka_unit_test(test_page_size),   cmocka_unit_test(test_script)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),     cmocka_unit_test(test_resume),
+                                       cmocka_unit_test(test_cut),       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_shorten),   cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_histogram), cmocka_unit_test(test_histogram_rows),
+                                       cmocka_unit_test(test_grpo),      cmocka_unit_test(test_grpo_resume),
+                                       cmocka_unit_test(test_ppo),       cmocka_unit_test(test_dpo),
+                                       cmocka_unit_test(test_show),      cmocka_unit_test(test_page_hostile),
+                                       cmocka_unit_test(test_page_size), cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

@@ -19,7 +19,7 @@
 #include "history.h"        /* history_number, History */
 #include "html.h"           /* html_text, html_bytes */
 #include "report_samples.h" /* report_class */
-#include "rollouts.h"       /* Rollouts, rollout_number, RolloutLine, rollout_shorten */
+#include "rollouts.h"       /* Rollouts, rollout_number, RolloutLine, rollout_shorten, ... */
 #include "style.h"          /* keep: rollouts_js, plot_js */
 
 /* Limits of the data, in bytes of JSON. */
@@ -118,16 +118,15 @@ static inline json_t *rollouts_page_groups(const Rollouts *r, size_t *most, size
 
 /* ---- the film ---- */
 
-/* Mean over the tokens that were drawn of a list of numbers, or of the difference of two; NaN without one. */
-static inline double rollouts_token_mean(const json_t *a, const json_t *b, bool sum) {
+/* The mean of a list's numbers; NaN without one. */
+static inline double rollouts_mean(const json_t *list) {
     double total = 0, n = 0;
-    for (size_t i = 0; i < json_array_size(a); i++) {
-        const json_t *x = json_array_get(a, i), *y = b ? json_array_get(b, i) : NULL;
-        if (!json_is_number(x) || (b && !json_is_number(y))) continue;
-        total += json_number_value(x) - (b ? json_number_value(y) : 0);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        if (!json_is_number(json_array_get(list, i))) continue;
+        total += json_number_value(json_array_get(list, i));
         n++;
     }
-    return n > 0 ? sum ? total : total / n : NAN;
+    return n > 0 ? total / n : NAN;
 }
 
 /* A frame: a fixed prompt at one step, with the values of its completions and the texts of the first `texts` ones, each
@@ -140,17 +139,16 @@ static inline json_t *rollouts_frame(const json_t *group, size_t texts, size_t b
     for (size_t i = 0; i < sizeof copied / sizeof *copied; i++)
         if (json_object_get(group, copied[i])) json_object_set(frame, copied[i], json_object_get(group, copied[i]));
     for (size_t k = 0; k < json_array_size(samples); k++) {
-        const json_t *s = json_array_get(samples, k), *words = json_object_get(s, "text"),
-                     *ref = json_object_get(s, "ref_logp");
+        const json_t *s = json_array_get(samples, k), *words = json_object_get(s, "text");
         if (k < texts) {
             json_array_append_new(text, rollout_text(words, bytes));
         }
         json_array_append_new(reward, rollout_number(history_number(json_object_get(s, "reward"))));
         json_array_append_new(gold, rollout_number(history_number(json_object_get(s, "gold"))));
-        json_array_append_new(kl,
-                              rollout_number(ref ? rollouts_token_mean(json_object_get(s, "logp"), ref, true) : NAN));
-        json_array_append_new(length, json_integer((json_int_t)json_array_size(json_object_get(s, "tokens"))));
-        json_array_append_new(entropy, rollout_number(rollouts_token_mean(json_object_get(s, "entropy"), NULL, false)));
+        json_array_append_new(kl, rollout_number(history_number(json_object_get(s, "kl"))));
+        const json_int_t more = json_integer_value(json_object_get(s, "more_tokens"));
+        json_array_append_new(length, json_integer(more + (json_int_t)json_array_size(json_object_get(s, "tokens"))));
+        json_array_append_new(entropy, rollout_number(rollouts_mean(json_object_get(s, "entropy"))));
     }
     json_object_set_new(frame, "text", text);
     json_object_set_new(frame, "reward", reward);

@@ -4,7 +4,7 @@
  *     {"step":40,"kind":"fixed","prompt_id":17,"prompt":"...","answer":"...","samples":[
  *       {"id":"17.3","text":"...","tokens":["2"," 3"],"drawn":[2],"logp":[-0.1,-0.2],"old_logp":[...],
  *        "sampler_logp":[...],"ref_logp":[...],"entropy":[...],"advantage":0.93,"rewards":{"verify":1,"format":0.1},
- *        "reward":1.1,"gold":null,"right":true,"finished":true,"stop":"completed","turns":1}]}
+ *        "reward":1.1,"gold":null,"kl":0.3,"right":true,"finished":true,"stop":"completed","turns":1}]}
  *     {"record":"clip","step":40,"unit":"token","loss":"grpo","epsilon":0.2,"epsilon_high":0.2,"edges":[...],
  *      "sizes":[...],"counts":[[...]],"zero":[...],"share":0.02,"tokens":[...]}
  *
@@ -12,7 +12,7 @@
  * of the steps, "trained" for groups that the step was trained on. tokens, and the arrays beside it, have one entry for
  * each token of the completion; a character of several tokens is in the last of them. drawn: the lengths of runs of
  * tokens, drawn ones first, then observed ones (results of tools), and so on. advantage: a number, or one for each
- * token. What a trainer does not have is left out or null. Numbers have four significant digits.
+ * token. kl: the sum of logp - ref_logp over the drawn tokens, in nats. What a trainer does not have is left out or null. Numbers have four significant digits.
  *
  * A file whose name ends in .zst is compressed, one frame for each line. Resuming drops the lines after the state's step
  * and a line that is cut off. The file names its run: a run is not continued in the file of another. If a line cannot be
@@ -440,7 +440,8 @@ static inline void rollouts_add(RolloutLog *l, json_t *record) {
         l->groups++;
         l->bytes += (double)strlen(text);
         if (strlen(text) > 40 * l->kept_tokens) {
-            rollout_shorten(record, 32, l->kept_tokens);
+            const size_t samples = json_array_size(json_object_get(record, "samples"));
+            rollout_shorten(record, 256, samples > 32 ? 32 * l->kept_tokens / samples + 1 : l->kept_tokens);
             free(text);
             text = (char *)checked_object(json_dumps(record, JSON_COMPACT | JSON_REAL_PRECISION(4)), "a JSON text");
         }

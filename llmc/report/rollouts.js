@@ -644,7 +644,9 @@ if (typeof document !== 'undefined') (function () {
                 kind.get() === 'dppo' ? ' dppo drops a gradient by the difference of probabilities, which the histogram has not.' : ''));
             var tokens = c.tokens || [];
             if (tokens.length)
-                out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], tokens.map(function (t) {
+                out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], tokens.slice().sort(function (s, t) {
+                    return Math.abs(t.log_ratio) - Math.abs(s.log_ratio);
+                }).slice(0, 12).map(function (t) {
                     var gone = (t.advantage > 0 && t.log_ratio > to) || (t.advantage < 0 && t.log_ratio < from);
                     return [el('span', {class: 'mono'}, short(t.before, 24), el('b', {}, R.visible(t.text))),
                         number(Math.exp(t.log_ratio)), number(t.advantage), gone ? '\u2717 removed' : '\u2713 kept'];

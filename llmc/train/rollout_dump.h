@@ -106,6 +106,7 @@ struct RolloutDump {
     ClipHistogram *clip; /* of the current optimizer step; NULL: it is not dumped */
     ClipHistogram histogram;
     PolicyLossConfig loss; /* of the histogram */
+    const char *method;    /* its name in the file; NULL: that of loss.loss */
     GenerationOptions fixed_options;
     Generation fixed; /* completions of the fixed prompts */
     float *fixed_score, *fixed_gold;
@@ -269,6 +270,11 @@ static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_
     json_object_set_new(o, "rewards", rollout_dump_rewards(g, s));
     json_object_set_new(o, "reward", rollout_number((double)(x->score ? x->score[i] : s->reward)));
     json_object_set_new(o, "gold", rollout_number(x->gold ? (double)x->gold[i] : NAN));
+    if (x->ref_logp) {
+        double kl = 0;
+        for (int32_t t = at; t < at + n; t++) kl += (double)g->logp[t] - g->ref_logp[t];
+        json_object_set_new(o, "kl", rollout_number(kl));
+    }
     json_object_set_new(o, "right", isnan(right) ? json_null() : json_boolean(right > 0.5));
     json_object_set_new(o, "finished", json_boolean(c->finished));
     json_object_set_new(o, "stop", json_string(c->finished ? "completed" : "max_tokens"));
@@ -420,6 +426,13 @@ static inline void rollout_dump_begin(RolloutDump *d, const PolicyLossConfig *c,
     d->clip = &d->histogram;
 }
 
+/* Counts the tokens of completions [first, end) that count, with an advantage for each token. */
+static inline void rollout_dump_count(RolloutDump *d, const GenerationSlice *x, const float *advantage) {
+    for (int32_t i = 0; d->clip && i < x->count; i++)
+        for (int32_t t = x->offset[i]; x->counts[i] && t < x->offset[i + 1]; t++)
+            clip_histogram_add(d->clip, (double)x->logp[t] - x->old_logp[t], (double)advantage[t]);
+}
+
 /* A token of completion i as an object: its ratio, advantage and text, and the text before it. */
 static inline json_t *rollout_dump_token(const Generation *g, int32_t i, int32_t t, const RolloutValues *x) {
     const Completion *c = &g->scored[i].completion;
@@ -485,7 +498,7 @@ static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end,
     json_object_set_new(o, "record", json_string("clip"));
     json_object_set_new(o, "step", json_integer(t->step));
     json_object_set_new(o, "unit", json_string(by_sequence ? "completion" : "token"));
-    json_object_set_new(o, "loss", json_string(losses[d->loss.loss]));
+    json_object_set_new(o, "loss", json_string(d->method ? d->method : losses[d->loss.loss]));
     json_object_set_new(o, "epsilon", rollout_number(d->loss.epsilon));
     json_object_set_new(o, "epsilon_high", rollout_number(d->loss.epsilon_high));
     json_object_set_new(o, "delta", rollout_number(d->loss.delta));
