@@ -33,14 +33,15 @@
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
 #include "llmc/report/metrics.h"        /* metrics_set, metrics_phase, metrics_line, Metrics, ... */
-#include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RunPhase, RUN_SAMPLES */
+#include "llmc/report/run_facts.h"      /* RunPhase, RUN_EVALUATION, RUN_SAMPLES, RUN_SAMPLING */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/run_folder.h"      /* run_folder_path */
+#include "llmc/train/sampled_answers.h" /* SampledAnswers, answers_record, ANSWERS_OF_DATA, ANSWERS_OF_STUDENT, ... */
 #include "llmc/train/teacher.h"         /* TeacherStats, teacher_metrics, TEACHER_OPTIONS, Teacher, ... */
-#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_announce, trainer_begin_step, ... */
+#include "llmc/train/trainer.h"         /* Trainer, TrainerPause, state_int, trainer_announce, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
@@ -48,6 +49,7 @@ static struct {
     OptionList inputs, vals;
     MixingOptions mix;
     TeacherOptions teacher;
+    AnswerOptions answers;
     const char *best, *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune, distill_weight;
@@ -80,6 +82,7 @@ static const Option options[] = {
     TEACHER_OPTIONS(o.teacher),
     OPTION_REAL  ("distill-weight",       0, &o.distill_weight,  1e-9, 1,
                   "weight w of the divergence in the loss; that of --loss-type has 1 - w"),
+    ANSWER_OPTIONS(o.answers),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
@@ -131,14 +134,18 @@ static int64_t steps_of_run(Mix *m, const Shard *s, int64_t records, int64_t *sc
     return steps;
 }
 
+static int32_t count_targets(const Record *r) {
+    int32_t targets = 0;
+    for (int32_t k = 1; k < r->count; k++) targets += !o.completion_only || r->mask[k];
+    return targets;
+}
+
 /* Reads record i, truncated to --max-length. Returns its number of targets. */
 static int32_t read_record(const Shard *s, int64_t i, Record *r) {
     Error e;
     if (!shard_record(s, i, r, &e)) die("%s", e.text);
     if (r->count > o.max_length) r->count = (int32_t)o.max_length;
-    int32_t targets = 0;
-    for (int32_t k = 1; k < r->count; k++) targets += !o.completion_only || r->mask[k];
-    return targets;
+    return count_targets(r);
 }
 
 /* Opens the files of --input or --val. */
@@ -251,6 +258,7 @@ typedef struct Run {
     MicroPlan plan;
     Rollout engine;                /* for --sample-steps */
     Teacher teacher;               /* with --teacher */
+    SampledAnswers answers;        /* with --on-policy-share or --seq-kd */
     Record record;                 /* the one that was read last */
     float *logp, *entropy, *dlogp; /* (targets of a micro-batch) */
     int32_t *argmax;               /* (targets of a micro-batch) */
@@ -307,7 +315,7 @@ static void check_teacher(Run *r) {
 /* micro_batch() with a teacher. Returns the batch's part of the loss. */
 static double taught_batch(Run *r, bool train, double N, const ModelOutput *out, TeacherStats *stats) {
     const Batch *b = &r->batch;
-    const double w = o.distill_weight;
+    const double w = train && r->answers.source == ANSWERS_OF_STUDENT ? 1 : o.distill_weight;
     teacher_weigh(&r->teacher, 0, b->targets, w / N);
     for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)((w - 1) / N);
     if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, 1.0f, w < 1 ? r->dlogp : NULL, out);
@@ -350,14 +358,37 @@ static void micro_batch(Run *r, bool train, double N, Stats *stats) {
     stats->targets += b->targets;
 }
 
+/* Record i, at a place in the step: with a drawn answer, or as in the data. Returns its number of targets. */
+static int32_t step_record(Run *r, const Shard *s, int64_t i, int64_t place, const Record **record) {
+    *record = answers_record(&r->answers, place);
+    if (*record) return count_targets(*record);
+    *record = &r->record;
+    return read_record(s, i, &r->record);
+}
+
+/* Draws the answers of a step, if it has others than those of the data. */
+static void draw_answers(Run *r, const Shard *s, const int64_t *records, int64_t n) {
+    SampledAnswers *a = &r->answers;
+    answers_begin(a, n);
+    if (!a->source) return;
+    for (int64_t i = 0; i < n; i++) {
+        read_record(s, records[i], &r->record);
+        answers_prompt(a, i, &r->record, (int32_t)o.max_length);
+    }
+    const RunPhase phase = metrics_phase(&r->t.metrics, RUN_SAMPLING);
+    answers_draw(a, (int32_t)o.max_length);
+    metrics_phase(&r->t.metrics, phase);
+}
+
 /* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of
  * targets of all records. */
 static double plan_records(Run *r, const Shard *s, const int64_t *records, int64_t n) {
     double N = 0;
     int32_t own = 0;
     for (int64_t i = 0; i < n; i++) {
-        r->targets[i] = read_record(s, records[i], &r->record);
-        r->cost[i] = r->targets[i] ? r->record.count : 0;
+        const Record *record;
+        r->targets[i] = step_record(r, s, records[i], i, &record);
+        r->cost[i] = r->targets[i] ? record->count : 0;
         N += r->targets[i];
     }
     dist_share(r->cost, n, r->t.dist.ranks, r->owner);
@@ -375,14 +406,17 @@ static void pack_records(Run *r, const Shard *s, int32_t first, int32_t end) {
     batch_clear(&r->batch);
     r->first = first;
     for (int32_t i = first; i < end; i++) {
-        read_record(s, r->own[i], &r->record);
-        batch_sequence(&r->batch, r->record.tokens, o.completion_only ? r->record.mask : NULL, r->record.count);
+        const Record *record;
+        step_record(r, s, r->own[i], r->place[i], &record);
+        batch_sequence(&r->batch, record->tokens, o.completion_only ? record->mask : NULL, record->count);
     }
 }
 
 /* Runs the records, each on one of the ranks. Returns the loss and the totals over all ranks. */
 static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t n, bool train) {
     Stats stats = {0};
+    if (train) draw_answers(r, s, records, n);
+    else r->answers.source = ANSWERS_OF_DATA;
     const double N = plan_records(r, s, records, n);
     const MicroPlan *plan = &r->plan;
     if (train) dist_grads_begin(&r->t.grads, plan->micros);
@@ -491,8 +525,10 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
               new_max = (int)o.sample_tokens;
     const size_t sampling = rollout_bytes(&t->model.config, t->backend, slots, longest, new_max), n = (size_t)records;
     trainer_announce(t, options, rows, o.sample_steps ? slots : 0,
-                     (o.sample_steps ? sampling : 0) + teacher_bytes(&r->teacher, rows));
+                     (o.sample_steps ? sampling : 0) + teacher_bytes(&r->teacher, rows) +
+                         answers_bytes(t, &o.answers, &r->teacher, longest));
     teacher_begin(&r->teacher, rows);
+    answers_open(&r->answers, t, &o.answers, &r->teacher, longest);
     r->batch = batch_new(rows, rows, rows);
     trainer_workspace(t, &r->work, rows);
     if (o.sample_steps && !rollout_new(&r->engine, &t->model, slots, longest, new_max, &e)) die("%s", e.text);
@@ -520,6 +556,7 @@ static void close_run(Run *r, bool stopped) {
     free(r->cost), free(r->targets), free(r->owner), free(r->own), free(r->records);
     mix_free(&r->mixture);
     trainer_write(&r->t, stopped);
+    answers_close(&r->answers);
     teacher_close(&r->teacher);
     trainer_close(&r->t, stopped);
 }
@@ -558,7 +595,10 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         const int64_t n = next_records(&r->mixture, data, r->left, r->records, most);
         r->left -= n;
         const Stats stats = run_records(r, data, r->records, n, true);
-        for (int64_t i = 0; i < n; i++) t->tokens += record_length(data, r->records[i]);
+        for (int64_t i = 0; i < n; i++) {
+            const Record *drawn = answers_record(&r->answers, i);
+            t->tokens += drawn ? drawn->count : record_length(data, r->records[i]);
+        }
         t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
         teacher_guard(&r->teacher, &stats.teacher);
@@ -570,6 +610,9 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
         if (o.teacher.path) teacher_metrics(&t->metrics, "", &stats.teacher);
+        if (o.answers.share > 0)
+            metrics_set(&t->metrics, "distill/on_policy_share",
+                        (double)state_int(t->state, "on_policy_steps") / (double)t->step);
         const bool last = t->step == t->steps;
         if (o.vals.count && (last || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
@@ -606,6 +649,7 @@ static void check_options(void) {
     };
     trainer_check_options(&o.t, options, &o.epochs, false);
     teacher_check(&o.teacher, options);
+    answer_check(&o.answers, options, o.teacher.path != NULL);
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
     if (o.t.output_dir && o.vals.count && !o.best) o.best = run_folder_path(o.t.output_dir, "best.safetensors");
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -622,6 +666,7 @@ int main(int argc, char **argv) {
     o.mix = mixing_defaults();
     o.teacher = teacher_options(TOKEN_FORWARD_KL);
     o.distill_weight = 1;
+    o.answers = answer_options();
     o.completion_only = true;
     o.eval_steps = 100;
     o.eval_on_start = true;
@@ -650,8 +695,10 @@ int main(int argc, char **argv) {
     if (o.vals.count) check_data(&val, -1);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     const int64_t steps = open_mixture(r, &data, &files, most);
-    const int32_t longest = data.longest > val.longest ? data.longest : val.longest;
-    teacher_open(&r->teacher, t, &o.teacher, longest < o.max_length ? longest : (int32_t)o.max_length);
+    const int64_t drawn = answers_on(&o.answers) ? data.longest + o.answers.max_new : data.longest;
+    const int64_t most_tokens = drawn > val.longest ? drawn : val.longest;
+    const int32_t longest = most_tokens < o.max_length ? (int32_t)most_tokens : (int32_t)o.max_length;
+    teacher_open(&r->teacher, t, &o.teacher, longest);
     open_work(r, longest, most > val.count ? most : val.count);
     close_run(r, train(r, &data, &val, steps, most));
     inputs_close(&files), inputs_close(&held);

@@ -168,6 +168,36 @@ static void runs_resume(void **state) {
     refused(1, DISTILL "-x 6 -o $T/kept --resume $T/run.state --divergence jsd", "--distill-temperature 2 (here 1)");
 }
 
+/* GKD's mix: with share 0 the run is that without it, with share 1 every step is the student's own, and between them the
+ * share is that of a coin of the seed and the step. Resumed runs draw the same answers. */
+static void answers_are_mixed(void **state) {
+    (void)state;
+    sh(DISTILL "-x 4 -o $T/plain.bin");
+    sh(DISTILL "-x 4 --on-policy-share 0 -o $T/s.bin");
+    assert_true(weights_gap("plain.bin", "s.bin") == 0);
+#define MIX DISTILL "--divergence jsd --max-new-tokens 8 "
+    sh(MIX "-x 40 --on-policy-share 1 -o $T/s.bin --metrics $T/m.jsonl");
+    assert_true(metric("m.jsonl", 39, "distill/on_policy_share") == 1);
+    assert_true(metric_mean("m.jsonl", 35, 40, "distill/divergence") <
+                0.7 * metric("m.jsonl", 0, "distill/divergence"));
+    /* the tokens are the student's own: their negative log-likelihood is close to its entropy, and far above it on data */
+    const double first = metric("m.jsonl", 0, "distill/nll");
+    assert_near(first, metric("m.jsonl", 0, "entropy"), 0.15 * first);
+    sh(MIX "-x 40 --on-policy-share 0.5 -o $T/s.bin --metrics $T/m.jsonl");
+    const double share = metric("m.jsonl", 39, "distill/on_policy_share");
+    assert_true(share > 0.25 && share < 0.75); /* 3 standard deviations of 40 draws */
+    sh(MIX "-x 40 --seq-kd -o $T/s.bin --metrics $T/m.jsonl");
+    const double teacher = -metric_mean("m.jsonl", 0, 40, "teacher/logp");
+    assert_near(teacher, metric_mean("m.jsonl", 0, 40, "teacher/entropy"),
+                0.1 * teacher); /* the teacher's own tokens */
+    sh(MIX "-x 8 --on-policy-share 0.5 --seq-kd -o $T/whole.bin --state $T/run.state --save-steps 5");
+    sh(MIX "-x 8 --on-policy-share 0.5 --seq-kd -o $T/parts.bin --resume $T/run.state");
+    assert_same_file("whole.bin", "parts.bin");
+    refused(2, STUDENT "-o $T/kept --on-policy-share 0.5", "used only with --teacher");
+    refused(2, DISTILL "-o $T/kept --max-new-tokens 5", "used only with --on-policy-share and --seq-kd");
+    refused(2, DISTILL "-o $T/kept --on-policy-share 1 --seq-kd", "leaves no steps to the teacher");
+}
+
 /* Adapters are trained against a teacher as all weights are. */
 static void adapters(void **state) {
     (void)state;
@@ -449,6 +479,7 @@ int main(void) {
         cmocka_unit_test(student_approaches_teacher),
         cmocka_unit_test(losses_are_mixed),
         cmocka_unit_test(runs_resume),
+        cmocka_unit_test(answers_are_mixed),
         cmocka_unit_test(adapters),
         cmocka_unit_test(advantages_of_tokens),
         cmocka_unit_test(token_advantages_add),
