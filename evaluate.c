@@ -6,6 +6,7 @@
  *     ./evaluate -c grpo.bin -i tasks.shard --num-samples 16 --reward verify:1,format=hash:0.1    also best@k by these
  *     ./evaluate -c sft.bin -i tasks.shard --num-samples 16 --reward-model rm.bin    best@k, weighted majority
  *     ./evaluate -c sft.bin -i val.shard --reference base.bin          exact KL between two models, token by token
+ *     ./evaluate -i tasks.shard --audit-tests                          prompts of the task code with tests that prove nothing
  *     ./evaluate -i held_out.shard --reward-model rm.bin               a reward model's accuracy, margin, calibration
  *
  * A table is printed to standard error, and one JSON object with sorted keys and full precision to standard output;
@@ -31,10 +32,11 @@
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_any */
 #include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
 #include "llmc/base/json_text.h"           /* json_dump_short */
-#include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
+#include "llmc/base/text.h"                /* TextBuffer, text_string, text_clear, text_free, ... */
 #include "llmc/device.h"                   /* DeviceKind, DTYPE_AUTO, backend_open, device_dtype */
 #include "llmc/model/backend.h"            /* Backend, Device, Dtype */
 #include "llmc/model/batch.h"              /* Batch */
@@ -47,23 +49,28 @@
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
+#include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
+#include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, EvaluationSample, wilson_interval, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, json_line, INFERENCE_MODEL_OPTIONS, Inference, ... */
-#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_length, prompts_tokens, ... */
+#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
+#include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, rollout_free, ... */
+#include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
 static struct {
     InferenceOptions m;
     SamplingOptions s;
+    CodeOptions code;
     const char *input, *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
-    bool completion_only;
+    bool completion_only, audit;
     int aggregation;
 } o;
 
@@ -92,6 +99,8 @@ static const Option options[] = {
                 "reward program: reads one JSON line per completion, prints one number per line"),
     OPTION_REAL("reward-timeout",       0, &o.reward_timeout, 0.01, 1e6,
                 "seconds that --reward-cmd may take for the samples of one prompt"),
+    OPTION_FLAG("audit-tests",          0, &o.audit,
+                "without a model, list the prompts of the task code whose tests an empty program passes"),
     OPTION_GROUP("Reward models"),
     OPTION_TEXT  ("reward-model",       0, &o.reward_model,   "FILE",
                   "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
@@ -105,6 +114,7 @@ static const Option options[] = {
     OPTION_GROUP("Output"),
     OPTION_TEXT("completions",          0, &o.completions,    "FILE",
                 "write all completions to this file as JSON lines; .zst is compressed"),
+    CODE_OPTIONS(o.code),
     OPTION_END
     // clang-format on
 };
@@ -452,8 +462,9 @@ typedef struct Tasks {
     RewardModel judge;
     const Sampling *how;
     bool rewarded; /* by rewards or by the judge */
-    Writer out;    /* --completions */
-    Work *work;    /* --reference */
+    CodeJudge code;
+    Writer out; /* --completions */
+    Work *work; /* --reference */
     Loss *loss;
     Error error; /* error of the first line that could not be written; see failed */
     bool failed;
@@ -621,6 +632,26 @@ static void check_reward_model(const RewardModel *r, const FitSide *other, int32
     if (note.text[0]) warn("%s", note.text);
 }
 
+/* Opens the sandbox if completions are programs, and reads their tests. */
+static void open_code(Tasks *t) {
+    Error e;
+    PromptsCode c;
+    const bool verifies = prompts_run(&t->prompts, NULL), scores = prompts_run(&t->prompts, &t->rewards);
+    const OptionUse use[] = {CODE_USES(o.code, verifies || scores, "used only for prompts of the task code")};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (!verifies && !scores) return;
+    if (!code_judge_open(&t->code, &o.code, &e) ||
+        !prompts_read_code(&t->prompts, scores ? &t->rewards : NULL, &t->code, &c, &e))
+        die("%s", e.text);
+    t->all.code = t->rewards.code = &t->code;
+    fprintf(stderr, "%lld prompts with %lld tests, %.1f %% of them weak; sandbox %s\n", (long long)c.prompts,
+            (long long)c.tests, c.tests ? 100.0 * (double)c.weak / (double)c.tests : 0, sandbox_name(&t->code.sandbox));
+    if (c.unusable)
+        warn("%s: completions of %lld of %lld prompts cannot be scored: %s", t->prompts.shard.name,
+             (long long)c.unusable, (long long)c.prompts, c.why);
+    prompts_code_free(&c);
+}
+
 static void open_tasks(Tasks *t, const Shard *s) {
     Error e;
     const int32_t limit = model.model.config.context - 1;
@@ -640,6 +671,7 @@ static void open_tasks(Tasks *t, const Shard *s) {
     } else if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
                                             (int32_t)o.s.max_new, &e))
         usage_error("%s", e.text);
+    open_code(t);
     int64_t scorable;
     if (t->rewards.count && !prompts_scorable(&t->prompts, &t->rewards, &scorable, &e)) die("--reward: %s", e.text);
     if (rewards_models(&t->rewards)) usage_error("--reward model: give the reward model as --reward-model");
@@ -730,8 +762,83 @@ static void evaluate_prompts(const Shard *s) {
             (double)engine.tokens / seconds);
     if (o.reward_model) reward_model_close(&t.judge);
     else if (t.rewarded) rewards_close(&t.rewards);
+    code_judge_close(&t.code);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller owns it */
+    prompts_close(&t.prompts);
+}
+
+/* ---- audit of tests ------------------------------------------------------------------------------------------------- */
+
+/* Programs that solve nothing. */
+typedef enum { NULL_PASS, NULL_RETURN, NULL_EXIT, NULL_COUNT } NullProgram;
+
+static const char *const null_names[NULL_COUNT] = {"pass", "return None", "exit(0)"};
+
+/* Appends the name of the function that a test calls first, or "" if it calls none. */
+static void called_name(const json_t *test, TextBuffer *name) {
+    const char *text = json_string_value(json_object_get(test, "call"));
+    text_clear(name);
+    if (!text) text = json_string_value(json_object_get(test, "eval"));
+    if (text) text_append(name, text, strspn(text, "_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"));
+}
+
+/* A program that solves nothing, for a record's tests; "return None" is one for each function that they call. */
+static void null_program(const CodeRow *r, NullProgram which, TextBuffer *program) {
+    TextBuffer name = {0}, line = {0};
+    text_clear(program);
+    if (r->c) text_string(program, "int main(void) { return 0; }");
+    else if (which != NULL_RETURN) text_string(program, null_names[which]);
+    for (size_t i = 0; !r->c && which == NULL_RETURN && i <= json_array_size(r->tests); i++) {
+        called_name(json_array_get(r->tests, i), &name);
+        if (i == json_array_size(r->tests) && r->entry) text_string(&name, r->entry);
+        text_clear(&line);
+        if (name.length) text_format(&line, "def %s(*args, **kwargs):\n    return None\n", name.text);
+        if (line.length && !(program->length && strstr(program->text, line.text))) text_string(program, line.text);
+    }
+    text_free(&name), text_free(&line);
+}
+
+/* Lists the prompts whose tests a program that solves nothing passes. */
+static void audit_tests(const Shard *s) {
+    Error e;
+    Tasks t = {.prompts = {.shard = *s}};
+    if (!prompts_read(&t.prompts, INT32_MAX, &e)) die("%s", e.text);
+    if (!prompts_run(&t.prompts, NULL)) die("%s: no prompt has the task code", s->name);
+    open_code(&t);
+    json_t *rows = json_array();
+    int64_t count = 0;
+    TextBuffer program = {0};
+    for (int64_t i = 0; i < t.prompts.count && !program_stopping(); i++) {
+        if (!prompts_runs(&t.prompts, NULL, i)) continue;
+        json_t *passing = json_array();
+        count++;
+        for (int k = 0; k < NULL_COUNT; k++) {
+            RewardInput in = prompts_empty(&t.prompts, i);
+            CodeVerdict verdict;
+            const CodeRow *r = code_judge_row(&t.code, &in, &e);
+            if (!r) die("%s", e.text);
+            null_program(r, (NullProgram)k, &program);
+            in.completion = program.text;
+            if (!program.length) continue;
+            if (!code_judge_score(&t.code, &in, 1, true, &verdict, &e)) die("%s", e.text);
+            if (code_reward(&verdict, CODE_REWARD_ALL, 0) == 1)
+                json_array_append_new(passing, json_string(null_names[k]));
+        }
+        if (json_array_size(passing)) {
+            json_array_append_new(rows, json_pack("{s:I,s:O}", "index", (json_int_t)i, "completions", passing));
+            fprintf(stderr, "record %lld: its tests pass with '%s': %.60s\n", (long long)i,
+                    json_string_value(json_array_get(passing, 0)), t.prompts.what[i].text);
+        }
+        json_decref(passing);
+    }
+    text_free(&program);
+    fprintf(stderr, "%zu of %lld prompts have tests that a program which solves nothing passes\n",
+            json_array_size(rows), (long long)count);
+    set_count(result, "prompts", count);
+    json_object_set_new(result, "audit", rows);
+    code_judge_close(&t.code);
+    t.prompts.shard = (Shard){0};
     prompts_close(&t.prompts);
 }
 
@@ -837,7 +944,10 @@ static void check_usage(void) {
     const char *const files[] = {o.m.checkpoint, o.input, o.reward_model};
     int pipes = 0;
     for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
-    if (!o.m.checkpoint && !o.reward_model) usage_error("-c/--checkpoint is required (or --reward-model)");
+    if (!o.m.checkpoint && !o.reward_model && !o.audit)
+        usage_error("-c/--checkpoint is required (or --reward-model, or --audit-tests)");
+    if (o.audit && (o.m.checkpoint || o.reward_model))
+        usage_error("--audit-tests: needs no model; leave -c and --reward-model out");
     if (!o.input) usage_error("-i/--input is required");
     if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
     if (o.completions && !strcmp(o.completions, "-"))
@@ -870,6 +980,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
         {&o.completions, prompts, only_prompts},
+        CODE_USES(o.code, prompts, only_prompts),
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -883,7 +994,8 @@ static void check_kind(const Shard *s, const char *kind, bool scored) {
             kind);
     if (scored && o.m.checkpoint)
         usage_error("-c/--checkpoint: a shard of kind %s is scored by --reward-model only; leave -c out", kind);
-    if (!scored && !o.m.checkpoint) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
+    if (o.audit && s->kind != RECORD_PROMPT) usage_error("--audit-tests: reads a prompt shard, not %s", kind);
+    if (!scored && !o.m.checkpoint && !o.audit) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
     refuse_unused(!scored && s->kind == RECORD_CHAT, !scored && s->kind == RECORD_PROMPT, scored);
     if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
         usage_error("--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
@@ -897,6 +1009,7 @@ int main(int argc, char **argv) {
     o.micro_tokens = 4096;
     o.completion_only = true;
     o.reward_timeout = 60;
+    o.code = code_defaults();
     options_parse_all(options, &about, argc, argv);
     check_usage();
     program_start();
@@ -913,12 +1026,13 @@ int main(int argc, char **argv) {
     const char *kind = records ? record_kind_name(shard.kind) : "tokens";
     const bool scored = records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT;
     check_kind(&shard, kind, scored);
-    if (!scored) inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
+    if (!scored && !o.audit) inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
     result = json_object();
-    if (!scored) json_object_set_new(result, "model", json_string(model.name));
+    if (!scored && !o.audit) json_object_set_new(result, "model", json_string(model.name));
     json_object_set_new(result, "data", json_string(file.name));
     json_object_set_new(result, "kind", json_string(kind));
     if (scored) evaluate_reward_model(&shard);
+    else if (o.audit) audit_tests(&shard);
     else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
     else evaluate_loss(&file, records ? &shard : NULL);
 
@@ -928,6 +1042,6 @@ int main(int argc, char **argv) {
     json_decref(result);
     if (records) shard_close(&shard);
     data_file_close(&file);
-    if (!scored) inference_close(&model);
+    if (!scored && !o.audit) inference_close(&model);
     return 0;
 }

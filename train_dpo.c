@@ -40,6 +40,7 @@
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_phase, metrics_set, Metrics, metrics_final, ... */
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
+#include "llmc/reward/code_judge.h"          /* CODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
@@ -105,6 +106,7 @@ static const Option options[] = {
                "--online: evaluate on the first N held-out prompts only (default: all)"),
     OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
+    CODE_OPTIONS(o.g.code),
     OPTION_END
     // clang-format on
 };

@@ -820,6 +820,7 @@ static void open_run(Run *r) {
     }
     generation_check_evaluation(g);
     check_gold(r);
+    generation_open_code(g, &r->gold_reward);
     if (o.gold) generation_open_reward_model(g, &r->gold, "gold", o.gold);
     if (o.critic) critic_open(&r->critic, t, o.critic, generation_longest(g), g->rows, o.critic_rate);
     if (o.critic_output && !model_check_output(&r->critic.model.config, &r->critic.file, o.critic_output,

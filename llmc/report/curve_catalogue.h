@@ -111,6 +111,8 @@ static const CurveInfo curve_catalogue[] = {
     {"critic/*", CURVES_REWARD, NULL, "A statistic of the critic.", "value", S},
     {"objective/*score*", CURVES_REWARD, NULL, "A mean over a batch of completions.", "reward", S},
     {"objective/*reward*", CURVES_REWARD, NULL, "A mean over a batch of completions.", "reward", S},
+    {"code/seconds_*", CURVES_COMPLETIONS, NULL, "How long a completion's program runs.", "seconds", Z},
+    {"code/*", CURVES_COMPLETIONS, NULL, "How many completions' programs, or tests, in a step.", "number", S | Z},
     {"completions/mean_length", CURVES_COMPLETIONS, "Length", "The mean length of all completions.", "tokens",
      S | Z | H},
     {"completions/mean_terminated_length", CURVES_COMPLETIONS, "Length if terminated",

@@ -13,6 +13,8 @@
  *   em f1 choice             -                             the same
  *   countdown                all, or none                  the same; all: each number must be used exactly once
  *   sort brackets            -                             the same
+ *   code                     all|fraction|threshold/P      tests of a program (code_judge.h): 1 if all pass; the share
+ *                                                          that passes; 1 if it is at least P (0.8)
  *   regex                    /pattern/flags, or none       1 if found; without argument, the record's pattern
  *   format                   think|hash|boxed|answer       1 if the completion has the format (default think, as TRL)
  *   cosine                   MAX/WRONG_SHORT/WRONG_LONG/RIGHT_LONG/RIGHT_SHORT
@@ -40,11 +42,12 @@
 #ifndef LLMC_REWARD_REWARDS_H
 #define LLMC_REWARD_REWARDS_H
 
-#include "../base/error.h"   /* error_set, Error, xstrndup, xstrdup, ... */
+#include "../base/error.h"   /* error_set, Error, xcalloc, xstrndup, ... */
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
+#include "code_judge.h"      /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
 #include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
-#include "verify.h"          /* VERIFY_COUNTDOWN, VERIFY_REGEX, VerifyKind, rewards_verify, ... */
+#include "verify.h"          /* VERIFY_CODE, verify_score, VERIFY_COUNTDOWN, VERIFY_REGEX, ... */
 #include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
 #include "verify_pattern.h"  /* VerifyRegex, verify_regex_compile, verify_regex_free, verify_regex_match, ... */
 #include "verify_rational.h" /* rational_available */
@@ -54,6 +57,7 @@ enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
 typedef enum {
     REWARD_VERIFY,
     REWARD_CHECK,
+    REWARD_CODE,
     REWARD_REGEX,
     REWARD_FORMAT,
     REWARD_COSINE,
@@ -82,6 +86,8 @@ typedef struct Rewards {
     /* Computes part k, a reward model's, of n completions: scores[i * stride]. Set by programs with such models. */
     bool (*score_model)(void *context, int k, const RewardInput *in, int n, float *scores, int stride, Error *e);
     void *context; /* its first argument */
+    CodeJudge
+        *code; /* runs programs; NULL: completions that are programs cannot be scored. Set by programs with code */
     char *program;
     uint64_t seed;
 } Rewards;
@@ -199,6 +205,18 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         v[0] = 0.5;
         if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
         return (v[0] >= 0 && v[0] <= 1) || error_set(e, "reward random=%g: must be a probability", v[0]);
+    case REWARD_CODE: {
+        char *word = xstrndup(text, n), *slash = strchr(word, '/');
+        v[1] = 0.8;
+        if (slash) *slash = 0;
+        v[0] = n ? option_choice_index("all|fraction|threshold", word) : CODE_REWARD_ALL;
+        const bool numbered = !slash || v[0] == CODE_REWARD_THRESHOLD;
+        const bool ok =
+            numbered && (!slash || reward_numbers(name, slash + 1, n - (size_t)(slash + 1 - word), v + 1, 1, e));
+        free(word);
+        if (ok && v[0] >= 0 && v[1] > 0 && v[1] <= 1) return true;
+        return error_set(e, "reward code=%.*s: must be all, fraction or threshold/P with 0 < P <= 1", (int)n, text);
+    }
     case REWARD_MODEL: p->path = n ? xstrndup(text, n) : NULL; return true;
     case REWARD_CHECK:
         if (p->check == VERIFY_COUNTDOWN && n == 3 && !memcmp(text, "all", n)) {
@@ -225,6 +243,7 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"em", REWARD_CHECK, VERIFY_EM},
                  {"f1", REWARD_CHECK, VERIFY_F1},
                  {"choice", REWARD_CHECK, VERIFY_CHOICE},
+                 {"code", REWARD_CODE, 0},
                  {"regex", REWARD_REGEX, VERIFY_REGEX},
                  {"format", REWARD_FORMAT, 0},
                  {"cosine", REWARD_COSINE, 0},
@@ -257,7 +276,7 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         return error_set(
             e,
             "reward '%s': unknown, must be verify, exact, em, f1, choice, numeric, math, hash, countdown, sort, "
-            "brackets, regex, format, cosine, overlong, repetition, length, random, command or model",
+            "brackets, code, regex, format, cosine, overlong, repetition, length, random, command or model",
             name);
     at += n;
     n = 0;
@@ -353,11 +372,23 @@ failed:
 
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
-/* Computes the value of one part (except `command`) for one completion; false if the record's task is unknown. */
-static inline bool reward_part(const Rewards *r, const RewardPart *p, const RewardInput *in, float *value) {
+/* The check of the record's task, as rewards_verify(). program: the verdict of a completion that is a program, or NULL. */
+static inline bool reward_verify(const RewardInput *in, const CodeVerdict *program, float *value) {
+    if (!program || verify_kind(in->task) != VERIFY_CODE) return rewards_verify(in, value);
+    *value = code_reward(program, CODE_REWARD_ALL, 0);
+    return true;
+}
+
+/* Computes the value of one part (except `command`) for one completion; false if the record's task is unknown. program: as
+ * for reward_verify(). */
+static inline bool reward_part(const Rewards *r, const RewardPart *p, const RewardInput *in, const CodeVerdict *program,
+                               float *value) {
     const double *v = p->value;
     switch (p->kind) {
-    case REWARD_VERIFY: return rewards_verify(in, value);
+    case REWARD_VERIFY: return reward_verify(in, program, value);
+    case REWARD_CODE:
+        *value = program ? code_reward(program, (CodeReward)v[0], v[1]) : verify_score(in, VERIFY_CODE);
+        return true;
     case REWARD_CHECK: *value = verify_score(in, p->check); return true;
     case REWARD_REGEX:
         if (!p->regex.code) {
@@ -366,7 +397,7 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
         } /* fall through */
     case REWARD_FORMAT: *value = verify_regex_match(&p->regex, verify_completion(in)); return true;
     case REWARD_COSINE:
-        if (!rewards_verify(in, value)) return false;
+        if (!reward_verify(in, program, value)) return false;
         if (!isnan(*value)) *value = (float)reward_cosine(*value > 0, in->tokens, v);
         return true;
     case REWARD_OVERLONG: *value = (float)reward_overlong(in->tokens, v[1], v[0]); return true;
@@ -394,29 +425,67 @@ static inline bool rewards_scorable(const Rewards *r, const RewardInput *in, boo
     for (int k = 0; k < r->count; k++) {
         float value = 0;
         const bool any = r->part[k].kind == REWARD_COMMAND || r->part[k].kind == REWARD_MODEL;
-        if (!any && !reward_part(r, &r->part[k], in, &value)) return rewards_unknown(r, k, in, e);
+        if (!any && !reward_part(r, &r->part[k], in, NULL, &value)) return rewards_unknown(r, k, in, e);
         *scorable = *scorable || !isnan(value);
     }
     return true;
 }
 
+/* Whether a part runs a completion of this task, if it is a program. */
+static inline bool reward_runs(const RewardPart *p, const char *task) {
+    const bool verifies = p->kind == REWARD_VERIFY || p->kind == REWARD_COSINE;
+    return p->kind == REWARD_CODE || (verifies && verify_kind(task) == VERIFY_CODE);
+}
+
+/* Whether a completion of this task is a program that the rewards run. */
+static inline bool rewards_run(const Rewards *r, const char *task) {
+    for (int k = 0; k < r->count; k++)
+        if (reward_runs(&r->part[k], task)) return true;
+    return false;
+}
+
+/* Runs the programs among n completions: *verdict[i] is that of completion i, to be freed; NULL if there is none to run. */
+static inline bool rewards_programs(Rewards *r, const RewardInput *in, int n, CodeVerdict **verdict, Error *e) {
+    bool stop = true;
+    int count = 0;
+    *verdict = NULL;
+    for (int k = 0; k < r->count; k++) stop = stop && (r->part[k].kind != REWARD_CODE || r->part[k].value[0] == 0);
+    for (int i = 0; i < n; i++) count += rewards_run(r, in[i].task);
+    if (!r->code || !count) return true;
+    RewardInput *some = (RewardInput *)xcalloc((size_t)count, sizeof *some);
+    CodeVerdict *got = (CodeVerdict *)xcalloc((size_t)count, sizeof *got);
+    *verdict = (CodeVerdict *)xcalloc((size_t)n, sizeof **verdict);
+    for (int i = 0, k = 0; i < n; i++)
+        if (rewards_run(r, in[i].task)) some[k++] = in[i];
+    const bool ok = code_judge_score(r->code, some, count, stop, got, e);
+    for (int i = 0, k = 0; i < n; i++)
+        if (rewards_run(r, in[i].task)) (*verdict)[i] = got[k++];
+    free(some), free(got);
+    return ok;
+}
+
 /* Scores n completions. parts: (n, count), NaN = could not be scored; total: (n), the weighted sum over the parts that
  * have a value, NaN if none has. Fails if a task is unknown or the program fails. */
 static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float *parts, float *total, Error *e) {
-    for (int k = 0; k < r->count; k++) {
+    CodeVerdict *program;
+    bool ok = rewards_programs(r, in, n, &program, e);
+    for (int k = 0; ok && k < r->count; k++) {
         if (r->part[k].kind == REWARD_MODEL) {
-            if (!r->score_model) return error_set(e, "reward model: no reward model can be used here");
-            if (!r->score_model(r->context, k, in, n, parts + k, r->count, e)) return false;
+            if (!r->score_model) ok = error_set(e, "reward model: no reward model can be used here");
+            ok = ok && r->score_model(r->context, k, in, n, parts + k, r->count, e);
             continue;
         }
         if (r->part[k].kind == REWARD_COMMAND) {
-            if (!reward_command_score(&r->command, in, n, parts + k, r->count, e)) return false;
+            ok = reward_command_score(&r->command, in, n, parts + k, r->count, e);
             continue;
         }
-        for (int i = 0; i < n; i++)
-            if (!reward_part(r, &r->part[k], &in[i], &parts[(size_t)i * (size_t)r->count + (size_t)k]))
-                return rewards_unknown(r, k, &in[i], e);
+        for (int i = 0; ok && i < n; i++)
+            if (!reward_part(r, &r->part[k], &in[i], program ? &program[i] : NULL,
+                             &parts[(size_t)i * (size_t)r->count + (size_t)k]))
+                ok = rewards_unknown(r, k, &in[i], e);
     }
+    free(program);
+    if (!ok) return false;
     for (int i = 0; i < n; i++) {
         double sum = 0;
         bool any = false;

@@ -16,6 +16,7 @@
  *   choice                  letter                     the letter                 -                verify_text.h
  *   exact lookup            text, trimmed              the text                   -
  *   regex                   PCRE2 search               the pattern                pattern          verify_pattern.h
+ *   code                    a program that passes      -                          tests, test ...  code_tests.h
  *   (none)                  number if the answer is a number, else exact or math
  *
  * Checks of a number also use the field `tolerance`, and countdown the field `use_all`. verify_fields.h has the values that
@@ -36,7 +37,8 @@
 
 #include "../base/error.h"     /* Error, error_set */
 #include "../base/text.h"      /* text_append, TextBuffer, text_free */
-#include "verify_answer.h"     /* RewardInput, VerifySpan, verify_fields, verify_copy, ... */
+#include "code_tests.h"        /* CODE_NO_TEST, code_form, code_tests_check */
+#include "verify_answer.h"     /* RewardInput, VerifySpan, verify_fields, verify_completion, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
 #include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
 #include "verify_fields.h"     /* verify_fields_brackets, verify_fields_countdown, verify_fields_number, ... */
@@ -47,9 +49,9 @@
 #include "verify_rational.h"   /* rational_available, VERIFY_NUMBER_SIZE, rational_clear, rational_init, ... */
 #include "verify_text.h"       /* verify_choice, verify_choice_of, verify_em, verify_f1, ... */
 
-#define VERIFY_TASKS                                                                                                                            \
-    "add, sub, mul, arithmetic, bigmul, guess, lookup, numeric, math, word, gsm8k, countdown, sort, brackets, exact, em, f1, choice, regex or " \
-    "empty"
+#define VERIFY_TASKS                                                                                                                          \
+    "add, sub, mul, arithmetic, bigmul, guess, lookup, numeric, math, word, gsm8k, countdown, sort, brackets, exact, em, f1, choice, regex, " \
+    "code or empty"
 
 typedef enum {
     VERIFY_EXACT,
@@ -64,6 +66,7 @@ typedef enum {
     VERIFY_EM,
     VERIFY_F1,
     VERIFY_CHOICE,
+    VERIFY_CODE,
     VERIFY_AUTO
 } VerifyKind;
 
@@ -78,7 +81,7 @@ static inline int verify_kind(const char *task) {
                  {"sort", VERIFY_SORT},     {"brackets", VERIFY_BRACKETS},  {"exact", VERIFY_EXACT},
                  {"regex", VERIFY_REGEX},   {"math", VERIFY_MATH},          {"em", VERIFY_EM},
                  {"f1", VERIFY_F1},         {"choice", VERIFY_CHOICE},      {"bigmul", VERIFY_NUMERIC},
-                 {"guess", VERIFY_NUMERIC}, {"lookup", VERIFY_EXACT}};
+                 {"guess", VERIFY_NUMERIC}, {"lookup", VERIFY_EXACT},       {"code", VERIFY_CODE}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(task ? task : "", kinds[i].name)) return (int)kinds[i].kind;
     return -1;
@@ -109,6 +112,7 @@ static inline bool verify_kind_fields(const json_t *fields, VerifyKind kind, con
     case VERIFY_REGEX: return verify_fields_regex(fields, field, e);
     case VERIFY_EM:
     case VERIFY_F1: return verify_fields_overlap(fields, field, e);
+    case VERIFY_CODE: return code_tests_check(fields, field, e);
     default: return true;
     }
 }
@@ -137,6 +141,12 @@ static inline bool rewards_unread_field(const RewardInput *in) {
     return tolerance || all;
 }
 
+/* What is known of a program without running it: an empty completion is wrong. Others are NaN here, and scored by
+ * code_judge.h; so are those of a record without tests. */
+static inline float verify_code(const RewardInput *in, const json_t *fields) {
+    return code_form(fields) != CODE_NO_TEST && !verify_completion(in).n ? 0 : NAN;
+}
+
 /* The score (1, 0 or NaN) of one kind of check, independent of the record's task. */
 static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     json_t *fields = verify_fields(in);
@@ -159,6 +169,7 @@ static inline float verify_score(const RewardInput *in, VerifyKind kind) {
     case VERIFY_EM: score = verify_em(in, fields); break;
     case VERIFY_F1: score = verify_f1(in, fields); break;
     case VERIFY_CHOICE: score = verify_choice(in); break;
+    case VERIFY_CODE: score = verify_code(in, fields); break;
     case VERIFY_AUTO:
         score = verify_exact(in);
         if (score == 0) score = verify_math(in);

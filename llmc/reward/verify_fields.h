@@ -13,6 +13,7 @@
  *   open          brackets    brackets of which some are not closed; it counts more than the answer
  *   pattern       regex       a text
  *   answers       em f1       a list of texts
+ *   tests ...     code        see code_tests.h
  *
  * A field that is null is absent. A record with another value cannot be scored: the check is NaN, and make_shard refuses
  * the row.

@@ -30,12 +30,13 @@
 
 #include "../base/error.h"             /* xcalloc, Error, xmalloc */
 #include "../model/model_text.h"       /* ModelText */
+#include "../reward/code_judge.h"      /* CodeJudge, CodeVerdict, CODE_REWARD_ALL, code_judge_score, ... */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
 #include "../reward/rewards.h"         /* Rewards, rewards_score */
-#include "../reward/verify.h"          /* rewards_answer, rewards_verify */
+#include "../reward/verify.h"          /* VERIFY_CODE, verify_kind, rewards_answer, rewards_verify */
 #include "../reward/verify_answer.h"   /* RewardInput, verify_completion */
 #include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
-#include "prompts.h"                   /* Prompts, prompts_empty, prompts_input, prompts_request, ... */
+#include "prompts.h"                   /* Prompts, prompts_input, prompts_said, prompts_empty, ... */
 #include "rollout.h"                   /* Completion, RolloutRequest, Sampling, Rollout, ... */
 
 enum { EVALUATION_KS = 16 };
@@ -51,6 +52,7 @@ typedef struct Outcome {
 typedef struct Evaluation {
     int samples;        /* n; 0: greedy only */
     Outcome *outcome;   /* (prompts) owned by the caller; NULL: outcomes are not kept */
+    CodeJudge *code;    /* verifies completions that are programs; NULL: they cannot be verified */
     RewardModel *judge; /* scores the samples; NULL: rewards score them, or they have no score */
     /* results: means over the scorable prompts */
     int64_t prompts, unscorable;
@@ -216,6 +218,23 @@ static inline double evaluation_check(const RewardInput *in) {
     return rewards_verify(in, &score) && !isnan(score) ? score > 0.5 : NAN;
 }
 
+/* evaluation_check() of n completions, of which those that are programs are run if there is a sandbox. Fails only if the
+ * sandbox fails. */
+static inline bool evaluation_check_all(const RewardInput *in, int n, CodeJudge *code, double *right, Error *e) {
+    RewardInput *program = (RewardInput *)xcalloc((size_t)n + 1, sizeof *program);
+    CodeVerdict *verdict = (CodeVerdict *)xcalloc((size_t)n + 1, sizeof *verdict);
+    int programs = 0;
+    for (int i = 0; i < n; i++) {
+        right[i] = evaluation_check(&in[i]);
+        if (code && verify_kind(in[i].task) == VERIFY_CODE) program[programs++] = in[i];
+    }
+    const bool ok = !programs || code_judge_score(code, program, programs, true, verdict, e);
+    for (int i = 0, k = 0; ok && programs && i < n; i++)
+        if (verify_kind(in[i].task) == VERIFY_CODE) right[i] = code_reward(&verdict[k++], CODE_REWARD_ALL, 0);
+    free(program), free(verdict);
+    return ok;
+}
+
 /* The number of prompts whose completions can be verified. */
 static inline int64_t evaluation_verifiable(const Prompts *p) {
     int64_t count = 0;
@@ -288,18 +307,38 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     return true;
 }
 
-/* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. */
+/* Verifies the completions of all requests: right[i * samples + k] is that of completion k of request i. */
+static inline bool evaluation_verify(const Evaluation *v, const RolloutRequest *q, int64_t count, const Prompts *p,
+                                     int64_t first, const Sampling *how, const ModelText *text, double *right,
+                                     Error *e) {
+    const int samples = count ? q[0].samples : 0, n = (int)count * samples;
+    RewardInput *in = (RewardInput *)xcalloc((size_t)n + 1, sizeof *in);
+    char **said = (char **)xcalloc((size_t)n + 1, sizeof *said);
+    for (int i = 0; i < n; i++) {
+        const Completion *c = &q[i / samples].out[i % samples];
+        size_t length;
+        said[i] = prompts_said(how, text, c, &length);
+        in[i] = prompts_input(p, first + i / samples, said[i], length, c, 0, how->max_new);
+    }
+    const bool ok = evaluation_check_all(in, n, v->code, right, e);
+    for (int i = 0; i < n; i++) free(said[i]);
+    free(in), free(said);
+    return ok;
+}
+
+/* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. right: whether each is
+ * correct, as evaluation_check(). */
 static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationPrompt *j, const RolloutRequest *q,
                                     const Prompts *p, int64_t prompt, const Sampling *how, bool sampled,
-                                    const ModelText *text, Rewards *rewards, EvaluationWatch watch, void *context,
-                                    Error *e) {
+                                    const ModelText *text, const double *right, Rewards *rewards, EvaluationWatch watch,
+                                    void *context, Error *e) {
     bool ok = true;
     for (int k = 0; k < q->samples; k++) {
         const Completion *c = &q->out[k];
         size_t length;
         j->said[k] = prompts_said(how, text, c, &length);
         j->in[k] = prompts_input(p, prompt, j->said[k], length, c, q->id + (uint64_t)k, how->max_new);
-        j->right[k] = evaluation_check(&j->in[k]);
+        j->right[k] = right[k];
         j->answers[k] = evaluation_answer(&j->in[k]);
         j->reward[k] = NAN;
         j->item[k] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
@@ -346,6 +385,7 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
                           .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
                           .reward = (float *)xcalloc((size_t)most, sizeof(float))};
     if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
+    double *right = (double *)xcalloc((size_t)count * (size_t)most + 1, sizeof *right);
     bool ok = true;
     evaluation_ks(v);
     for (int pass = 0; ok && pass < (n > 0 ? 2 : 1); pass++) { /* greedy, then samples */
@@ -354,14 +394,16 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
         if (!pass) s.temperature = 0;
         for (int64_t i = 0; i < count; i++)
             q[i] = prompts_request(p, first + i, samples, (uint64_t)(first + i) * (uint64_t)most, out + i * samples);
-        ok = rollout_run(engine, &s, q, count, NULL, NULL, e);
+        ok = rollout_run(engine, &s, q, count, NULL, NULL, e) &&
+             evaluation_verify(v, q, count, p, first, &s, text, right, e);
         for (int64_t i = 0; ok && i < count; i++)
-            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, &s, pass, text, rewards, watch, context, e);
+            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, &s, pass, text, right + i * samples, rewards,
+                                  watch, context, e);
         for (int64_t i = 0; i < count * samples; i++) completion_free(&out[i]);
     }
     if (ok) evaluation_summarise(v, outcome, count);
     free(out), free(q), free(j.said), free(j.answers), free(j.in), free(j.right), free(j.reward), free(j.parts);
-    free(j.weight), free(j.item);
+    free(j.weight), free(j.item), free(right);
     if (!v->outcome) free(outcome);
     return ok;
 }

@@ -428,17 +428,36 @@ def translate_test(node):
     return None
 
 
-def translate_asserts(body):
-    """Tests for a list of statements: those of asserts with an expected value, then the rest as weak tests."""
+def defined(body):
+    """The names that statements define: variables, functions, classes, modules."""
     import ast
 
-    tests, rest = [], []
+    names = set()
+    for node in (n for statement in body for n in ast.walk(statement)):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).split(".")[0])
+    return names
+
+
+def translate_asserts(body, own=()):
+    """Tests for a list of statements: those of asserts with an expected value, and the other statements. own: names that
+    only the tests define, of which an expression that the completion's code evaluates may use none."""
+    import ast
+
+    tests, rest, own = [], [], defined(body) | set(own)
     for statement in body:
         made = None
         if isinstance(statement, ast.Assert):
             try:
                 made = translate_test(statement.test)
             except Exception:
+                made = None
+        for test in made or []:
+            if own & {n.id for n in ast.walk(ast.parse(test["eval"])) if isinstance(n, ast.Name)}:
                 made = None
         if made is None:
             rest.append(statement)
@@ -458,23 +477,18 @@ def translate(request):
         if rest:
             tests.append({"check": ast.unparse(ast.Module(rest, []))})
     if "test" in request:
-        entry, rest = request["entry_point"], []
-        for statement in ast.parse(request["test"]).body:
-            if not isinstance(statement, ast.FunctionDef) or statement.name != "check" or not statement.args.args:
-                rest.append(statement)
-                continue
+        entry, body = request["entry_point"], ast.parse(request["test"]).body
+        checks = [s for s in body if isinstance(s, ast.FunctionDef) and s.name == "check" and s.args.args]
+        rest = [s for s in body if s not in checks]
+        others = defined(rest)
+        for statement in checks:
             name = statement.args.args[0].arg
 
             class Rename(ast.NodeTransformer):
                 def visit_Name(self, node):
                     return ast.copy_location(ast.Name(entry, node.ctx), node) if node.id == name else node
 
-            locals_ = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-            body = [Rename().visit(s) for s in statement.body]
-            if locals_:
-                made, left = [], body
-            else:
-                made, left = translate_asserts(body)
+            made, left = translate_asserts([Rename().visit(s) for s in statement.body], others)
             tests += made
             if any(isinstance(n, ast.Assert) for s in left for n in ast.walk(s)):
                 check = ast.FunctionDef("check", statement.args, left, [], lineno=1)

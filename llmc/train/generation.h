@@ -46,6 +46,7 @@
 #define LLMC_TRAIN_GENERATION_H
 
 #include "../base/error.h"           /* xcalloc, die, Error, warn, ... */
+#include "../base/options.h"         /* OptionUse, options_parsed, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../model/batch.h"          /* Batch */
@@ -57,13 +58,16 @@
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/inputs.h"       /* Inputs, inputs_close */
 #include "../records/mix.h"          /* Mix, mix_free, mix_next, mix_records, ... */
+#include "../reward/code_judge.h"    /* CODE_USES, CodeJudge, CodeOptions, code_judge_close, ... */
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
-#include "../reward/rewards.h"       /* REWARD_MODEL, Rewards, REWARDS_MAX, rewards_close, ... */
+#include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_open */
-#include "../rollout/prompts.h"      /* prompts_length, prompts_close, prompts_read, prompts_said, ... */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_read, ... */
+#include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* trajectory_words, trajectory_pack, trajectory_reward, trajectory_unpack */
+#include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
@@ -83,6 +87,7 @@ typedef struct Generation {
     Trainer *t;
     Prompts train, val;
     Rewards rewards;     /* empty if the trainer scores in another way */
+    CodeJudge code;      /* runs completions that are programs; not open: there are none */
     RewardModel *models; /* (rewards.count) those of the parts that are reward models */
     RewardModel *judge;  /* scores held-out completions; NULL: there is no reward model */
     Rollout engine;
@@ -145,6 +150,39 @@ static inline int32_t generation_longest(const Generation *g) {
     return most < context ? (int32_t)most : context;
 }
 
+/* Reads the tests of the prompts whose completions are programs. */
+static inline void generation_read_code(Generation *g, const Prompts *p, const Rewards *r) {
+    Error e;
+    PromptsCode c;
+    if (!prompts_run(p, r)) return;
+    if (!prompts_read_code(p, r, &g->code, &c, &e)) die("%s", e.text);
+    if (g->t->dist.rank == 0 && !g->t->o->quiet)
+        fprintf(stderr, "code    %s: %lld prompts, %lld tests, %.1f %% of them weak; sandbox %s, %lld workers\n",
+                p->shard.name, (long long)c.prompts, (long long)c.tests,
+                c.tests ? 100.0 * (double)c.weak / (double)c.tests : 0, sandbox_name(&g->code.sandbox),
+                (long long)g->code.sandbox.o.workers);
+    if (g->t->dist.rank == 0 && c.unusable)
+        warn("%s: completions of %lld of %lld prompts cannot be scored: %s", p->shard.name, (long long)c.unusable,
+             (long long)c.prompts, c.why);
+    prompts_code_free(&c);
+}
+
+/* Opens the sandbox if completions are programs that `r` runs, or that the evaluation verifies. Ends the program if it
+ * cannot, and if options of the sandbox are given without need. */
+static inline void generation_open_code(Generation *g, Rewards *r) {
+    Error e;
+    const CodeOptions *o = &g->o->code;
+    const bool scores = r->count && prompts_run(&g->train, r), verifies = g->o->val.count && prompts_run(&g->val, NULL);
+    const OptionUse use[] = {
+        CODE_USES(*o, scores || verifies || g->code.open, "used only for prompts of the task code")};
+    options_refuse_unused(*options_parsed(), use, sizeof use / sizeof *use);
+    if (!scores && !verifies) return;
+    if (!g->code.open && !code_judge_open(&g->code, o, &e)) die("%s", e.text);
+    r->code = &g->code;
+    if (scores) generation_read_code(g, &g->train, r);
+    if (g->o->val.count) generation_read_code(g, &g->val, NULL);
+}
+
 /* Ends the program if no completion could be scored, and warns if some could not. */
 static inline void generation_check_rewards(const Generation *g) {
     Error e;
@@ -185,6 +223,7 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
         trainer_check_shard(g->t, &g->val.shard);
         if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
     }
+    generation_open_code(g, &g->rewards);
     generation_check_rewards(g);
     generation_open_mixture(g, steps);
     if (episodes_on(&o->episodes) && !episodes_open(&g->episodes, &o->episodes, &g->t->text, &e))
@@ -331,6 +370,7 @@ static inline void generation_close(Generation *g) {
     free(g->models);
     rewards_close(&g->rewards);
     if (g->engine.turns) episodes_close(&g->episodes);
+    code_judge_close(&g->code);
     rollout_free(&g->engine);
     batch_free(&g->batch);
     prompts_close(&g->train);

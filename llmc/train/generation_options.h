@@ -17,13 +17,15 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"     /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
-#include "../rollout/episodes.h" /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
-#include "../rollout/rollout.h"  /* ROLLOUT_SAMPLING_OPTIONS */
-#include "mixing.h"              /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
+#include "../base/options.h"      /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
+#include "../reward/code_judge.h" /* CODE_OPTIONS, CodeOptions, code_defaults */
+#include "../rollout/episodes.h"  /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
+#include "../rollout/rollout.h"   /* ROLLOUT_SAMPLING_OPTIONS */
+#include "mixing.h"               /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 
 typedef struct GenerationOptions {
     MixingOptions mix;
+    CodeOptions code;
     OptionList input, val;
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
@@ -37,6 +39,7 @@ typedef struct GenerationOptions {
 /* The defaults of the trainers that sample; a trainer may change some before parsing. */
 static inline GenerationOptions generation_defaults(void) {
     GenerationOptions o = {.mix = mixing_defaults(),
+                           .code = code_defaults(),
                            .max_prompt = 512,
                            .epochs = 1,
                            .prompts = 8,
@@ -92,7 +95,8 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \
                "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
     OPTION_INT("sample-count", 0, &(o).sample_count, 0, 256,                                                           \
-               "number of completions to print before and after training")
+               "number of completions to print before and after training"),                                            \
+    CODE_OPTIONS((o).code)
 // clang-format on
 
 /* Rejects options that have no effect together with the others. programs: reward programs are given. */

@@ -11,17 +11,19 @@
 #include "../base/clock.h"           /* clock_seconds */
 #include "../base/error.h"           /* die, Error, xcalloc, PLURAL, ... */
 #include "../base/random.h"          /* RANDOM_EVAL */
-#include "../dist/dist.h"            /* dist_complete, dist_cut */
+#include "../dist/dist.h"            /* dist_complete, dist_cut, dist_max, dist_sum */
 #include "../loss/advantage.h"       /* Spread, spread_of */
 #include "../records/mix.h"          /* mix_epochs */
-#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_line, metrics_phase, ... */
+#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_line, metrics_warn, ... */
 #include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
+#include "../reward/code_judge.h"    /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_said, ... */
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
+#include "../sandbox/sandbox_run.h"  /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, sandbox_outcome_name */
 #include "generation.h"              /* Generation */
 #include "mixing.h"                  /* mixing_log */
 #include "trainer.h"                 /* TrainerPause, trainer_go_on, trainer_pause */
@@ -42,7 +44,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     char step[32];
     snprintf(step, sizeof step, "step %lld", (long long)g->t->step);
-    Evaluation v = {.samples = (int)g->o->eval_samples, .judge = g->judge};
+    Evaluation v = {.samples = (int)g->o->eval_samples, .judge = g->judge, .code = g->code.open ? &g->code : NULL};
     Rewards *rewards = !g->judge && g->rewards.count && !evaluation_verifiable(&g->val) ? &g->rewards : NULL;
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
@@ -128,7 +130,8 @@ static inline void generation_show(Generation *g, const char *when) {
         size_t length;
         char *text = prompts_said(&how, &g->t->text, &c, &length);
         const RewardInput in = prompts_input(p, i, text, length, &c, 0, how.max_new);
-        const double right = evaluation_check(&in);
+        double right;
+        if (!evaluation_check_all(&in, 1, g->code.open ? &g->code : NULL, &right, &e)) die("%s", e.text);
         metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
                      isnan(right)  ? ""
                      : right > 0.5 ? "  (right)"
@@ -180,6 +183,44 @@ static inline void generation_log_turns(Generation *g) {
     }
 }
 
+static inline int generation_by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sets the metrics of completions that are programs, over all ranks, and begins to count again: how many had each outcome;
+ * the tests that were run; percentiles of the seconds of a completion, on the slowest rank; programs that waited for a
+ * sandbox to start. Warns the first time that completions cannot be scored because the sandbox failed. Collective. */
+static inline void generation_log_code(Generation *g) {
+    CodeJudge *j = &g->code;
+    Metrics *m = &g->t->metrics;
+    CodeCounts *c = &j->counts;
+    double seconds[2] = {0};
+    char key[64];
+    if (!j->open) return;
+    qsort(j->seconds, j->timed, sizeof *j->seconds, generation_by_size);
+    for (int i = 0; j->timed && i < 2; i++)
+        seconds[i] = j->seconds[(size_t)((i ? 0.99 : 0.5) * (double)(j->timed - 1))];
+    dist_sum(&g->t->dist, (double *)c, sizeof *c / sizeof(double));
+    dist_max(&g->t->dist, seconds, 2);
+    for (int i = 0; i < SANDBOX_OUTCOMES; i++) {
+        snprintf(key, sizeof key, "code/%s", sandbox_outcome_name((SandboxOutcome)i));
+        metrics_set(m, key, c->outcome[i]);
+    }
+    metrics_set(m, "code/unscorable", c->unscorable);
+    metrics_set(m, "code/tests_run", c->tests);
+    metrics_set(m, "code/pool_misses", c->misses);
+    metrics_set(m, "code/seconds_p50", seconds[0]);
+    metrics_set(m, "code/seconds_p99", seconds[1]);
+    if (c->outcome[SANDBOX_FAILED] > 0 && !j->warned) {
+        metrics_warn(m, "the sandbox failed for %.0f completions, which have no reward: %s", c->outcome[SANDBOX_FAILED],
+                     j->failure.text[0] ? j->failure.text : "on another rank");
+        j->warned = true;
+    }
+    *c = (CodeCounts){0};
+    j->timed = 0;
+}
+
 /* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
 static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
@@ -214,6 +255,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "completions/max_terminated_length", count[1] ? most[1] : 0);
     metrics_set(m, "timing_s/gen", g->gen_seconds);
     metrics_set(m, "timing_s/reward", g->reward_seconds);
+    generation_log_code(g);
     metrics_set(m, "epoch", mix_epochs(&g->mixture));
     mixing_log(&g->mixture, m);
     if (g->engine.turns) generation_log_turns(g);
