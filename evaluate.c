@@ -48,6 +48,7 @@
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
+#include "llmc/report/run_facts.h"         /* run_lineage_name */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
@@ -912,6 +913,13 @@ static void report_rewards(const RewardEvaluation *v, const RewardModel *r, cons
     json_object_set_new(result, "calibration", isfinite(v->ece) ? calibration_json(&v->calibration) : json_null());
 }
 
+/* Names the model's stages of training, so that data/show --report finds the run that made it. */
+static void set_lineage(const json_t *lineage) {
+    char name[17];
+    run_lineage_name(lineage, json_array_size(lineage), name);
+    json_object_set_new(result, "lineage", json_string(name));
+}
+
 /* Evaluates a reward model on a preference, unpaired or step shard. */
 static void evaluate_reward_model(const Shard *s) {
     Error e;
@@ -933,6 +941,7 @@ static void evaluate_reward_model(const Shard *s) {
         warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
              s->name, (long long)v.dropped, (long long)count, r.model.config.context);
     json_object_set_new(result, "model", json_string(r.name));
+    set_lineage(r.file.lineage);
     report_rewards(&v, &r, s, clock_seconds() - scoring_start);
     reward_model_close(&r);
     backend->close(device);
@@ -1029,6 +1038,7 @@ int main(int argc, char **argv) {
     if (!scored && !o.audit) inference_open(&model, &o.m, o.s.seed, records ? &shard : NULL);
     result = json_object();
     if (!scored && !o.audit) json_object_set_new(result, "model", json_string(model.name));
+    if (!scored && !o.audit) set_lineage(model.file.lineage);
     json_object_set_new(result, "data", json_string(file.name));
     json_object_set_new(result, "kind", json_string(kind));
     if (scored) evaluate_reward_model(&shard);

@@ -51,8 +51,8 @@ static const Option options[] = {
     OPTION_GROUP("Metrics of training runs"),
     OPTION_TEXT(
         "report", 0, &o.report, "FILE",
-        "write a page with the curves of all metrics files that are given, their options that differ, and, if they "
-        "are stages of one model's training, the stages in their order"),
+        "write a page with the curves of all metrics files that are given, their options that differ, if they are stages "
+        "of one model's training the stages in their order, and what evaluate printed of their models"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
     OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
@@ -73,7 +73,7 @@ static const OptionAbout about = {
     "  show --tokenizer gpt2/ book.bin\n"
     "  show --tensors model.bin\n"
     "  show --step 40 rollouts.jsonl       the groups of step 40, completions side by side\n"
-    "  show --report page.html a.jsonl b.jsonl"};
+    "  show --report page.html a.jsonl b.jsonl a_heldout.json b_heldout.json"};
 
 static Tokenizer tokenizer;
 static bool has_tokenizer, color;
@@ -725,6 +725,7 @@ static void show_runs(char **paths, int count) {
     output_free(&files);
     for (int i = 0; i < count; i++)
         if (!runs_read(&runs, paths[i], &e)) die("%s", e.text);
+    if (!runs.count) die("--report: there is no metrics file among the files");
     runs_order(&runs);
     for (int i = 0; i < runs.count; i++)
         if (runs.runs[i].cut) warn("%s: its last line is cut off and left out", runs.runs[i].name);

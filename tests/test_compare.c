@@ -1,10 +1,11 @@
 /* test_compare.c - pages about several runs: metrics files that are read or refused, options that differ, the order of
  * stages, hostile texts, and the functions of the page's script on known values. */
-#include "../llmc/base/error.h"     /* Error */
-#include "../llmc/report/compare.h" /* compare_page */
-#include "../llmc/report/runs.h"    /* Runs, runs_free, runs_read, runs_order */
-#include "files.h"                  /* files_path, files_assert_error, files_put, files_setup, ... */
-#include "page.h"                   /* occurrences, assert_page */
+#include "../llmc/base/error.h"       /* Error */
+#include "../llmc/report/compare.h"   /* compare_page */
+#include "../llmc/report/run_facts.h" /* run_lineage_name */
+#include "../llmc/report/runs.h"      /* Runs, runs_free, runs_order, runs_read */
+#include "files.h"                    /* files_path, files_put, files_assert_error, files_setup, ... */
+#include "page.h"                     /* occurrences, assert_page */
 
 #define STEP "{\"step\":%d,\"time\":%d,\"num_tokens\":%d,\"loss\":%g}\n"
 
@@ -56,7 +57,7 @@ static void test_two_runs(void **state) {
     add(&r, put_run("a.jsonl",
                     "{\"record\":\"start\",\"time\":990,\"program\":\"train_sft\",\"version\":\"1\",\"args\":"
                     "{\"seed\":\"1\",\"beta\":\"0.5\",\"only\":\"x\"}}\n",
-                    1, "{\"record\":\"end\",\"status\":\"stopped\"}\n"));
+                    1, "{\"record\":\"end\",\"status\":\"stopped\",\"seconds\":{\"training\":3,\"saving\":1}}\n"));
     add(&r,
         put_run("b.jsonl", "{\"record\":\"start\",\"time\":1002,\"args\":{\"seed\":\"2\",\"beta\":\"0.5\"}}\n", 2, ""));
     runs_order(&r);
@@ -69,6 +70,7 @@ static void test_two_runs(void **state) {
     assert_non_null(strstr(page, "<td>stopped</td><td>10</td><td>\xE2\x80\x93</td>")); /* no step_time, no speed */
     assert_non_null(strstr(page, "<td>without an end</td><td>10</td>"));
     assert_non_null(strstr(page, "<span>A <b>0.100</b></span><span>B <b>0.200</b></span>"));
+    assert_non_null(strstr(page, "<td>training</td><td>3.0 s <span class='none'>75"));
     assert_int_equal(occurrences(page, "<figure>"), 2); /* loss and num_tokens, each drawn without the script */
     assert_true(occurrences(page, "class='line a1'") >= 2 && occurrences(page, "<g class='d1'>") >= 2);
     json_t *data = points_of(page, "loss"), *lines = json_object_get(data, "lines");
@@ -111,6 +113,55 @@ static void test_chain(void **state) {
     assert_true(first && second && first < second);
     assert_non_null(strstr(second, "<td>accuracy</td><td>1 %</td><td class='after'>90 %</td>"));
     assert_non_null(strstr(page, "<td class='mono'>seed</td><td class='mono'>1</td><td class='mono'>7</td>"));
+    free(page);
+    runs_free(&r);
+}
+
+/* What evaluate printed: a table for each data file, its columns in the order of the runs that made the models. */
+static void test_evaluations(void **state) {
+    (void)state;
+    Runs r = {0};
+    char name[3][17], text[600];
+    json_t *lineage = json_loads("[" SFT "," GRPO "]", 0, NULL);
+    for (size_t n = 0; n < 3; n++) run_lineage_name(lineage, n, name[n]);
+    json_decref(lineage);
+    add(&r, put_run("1.jsonl", "{\"record\":\"start\",\"program\":\"train_sft\",\"lineage\":[" SFT "]}\n", 1, ""));
+    add(&r, put_run("2.jsonl", "{\"record\":\"start\",\"program\":\"train_grpo\",\"lineage\":[" SFT "," GRPO "]}\n", 1,
+                    ""));
+    for (int n = 3; n >= 0; n--) {
+        snprintf(
+            text, sizeof text,
+            "{\"accuracy\":0.%d,\"accuracy_low\":0.05,\"accuracy_high\":0.9,\"data\":\"heldout.shard\",\"kind\":"
+            "\"prompt\",\"lineage\":\"%s\",\"model\":\"<m>.bin\",\"pass@2\":0.25,\"pass@2_error\":0.01,\"seed\":%d}\n",
+            n + 2, n < 3 ? name[n] : "0", n);
+        files_put(files_path("e.json"), text, strlen(text));
+        add(&r, files_path("e.json"));
+    }
+    const char *loss = "{\"data\":\"val.shard\",\"kind\":\"chat\",\"loss\":0.5,\"loss_error\":0.125,\"model\":\"x\"}\n";
+    files_put(files_path("l.json"), loss, strlen(loss));
+    add(&r, files_path("l.json"));
+    runs_order(&r);
+    char *page = page_of(&r);
+    const char *table = strstr(page, "<h3 class='mono'>heldout.shard</h3>");
+    assert_non_null(table);
+    const char *parts[] = {
+        "<th>&lt;m&gt;.bin</th>",
+        "<th>before <b class='key'>A</b></th>",
+        "<th><b class='key'>A ",
+        "<th><b class='key'>B ",
+        "<td class='mono'>accuracy</td><td>0.500 <span class='none'>0.0500 to 0.900</span></td><td>0.200 ",
+        "<td>0.300 ",
+        "<td>0.400 ",
+        "<td class='mono'>pass@2</td><td>0.250 <span class='none'>\xC2\xB1 0.0100</span></td>",
+        "do not have the same seed",
+        "<h3 class='mono'>val.shard</h3>",
+        "<td class='mono'>loss</td><td>0.500 <span class='none'>\xC2\xB1 0.125</span></td>"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const char *at = strstr(table, parts[i]);
+        if (!at) fail_msg("no %s after %.300s", parts[i], table);
+        table = at;
+    }
+    assert_int_equal(occurrences(page, "<h3 class='mono'>"), 2);
     free(page);
     runs_free(&r);
 }
@@ -238,9 +289,9 @@ static void test_program(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_two_runs), cmocka_unit_test(test_chain),
-                                       cmocka_unit_test(test_refused),  cmocka_unit_test(test_cut),
-                                       cmocka_unit_test(test_hostile),  cmocka_unit_test(test_script),
-                                       cmocka_unit_test(test_program)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_two_runs),    cmocka_unit_test(test_chain),
+                                       cmocka_unit_test(test_evaluations), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_cut),         cmocka_unit_test(test_hostile),
+                                       cmocka_unit_test(test_script),      cmocka_unit_test(test_program)};
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

@@ -23,8 +23,9 @@
 #include "history.h"         /* Series, History, history_find, history_free, ... */
 #include "html.h"            /* html_text */
 #include "report.h"          /* report_file */
-#include "report_head.h"     /* report_begin, report_date, report_end, report_title */
-#include "report_run.h"      /* run_cell, run_string, run_number */
+#include "report_head.h"     /* report_begin, report_date, report_duration, report_end, ... */
+#include "report_run.h"      /* run_string, run_cell, run_number */
+#include "run_facts.h"       /* RunPhase, run_lineage_name, run_phase_name, RUN_PHASES */
 #include "runs.h"            /* Runs, run_last_start, Run, RUNS_MOST, ... */
 #include "style.h"           /* keep: compare_js */
 
@@ -145,6 +146,173 @@ static inline void compare_stages(FILE *f, const Runs *r) {
         }
     }
     fputs("</tbody></table></div></section>\n", f);
+}
+
+/* Writes the time of each phase in each run, with its share of the run's time. */
+static inline void compare_phases(FILE *f, const Runs *r) {
+    double all[RUNS_MOST] = {0}, any = 0;
+    for (int i = 0; i < r->count; i++)
+        for (int p = 0; p < RUN_PHASES; p++)
+            all[i] += fmax(run_number(json_object_get(r->runs[i].h.end, "seconds"), run_phase_name((RunPhase)p)), 0);
+    for (int i = 0; i < r->count; i++) any += all[i];
+    if (!(any > 0)) return;
+    fputs(
+        "<section id='time'><h2>Time of each phase</h2><div class='scroll'><table class='all'><thead><tr><th>phase</th>",
+        f);
+    compare_heads(f, r);
+    fputs("</tr></thead><tbody>\n", f);
+    for (int p = 0; p < RUN_PHASES; p++) {
+        fprintf(f, "<tr><td>%s</td>", run_phase_name((RunPhase)p));
+        for (int i = 0; i < r->count; i++) {
+            const double seconds =
+                run_number(json_object_get(r->runs[i].h.end, "seconds"), run_phase_name((RunPhase)p));
+            char text[64] = "\xE2\x80\x93", share[32] = "";
+            if (seconds > 0) report_duration(seconds, text, sizeof text);
+            if (seconds > 0) chart_value(seconds / all[i], true, share);
+            fprintf(f, "<td>%s <span class='none'>%s</span></td>", text, share);
+        }
+        fputs("</tr>\n", f);
+    }
+    fputs("</tbody></table></div></section>\n", f);
+}
+
+/* ---- evaluations ---- */
+
+/* Where the model of an evaluation comes from: the letter of the run that made it, "before" and the letter of the first
+ * run that began with it, or the model's path. */
+static inline void compare_evaluated(FILE *f, const Runs *r, const json_t *evaluation) {
+    const char *name = run_string(evaluation, "lineage"), *model = run_string(evaluation, "model");
+    char here[17];
+    for (int i = 0; name && i < r->count; i++) {
+        const json_t *lineage = json_object_get(run_last_start(&r->runs[i]), "lineage");
+        const size_t n = json_array_size(lineage);
+        if (!n) continue;
+        run_lineage_name(lineage, n, here);
+        if (!strcmp(here, name)) {
+            compare_key(f, i);
+            return;
+        }
+    }
+    for (int i = 0; name && i < r->count; i++) {
+        const json_t *lineage = json_object_get(run_last_start(&r->runs[i]), "lineage");
+        const size_t n = json_array_size(lineage);
+        if (!n) continue;
+        run_lineage_name(lineage, n - 1, here);
+        if (!strcmp(here, name)) {
+            fprintf(f, "before <b class='key'>%c</b>", 'A' + i);
+            return;
+        }
+    }
+    html_text(f, model ? model : "another model");
+}
+
+/* Whether a field of an evaluation is a setting or the error of another field, and not a result. */
+static inline bool compare_setting(const char *key) {
+    static const char *const settings[] = {"seed", "samples", "temperature", "dropped", "cut", "bytes"};
+    static const char *const ends[] = {"_error", "_low", "_high"};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+        if (!strcmp(key, settings[i])) return true;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        const size_t n = strlen(key), m = strlen(ends[i]);
+        if (n > m && !strcmp(key + n - m, ends[i])) return true;
+    }
+    return false;
+}
+
+/* Writes a result with its standard error, or with its interval. */
+static inline void compare_result(FILE *f, const json_t *evaluation, const char *key) {
+    char other[96], text[32], low[32], high[32];
+    const double value = run_number(evaluation, key);
+    chart_value(value, false, text);
+    fprintf(f, "<td>%s", text);
+    snprintf(other, sizeof other, "%.80s_low", key);
+    const double from = run_number(evaluation, other);
+    snprintf(other, sizeof other, "%.80s_high", key);
+    const double to = run_number(evaluation, other);
+    snprintf(other, sizeof other, "%.80s_error", key);
+    const double error = run_number(evaluation, other);
+    chart_value(from, false, low);
+    chart_value(to, false, high);
+    if (isfinite(from) && isfinite(to)) fprintf(f, " <span class='none'>%s to %s</span>", low, high);
+    else if (isfinite(error)) {
+        chart_value(error, false, text);
+        fprintf(f, " <span class='none'>\xC2\xB1 %s</span>", text);
+    }
+    fputs("</td>", f);
+}
+
+/* The order of the evaluations' columns: that of the runs that made the models, others first. */
+static inline int compare_place(const Runs *r, const json_t *evaluation) {
+    const char *name = run_string(evaluation, "lineage");
+    char here[17];
+    for (int i = 0; name && i < r->count; i++) {
+        const json_t *lineage = json_object_get(run_last_start(&r->runs[i]), "lineage");
+        run_lineage_name(lineage, json_array_size(lineage), here);
+        if (json_array_size(lineage) && !strcmp(here, name)) return i + 1;
+    }
+    return 0;
+}
+
+/* Writes the evaluations on one data file as a table, a column for each. list: those evaluations. */
+static inline void compare_evaluation(FILE *f, const Runs *r, const json_t *list) {
+    const json_t *one = json_array_get(list, 0);
+    json_t *keys = (json_t *)checked_object(json_object(), "a JSON object");
+    const char *key;
+    json_t *value;
+    fputs("<h3 class='mono'>", f);
+    html_text(f, run_string(one, "data"));
+    fputs("</h3><div class='scroll'><table class='all'><thead><tr><th>result</th>", f);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        fputs("<th>", f);
+        compare_evaluated(f, r, json_array_get(list, i));
+        fputs("</th>", f);
+        json_object_foreach(json_array_get(list, i), key, value) {
+            if (json_is_number(value) && !compare_setting(key)) json_object_set(keys, key, value);
+        }
+    }
+    fputs("</tr></thead><tbody>\n", f);
+    json_object_foreach(keys, key, value) {
+        fputs("<tr><td class='mono'>", f);
+        html_text(f, key);
+        fputs("</td>", f);
+        for (size_t i = 0; i < json_array_size(list); i++) compare_result(f, json_array_get(list, i), key);
+        fputs("</tr>\n", f);
+    }
+    fputs("</tbody></table></div>\n", f);
+    json_decref(keys);
+    static const char *const settings[] = {"samples", "temperature", "seed"};
+    for (size_t k = 0; k < sizeof settings / sizeof *settings; k++)
+        for (size_t i = 1; i < json_array_size(list); i++)
+            if (!json_equal(json_object_get(one, settings[k]), json_object_get(json_array_get(list, i), settings[k]))) {
+                fprintf(f, "<p class='note'>These evaluations do not have the same %s.</p>\n", settings[k]);
+                break;
+            }
+}
+
+/* Writes what evaluate printed of the models, a table for each data file. */
+static inline void compare_evaluations(FILE *f, const Runs *r) {
+    const size_t n = json_array_size(r->evaluations);
+    if (!n) return;
+    fputs(
+        "<section id='evaluations'><h2>Evaluations</h2><p class='note'>What evaluate printed of the models; the letter "
+        "names the run that made a model. Beside a value: its standard error, or its 95 % interval.</p>\n",
+        f);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *one = json_array_get(r->evaluations, i);
+        json_t *list = (json_t *)checked_object(json_array(), "a JSON array");
+        bool first = true;
+        for (int place = 0; place <= r->count; place++)
+            for (size_t k = 0; k < n; k++) {
+                json_t *other = json_array_get(r->evaluations, k);
+                if (strcmp(run_string(one, "data"), run_string(other, "data")) || compare_place(r, other) != place)
+                    continue;
+                first &= k >= i;
+                json_array_append(list, other);
+            }
+        if (first) compare_evaluation(f, r, list);
+        json_decref(list);
+    }
+    fputs("</section>\n", f);
 }
 
 /* ---- curves ---- */
@@ -296,7 +464,9 @@ static inline void compare_page(FILE *f, const Runs *r) {
     fprintf(f, "<header><h1>%s</h1></header>\n", title);
     compare_legend(f, r);
     if (r->chain) compare_stages(f, r);
+    compare_evaluations(f, r);
     compare_options(f, r);
+    compare_phases(f, r);
     compare_curves(f, r);
     report_end(f, compare_js());
 }

@@ -22,7 +22,7 @@
 
 #include "../base/clock.h"     /* clock_seconds, clock_date */
 #include "../base/error.h"     /* checked_object, WarningList, warning_list, xmalloc */
-#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits_digest, XXH3_64bits_reset, XXH3_64bits_update, ... */
+#include "../base/io.h"        /* XXH3_state_t, XXH3_64bits, XXH3_64bits_digest, XXH3_64bits_reset, ... */
 #include "../base/json_text.h" /* json_utf8 */
 #include "../base/program.h"   /* program_processor */
 #include <jansson.h>
@@ -158,6 +158,18 @@ static inline bool run_file_hash(const char *path, char text[17]) {
     free(buffer);
     fclose(f);
     return ok;
+}
+
+/* A name for the first n stages of a model's lineage, by which a page finds the run that made the model: XXH3 (64 bits) of
+ * their JSON. */
+static inline void run_lineage_name(const json_t *lineage, size_t n, char name[17]) {
+    json_t *stages = (json_t *)checked_object(json_array(), "a JSON array");
+    for (size_t i = 0; i < n && i < json_array_size(lineage); i++)
+        json_array_append(stages, json_array_get(lineage, i));
+    char *text = (char *)checked_object(json_dumps(stages, JSON_COMPACT | JSON_SORT_KEYS), "a JSON text");
+    snprintf(name, 17, "%016llx", (unsigned long long)XXH3_64bits(text, strlen(text)));
+    free(text);
+    json_decref(stages);
 }
 
 /* A file that an option names: {"option","path","bytes","xxh3"}. Standard input ("-"), a folder, a pipe and a device have

@@ -1,18 +1,18 @@
 /* runs.h - metrics files of several runs, read for a page that shows them side by side.
  *
  *     Runs runs = {0};
- *     if (!runs_read(&runs, "a.jsonl", &e) || !runs_read(&runs, "b.jsonl", &e)) die("%s", e.text);
+ *     if (!runs_read(&runs, "a.jsonl", &e) || !runs_read(&runs, "a_heldout.json", &e)) die("%s", e.text);
  *     runs_order(&runs);
  *     runs_free(&runs);
  *
  * A file may be compressed. Every line must be one that metrics.h writes, and the steps must increase; the message of
  * any other names the file and the line. The last line of a run that was killed may be cut off: it is left out, which
- * the page says.
+ * the page says. What evaluate printed may be among the files; its model is found by the name of its lineage.
  */
 #ifndef LLMC_REPORT_RUNS_H
 #define LLMC_REPORT_RUNS_H
 
-#include "../base/error.h" /* error_set, Error, xrealloc */
+#include "../base/error.h" /* error_set, Error, checked_object, xrealloc */
 #include "../base/io.h"    /* file_slurp */
 #include "../base/text.h"  /* utf8_copy */
 #include "chart.h"         /* CHART_LINES */
@@ -29,7 +29,8 @@ typedef struct Run {
 typedef struct Runs {
     Run *runs;
     int count;
-    bool chain; /* a run goes on with the model of another; set by runs_order() */
+    json_t *evaluations; /* array of what evaluate printed, each with the path of its file as "file"; NULL: none */
+    bool chain;          /* a run goes on with the model of another; set by runs_order() */
 } Runs;
 
 static inline void runs_free(Runs *r) {
@@ -38,6 +39,7 @@ static inline void runs_free(Runs *r) {
         free(r->runs[i].name);
     }
     free(r->runs);
+    json_decref(r->evaluations);
     *r = (Runs){0};
 }
 
@@ -68,12 +70,31 @@ static inline bool run_parse(Run *r, const char *text, size_t n, Error *e) {
     return true;
 }
 
-/* Reads a metrics file and adds the run. On failure nothing is added. */
+/* Adds the file's text as what evaluate printed; false if it is something else. */
+static inline bool runs_add_evaluation(Runs *r, const char *path, const char *text, size_t n) {
+    json_t *object = json_loadb(text, n, 0, NULL);
+    if (!json_is_string(json_object_get(object, "kind")) || !json_is_string(json_object_get(object, "data"))) {
+        json_decref(object);
+        return false;
+    }
+    char *name = utf8_copy(path);
+    json_object_set_new(object, "file", json_string(name));
+    free(name);
+    if (!r->evaluations) r->evaluations = (json_t *)checked_object(json_array(), "a JSON array");
+    json_array_append_new(r->evaluations, object);
+    return true;
+}
+
+/* Reads a metrics file and adds the run, or what evaluate printed. On failure nothing is added. */
 static inline bool runs_read(Runs *r, const char *path, Error *e) {
-    size_t n;
+    size_t n = 0;
     if (r->count == RUNS_MOST) return error_set(e, "%s: more than %d runs do not fit on a page", path, RUNS_MOST);
     char *text = file_slurp(path, (size_t)1 << 32, &n, e);
     if (!text) return false;
+    if (runs_add_evaluation(r, path, text, n)) {
+        free(text);
+        return true;
+    }
     Run run = {.name = utf8_copy(strcmp(path, "-") ? path : "standard input")};
     const bool ok = run_parse(&run, text, n, e);
     free(text);
