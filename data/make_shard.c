@@ -216,7 +216,7 @@ static Side *choose_side(uint64_t hash) {
     return &sides[(double)(hash >> 11) * 0x1p-53 < o.val_fraction];
 }
 
-static void add_record(const RowMade *m) {
+static void add_record(RowMade *m) {
     Error e;
     Side *side = choose_side(m->key);
     const Record *r = &m->record;
@@ -225,6 +225,12 @@ static void add_record(const RowMade *m) {
     side->trained += m->trained;
     if (r->count > side->longest) side->longest = r->count;
     if (rows.kind == ROW_TEXT) {
+        if (!side->text.count) {
+            const TokenList spare = side->text;
+            side->text = (TokenList){m->record.tokens, m->record.count, m->record.count};
+            m->record.tokens = spare.ids;
+            return;
+        }
         token_list_reserve(&side->text, (size_t)r->count);
         memcpy(side->text.ids + side->text.count, r->tokens, (size_t)r->count * sizeof *r->tokens);
         side->text.count += r->count;
@@ -461,7 +467,7 @@ static void add_lines(Jsonl *j, const RowBatch *b) {
     for (int i = 0; i < b->count && !enough(); i++) {
         const RowLine *l = &b->line[i];
         for (int k = 0; k < l->count; k++) {
-            const RowMade *m = &l->made[k];
+            RowMade *m = &l->made[k];
             add_notes(m, j->name, l->number);
             if (m->result == ROW_MADE) add_record(m);
             if (m->result == ROW_BAD && !jsonl_skip(j, m->error)) fail(m->error);
@@ -561,7 +567,7 @@ static void read_text(Jsonl *j) {
         }
         row_batch_convert(&b, &workers, j, true, (uint64_t)o.seed);
         for (int i = 0; i < b.count && !enough(); i++) {
-            const RowMade *m = b.line[i].made;
+            RowMade *m = b.line[i].made;
             if (m->result == ROW_BAD) fail(m->error);
             add_record(m);
         }

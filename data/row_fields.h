@@ -168,8 +168,9 @@ static inline bool row_is_used(const RowFields *f, const char *key) {
 static inline const char *row_name(const RowFields *f, json_t *row, RowFieldId field, char *name, size_t size) {
     const char *given = f->name[field];
     for (const char *s = given ? given : row_field[field].names; *s;) {
-        const size_t n = given ? strlen(s) : strcspn(s, "|");
-        snprintf(name, size, "%.*s", (int)n, s);
+        const size_t n = given ? strlen(s) : strcspn(s, "|"), kept = n < size ? n : size - 1;
+        memcpy(name, s, kept);
+        name[kept] = '\0';
         if (row_value(row, name)) return s;
         s += n + (s[n] == '|');
     }

@@ -694,7 +694,9 @@ static void test_long_texts_of_forms(void **state) {
 static void test_without_jit(void **state) {
     enum { N = 1 << 18 };
     const bool jit = gpt2.scratch->pieces.jit;
+    const PretokenizerShape *shape = gpt2.scratch->pieces.shape;
     gpt2.scratch->pieces.jit = false;
+    gpt2.scratch->pieces.shape = NULL;
     test_gpt2_texts(state);
     char *text = xmalloc(N);
     for (const char *c = "a 1\n."; *c; c++) {
@@ -705,6 +707,39 @@ static void test_without_jit(void **state) {
     }
     free(text);
     gpt2.scratch->pieces.jit = jit;
+    gpt2.scratch->pieces.shape = shape;
+}
+
+/* Pieces of ASCII characters that are found without the regular expression: those that it finds, in all texts of up to
+ * five of these characters. */
+static void test_shapes(void **state) {
+    (void)state;
+    static const char *const patterns[] = {PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS, PRETOKENIZER_LLAMA3,
+                                           PRETOKENIZER_QWEN2};
+    static const char *const parts[] = {"ſ", "s", "'", "\n", "1", ".", "R", "e", "l", "\t", "é", "\r", " ", "\xC2\xA0"};
+    enum { PARTS = sizeof parts / sizeof *parts };
+    Error e;
+    for (int i = 0; i < 4; i++) {
+        Pretokenizer p;
+        TextBuffer text = {0};
+        assert_true(pretokenizer_open(&p, patterns[i], &e));
+        const PretokenizerShape *shape = p.shape;
+        assert_non_null(shape);
+        for (int k = 0; k < 3 * PARTS * PARTS * PARTS * PARTS; k++) {
+            text_clear(&text);
+            for (int rest = k; rest; rest /= PARTS) text_string(&text, parts[rest % PARTS]);
+            for (size_t at = 0, end, other; at < text.length; at = end) {
+                p.shape = shape;
+                assert_true(pretokenizer_next(&p, text.text, text.length, at, &end, &e));
+                p.shape = NULL;
+                assert_true(pretokenizer_next(&p, text.text, text.length, at, &other, &e));
+                if (end != other)
+                    fail_msg("%s: '%s': a piece ends at %zu, not %zu", patterns[i], text.text, end, other);
+            }
+        }
+        text_free(&text);
+        pretokenizer_close(&p);
+    }
 }
 
 /* ---- special tokens -------------------------------------------------------------------------------------------- */
@@ -1252,6 +1287,7 @@ int main(void) {
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_threads_of_patterns),
         cmocka_unit_test(test_without_jit),
+        cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_new_tokens),
         cmocka_unit_test(test_blob),

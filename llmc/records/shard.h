@@ -651,14 +651,38 @@ static inline void shard_append(ShardWriter *w, const void *src, size_t n) {
     w->payload_bytes += n;
 }
 
+/* Appends n ids, of which a small vocabulary has two bytes. */
+static inline void shard_append_ids(ShardWriter *w, const int32_t *ids, size_t n) {
+    uint8_t *to = w->payload + w->payload_bytes;
+    if (w->token_bytes == 4) {
+        shard_append(w, ids, 4 * n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t id = (uint16_t)ids[i];
+        memcpy(to + 2 * i, &id, 2);
+    }
+    w->payload_bytes += 2 * n;
+}
+
+/* Returns the first id that is outside the vocabulary, or r->count. */
+static inline int32_t record_bad_token(const Record *r, int32_t vocab) {
+    bool bad = false;
+    for (int32_t i = 0; i < r->count; i++) bad |= (uint32_t)r->tokens[i] >= (uint32_t)vocab;
+    if (!bad) return r->count;
+    int32_t i = 0;
+    while ((uint32_t)r->tokens[i] < (uint32_t)vocab) i++;
+    return i;
+}
+
 /* Adds a record. Fields that its kind does not have are ignored; a text may be NULL for "". */
 static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     const char *name = w->out.name, *wrong = record_refused(w->kind, r);
     if (wrong) return error_set(e, "%s: record %lld %s", name, (long long)w->count, wrong);
-    for (int32_t i = 0; i < r->count; i++)
-        if (r->tokens[i] < 0 || r->tokens[i] >= w->vocab)
-            return error_set(e, "%s: record %lld: token %d is %d, expected below the vocabulary of %d", name,
-                             (long long)w->count, (int)i, (int)r->tokens[i], (int)w->vocab);
+    const int32_t bad = record_bad_token(r, w->vocab);
+    if (bad < r->count)
+        return error_set(e, "%s: record %lld: token %d is %d, expected below the vocabulary of %d", name,
+                         (long long)w->count, (int)bad, (int)r->tokens[bad], (int)w->vocab);
     const char *text[4] = {r->text, r->task, r->answer, r->fields};
     uint32_t length[4] = {0};
     size_t bytes = 16 + (size_t)r->count * ((size_t)w->token_bytes + 1); /* maximum size of head, ids and mask */
@@ -689,8 +713,7 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
         shard_append(w, &r->rejected, 4);
         shard_append(w, &r->margin, 4);
     }
-    for (int32_t i = 0; i < r->count; i++)
-        shard_append(w, &r->tokens[i], (size_t)w->token_bytes); /* little-endian: the low bytes */
+    shard_append_ids(w, r->tokens, (size_t)r->count);
     if (w->kind == RECORD_CHAT)
         for (int32_t i = 0; i < r->count; i += 8) {
             uint8_t bits = 0;

@@ -28,7 +28,7 @@
 #include "../base/io.h"        /* Reader, IO_PIECE, XXH3_state_t, writer_write, ... */
 #include "../base/map.h"       /* Mapping, mapping_forget, mapping_free */
 
-enum { TOKENS_VERSION = 1, TOKENS_WIDE_VERSION = 7, TOKENS_HEADER = 256 };
+enum { TOKENS_VERSION = 1, TOKENS_WIDE_VERSION = 7, TOKENS_HEADER = 256, TOKENS_PIECE = 4096 };
 
 /* What the ids mean. */
 typedef struct TokenMeaning {
@@ -163,7 +163,12 @@ static inline bool tokens_write(const char *path, const int32_t *tokens, size_t 
     if (!writer_open(&w, path, e)) return false;
     memcpy(header + 6, &meaning.tokenizer, 8);
     bool ok = writer_write(&w, header, sizeof header, e);
-    for (size_t i = 0; ok && i < n; i++) ok = writer_write(&w, &tokens[i], wide ? 4 : 2, e); /* the low bytes */
+    uint16_t narrow[TOKENS_PIECE];
+    for (size_t at = 0, count; ok && at < n; at += count) {
+        count = n - at < TOKENS_PIECE ? n - at : TOKENS_PIECE;
+        for (size_t i = 0; !wide && i < count; i++) narrow[i] = (uint16_t)tokens[at + i];
+        ok = wide ? writer_write(&w, tokens + at, 4 * count, e) : writer_write(&w, narrow, 2 * count, e);
+    }
     if (ok) return writer_commit(&w, e);
     writer_abort(&w);
     return false;

@@ -315,6 +315,19 @@ static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n
     for (int32_t i = 0; i >= 0; i = node[i].next) token_list_append(out, node[i].id);
 }
 
+/* Returns the first n <= 8 bytes at s as a number, without reading behind them. */
+static inline uint64_t bpe_bytes(const unsigned char *s, size_t n) {
+    uint32_t low, high;
+    uint64_t all = 0;
+    if (n == 8) memcpy(&all, s, 8);
+    else if (n >= 4) {
+        memcpy(&low, s, 4);
+        memcpy(&high, s + n - 4, 4);
+        all = low | (uint64_t)high << 8 * (n - 4);
+    } else if (n) all = s[0] | (uint64_t)s[n / 2] << 8 * (n / 2) | (uint64_t)s[n - 1] << 8 * (n - 1);
+    return all;
+}
+
 /* Appends the tokens of piece[0..n). n is at least 1 and less than 2^30. */
 static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *out) {
     const unsigned char *bytes = (const unsigned char *)piece;
@@ -326,12 +339,10 @@ static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *ou
         bpe_encode_short(b, bytes, (int)n, out);
         return;
     }
-    unsigned char key[16] = {0};
-    uint64_t k[2];
-    memcpy(key, piece, n);
-    key[15] = (unsigned char)n;
-    memcpy(k, key, 16);
-    BpeCached *entry = &b->cache[XXH3_64bits(key, 16) >> (64 - BPE_CACHE_BITS)];
+    const uint64_t k[2] = {bpe_bytes(bytes, n < 8 ? n : 8),
+                           (n > 8 ? bpe_bytes(bytes + 8, n - 8) : 0) | (uint64_t)n << 56};
+    const uint64_t mixed = (k[0] ^ k[1] * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
+    BpeCached *entry = &b->cache[(mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93u >> (64 - BPE_CACHE_BITS)];
     if (entry->key[0] == k[0] && entry->key[1] == k[1]) {
         token_list_reserve(out, BPE_CACHED_TOKENS);
         memcpy(out->ids + out->count, entry->ids,
