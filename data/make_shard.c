@@ -9,7 +9,7 @@
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
 #include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
-#include "../llmc/base/text.h"            /* TextBuffer, text_free, TokenList, text_clear, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_free, text_clear, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
 #include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_check, inputs_close, ... */

@@ -3,9 +3,9 @@
 #include "../llmc/base/error.h"           /* Error, xmalloc, die, xstrdup, ... */
 #include "../llmc/base/io.h"              /* file_slurp, XXH3_64bits_withSeed */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* TextBuffer, token_list_free, text_free, TokenList, ... */
+#include "../llmc/base/text.h"            /* TextBuffer, text_free, token_list_free, TokenList, ... */
 #include "../llmc/text/nfc.h"             /* Nfc, nfc_append, nfc_free, nfc_quick */
-#include "../llmc/text/pretokenize.h"     /* pretokenizer_open, Pretokenizer, pretokenizer_close, ... */
+#include "../llmc/text/pretokenize.h"     /* pretokenizer_next, pretokenizer_open, Pretokenizer, ... */
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_encode, tokenizer_hash, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open, TOKENIZER_SIGN */
 #include "../llmc/text/tokenizer_gguf.h"  /* TokenizerGguf, tokenizer_open_gguf, GGUF_TOKEN_NORMAL, ... */

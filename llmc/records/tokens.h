@@ -25,7 +25,7 @@
 
 #include "../base/error.h"     /* Error, error_set, checked_object, xstrdup */
 #include "../base/file_kind.h" /* MAGIC_TOKENS_WIDE, MAGIC_TOKENS */
-#include "../base/io.h"        /* Reader, IO_PIECE, XXH3_state_t, writer_write, ... */
+#include "../base/io.h"        /* Reader, writer_write, IO_PIECE, XXH3_state_t, ... */
 #include "../base/map.h"       /* Mapping, mapping_forget, mapping_free */
 
 enum { TOKENS_VERSION = 1, TOKENS_WIDE_VERSION = 7, TOKENS_HEADER = 256, TOKENS_PIECE = 4096 };

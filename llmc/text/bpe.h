@@ -26,7 +26,6 @@
 #define LLMC_TEXT_BPE_H
 
 #include "../base/error.h" /* xrealloc, checked, xcalloc */
-#include "../base/io.h"    /* XXH3_64bits */
 #include "../base/text.h"  /* TokenList, token_list_reserve, token_list_append, utf8_decode, ... */
 
 typedef struct Merge {
@@ -79,8 +78,8 @@ typedef struct Bpe {
 } Bpe;
 
 static inline uint32_t bpe_hash(int32_t left, int32_t right) {
-    const uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    return (uint32_t)XXH3_64bits(&key, sizeof key);
+    const uint64_t key = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    return (uint32_t)(key ^ key >> 32) * 0x85EBCA6Bu >> 7;
 }
 
 /* Returns the merge of (left, right), or NULL. */
@@ -328,6 +327,20 @@ static inline uint64_t bpe_bytes(const unsigned char *s, size_t n) {
     return all;
 }
 
+/* Returns the place in the cache of a piece of at most BPE_CACHED bytes, and its key. */
+static inline BpeCached *bpe_cached(const Bpe *b, const unsigned char *piece, size_t n, uint64_t key[2]) {
+    key[0] = bpe_bytes(piece, n < 8 ? n : 8);
+    key[1] = (n > 8 ? bpe_bytes(piece + 8, n - 8) : 0) | (uint64_t)n << 56;
+    const uint64_t mixed = (key[0] ^ key[1] * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
+    return &b->cache[(mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93u >> (64 - BPE_CACHE_BITS)];
+}
+
+/* Begins to read the place in the cache of a piece that will be encoded soon. */
+static inline void bpe_prefetch(const Bpe *b, const char *piece, size_t n) {
+    uint64_t key[2];
+    if (b->cache && n <= BPE_CACHED) __builtin_prefetch(bpe_cached(b, (const unsigned char *)piece, n, key));
+}
+
 /* Appends the tokens of piece[0..n). n is at least 1 and less than 2^30. */
 static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *out) {
     const unsigned char *bytes = (const unsigned char *)piece;
@@ -339,11 +352,9 @@ static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *ou
         bpe_encode_short(b, bytes, (int)n, out);
         return;
     }
-    const uint64_t k[2] = {bpe_bytes(bytes, n < 8 ? n : 8),
-                           (n > 8 ? bpe_bytes(bytes + 8, n - 8) : 0) | (uint64_t)n << 56};
-    const uint64_t mixed = (k[0] ^ k[1] * 0x9E3779B97F4A7C15u) * 0xD6E8FEB86659FD93u;
-    BpeCached *entry = &b->cache[(mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93u >> (64 - BPE_CACHE_BITS)];
-    if (entry->key[0] == k[0] && entry->key[1] == k[1]) {
+    uint64_t key[2];
+    BpeCached *entry = bpe_cached(b, bytes, n, key);
+    if (entry->key[0] == key[0] && entry->key[1] == key[1]) {
         token_list_reserve(out, BPE_CACHED_TOKENS);
         memcpy(out->ids + out->count, entry->ids,
                sizeof entry->ids); /* all of them: cheaper than a loop over `count` */
@@ -353,8 +364,7 @@ static inline void bpe_encode(Bpe *b, const char *piece, size_t n, TokenList *ou
     const int32_t before = out->count;
     bpe_encode_short(b, bytes, (int)n, out);
     if (out->count - before > BPE_CACHED_TOKENS) return;
-    entry->key[0] = k[0];
-    entry->key[1] = k[1];
+    memcpy(entry->key, key, sizeof entry->key);
     entry->count = out->count - before;
     memcpy(entry->ids, out->ids + before, (size_t)entry->count * sizeof *entry->ids);
 }

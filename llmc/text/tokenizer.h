@@ -70,7 +70,7 @@
 #include "../base/text.h"  /* text_append, TokenList, TextBuffer, utf8_length, ... */
 #include "bpe.h"           /* bpe_read, Bpe, Merge, bpe_encode, ... */
 #include "nfc.h"           /* Nfc, nfc_free, nfc_append, nfc_quick */
-#include "pretokenize.h"   /* Pretokenizer, pretokenizer_fresh, pretokenizer_unshare, pretokenizer_close, ... */
+#include "pretokenize.h"   /* pretokenizer_fresh, Pretokenizer, pretokenizer_unshare, pretokenizer_close, ... */
 #include <omp.h>
 #include <utf8proc.h>
 
@@ -671,16 +671,24 @@ typedef struct TokenizerChunk {
  * may be NULL. */
 static inline bool tokenizer_encode_pieces(const Tokenizer *t, const char *text, size_t n, size_t from, size_t to,
                                            TokenizerChunk *chunk, size_t *stop, TokenList *out, Error *e) {
+    enum { AHEAD = 16 }; /* pieces that are found before they are encoded, so that the cache is read in time */
     Pretokenizer *p = &t->scratch->pieces;
-    size_t at = from, end;
+    size_t at = from, ends[AHEAD + 1];
     pretokenizer_restart(p);
-    for (; at < to || !pretokenizer_fresh(p, at); at = end) {
-        if (chunk && chunk->places < TOKENIZER_PLACES && pretokenizer_fresh(p, at)) {
+    while (at < to || !pretokenizer_fresh(p, at)) {
+        const bool noted = chunk && chunk->places < TOKENIZER_PLACES;
+        if (noted && pretokenizer_fresh(p, at)) {
             chunk->count[chunk->places] = out->count;
             chunk->place[chunk->places++] = at;
         }
-        if (!pretokenizer_next(p, text, n, at, &end, e)) return false;
-        tokenizer_piece(t, text + at, end - at, out);
+        int count = 0;
+        ends[0] = at;
+        do {
+            if (!pretokenizer_next(p, text, n, at, &ends[count + 1], e)) return false;
+            bpe_prefetch(&t->scratch->bpe, text + at, ends[count + 1] - at);
+            at = ends[++count];
+        } while (count < AHEAD && !noted && (at < to || !pretokenizer_fresh(p, at)));
+        for (int i = 0; i < count; i++) tokenizer_piece(t, text + ends[i], ends[i + 1] - ends[i], out);
     }
     *stop = at;
     return true;
