@@ -20,8 +20,8 @@
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
 #include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include "../llmc/report/compare.h"        /* compare_write */
-#include "../llmc/report/rollouts.h"       /* Rollouts, rollouts_free, rollouts_parse */
-#include "../llmc/report/runs.h"           /* Runs, runs_free, runs_order, runs_read */
+#include "../llmc/report/rollouts.h"       /* Rollouts, rollouts_begins, rollouts_free, rollouts_parse */
+#include "../llmc/report/runs.h"           /* Runs, runs_free, runs_match, runs_order, ... */
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
 #include "../llmc/text/tokenizer.h"        /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
@@ -52,7 +52,7 @@ static const Option options[] = {
     OPTION_TEXT(
         "report", 0, &o.report, "FILE",
         "write a page with the curves of all metrics files that are given, their options that differ, if they are stages "
-        "of one model's training the stages in their order, and what evaluate printed of their models"),
+        "of one model's training the stages in their order, and what evaluate printed of their models and the rollouts of one of the runs"),
     OPTION_GROUP("Other options"),
     OPTION_FLAG("stats", 0, &o.stats, "print statistics of all records"),
     OPTION_FLAG("tensors", 0, &o.tensors, "print shape, root mean square and largest value of each tensor of a model"),
@@ -668,7 +668,7 @@ static bool is_rollouts(const char *path, const char *memory, size_t n) {
     if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
     const size_t got = reader_peek(&r, first, sizeof first, &failed, &e);
     reader_close(&r);
-    return got == sizeof first && !memcmp(first, "{\"record\":\"rollo", sizeof first);
+    return got == sizeof first && rollouts_begins(first);
 }
 
 /* Shows a file of rollouts. */
@@ -727,6 +727,7 @@ static void show_runs(char **paths, int count) {
         if (!runs_read(&runs, paths[i], &e)) die("%s", e.text);
     if (!runs.count) die("--report: there is no metrics file among the files");
     runs_order(&runs);
+    if (!runs_match(&runs, &e)) die("%s", e.text);
     for (int i = 0; i < runs.count; i++)
         if (runs.runs[i].cut) warn("%s: its last line is cut off and left out", runs.runs[i].name);
     if (!compare_write(&runs, o.report, &e)) die("%s", e.text);

@@ -1,10 +1,10 @@
 /* test_compare.c - pages about several runs: metrics files that are read or refused, options that differ, the order of
  * stages, hostile texts, and the functions of the page's script on known values. */
 #include "../llmc/base/error.h"       /* Error */
-#include "../llmc/report/compare.h"   /* compare_page */
+#include "../llmc/report/compare.h"   /* compare_one_option, compare_page */
 #include "../llmc/report/run_facts.h" /* run_lineage_name */
-#include "../llmc/report/runs.h"      /* Runs, runs_free, runs_order, runs_read */
-#include "files.h"                    /* files_path, files_put, files_assert_error, files_setup, ... */
+#include "../llmc/report/runs.h"      /* Runs, runs_free, runs_order, runs_read, ... */
+#include "files.h"                    /* files_path, files_assert_error, files_put, files_setup, ... */
 #include "page.h"                     /* occurrences, assert_page */
 
 #define STEP "{\"step\":%d,\"time\":%d,\"num_tokens\":%d,\"loss\":%g}\n"
@@ -166,6 +166,47 @@ static void test_evaluations(void **state) {
     runs_free(&r);
 }
 
+/* Runs that differ in one number are in its order; the rollouts are those of a run of the page. */
+static void test_one_option(void **state) {
+    (void)state;
+    Runs r = {0};
+    Error e = {""};
+    static const char *const value[] = {"0.5", "0.02", "3"};
+    char text[300], name[3][8];
+#define PPO                                                                                                            \
+    "{\"record\":\"start\",\"program\":\"train_ppo\",\"run\":\"%s\",\"args\":{\"kl-coef\":\"%s\",\"seed\":\"1\",\"output\":\"%s\"}}\n"
+    for (int i = 0; i < 3; i++) {
+        snprintf(name[i], sizeof name[i], "%d.jsonl", i);
+        snprintf(text, sizeof text, PPO, name[i], value[i], name[i]);
+        add(&r, put_run(name[i], text, i + 1, ""));
+    }
+    assert_string_equal(compare_one_option(&r), "kl-coef");
+    const char *lines =
+        "{\"record\":\"rollouts\",\"run\":\"1.jsonl\",\"program\":\"train_ppo\"}\n{\"step\":1,\"prompt_id\":1,"
+        "\"prompt\":\"p\",\"samples\":[{\"text\":\"t\",\"tokens\":[\"t\"]}]}\n";
+    files_put(files_path("r.jsonl"), lines, strlen(lines));
+    add(&r, files_path("r.jsonl"));
+    assert_false(runs_read(&r, files_path("r.jsonl"), &e));
+    files_assert_error(&e, "a page shows the rollouts of one run");
+    runs_order(&r);
+    assert_true(runs_match(&r, &e));
+    assert_int_equal(r.rollouts_of, 1);
+    char *page = page_of(&r);
+    const char *first = strstr(page, "<tr data-run='1'><td class='mono'>0.02</td>"),
+               *second = strstr(page, "<tr data-run='0'><td class='mono'>0.5</td>"),
+               *third = strstr(page, "<tr data-run='2'><td class='mono'>3</td>");
+    assert_true(first && first < second && second < third);
+    assert_non_null(strstr(page, "id='rollouts-data'"));
+    free(page);
+    strcpy(r.rollouts.run, "other");
+    assert_false(runs_match(&r, &e));
+    files_assert_error(&e, "the metrics of the run with these rollouts are not among the files");
+    snprintf(text, sizeof text, PPO, "4", "word", "4");
+    add(&r, put_run("4.jsonl", text, 1, ""));
+    assert_null(compare_one_option(&r));
+    runs_free(&r);
+}
+
 static void test_refused(void **state) {
     (void)state;
     static const struct {
@@ -289,9 +330,9 @@ static void test_program(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_two_runs),    cmocka_unit_test(test_chain),
-                                       cmocka_unit_test(test_evaluations), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_cut),         cmocka_unit_test(test_hostile),
-                                       cmocka_unit_test(test_script),      cmocka_unit_test(test_program)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_two_runs),   cmocka_unit_test(test_chain),   cmocka_unit_test(test_evaluations),
+        cmocka_unit_test(test_one_option), cmocka_unit_test(test_refused), cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_hostile),    cmocka_unit_test(test_script),  cmocka_unit_test(test_program)};
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

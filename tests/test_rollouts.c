@@ -585,6 +585,40 @@ static void test_ppo(void **state) {
     rollouts_free(&r);
 }
 
+/* With a tool: several turns, values for the drawn tokens only, those of the sampler but for rounding. */
+static void test_tools(void **state) {
+    (void)state;
+    static const char format[] = "--tool-format 'call=<c>{arguments}</c>;result=<r>{content}</r>'";
+    sh("./data/make_tasks --task bigmul --digits 2 --count 500 --format chat %s -o $T/calls.shard", format);
+    sh("./data/make_tasks --task bigmul --digits 2 --count 100 --seed 2 -o $T/muls.shard");
+    sh("./train_sft --layers 1 --width 64 --heads 2 --context 64 -i $T/calls.shard -x 60 --batch-tokens 1024 -l 5e-3 "
+       "-o $T/calls.bin -q");
+    sh("./train_grpo -c $T/calls.bin -i $T/muls.shard -p 4 -G 4 -g 44 -x 2 -o $T/grpo.bin -q --tools calculator %s --beta "
+       "0.1 --rollouts $T/tools.jsonl --rollout-samples 8 --report $T/tools.html",
+       format);
+    Rollouts r = read_of("tools.jsonl");
+    int several = 0, observed = 0;
+    for (size_t i = 0; i < r.count; i++) {
+        json_t *line = json_loads(r.lines[i].text, JSON_ALLOW_NUL, NULL), *samples = json_object_get(line, "samples");
+        for (size_t k = 0; k < json_array_size(samples); k++) {
+            const json_t *sample = json_array_get(samples, k), *logp = json_object_get(sample, "logp"),
+                         *sampler = json_object_get(sample, "sampler_logp"), *runs = json_object_get(sample, "drawn");
+            several += json_integer_value(json_object_get(sample, "turns")) > 1;
+            for (size_t run = 0, t = 0; run < json_array_size(runs); run++)
+                for (json_int_t n = json_integer_value(json_array_get(runs, run)); n > 0; n--, t++) {
+                    const json_t *a = json_array_get(logp, t), *b = json_array_get(sampler, t);
+                    observed += run % 2;
+                    assert_int_equal(json_is_null(a), run % 2);
+                    assert_int_equal(json_is_null(b), run % 2);
+                    if (run % 2 == 0) assert_true(fabs(json_number_value(a) - json_number_value(b)) < 2e-3);
+                }
+        }
+        json_decref(line);
+    }
+    assert_true(several > 4 && observed > 8);
+    rollouts_free(&r);
+}
+
 /* train_dpo --online: the policy's pairs, with its log-probabilities after the step. */
 static void test_dpo(void **state) {
     (void)state;
@@ -647,13 +681,14 @@ static void test_show(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),     cmocka_unit_test(test_resume),
-                                       cmocka_unit_test(test_cut),       cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_shorten),   cmocka_unit_test(test_steps),
-                                       cmocka_unit_test(test_histogram), cmocka_unit_test(test_histogram_rows),
-                                       cmocka_unit_test(test_grpo),      cmocka_unit_test(test_grpo_resume),
-                                       cmocka_unit_test(test_ppo),       cmocka_unit_test(test_dpo),
-                                       cmocka_unit_test(test_show),      cmocka_unit_test(test_page_hostile),
-                                       cmocka_unit_test(test_page_size), cmocka_unit_test(test_script)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),        cmocka_unit_test(test_resume),
+                                       cmocka_unit_test(test_cut),          cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_shorten),      cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_histogram),    cmocka_unit_test(test_histogram_rows),
+                                       cmocka_unit_test(test_grpo),         cmocka_unit_test(test_grpo_resume),
+                                       cmocka_unit_test(test_ppo),          cmocka_unit_test(test_dpo),
+                                       cmocka_unit_test(test_tools),        cmocka_unit_test(test_show),
+                                       cmocka_unit_test(test_page_hostile), cmocka_unit_test(test_page_size),
+                                       cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

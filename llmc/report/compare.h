@@ -16,14 +16,15 @@
 #define LLMC_REPORT_COMPARE_H
 
 #include "../base/error.h"   /* checked_object, Error, die, xcalloc */
-#include "chart.h"           /* Chart, CHART_COLOURS, CHART_DASHES, ChartLine, ... */
+#include "chart.h"           /* Chart, chart_last, CHART_COLOURS, CHART_DASHES, ... */
 #include "chart_text.h"      /* chart_value */
 #include "curve_catalogue.h" /* curve_group_name */
 #include "curves.h"          /* Curve, CurveList, curve_compare, curve_name, ... */
-#include "history.h"         /* Series, History, history_find, history_free, ... */
+#include "history.h"         /* history_find, Series, History, history_free, ... */
 #include "html.h"            /* html_text */
 #include "report.h"          /* report_file */
 #include "report_head.h"     /* report_begin, report_date, report_duration, report_end, ... */
+#include "report_rollouts.h" /* report_rollouts */
 #include "report_run.h"      /* run_string, run_cell, run_number */
 #include "run_facts.h"       /* RunPhase, run_lineage_name, run_phase_name, RUN_PHASES */
 #include "runs.h"            /* Runs, run_last_start, Run, RUNS_MOST, ... */
@@ -315,6 +316,91 @@ static inline void compare_evaluations(FILE *f, const Runs *r) {
     fputs("</section>\n", f);
 }
 
+/* ---- runs that differ in one option ---- */
+
+/* Whether an option names an output: runs that differ in it are not different otherwise. */
+static inline bool compare_is_output(const char *name) {
+    static const char *const outputs[] = {"output",     "metrics",  "report",     "tensorboard",   "state",
+                                          "output-dir", "rollouts", "best",       "critic-output", "adapter-output",
+                                          "quiet",      "resume",   "save-steps", "logging-steps"};
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        if (!strcmp(name, outputs[i])) return true;
+    return false;
+}
+
+/* The number of an option of a run, NaN if it is none. */
+static inline double compare_option(const Run *run, const char *name) {
+    const char *text = run_string(json_object_get(run_last_start(run), "args"), name);
+    char *end;
+    const double value = text ? strtod(text, &end) : NAN;
+    return text && *text && !*end ? value : NAN;
+}
+
+/* The only option, apart from outputs, in which all runs of one program differ, if it is a number in each; else NULL. */
+static inline const char *compare_one_option(const Runs *r) {
+    json_t *args = json_object_get(run_last_start(&r->runs[0]), "args");
+    const char *one = NULL, *name;
+    json_t *value;
+    if (r->count < 2) return NULL;
+    json_object_foreach(args, name, value) {
+        bool differs = false;
+        for (int i = 1; i < r->count; i++)
+            differs |= !json_equal(value, json_object_get(json_object_get(run_last_start(&r->runs[i]), "args"), name));
+        if (!differs || compare_is_output(name)) continue;
+        if (one) return NULL;
+        one = name;
+    }
+    for (int i = 0; one && i < r->count; i++) {
+        const char *program = r->runs[i].h.program, *first = r->runs[0].h.program;
+        if (!program || !first || strcmp(program, first) || isnan(compare_option(&r->runs[i], one))) return NULL;
+    }
+    return one;
+}
+
+/* Writes the last values of what such an option acts on, in the order of its values; the script adds a slider. */
+static inline void compare_slider(FILE *f, const Runs *r) {
+    static const char *const keys[] = {
+        "objective/scores", "reward", "objective/gold", "eval_accuracy",          "eval_reward", "eval_loss", "loss",
+        "objective/kl",     "kl",     "entropy",        "completions/mean_length"};
+    const char *option = compare_one_option(r);
+    int order[RUNS_MOST];
+    if (!option) return;
+    for (int i = 0; i < r->count; i++) {
+        int k = i;
+        for (; k > 0 && compare_option(&r->runs[order[k - 1]], option) > compare_option(&r->runs[i], option); k--)
+            order[k] = order[k - 1];
+        order[k] = i;
+    }
+    fputs("<section id='one-option'><h2>One option</h2><p class='note'>The runs differ only in <code>", f);
+    html_text(f, option);
+    fputs(
+        "</code>: the last values of each.</p><div id='slider'></div>\n<div class='scroll'><table class='all'><thead><tr>"
+        "<th class='mono'>",
+        f);
+    html_text(f, option);
+    fputs("</th><th>run</th>", f);
+    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+        if (history_find(&r->runs[0].h, keys[k])) fprintf(f, "<th class='mono'>%s</th>", keys[k]);
+    fputs("</tr></thead><tbody>\n", f);
+    for (int i = 0; i < r->count; i++) {
+        const Run *run = &r->runs[order[i]];
+        fprintf(f, "<tr data-run='%d'>", order[i]);
+        run_cell(f, " class='mono'", run_string(json_object_get(run_last_start(run), "args"), option));
+        fputs("<td>", f);
+        compare_key(f, order[i]);
+        fputs("</td>", f);
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            const Series *s = history_find(&run->h, keys[k]);
+            char text[32] = "\xE2\x80\x93";
+            if (!history_find(&r->runs[0].h, keys[k])) continue;
+            if (s && chart_last(s) >= 0) chart_value(s->values[chart_last(s)], false, text);
+            fprintf(f, "<td>%s</td>", text);
+        }
+        fputs("</tr>\n", f);
+    }
+    fputs("</tbody></table></div></section>\n", f);
+}
+
 /* ---- curves ---- */
 
 /* The value of a series at a step, or NaN. */
@@ -457,7 +543,7 @@ static inline void compare_curves(FILE *f, const Runs *r) {
     history_free(&all);
 }
 
-/* Writes the page. */
+/* Writes the page, with the rollouts of the run that runs_match() has found. */
 static inline void compare_page(FILE *f, const Runs *r) {
     const char *title = r->chain ? "Stages of training" : "Runs side by side";
     report_begin(f, title, false);
@@ -466,8 +552,10 @@ static inline void compare_page(FILE *f, const Runs *r) {
     if (r->chain) compare_stages(f, r);
     compare_evaluations(f, r);
     compare_options(f, r);
+    compare_slider(f, r);
     compare_phases(f, r);
     compare_curves(f, r);
+    if (r->rollouts_name) report_rollouts(f, &(History){.rollouts = &r->rollouts});
     report_end(f, compare_js());
 }
 

@@ -6,6 +6,8 @@
  */
 (function () {
     var form = document.getElementById('controls'), charts = [], started = false;
+    /* The run that the slider of the option has chosen; -1: none. */
+    var chosen = -1;
     var LEFT = 40, RIGHT = 330, TOP = 22, BOTTOM = 156;
     /* CHART_COLOURS and CHART_DASHES of chart.h. */
     var COLOURS = 8, DASHES = 5;
@@ -54,7 +56,8 @@
         lists.forEach(function (list, i) {
             if (!list.length) return;
             var run = c.d.lines[i].run, last = list[list.length - 1];
-            var g = make(svg, 'g', {class: 'd' + run % DASHES}), colour = 'a' + run % COLOURS;
+            var faded = chosen >= 0 && run !== chosen ? ' faded' : '';
+            var g = make(svg, 'g', {class: 'd' + run % DASHES + faded}), colour = 'a' + run % COLOURS;
             make(g, 'path', {class: 'line ' + colour, d: plot.path(list, X, Y)});
             make(svg, 'text', {class: 'last ' + colour, x: X(last[0]) + 4, y: Y(last[1]) + 3.8},
                 String.fromCharCode(65 + run));
@@ -111,6 +114,29 @@
         charts.push(c);
         listen(c);
     });
+    /* A slider over the runs that differ in one option: it marks the run in the table and in all charts. */
+    var slider = document.getElementById('slider'), rows = document.querySelectorAll('tr[data-run]');
+    if (slider) {
+        var input = document.createElement('input'), label = document.createElement('label'), said = document.createElement('output');
+        input.type = 'range';
+        input.min = 0;
+        input.max = rows.length - 1;
+        input.value = 0;
+        label.className = 'slider';
+        label.appendChild(document.createElement('span')).textContent = document.querySelector('#one-option th').textContent;
+        label.appendChild(said);
+        label.appendChild(input);
+        slider.className = 'controls';
+        slider.appendChild(label);
+        said.textContent = 'all';
+        input.addEventListener('input', function () {
+            var row = rows[+input.value];
+            chosen = +row.getAttribute('data-run');
+            said.textContent = row.cells[0].textContent;
+            rows.forEach(function (r) { r.classList.toggle('chosen', r === row); });
+            all();
+        });
+    }
     form.hidden = false;
     form.addEventListener('input', function (ev) {
         if (ev.target.name === 'x') form.elements.from.value = form.elements.to.value = '';

@@ -118,6 +118,16 @@ static inline json_t *rollouts_page_groups(const Rollouts *r, size_t *most, size
 
 /* ---- the film ---- */
 
+/* The number of tokens of a completion that the model drew. */
+static inline json_int_t rollouts_drawn(const json_t *sample) {
+    const json_t *runs = json_object_get(sample, "drawn");
+    json_int_t n = 0;
+    for (size_t i = 0; i < json_array_size(runs); i += 2) n += json_integer_value(json_array_get(runs, i));
+    return runs ? n
+                : json_integer_value(json_object_get(sample, "more_tokens")) +
+                      (json_int_t)json_array_size(json_object_get(sample, "tokens"));
+}
+
 /* The mean of a list's numbers; NaN without one. */
 static inline double rollouts_mean(const json_t *list) {
     double total = 0, n = 0;
@@ -146,8 +156,7 @@ static inline json_t *rollouts_frame(const json_t *group, size_t texts, size_t b
         json_array_append_new(reward, rollout_number(history_number(json_object_get(s, "reward"))));
         json_array_append_new(gold, rollout_number(history_number(json_object_get(s, "gold"))));
         json_array_append_new(kl, rollout_number(history_number(json_object_get(s, "kl"))));
-        const json_int_t more = json_integer_value(json_object_get(s, "more_tokens"));
-        json_array_append_new(length, json_integer(more + (json_int_t)json_array_size(json_object_get(s, "tokens"))));
+        json_array_append_new(length, json_integer(rollouts_drawn(s)));
         json_array_append_new(entropy, rollout_number(rollouts_mean(json_object_get(s, "entropy"))));
     }
     json_object_set_new(frame, "text", text);

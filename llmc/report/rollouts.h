@@ -11,7 +11,7 @@
  * A group is one line: a prompt of one step with its completions. kind: "fixed" for the prompts that are sampled at each
  * of the steps, "trained" for groups that the step was trained on. tokens, and the arrays beside it, have one entry for
  * each token of the completion; a character of several tokens is in the last of them. drawn: the lengths of runs of
- * tokens, drawn ones first, then observed ones (results of tools), and so on. advantage: a number, or one for each
+ * tokens, drawn ones first, then observed ones (results of tools), and so on; the values of observed tokens are null. advantage: a number, or one for each
  * token. kl: the sum of logp - ref_logp over the drawn tokens, in nats. What a trainer does not have is left out or null. Numbers have four significant digits.
  *
  * A file whose name ends in .zst is compressed, one frame for each line. Resuming drops the lines after the state's step
@@ -74,13 +74,6 @@ typedef struct RolloutLog {
 /* A number, or null if it is not finite. */
 static inline json_t *rollout_number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
-/* n floats, of which one that is not finite is null. */
-static inline json_t *rollout_numbers(const float *values, int64_t n) {
-    json_t *all = (json_t *)checked_object(json_array(), "a JSON array");
-    for (int64_t i = 0; i < n; i++) json_array_append_new(all, rollout_number((double)values[i]));
-    return all;
-}
-
 /* The number of bytes at the end of text[0..n) that begin a character whose rest may follow. */
 static inline size_t rollout_unfinished(const char *text, size_t n) {
     for (size_t back = 1; back <= 3 && back <= n; back++) {
@@ -119,6 +112,9 @@ static inline json_t *rollout_texts_end(RolloutTexts *t) {
 }
 
 /* ---- reading ---- */
+
+/* Whether 16 bytes are the beginning of a file of rollouts. */
+static inline bool rollouts_begins(const char *bytes) { return !memcmp(bytes, "{\"record\":\"rollo", 16); }
 
 static inline void rollouts_free(Rollouts *r) {
     for (size_t i = 0; i < r->count; i++) free(r->lines[i].text);

@@ -459,6 +459,19 @@ if (typeof document !== 'undefined') (function () {
         return pre;
     }
 
+    /* The turns of a completion as a bar: filled where the model drew tokens, hollow where it observed some. */
+    function timeline(sample) {
+        var runs = sample.drawn || [], all = runs.reduce(function (a, b) { return a + b; }, 0), at = 0;
+        if (runs.length < 2 || !all) return null;
+        var svg = drawing(300, 14, runs.map(function (n, i) { return n + (i % 2 ? ' tokens observed' : ' tokens drawn'); }).join(', '));
+        runs.forEach(function (n, i) {
+            draw(svg, 'rect', {class: i % 2 ? 'minus' : 'plus', x: 1 + 298 * at / all, y: 2, width: Math.max(1, 298 * n / all - 1), height: 9});
+            at += n;
+        });
+        svg.setAttribute('class', 'turns');
+        return svg;
+    }
+
     function passRate(group) {
         var known = group.samples.filter(function (s) { return s.right != null || s.reward != null; });
         return R.mean(known.map(function (s) { return (s.right != null ? s.right : s.reward >= 0.5) ? 1 : 0; }));
@@ -535,11 +548,12 @@ if (typeof document !== 'undefined') (function () {
                 seen[i] = true;
                 var verdict = s.right == null ? '' : s.right ? '\u2713 right, ' : '\u2717 wrong, ';
                 var more = [s.stop && s.stop !== 'completed' ? R.visible(s.stop) : null,
-                    s.turns > 1 ? s.turns + ' turns' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
+                    s.turns > 1 ? s.turns + ' turns' : null, s.calls ? s.calls + ' calls' : null,
+                    s.failed_calls ? s.failed_calls + ' failed' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
                 boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},
                     el('div', {class: 'got'}, i + ': ' + verdict + 'reward ' + number(s.reward) +
                         more.filter(Boolean).map(function (t) { return ', ' + t; }).join('')),
-                    tokensOf(s, color.get(), said)));
+                    timeline(s), tokensOf(s, color.get(), said)));
             });
             out.appendChild(el('div', {class: 'legend'}, el('span', {class: 'above'}, 'positive'), ' ',
                 el('span', {class: 'below'}, 'negative'), ' ', el('span', {class: 'observed'}, 'observed, not drawn by the model')));

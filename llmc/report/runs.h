@@ -13,10 +13,11 @@
 #define LLMC_REPORT_RUNS_H
 
 #include "../base/error.h" /* error_set, Error, checked_object, xrealloc */
-#include "../base/io.h"    /* file_slurp */
+#include "../base/io.h"    /* Reader, file_slurp, reader_close, reader_open, ... */
 #include "../base/text.h"  /* utf8_copy */
 #include "chart.h"         /* CHART_LINES */
 #include "history.h"       /* LINE_BROKEN, history_free, History, HistoryLine, ... */
+#include "rollouts.h"      /* Rollouts, rollouts_begins, rollouts_free, rollouts_read */
 
 enum { RUNS_MOST = CHART_LINES }; /* a letter names each */
 
@@ -30,6 +31,9 @@ typedef struct Runs {
     Run *runs;
     int count;
     json_t *evaluations; /* array of what evaluate printed, each with the path of its file as "file"; NULL: none */
+    Rollouts rollouts;   /* of one of the runs */
+    char *rollouts_name; /* path of their file; NULL: there are none */
+    int rollouts_of;     /* number of that run; set by runs_match() */
     bool chain;          /* a run goes on with the model of another; set by runs_order() */
 } Runs;
 
@@ -40,6 +44,8 @@ static inline void runs_free(Runs *r) {
     }
     free(r->runs);
     json_decref(r->evaluations);
+    rollouts_free(&r->rollouts);
+    free(r->rollouts_name);
     *r = (Runs){0};
 }
 
@@ -85,9 +91,32 @@ static inline bool runs_add_evaluation(Runs *r, const char *path, const char *te
     return true;
 }
 
-/* Reads a metrics file and adds the run, or what evaluate printed. On failure nothing is added. */
+/* Whether a regular file, which may be compressed, begins as a file of rollouts does. */
+static inline bool runs_is_rollouts(const char *path) {
+    Error e;
+    Reader in;
+    struct stat about;
+    char first[16] = "";
+    bool failed = false;
+    if (!strcmp(path, "-") || stat(path, &about) || !S_ISREG(about.st_mode) || !reader_open(&in, path, &e))
+        return false;
+    const size_t n = reader_peek(&in, first, sizeof first, &failed, &e);
+    reader_close(&in);
+    return n == sizeof first && rollouts_begins(first);
+}
+
+/* Reads a metrics file and adds the run, what evaluate printed, or the rollouts of one run. On failure nothing is
+ * added. */
 static inline bool runs_read(Runs *r, const char *path, Error *e) {
     size_t n = 0;
+    if (runs_is_rollouts(path)) {
+        if (r->rollouts_name)
+            return error_set(e, "%s: a page shows the rollouts of one run, and %s is given, too", path,
+                             r->rollouts_name);
+        if (!rollouts_read(&r->rollouts, path, e)) return false;
+        r->rollouts_name = utf8_copy(path);
+        return true;
+    }
     if (r->count == RUNS_MOST) return error_set(e, "%s: more than %d runs do not fit on a page", path, RUNS_MOST);
     char *text = file_slurp(path, (size_t)1 << 32, &n, e);
     if (!text) return false;
@@ -135,6 +164,16 @@ static inline void runs_order(Runs *r) {
             r->runs[k] = r->runs[k - 1];
             r->runs[k - 1] = held;
         }
+}
+
+/* Finds the run that the rollouts are of; call it after runs_order(). */
+static inline bool runs_match(Runs *r, Error *e) {
+    if (!r->rollouts_name) return true;
+    for (r->rollouts_of = 0; r->rollouts_of < r->count; r->rollouts_of++) {
+        const char *run = json_string_value(json_object_get(run_last_start(&r->runs[r->rollouts_of]), "run"));
+        if (run && !strcmp(run, r->rollouts.run)) return true;
+    }
+    return error_set(e, "%s: the metrics of the run with these rollouts are not among the files", r->rollouts_name);
 }
 
 #endif

@@ -43,12 +43,13 @@
 #include "../model/transformer.h"    /* ModelOutput */
 #include "../model/workspace.h"      /* Workspace */
 #include "../report/metrics.h"       /* metrics_rollout, Metrics, metrics_fact, metrics_line, ... */
-#include "../report/rollouts.h"      /* rollout_number, rollout_numbers, RolloutTexts, rollout_texts, ... */
+#include "../report/rollouts.h"      /* rollout_number, RolloutTexts, rollout_texts, rollout_texts_add, ... */
 #include "../report/run_facts.h"     /* RUN_SAMPLES */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* evaluation_check */
 #include "../rollout/prompts.h"      /* PromptText, prompts_input, prompts_request */
-#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, rollout_rows, ... */
+#include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
+#include "../rollout/trajectory.h"   /* Trajectory, trajectory_stop_name */
 #include "generation.h"              /* Generation, generation_token_arrays, ScoredCompletion, ... */
 #include "generation_options.h"      /* GenerationOptions */
 #include "trainer.h"                 /* Trainer, TrainerPause, trainer_go_on, trainer_pause */
@@ -236,6 +237,48 @@ static inline json_t *rollout_dump_texts(const Generation *g, const Completion *
     return rollout_texts_end(&texts);
 }
 
+/* Values of the drawn tokens, from `at` on, as a list with one entry for each token: observed ones have none. */
+static inline json_t *rollout_dump_list(const Completion *c, const float *values, int32_t at) {
+    const uint8_t *drawn = completion_mask(c);
+    json_t *all = json_array();
+    for (int32_t k = 0; k < c->count; k++)
+        json_array_append_new(all, drawn && !drawn[k] ? json_null() : rollout_number((double)values[at++]));
+    return all;
+}
+
+/* The lengths of the runs of drawn and of observed tokens, drawn ones first. */
+static inline json_t *rollout_dump_runs(const Completion *c) {
+    const uint8_t *drawn = completion_mask(c);
+    json_t *runs = json_array();
+    int32_t length = 0;
+    bool on = true;
+    for (int32_t k = 0; k < c->count; k++) {
+        if ((!drawn || drawn[k]) != on) {
+            json_array_append_new(runs, json_integer(length));
+            length = 0;
+            on = !on;
+        }
+        length++;
+    }
+    json_array_append_new(runs, json_integer(length));
+    return runs;
+}
+
+/* How a completion ended, its turns, and what a trajectory has beside them. */
+static inline void rollout_dump_end(const Completion *c, json_t *o) {
+    const Trajectory *y = c->trajectory;
+    json_object_set_new(o, "finished", json_boolean(c->finished));
+    json_object_set_new(o, "stop",
+                        json_string(y             ? trajectory_stop_name(y->stop)
+                                    : c->finished ? "completed"
+                                                  : "max_tokens"));
+    json_object_set_new(o, "turns", json_integer(y ? y->turns : 1));
+    if (!y) return;
+    json_object_set_new(o, "calls", json_integer(y->counts.calls));
+    json_object_set_new(o, "failed_calls", json_integer(y->counts.failed_calls));
+    json_object_set_new(o, "parse_errors", json_integer(y->counts.parse_errors));
+}
+
 /* The rewards of a completion by their names. */
 static inline json_t *rollout_dump_rewards(const Generation *g, const ScoredCompletion *s) {
     json_t *parts = json_object();
@@ -258,14 +301,14 @@ static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_
     json_object_set_new(o, "id", json_string(id));
     json_object_set_new(o, "text", json_utf8(s->text, s->text_length));
     json_object_set_new(o, "tokens", rollout_dump_texts(g, c));
-    json_object_set_new(o, "drawn", json_pack("[i]", n));
-    json_object_set_new(o, "logp", rollout_numbers(g->logp + at, n));
-    if (x->old_logp) json_object_set_new(o, "old_logp", rollout_numbers(g->old_logp + at, n));
-    json_object_set_new(o, "sampler_logp", rollout_numbers(g->sampler_logp + at, n));
-    if (x->ref_logp) json_object_set_new(o, "ref_logp", rollout_numbers(g->ref_logp + at, n));
-    json_object_set_new(o, "entropy", rollout_numbers(g->entropy + at, n));
+    json_object_set_new(o, "drawn", rollout_dump_runs(c));
+    json_object_set_new(o, "logp", rollout_dump_list(c, g->logp, at));
+    if (x->old_logp) json_object_set_new(o, "old_logp", rollout_dump_list(c, g->old_logp, at));
+    json_object_set_new(o, "sampler_logp", rollout_dump_list(c, g->sampler_logp, at));
+    if (x->ref_logp) json_object_set_new(o, "ref_logp", rollout_dump_list(c, g->ref_logp, at));
+    json_object_set_new(o, "entropy", rollout_dump_list(c, g->entropy, at));
     json_object_set_new(o, "advantage",
-                        x->token_advantage ? rollout_numbers(x->token_advantage + at, n)
+                        x->token_advantage ? rollout_dump_list(c, x->token_advantage, at)
                                            : rollout_number(x->advantage ? (double)x->advantage[i] : NAN));
     json_object_set_new(o, "rewards", rollout_dump_rewards(g, s));
     json_object_set_new(o, "reward", rollout_number((double)(x->score ? x->score[i] : s->reward)));
@@ -276,9 +319,7 @@ static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_
         json_object_set_new(o, "kl", rollout_number(kl));
     }
     json_object_set_new(o, "right", isnan(right) ? json_null() : json_boolean(right > 0.5));
-    json_object_set_new(o, "finished", json_boolean(c->finished));
-    json_object_set_new(o, "stop", json_string(c->finished ? "completed" : "max_tokens"));
-    json_object_set_new(o, "turns", json_integer(1));
+    rollout_dump_end(c, o);
     return o;
 }
 
@@ -336,9 +377,11 @@ static inline void rollout_dump_values(RolloutDump *d) {
     const ModelOutput policy = {.logp = v->logp, .entropy = v->entropy}, reference = {.logp = v->ref_logp};
     for (int32_t i = 0; i < n; i++) {
         const Completion *c = &v->scored[i].completion;
-        v->offset[i + 1] = v->offset[i] + c->count;
+        const uint8_t *drawn = completion_mask(c);
+        v->offset[i + 1] = v->offset[i] + completion_drawn(c);
         v->counts[i] = 1;
-        memcpy(v->sampler_logp + v->offset[i], c->logp, (size_t)c->count * sizeof(float));
+        for (int32_t k = 0, at = v->offset[i]; k < c->count; k++)
+            if (!drawn || drawn[k]) v->sampler_logp[at++] = c->logp[k];
     }
     for (int r = 1; r <= d->g->t->dist.ranks; r++) v->cut[r] = n;
     generation_forward(v, &d->g->t->model, d->work, 0, n, &policy);
@@ -439,8 +482,9 @@ static inline json_t *rollout_dump_token(const Generation *g, int32_t i, int32_t
     const int32_t k = t - g->offset[i], from = k > ROLLOUT_CLIP_CONTEXT ? k - ROLLOUT_CLIP_CONTEXT : 0;
     const double A = x->token_advantage ? (double)x->token_advantage[t] : x->advantage ? (double)x->advantage[i] : NAN;
     size_t before, here;
-    char *context = model_text_decode_bytes(&g->t->text, c->tokens + from, k - from, true, &before);
-    char *text = model_text_decode_bytes(&g->t->text, c->tokens + k, 1, true, &here);
+    const int32_t *ids = completion_drawn_ids(c);
+    char *context = model_text_decode_bytes(&g->t->text, ids + from, k - from, true, &before);
+    char *text = model_text_decode_bytes(&g->t->text, ids + k, 1, true, &here);
     json_t *o = json_object();
     json_object_set_new(o, "log_ratio", rollout_number((double)g->logp[t] - g->old_logp[t]));
     json_object_set_new(o, "advantage", rollout_number(A));
