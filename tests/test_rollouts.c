@@ -4,7 +4,8 @@
 #include "../llmc/loss/advantage.h"         /* advantage_group, AdvantageStats, SCALE_GROUP, SCALE_NONE, ... */
 #include "../llmc/loss/clip_histogram.h"    /* CLIP_BINS, CLIP_ROWS, ClipHistogram, clip_histogram, ... */
 #include "../llmc/loss/policy.h"            /* policy_loss_config, POLICY_CISPO, POLICY_GMPO, POLICY_GRPO, ... */
-#include "../llmc/report/history.h"         /* History, history_free, history_line */
+#include "../llmc/loss/preference.h"        /* PREFERENCE_APO_DOWN, PREFERENCE_APO_ZERO, PREFERENCE_BCO_PAIR, ... */
+#include "../llmc/report/history.h"         /* History, history_free, history_line, history_pair, ... */
 #include "../llmc/report/report.h"          /* report_page */
 #include "../llmc/report/report_rollouts.h" /* ROLLOUTS_GROUPS, RolloutTilt, rollout_tilt */
 #include "../llmc/report/rollouts.h"        /* Rollouts, rollouts_free, rollouts_read, RolloutLog, ... */
@@ -12,7 +13,7 @@
 #include "files.h"                          /* files_path, files_put, files_assert_error, files_get */
 #include "letters.h"                        /* letters_setup */
 #include "models.h"                         /* refused, models_teardown */
-#include "page.h"                           /* assert_page */
+#include "page.h"                           /* assert_page, occurrences */
 #include "run.h"                            /* sh, assert_same_file, metric */
 #include "shell.h"                          /* assert_holds, said */
 
@@ -365,6 +366,31 @@ static void test_page_size(void **state) {
     rollouts_free(&r);
 }
 
+/* The accuracy against the length, and the pairs of train_dpo over their loss. */
+static void test_page_parts(void **state) {
+    (void)state;
+    History h = {.program = strdup("train_dpo")};
+    for (int i = 0; i < 4; i++) {
+        history_line(&h, i + 1, i);
+        history_value(&h, "eval_accuracy", i + 1, i == 2 ? NAN : 0.1 * i);
+        history_value(&h, "eval_completions/mean_length", i + 1, 10 + i);
+    }
+    history_start(&h, json_loads("{\"args\":{\"beta\":\"0.5\",\"loss-type\":\"sigmoid,sft\"}}", 0, NULL));
+    history_pair(&h, 0, "before", "p", "c", "r", 1, -0.5);
+    history_pair(&h, 4, "after", "p", "c", "r", 2, -3);
+    char *page;
+    size_t n;
+    FILE *f = open_memstream(&page, &n);
+    report_page(f, &h, false);
+    fclose(f);
+    assert_page(page, n);
+    assert_non_null(strstr(page, "{\"beta\":0.5,\"loss\":\"sigmoid,sft\",\"pairs\":[[2,-1,0],[4,-6,1]]}</script>"));
+    assert_non_null(strstr(page, "<h2>Accuracy and length</h2>"));
+    assert_int_equal(occurrences(page, "<title>step "), 3);
+    history_free(&h);
+    free(page);
+}
+
 /* ---- the script ---- */
 
 static void put_list(FILE *f, const char *name, const float *values, int n) {
@@ -441,6 +467,24 @@ static void test_script(void **state) {
                 "t = R.surrogate('cispo', %.17g, %g, {high: 5}); near('cispo', [t.value, t.slope], [%.17g, %.17g]);\n",
                 rho, A, -c.l, -c.dlogp);
     }
+    static const struct {
+        const char *name;
+        PreferenceLoss loss;
+    } pairs[] = {{"sigmoid", PREFERENCE_SIGMOID},   {"hinge", PREFERENCE_HINGE},
+                 {"ipo_sum", PREFERENCE_IPO_SUM},   {"nca_pair", PREFERENCE_NCA_PAIR},
+                 {"bco_pair", PREFERENCE_BCO_PAIR}, {"sppo_hard", PREFERENCE_SPPO_HARD},
+                 {"apo_zero", PREFERENCE_APO_ZERO}, {"apo_down", PREFERENCE_APO_DOWN}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        for (int k = 0; k < 12; k++) {
+            PreferenceConfig c = preference_config();
+            c.beta = k % 2 ? 0.1 : 0.7;
+            const double chosen = 3.1 * k - 15, rejected = 9 - 1.7 * k;
+            const PreferenceCompletion both[2] = {
+                {.logp = chosen - 4, .ref = -4, .plain = chosen - 4, .length = 3},
+                {.logp = rejected - 6, .ref = -6, .plain = rejected - 6, .length = 5}};
+            fprintf(f, "near('%s', R.pairLoss('%s', %.17g, %.17g, %g), %.17g);\n", pairs[i].name, pairs[i].name, chosen,
+                    rejected, c.beta, preference_pair(&c, pairs[i].loss, both).l);
+        }
     ClipHistogram h = clip_histogram(log(0.8), log(1.28));
     uint64_t x = 3;
     const float sizes[] = {0.1F, 0.2F, 0.4F, 0.8F};
@@ -689,6 +733,6 @@ int main(void) {
                                        cmocka_unit_test(test_ppo),          cmocka_unit_test(test_dpo),
                                        cmocka_unit_test(test_tools),        cmocka_unit_test(test_show),
                                        cmocka_unit_test(test_page_hostile), cmocka_unit_test(test_page_size),
-                                       cmocka_unit_test(test_script)};
+                                       cmocka_unit_test(test_page_parts),   cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

@@ -28,7 +28,7 @@
 #include "report_run.h"      /* run_string, run_cell, run_number */
 #include "run_facts.h"       /* RunPhase, run_lineage_name, run_phase_name, RUN_PHASES */
 #include "runs.h"            /* Runs, run_last_start, Run, RUNS_MOST, ... */
-#include "style.h"           /* keep: compare_js */
+#include "style.h"           /* keep: compare_js, rollouts_js */
 
 enum {
     COMPARE_POINTS = 400, /* most points of a curve */
@@ -555,7 +555,10 @@ static inline void compare_page(FILE *f, const Runs *r) {
     compare_slider(f, r);
     compare_phases(f, r);
     compare_curves(f, r);
-    if (r->rollouts_name) report_rollouts(f, &(History){.rollouts = &r->rollouts});
+    if (r->rollouts_name) {
+        report_rollouts(f, &(History){.rollouts = &r->rollouts});
+        fprintf(f, "<script>\n%s</script>\n", rollouts_js());
+    }
     report_end(f, compare_js());
 }
 

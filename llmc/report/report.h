@@ -22,12 +22,13 @@
 #include "history.h"               /* History */
 #include "overoptimisation_page.h" /* report_overoptimisation */
 #include "report_head.h"           /* report_end, report_head */
+#include "report_length.h"         /* report_length */
 #include "report_pairs.h"          /* report_pairs */
 #include "report_rollouts.h"       /* report_rollouts */
 #include "report_run.h"            /* report_run */
 #include "report_samples.h"        /* report_samples */
 #include "report_tables.h"         /* report_all, report_config, report_final */
-#include "style.h"                 /* keep: report_js */
+#include "style.h"                 /* keep: report_js, rollouts_js */
 
 /* Writes curves first ... end-1 that are constant, on one line. */
 static inline void report_constants(FILE *f, const CurveList *curves, size_t first, size_t end) {
@@ -78,10 +79,12 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_head(f, h, &curves, running);
     report_final(f, h, &curves);
     report_overoptimisation(f, h);
+    report_length(f, h);
     report_curves(f, &curves);
     report_samples(f, h);
     report_pairs(f, h);
     report_rollouts(f, h);
+    if (h->pair_count || (h->rollouts && h->rollouts->count)) fprintf(f, "<script>\n%s</script>\n", rollouts_js());
     report_run(f, h);
     report_config(f, h);
     report_all(f, h);

@@ -60,6 +60,28 @@ static inline void pair_tally(FILE *f, const History *h, const char *when) {
     fprintf(f, "</span><span><b>%zu of %zu</b> in the right order</span><div></div>", right, all);
 }
 
+/* Writes the pairs' implicit rewards for the script, which draws them over the contours of the loss, if the run is one of
+ * train_dpo with a beta: the log-ratio to the reference is the reward divided by beta. */
+static inline void pair_data(FILE *f, const History *h) {
+    const json_t *args = json_object_get(json_array_get(h->starts, 0), "args");
+    const char *beta = json_string_value(json_object_get(args, "beta")),
+               *loss = json_string_value(json_object_get(args, "loss-type"));
+    const double b = beta ? atof(beta) : 0;
+    if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0) || !isfinite(b)) return;
+    fputs("<div class='widget' data-widget='pairs'></div>\n<script type='application/json' id='pairs-data'>", f);
+    fprintf(f, "{\"beta\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
+            loss && strspn(loss, "abcdefghijklmnopqrstuvwxyz_,") == strlen(loss) ? loss : "");
+    bool any = false;
+    for (size_t i = 0; i < h->pair_count; i++) {
+        const HistoryPair *p = &h->pairs[i];
+        if (!isfinite(p->chosen_reward) || !isfinite(p->rejected_reward)) continue;
+        fprintf(f, "%s[%.5g,%.5g,%d]", any ? "," : "", p->chosen_reward / b, p->rejected_reward / b,
+                strcmp(p->when, "before") != 0);
+        any = true;
+    }
+    fputs("]}</script>\n", f);
+}
+
 /* Writes the section. */
 static inline void report_pairs(FILE *f, const History *h) {
     if (!h->pair_count) return;
@@ -73,6 +95,7 @@ static inline void report_pairs(FILE *f, const History *h) {
         if (first == i) pair_tally(f, h, h->pairs[i].when);
     }
     fputs("</div>\n", f);
+    pair_data(f, h);
     size_t shown = 0;
     for (size_t i = 0; i < h->pair_count && shown < PAIRS_SHOWN; i++) {
         size_t first = 0;

@@ -487,7 +487,7 @@ static inline void report_rollouts(FILE *f, const History *h) {
     json_t *data = json_pack("{s:o, s:o, s:o}", "groups", groups, "clips", clips, "film", film);
     rollouts_data(f, data);
     json_decref(data);
-    fprintf(f, "<script>\n%s</script>\n</section>\n", rollouts_js());
+    fputs("</section>\n", f);
 }
 
 #endif

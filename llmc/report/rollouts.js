@@ -266,13 +266,30 @@ var rollouts = (function () {
         return list;
     }
 
-    return {mean: mean, deviation: deviation, choose: choose, advantages: advantages, flat: flat, surrogate: surrogate,
+    /* The loss of a preference pair from the log-ratios of both completions to the reference: llmc/loss/preference.h. */
+    function pairLoss(kind, chosen, rejected, beta) {
+        function ls(x) { return x < 0 ? x - Math.log(1 + Math.exp(x)) : -Math.log(1 + Math.exp(-x)); }
+        function S(x) { return Math.exp(ls(x)); }
+        var x = beta * chosen, y = beta * rejected, u = x - y, half = 1 / (2 * beta);
+        switch (kind) {
+        case 'hinge': return Math.max(0, 1 - u);
+        case 'ipo_sum': return (u / beta - half) * (u / beta - half);
+        case 'nca_pair': return -ls(x) - (ls(-x) + ls(-y)) / 2;
+        case 'bco_pair': return -ls(x) - ls(-y);
+        case 'sppo_hard': return (chosen - half) * (chosen - half) + (rejected + half) * (rejected + half);
+        case 'apo_zero': return 1 - S(x) + S(y);
+        case 'apo_down': return S(x) + 1 - S(u);
+        default: return -ls(u);
+        }
+    }
+
+    return {pairLoss: pairLoss, mean: mean, deviation: deviation, choose: choose, advantages: advantages, flat: flat, surrogate: surrogate,
         clipShare: clipShare, tilt: tilt, tiltAll: tiltAll, draw: draw, grams: grams, distinct: distinct, risen: risen,
         hacked: hacked, visible: visible, isDrawn: isDrawn, values: values};
 })();
 
 if (typeof document !== 'undefined') (function () {
-    var R = rollouts, holder = document.getElementById('rollouts-data'), data = JSON.parse(holder.textContent);
+    var R = rollouts, holder = document.getElementById('rollouts-data'), data = holder ? JSON.parse(holder.textContent) : null;
 
     /* An element with attributes and contents: texts, or elements. */
     function el(tag, o) {
@@ -853,8 +870,60 @@ if (typeof document !== 'undefined') (function () {
         show();
     }
 
+    /* ---- preference pairs ---- */
+
+    function pairsWidget(root) {
+        var d = JSON.parse(document.getElementById('pairs-data').textContent), out = el('div', {});
+        var kinds = ['sigmoid', 'hinge', 'ipo_sum', 'nca_pair', 'bco_pair', 'sppo_hard', 'apo_zero', 'apo_down'];
+        if (!d.pairs.length) return;
+        var kind = select('loss', kinds.map(function (k) { return [k, k]; }), show);
+        var own = d.loss.split(',').filter(function (k) { return kinds.indexOf(k) >= 0; })[0];
+        var beta = slider('beta', {min: -3, max: 1, step: 0.02, value: Math.log(d.beta) / Math.LN10},
+            function (v) { return String(+Math.pow(10, v).toPrecision(2)); }, show);
+        if (own) kind.input.value = own;
+
+        function show() {
+            var b = Math.pow(10, beta.get()), most = Math.max.apply(null, d.pairs.map(function (p) {
+                return Math.max(Math.abs(p[0]), Math.abs(p[1]));
+            })) * 1.15 || 1, n = 28, i, k, cells = [], low = Infinity, high = -Infinity;
+            var svg = drawing(520, 380, 'pairs over the contours of the loss'), area = [52, 452, 20, 330];
+            for (i = 0; i < n; i++)
+                for (k = 0; k < n; k++) {
+                    var c = most * (2 * (i + 0.5) / n - 1), r = most * (2 * (k + 0.5) / n - 1);
+                    var l = R.pairLoss(kind.get(), c, r, b);
+                    cells.push([c, r, l]);
+                    low = Math.min(low, l);
+                    high = Math.max(high, l);
+                }
+            var at = axes(svg, area, [-most, most], [-most, most], {x: 'log-ratio of the chosen completion to the reference', y: 'of the rejected one'});
+            var w = (area[1] - area[0]) / n, h = (area[3] - area[2]) / n;
+            cells.forEach(function (cell) {
+                /* seven levels, so that their borders are contours */
+                var level = high > low ? Math.round(6 * (cell[2] - low) / (high - low)) / 6 : 0;
+                draw(svg, 'rect', {class: 'level', x: at.X(cell[0]) - w / 2, y: at.Y(cell[1]) - h / 2, width: w, height: h, 'fill-opacity': 0.5 * level});
+            });
+            draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a6', d: 'M' + at.X(-most) + ' ' + at.Y(-most) + 'L' + at.X(most) + ' ' + at.Y(most)});
+            d.pairs.forEach(function (p) {
+                draw(svg, 'circle', {class: p[2] ? 'after' : 'before', cx: at.X(p[0]), cy: at.Y(p[1]), r: 4});
+            });
+            function over(when) {
+                return R.mean(d.pairs.filter(function (p) { return p[2] === when; }).map(function (p) { return R.pairLoss(kind.get(), p[0], p[1], b); }));
+            }
+            empty(out);
+            out.appendChild(el('div', {class: 'scroll'}, svg));
+            out.appendChild(el('p', {class: 'summary', role: 'status'}, 'mean loss of these pairs before ', el('b', {}, number(over(0))),
+                ', after ', el('b', {}, number(over(1)))));
+            out.appendChild(el('p', {class: 'note'}, 'Hollow: before training, filled: after it. Darker: a higher loss, from ' + number(low) + ' to ' +
+                number(high) + '. Below the dashed line the chosen completion gained more than the rejected one.'));
+        }
+
+        root.appendChild(controls(kind.box, beta.box));
+        root.appendChild(out);
+        show();
+    }
+
     /* A widget that fails keeps its table. */
-    var widgets = {group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
+    var widgets = {pairs: pairsWidget, group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
     document.querySelectorAll('[data-widget]').forEach(function (root) {
         var made = el('div', {});
         try {
