@@ -1,0 +1,116 @@
+# shellcheck shell=dash
+# loop.sh - what the scripts of loops (generate, judge, pick, retrain) share; they read it by `. scripts/loop.sh`.
+#
+# The toy task of all of them is to sort four digits, in a tenth of a second of a processor for a hundred answers. The base model is trained
+# on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its demonstrations come
+# after a prompt with the answer in parentheses, so that it can use a hint. Everything is written to loops/ (or $LOOP_OUT):
+# a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES (of a problem), STEPS
+# (of training in a round), BASE_STEPS, HELDOUT (problems of the evaluation).
+#
+# A stage that is complete is skipped when a script runs again. It runs again if its command or one of its input files changed.
+set -eu
+name=${LOOP_NAME:-$(basename "$0" .sh)}
+seed=${1:-1}
+loops=${LOOP_OUT:-loops}
+out=$loops/$name-$seed
+: "${PROBLEMS:=1000}" "${SAMPLES:=4}" "${STEPS:=60}" "${BASE_STEPS:=110}" "${HELDOUT:=300}"
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
+mkdir -p "$out"
+: >"$out/log"
+say() { printf '%s\n' "$*"; }
+
+# stage OUTPUT COMMAND...: runs the command, which writes OUTPUT, unless the same command has written it from the same files.
+stage() {
+    local made=$1 key
+    shift
+    key=$(for word; do
+        printf '%s\n' "$word"
+        case $word in "$made" | *.metrics.jsonl) ;; *) [ ! -f "$word" ] || cksum <"$word" ;; esac
+    done | cksum)
+    [ -e "$made" ] && [ "$(cat "$made.key" 2>/dev/null)" = "$key" ] && return
+    printf '+ %s\n' "$*" >>"$out/log"
+    "$@" >>"$out/log" 2>&1 || { printf '%s: a stage failed: %s\n' "$name" "$*" >&2; tail -n 3 "$out/log" >&2; exit 1; }
+    printf '%s' "$key" >"$made.key"
+}
+
+# tasks OUTPUT SEED COUNT [OPTION...]: problems of the toy task.
+tasks() {
+    local made=$1 first=$2 count=$3
+    shift 3
+    stage "$made" ./data/make_tasks --task sort --items 4 --largest 9 --seed "$first" --count "$count" "$@" -o "$made"
+}
+
+# shard ROWS: makes ROWS.shard of ROWS.jsonl, with the tokenizer and the template of the base model.
+shard() { stage "$1.shard" ./data/make_shard -i "$1.jsonl" -o "$1.shard" --model "$base" --skip-bad; }
+
+# sft MODEL FROM ROWS [OPTION...]: fine-tunes the model FROM.bin on ROWS.jsonl.
+sft() {
+    local to=$1 from=$2 rows=$3
+    shift 3
+    shard "$rows"
+    stage "$to.bin" ./train_sft -c "$from.bin" -i "$rows.shard" -o "$to.bin" --max-steps "$STEPS" --batch-tokens 1536 \
+        --learning-rate 1e-3 --warmup-steps 5 --logging-steps 20 --metrics "$to.metrics.jsonl" --seed "$seed" "$@"
+}
+
+# dpo MODEL FROM ROWS [OPTION...]: trains FROM.bin on the pairs of ROWS.jsonl, with FROM.bin as the reference.
+dpo() {
+    local to=$1 from=$2 rows=$3
+    shift 3
+    shard "$rows"
+    stage "$to.bin" ./train_dpo -c "$from.bin" -i "$rows.shard" -o "$to.bin" --max-steps "$STEPS" \
+        --per-device-train-batch-size 32 --learning-rate "${DPO_RATE:-3e-4}" --warmup-steps 5 --logging-steps 20 \
+        --metrics "$to.metrics.jsonl" --seed "$seed" "$@"
+}
+
+# complete ROWS MODEL PROBLEMS OPTION...: completes a file of problems.
+complete() {
+    local rows=$1 model=$2 from=$3
+    shift 3
+    stage "$rows.jsonl" ./generate -c "$model.bin" -i "$from" -o "$rows.jsonl" --max-new-tokens 12 --slots 128 "$@"
+}
+
+# samples ROWS MODEL PROBLEMS REWARD: draws SAMPLES completions of each problem and scores them.
+samples() { complete "$1" "$2" "$3" --num-samples "$SAMPLES" --temperature 0.7 --seed "$seed" --reward "${4:-verify}"; }
+
+pick() { local rows=$1; shift; stage "$rows.jsonl" ./data/pick -o "$rows.jsonl" "$@"; }
+
+measure() { ./evaluate -c "$1" -i "$held" --num-samples 8 --temperature 0.7 --max-new-tokens 12 --slots 128 >"${1%.bin}.json"; }
+figure() { sed -n "s/.*\"$1\":\([-0-9.e]*\).*/\1/p" "$2"; } # figure KEY FILE: a number of a JSON object
+
+# row LABEL MODEL [ROWS]: a line of the table: greedy accuracy and pass@8 on held-out problems, the rows that the model was
+# trained on, and how many of these are distinct.
+table() { printf '%-28s %9s %7s %7s %7s %9s %8s\n' "$1" greedy pass@1 pass@8 length rows distinct; }
+row() {
+    stage "$2.json" measure "$2.bin"
+    local count=- distinct=-
+    if [ $# -gt 2 ]; then
+        count=$(wc -l <"$3.jsonl")
+        distinct=$(sort -u "$3.jsonl" | wc -l)
+    fi
+    printf '%-28s %7.1f %% %5.1f %% %5.1f %% %7.1f %9s %8s\n' "$1" "$(percent accuracy "$2.json")" \
+        "$(percent pass@1 "$2.json")" "$(percent pass@8 "$2.json")" "$(figure mean_length "$2.json")" "$count" "$distinct"
+}
+percent() { awk "BEGIN { print 100 * $(figure "$1" "$2") }"; }
+
+# page: one HTML page over the rounds, from the metrics of all trainings.
+page() {
+    set -- "$out"/*.metrics.jsonl
+    [ -e "$1" ] && ./data/show --report "$out/report.html" "$@" >/dev/null 2>>"$out/log" && say "curves: $out/report.html"
+}
+
+# ---- the base model, which all scripts of one seed share ----
+shared=$loops/base-$seed
+mkdir -p "$shared"
+base=$shared/base.bin
+held=$shared/heldout.shard
+tasks "$held" $((seed * 100 + 3)) "$HELDOUT" --split heldout
+tasks "$shared/shown.jsonl" $((seed * 100 + 1)) 4000 --format chat
+tasks "$shared/answers.jsonl" $((seed * 100 + 1)) 4000
+pick "$shared/both" -i "$shared/shown.jsonl" --set 'id={prompt}' --dedupe id
+pick "$shared/keys" -i "$shared/answers.jsonl" --set 'id={prompt}' --dedupe id
+pick "$shared/hints" -i "$shared/both.jsonl" --join "$shared/keys.jsonl" --on id --set 'prompt={prompt}({answer})' --as sft --sample 1000
+pick "$shared/demos" -i "$shared/both.jsonl" -i "$shared/hints.jsonl" --as sft --shuffle
+stage "$shared/demos.shard" ./data/make_shard -i "$shared/demos.jsonl" -o "$shared/demos.shard" --template plain
+stage "$base" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$base" \
+    --max-steps "$BASE_STEPS" --batch-tokens 2048 --learning-rate 2e-3 --warmup-steps 10 --logging-steps 50 --seed "$seed"
+base=$shared/base.bin start=$shared/base

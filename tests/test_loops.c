@@ -1,0 +1,77 @@
+/* test_loops.c - scripts of loops with tiny settings: every round runs, a second run does nothing again, a changed setting runs
+ * what depends on it.
+ *
+ * Needs data/, train_sft, generate and evaluate. */
+#include "../llmc/base/error.h" /* xstrdup */
+#include "files.h"              /* files_path, text_of */
+#include "models.h"             /* json_text_of, lines_of, json_line_of, models_setup, ... */
+#include "shell.h"              /* out, assert_holds, run */
+
+#define TINY                                                                                                           \
+    "LOOP_OUT=$T/loops ROUNDS=1 BASE_STEPS=60 PROBLEMS=100 STEPS=4 HELDOUT=40 GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 "
+
+static int lines_with(const char *text, const char *part) {
+    int n = 0;
+    for (const char *s = text; (s = strstr(s, part)); s += strlen(part)) n++;
+    return n;
+}
+
+static int rows_of(const char *name) {
+    char *text = text_of(files_path(name));
+    const int n = lines_of(text);
+    free(text);
+    return n;
+}
+
+/* Training on right samples has a table with the control, and as many rows for both. */
+static void rejection_sampling(void **state) {
+    (void)state;
+    run(0, TINY "scripts/rft.sh 1");
+    assert_int_equal(lines_with(out, " %"), 9);
+    assert_holds(out, "rft: right samples");
+    assert_holds(out, "control: any samples");
+    const int right = rows_of("loops/rft-1/right.jsonl");
+    assert_in_range(right, 1, 400);
+    assert_int_equal(rows_of("loops/rft-1/any.jsonl"), right);
+    char *first = xstrdup(out);
+    run(0, TINY "scripts/rft.sh 1; cat $T/loops/rft-1/log");
+    assert_memory_equal(out, first, strlen(first));
+    assert_null(strstr(out, "\n+ ")); /* no stage ran */
+    free(first);
+    run(0, TINY "SAMPLES=3 scripts/rft.sh 1; cat $T/loops/rft-1/log");
+    assert_holds(out, "+ ./generate ");
+    assert_holds(out, "+ ./train_sft ");
+    assert_null(strstr(out, "+ ./data/make_tasks"));
+}
+
+/* Every solution that is kept is right, and the prompts have no hint. */
+static void self_taught(void **state) {
+    (void)state;
+    run(0, TINY "scripts/star.sh 1");
+    assert_holds(out, "star, round 1");
+    assert_holds(out, "control, round 1");
+    char *kept = text_of(files_path("loops/star-1/star1.kept.jsonl"));
+    const int n = lines_of(kept);
+    assert_true(n > 0);
+    for (int i = 0; i < n; i++) {
+        int x[4], y[4];
+        json_t *row = json_line_of(kept, i);
+        assert_int_equal(sscanf(json_text_of(row, "prompt"), "sort %d %d %d %d:", x, x + 1, x + 2, x + 3), 4);
+        assert_null(strchr(json_text_of(row, "prompt"), '('));
+        assert_int_equal(sscanf(json_text_of(row, "completion"), "%d %d %d %d", y, y + 1, y + 2, y + 3), 4);
+        int sum = 0, cubes = 0;
+        for (int k = 0; k < 4; k++) {
+            assert_true(!k || y[k] >= y[k - 1]);
+            sum += x[k] - y[k];
+            cubes += x[k] * x[k] * x[k] - y[k] * y[k] * y[k];
+        }
+        assert_true(!sum && !cubes);
+        json_decref(row);
+    }
+    free(kept);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught)};
+    return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
+}
