@@ -2,17 +2,19 @@
  *
  *     build/check_code escapes bwrap          the programs of tests/code/escapes.txt: none may reach anything or stay
  *     build/check_code cheats bwrap           those of tests/code/cheats.txt, in every form of test
+ *     build/check_code verdicts bwrap FILE    programs of dev/code_mutants.py: the verdict of a plain run
  *     build/check_code speed bwrap 2 400      400 completions on 2 workers, with and without the pool
  *
  * Exit status 1 if one of them fails.
  */
 #include "../llmc/base/clock.h"           /* clock_seconds */
 #include "../llmc/base/error.h"           /* die, Error, xcalloc, usage_error */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
 #include "../llmc/base/options.h"         /* option_choice_index */
 #include "../llmc/reward/code_judge.h"    /* CodeJudge, CodeVerdict, code_judge_score, CODE_REWARD_ALL, ... */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "../llmc/sandbox/sandbox.h"      /* SANDBOX_CHOICES, Sandbox, sandbox_close, sandbox_name, ... */
-#include "../llmc/sandbox/sandbox_run.h"  /* SandboxRun, SANDBOX_OUTCOMES, sandbox_outcome_name, ... */
+#include "../llmc/sandbox/sandbox_run.h"  /* SandboxRun, sandbox_outcome_name, SANDBOX_OUTCOMES, ... */
 #include "../tests/code.h"                /* CodeSample, code_samples, code_samples_free */
 
 static Sandbox box;
@@ -129,6 +131,31 @@ static int cheats(CodeJudge *j) {
     return failures;
 }
 
+/* Compares verdicts with those of the file, and counts the differences. */
+static int verdicts(CodeJudge *j, const char *path) {
+    Error e;
+    Jsonl lines;
+    json_t *row;
+    int more, n = 0, right = 0, differences = 0;
+    if (!jsonl_open(&lines, path, false, &e)) die("%s", e.text);
+    while ((more = jsonl_next(&lines, &row, &e)) > 0) {
+        const RewardInput in = {.completion = json_string_value(json_object_get(row, "completion")),
+                                .fields = json_string_value(json_object_get(row, "fields"))};
+        const bool want = json_is_true(json_object_get(row, "right"));
+        CodeVerdict v;
+        if (!code_judge_score(j, &in, 1, true, &v, &e)) die("%s", e.text);
+        n++;
+        right += want;
+        if (code_reward(&v, CODE_REWARD_ALL, 0) == (float)want) continue;
+        differences++;
+        printf("%s, plain run %d:\n%s\n", sandbox_outcome_name(v.outcome), want, in.completion);
+    }
+    if (more < 0) die("%s", e.text);
+    jsonl_close(&lines);
+    printf("%d programs, %d right in a plain run; %d verdicts differ\n", n, right, differences);
+    return differences;
+}
+
 /* Completions a second of different right programs with three tests. */
 static void speed(CodeJudge *j, int n, const char *what) {
     Error e;
@@ -161,7 +188,8 @@ int main(int argc, char **argv) {
     CodeJudge j;
     if (argc < 3) usage_error("escapes|cheats|speed and bwrap|landlock|none are required");
     o.sandbox.kind = option_choice_index(SANDBOX_CHOICES, argv[2]);
-    o.sandbox.workers = argc > 3 ? atoi(argv[3]) : 0;
+    const bool compares = !strcmp(argv[1], "verdicts");
+    o.sandbox.workers = argc > 3 && !compares ? atoi(argv[3]) : 0;
     o.timeout = 2;
     if (!strcmp(argv[1], "escapes")) {
         if (!sandbox_open(&box, &o.sandbox, &e)) die("%s", e.text);
@@ -171,7 +199,9 @@ int main(int argc, char **argv) {
     }
     if (!code_judge_open(&j, &o, &e)) die("%s", e.text);
     int failures = 0;
+    if (compares && argc < 4) usage_error("verdicts: a file of dev/code_mutants.py is required");
     if (!strcmp(argv[1], "cheats")) failures = cheats(&j);
+    else if (compares) failures = verdicts(&j, argv[3]);
     else {
         const int n = argc > 4 ? atoi(argv[4]) : 200;
         speed(&j, n, "with a pool");
