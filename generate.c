@@ -60,6 +60,7 @@
 #include "llmc/model/config.h"      /* gpt2_config_named */
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
+#include "llmc/reward/code_judge.h" /* CODE_USES, CODE_OPTIONS, code_defaults */
 #include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/prompts.h"   /* PromptText */
 #include "llmc/rollout/rollout.h"   /* RolloutRequest, Completion, Rollout, Sampling, ... */
@@ -106,6 +107,7 @@ static const Option options[] = {
     OPTION_FLAG("json",        0,   &o.json,    "print the completion of a single prompt as a JSON line"),
     OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
     OPTION_FLAG("verbose",     0,   &o.verbose, "print timings"),
+    CODE_OPTIONS(o.r.code),
     OPTION_END
     // clang-format on
 };
@@ -553,6 +555,8 @@ static void open_scoring(const Items *items, int32_t max_new) {
         if (!scoring_possible(&scoring, &items->what[i], &one, &e)) die("prompt %lld: %s", (long long)i, e.text);
         possible += one;
     }
+    const OptionUse use[] = {CODE_USES(o.r.code, scoring.code.open, "used only for prompts of the task code")};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (scoring.on && !possible) die("--reward: no prompt has an answer that the reward can check");
     if (scoring.on && possible < items->count)
         warn("%lld of %lld prompts have no answer that the reward can check; their rewards are null",
@@ -890,6 +894,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.reward_cmd, many, "used only for JSON lines"},
         {&o.r.reward_model, many, "used only for JSON lines"},
         {&o.r.reward_timeout, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
+        CODE_USES(o.r.code, scored, "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
@@ -916,6 +921,7 @@ int main(int argc, char **argv) {
     o.samples = 1;
     o.shot_count = 3;
     o.r.reward_timeout = 60;
+    o.r.code = code_defaults();
     const int first = options_parse(options, &about, argc, argv);
     check_usage(argc, argv, first);
     program_start();

@@ -22,10 +22,12 @@
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, OPTION_REAL */
 #include "../model/model_fits.h"     /* FitSide, fit_model */
 #include "../model/model_text.h"     /* ModelText */
+#include "../reward/code_judge.h"    /* CodeOptions, CodeJudge, code_judge_close, code_judge_open */
 #include "../reward/reward_model.h"  /* RewardItem, PRM_AGGREGATION_CHOICES, PRM_MIN, PrmAggregation, ... */
 #include "../reward/rewards.h"       /* rewards_close, REWARDS_MAX, Rewards, rewards_models, ... */
+#include "../reward/verify.h"        /* VERIFY_CODE, verify_kind */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "evaluation.h"              /* evaluation_check */
+#include "evaluation.h"              /* evaluation_check_all */
 #include "inference.h"               /* Inference */
 #include "prompts.h"                 /* PromptText, prompts_said */
 #include "rollout.h"                 /* Completion, RolloutRequest, Sampling */
@@ -34,6 +36,7 @@ typedef struct ScoringOptions {
     const char *reward, *reward_cmd, *reward_model;
     double reward_timeout;
     int aggregation; /* a PrmAggregation */
+    CodeOptions code;
 } ScoringOptions;
 
 // clang-format off
@@ -56,6 +59,8 @@ typedef struct Scoring {
     bool on, by_model; /* completions are scored; by a reward model */
     Rewards rewards;
     RewardModel model;
+    CodeOptions programs; /* how completions that are programs run */
+    CodeJudge code;       /* open once there is a prompt of which they are */
 } Scoring;
 
 /* The scores of a completion; NaN: it could not be scored. */
@@ -69,6 +74,7 @@ static inline bool scoring_asked(const ScoringOptions *o) { return o->reward || 
 static inline void scoring_close(Scoring *s) {
     if (s->by_model) reward_model_close(&s->model);
     else if (s->on) rewards_close(&s->rewards);
+    code_judge_close(&s->code);
     *s = (Scoring){0};
 }
 
@@ -76,7 +82,7 @@ static inline void scoring_close(Scoring *s) {
  * any of the options nothing is scored: s->on is false. note: what to warn of if a reward model is opened; may be NULL. */
 static inline bool scoring_open(Scoring *s, const ScoringOptions *o, const Inference *x, uint64_t seed, int32_t longest,
                                 int32_t max_new, Error *note, Error *e) {
-    *s = (Scoring){.on = scoring_asked(o), .by_model = o->reward_model != NULL};
+    *s = (Scoring){.on = scoring_asked(o), .by_model = o->reward_model != NULL, .programs = o->code};
     if (!s->on) return true;
     if (!s->by_model) {
         const bool ok = rewards_open(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, max_new, e);
@@ -97,11 +103,17 @@ static inline bool scoring_open(Scoring *s, const ScoringOptions *o, const Infer
     return ok;
 }
 
-/* Whether completions to a prompt can be scored. Fails if its task is unknown. */
-static inline bool scoring_possible(const Scoring *s, const PromptText *what, bool *possible, Error *e) {
+/* Whether completions to a prompt can be scored; opens the sandbox if they are programs. Fails if its task is unknown, and if
+ * there is no sandbox. */
+static inline bool scoring_possible(Scoring *s, const PromptText *what, bool *possible, Error *e) {
     const RewardInput in = {
         .prompt = what->text, .completion = "", .task = what->task, .answer = what->answer, .fields = what->fields};
+    const bool program = verify_kind(what->task) == VERIFY_CODE || rewards_run(&s->rewards, what->task);
     *possible = true;
+    if (program && !s->code.open) {
+        if (!code_judge_open(&s->code, &s->programs, e)) return false;
+        s->rewards.code = &s->code;
+    }
     return s->by_model || rewards_scorable(&s->rewards, &in, possible, e);
 }
 
@@ -133,17 +145,19 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
                               .prompt_tokens = q->prompt_len};
         item[i] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
-    const bool ok = s->by_model ? reward_model_score(&s->model, item, n, total, e)
-                                : rewards_score(&s->rewards, in, n, part, total, e);
+    double *right = (double *)xcalloc((size_t)n, sizeof *right);
+    bool ok = s->by_model ? reward_model_score(&s->model, item, n, total, e)
+                          : rewards_score(&s->rewards, in, n, part, total, e);
+    ok = ok && evaluation_check_all(in, n, s->code.open ? &s->code : NULL, right, e);
     for (int i = 0; i < n; i++) {
         if (ok) {
-            score[i].right = evaluation_check(&in[i]);
+            score[i].right = right[i];
             score[i].reward = total[i];
             memcpy(score[i].parts, part + (size_t)i * (size_t)parts, (size_t)parts * sizeof *part);
         }
         free(said[i]);
     }
-    free(said), free(in), free(item), free(total), free(part);
+    free(said), free(in), free(item), free(total), free(part), free(right);
     return ok;
 }
 
