@@ -60,7 +60,7 @@
 #include "llmc/rollout/inference.h"        /* DataFile, json_line, INFERENCE_MODEL_OPTIONS, Inference, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
-#include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, rollout_free, ... */
+#include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, completion_mask, ... */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
@@ -510,8 +510,10 @@ static void compare_completion(Tasks *t, const EvaluationSample *s) {
     memcpy(ids + n, c->tokens, (size_t)c->count * sizeof *ids);
     make_room(w, t->loss, n + c->count, c->count);
     const int32_t before = w->batch.targets, row = w->batch.rows;
+    const uint8_t *drawn = completion_mask(c); /* tokens that the model did not draw are context */
     batch_segment(&w->batch, ids, n + c->count - 1, 0, -1);
-    for (int32_t k = 0; k < c->count; k++) batch_target(&w->batch, row + n - 1 + k, c->tokens[k]);
+    for (int32_t k = 0; k < c->count; k++)
+        if (!drawn || drawn[k]) batch_target(&w->batch, row + n - 1 + k, c->tokens[k]);
     end_unit(w, t->loss, before);
     free(ids);
 }

@@ -39,7 +39,7 @@
 #include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/train/distiller.h"          /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
-#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_longest, ... */
+#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_log, generation_show, ... */
 #include "llmc/train/mixing.h"             /* mixing_check */
@@ -458,10 +458,11 @@ static void open_run(Run *r) {
     r->entropy = entropy_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.beta};
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
-    distiller_open(&r->distiller, t, &o.distill, generation_longest(g));
+    distiller_open(&r->distiller, g, &o.distill);
     if (exact_kl()) t->teacher = &t->model.config;
     trainer_announce(t, options, g->rows, (int)g->o->slots,
-                     reference + generation_bytes(g) + teacher_bytes(&r->distiller.teacher, g->rows));
+                     reference + generation_bytes(g) +
+                         teacher_bytes(&r->distiller.teacher, distiller_rows(&r->distiller, g->rows)));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (o.beta > 0 && follows())

@@ -319,7 +319,7 @@ static double taught_batch(Run *r, bool train, double N, const ModelOutput *out,
     teacher_weigh(&r->teacher, 0, b->targets, w / N);
     for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)((w - 1) / N);
     if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, 1.0f, w < 1 ? r->dlogp : NULL, out);
-    else teacher_forward(&r->teacher, &r->work, b, 1.0f, out);
+    else teacher_forward(&r->teacher, &r->work, b, NULL, 1.0f, out);
     check_teacher(r);
     const double own = loss_lm(train ? (LmLoss)o.loss : LM_NLL, r->logp, NULL, b->targets, N, r->dlogp);
     const double sum = teacher_add(&r->teacher, 0, b->targets, r->logp, r->argmax, stats);
@@ -649,6 +649,7 @@ static void check_options(void) {
     };
     trainer_check_options(&o.t, options, &o.epochs, false);
     teacher_check(&o.teacher, options);
+    if (teacher_is_self(&o.teacher)) usage_error("--teacher self: reads other prompts, which only train_grpo has");
     answer_check(&o.answers, options, o.teacher.path != NULL);
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
     if (o.t.output_dir && o.vals.count && !o.best) o.best = run_folder_path(o.t.output_dir, "best.safetensors");

@@ -304,6 +304,31 @@ static void exact_kl(void **state) {
     assert_true(metric("m.jsonl", 19, "objective/kl") > 0);
 }
 
+/* The teacher is the model itself, after another prompt: a text, or messages. If the other prompt is the same one, there is
+ * nothing to learn, and the run ends. */
+static void self_distillation(void **state) {
+    (void)state;
+    put("hint.jsonl", "{\"prompt\":\"ab\",\"hint\":\"aaaa ab\",\"same\":\"ab\"}\n"
+                      "{\"prompt\":\"cd\",\"hint\":[{\"role\":\"user\",\"content\":\"bbb cd\"}],\"same\":\"cd\"}\n"
+                      "{\"prompt\":\"ba\",\"hint\":\"dd ba\",\"same\":\"ba\"}\n");
+    sh("./data/make_shard --quiet -i $T/hint.jsonl -o $T/hint.shard");
+#define SELF "./train_grpo -c $T/teacher.bin -i $T/hint.shard --teacher self --reward none -p 3 -G 8 -g 8 "
+    sh(SELF "--teacher-prompt hint -x 30 -l 3e-3 -o $T/s.bin --metrics $T/m.jsonl");
+    assert_true(metric("m.jsonl", 0, "distill/divergence") > 1e-3);
+    assert_true(metric_mean("m.jsonl", 25, 30, "distill/divergence") <
+                0.7 * metric("m.jsonl", 0, "distill/divergence"));
+    run(1, SELF "--teacher-prompt same -x 2 -o $T/s.bin");
+    assert_holds(said, "distillation has no effect");
+    sh(SELF "--teacher-prompt hint -x 6 -o $T/whole.bin --state $T/run.state --save-steps 4");
+    sh(SELF "--teacher-prompt hint -x 6 -o $T/small.bin --micro-tokens 48");
+    assert_true(weights_gap("whole.bin", "small.bin") < 1e-4);
+    sh(SELF "--teacher-prompt hint -x 6 -o $T/parts.bin --resume $T/run.state");
+    assert_same_file("whole.bin", "parts.bin");
+    refused(1, SELF "-o $T/kept --teacher-prompt none", "the row has no such field");
+    refused(2, SELF "-o $T/kept", "give --teacher-prompt");
+    refused(2, STUDENT "-o $T/kept --teacher self", "only train_grpo has");
+}
+
 static void on_policy_runs_resume(void **state) {
     (void)state;
     static const char *const runs[] = {"--reward none", "--distill-estimator sampled",
@@ -485,6 +510,7 @@ int main(void) {
         cmocka_unit_test(token_advantages_add),
         cmocka_unit_test(on_policy_distillation),
         cmocka_unit_test(exact_kl),
+        cmocka_unit_test(self_distillation),
         cmocka_unit_test(on_policy_runs_resume),
         cmocka_unit_test(evaluation_compares_models),
         cmocka_unit_test(estimates_are_unbiased),

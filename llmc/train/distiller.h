@@ -21,7 +21,7 @@
  *     PolicyBatch part = {0};
  *     GenerationSlice micro = {0};
  *     const DistillerOptions o = distiller_options();
- *     distiller_open(&d, &trainer, &o, longest);                       // before trainer_announce()
+ *     distiller_open(&d, &g, &o);                                      // before trainer_announce()
  *     distiller_begin(&d, rows);                                       // after it
  *     distiller_forward(&d, &g, &micro, &work, &part);                 // instead of model_forward()
  *     loss += distiller_backward(&d, &g, &micro, &work, N, dentropy);  // instead of model_backward()
@@ -31,19 +31,21 @@
 #ifndef LLMC_TRAIN_DISTILLER_H
 #define LLMC_TRAIN_DISTILLER_H
 
-#include "../base/error.h"        /* xcalloc, Error, error_set, usage_error */
-#include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, Option, OptionUse, ... */
+#include "../base/error.h"        /* Error, die, usage_error, xcalloc, ... */
+#include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, Option, ... */
 #include "../dist/dist.h"         /* DIST_FIELDS, dist_sum */
 #include "../loss/policy.h"       /* PolicyBatch */
 #include "../model/backend.h"     /* TOKEN_REVERSE_KL */
+#include "../model/batch.h"       /* Batch */
 #include "../model/divergence.h"  /* DivergenceOutput */
 #include "../model/transformer.h" /* ModelOutput, model_backward */
 #include "../model/workspace.h"   /* Workspace */
 #include "../report/metrics.h"    /* metrics_set, Metrics */
-#include "generation.h"           /* GenerationSlice, Generation */
+#include "generation.h"           /* Generation, GenerationSlice, generation_longest */
 #include "reference.h"            /* Reference */
-#include "teacher.h"              /* TeacherStats, TEACHER_OPTIONS, Teacher, TeacherOptions, ... */
-#include "trainer.h"              /* Trainer, trainer_later */
+#include "teacher.h"              /* TeacherStats, teacher_is_self, TEACHER_OPTIONS, Teacher, ... */
+#include "teacher_prompts.h"      /* TeacherPrompts, teacher_prompts_close, teacher_prompts_open, ... */
+#include "trainer.h"              /* trainer_later */
 
 typedef enum { DISTILL_EXACT, DISTILL_SAMPLED, DISTILL_MINILLM } DistillEstimator;
 
@@ -51,6 +53,7 @@ typedef struct DistillerOptions {
     TeacherOptions teacher;
     int estimator; /* a DistillEstimator */
     double coef, gamma;
+    const char *prompt; /* field of the teacher's prompts, or NULL */
 } DistillerOptions;
 
 static inline DistillerOptions distiller_options(void) {
@@ -64,6 +67,8 @@ static inline DistillerOptions distiller_options(void) {
                   "the divergence itself, its estimate as an advantage of the tokens drawn, or both with the later tokens"),\
     OPTION_REAL  ("distill-coef",        0, &(o).coef,        1e-9, 1e6,                                               \
                   "weight of distillation beside the reward (--reward none: distillation alone)"),                     \
+    OPTION_TEXT  ("teacher-prompt",      0, &(o).prompt,      "FIELD",                                                 \
+                  "the teacher reads this field of the row as its prompt; --teacher self: the model itself does"),     \
     OPTION_REAL  ("distill-gamma",       0, &(o).gamma,       0, 1, "minillm: discount of later tokens")
 // clang-format on
 
@@ -73,12 +78,16 @@ static inline void distiller_check(DistillerOptions *o, const Option *table, dou
     const OptionUse use[] = {
         {&o->estimator, on, "used only with --teacher"},
         {&o->coef, on, "used only with --teacher"},
+        {&o->prompt, on, "used only with --teacher"},
         {&o->gamma, on && o->estimator == DISTILL_MINILLM, "used only by --distill-estimator minillm"},
         {&o->teacher.kind, !on || o->estimator == DISTILL_EXACT,
          "--distill-estimator sampled and minillm estimate reverse_kl"},
     };
     teacher_check(&o->teacher, table);
     options_refuse_unused(table, use, sizeof use / sizeof *use);
+    if (teacher_is_self(&o->teacher) && !o->prompt)
+        usage_error(
+            "--teacher self: give --teacher-prompt, a field with another prompt; after the same one there is nothing to learn");
     if (!option_given(&o->teacher.temperature)) o->teacher.temperature = temperature;
     if (o->estimator != DISTILL_EXACT && o->teacher.temperature != temperature)
         usage_error(
@@ -91,11 +100,13 @@ typedef struct Distiller {
     Teacher teacher;
     DistillEstimator estimator;
     double coef, gamma;
-    bool penalty;       /* the teacher is the reference of a KL penalty */
-    bool in_reward;     /* of which later tokens count, too */
-    TeacherStats stats; /* of the step */
-    int32_t *argmax;    /* (targets of a micro-batch) */
-    float *advantage;   /* (targets of a micro-batch) of tokens */
+    bool penalty;           /* the teacher is the reference of a KL penalty */
+    const char *field;      /* of the teacher's prompts, or NULL */
+    TeacherPrompts prompts; /* if there is a field */
+    bool in_reward;         /* of which later tokens count, too */
+    TeacherStats stats;     /* of the step */
+    int32_t *argmax;        /* (targets of a micro-batch) */
+    float *advantage;       /* (targets of a micro-batch) of tokens */
 } Distiller;
 
 static inline bool distiller_on(const Distiller *d) { return d->teacher.on; }
@@ -103,11 +114,27 @@ static inline bool distiller_on(const Distiller *d) { return d->teacher.on; }
 /* Whether the loss has the divergence itself. */
 static inline bool distiller_exact(const Distiller *d) { return d->penalty || d->estimator != DISTILL_SAMPLED; }
 
-/* Loads the teacher, if there is one; see teacher_open(). Collective. */
-static inline void distiller_open(Distiller *d, Trainer *t, const DistillerOptions *o, int32_t longest) {
-    *d = (Distiller){.estimator = (DistillEstimator)o->estimator, .coef = o->coef, .gamma = o->gamma};
-    teacher_open(&d->teacher, t, &o->teacher, longest);
+/* Loads the teacher, if there is one, and reads its prompts. Call it after generation_open_prompts() and before
+ * trainer_announce(). Collective. */
+static inline void distiller_open(Distiller *d, const Generation *g, const DistillerOptions *o) {
+    Error e;
+    const int32_t context = g->t->model.config.context;
+    int64_t longest = generation_longest(g);
+    *d = (Distiller){
+        .estimator = (DistillEstimator)o->estimator, .coef = o->coef, .gamma = o->gamma, .field = o->prompt};
+    if (o->prompt) {
+        if (!teacher_prompts_read(&d->prompts, &g->train, &g->t->text, o->prompt, &e)) die("%s", e.text);
+        longest = d->prompts.longest + g->o->max_completion;
+        teacher_prompts_open(&d->prompts, g);
+    }
+    if (teacher_is_self(&o->teacher) && longest > context)
+        die("--teacher-prompt %s: the longest prompt with its completion has %lld tokens, the model's context %d",
+            o->prompt, (long long)longest, context);
+    teacher_open(&d->teacher, g->t, &o->teacher, (int32_t)longest);
 }
+
+/* Rows of the teacher's largest batch, if the policy's has so many. */
+static inline int distiller_rows(const Distiller *d, int rows) { return d->field ? d->prompts.rows : rows; }
 
 static inline void distiller_arrays(Distiller *d, int rows) {
     d->argmax = (int32_t *)xcalloc((size_t)rows, sizeof *d->argmax);
@@ -117,7 +144,7 @@ static inline void distiller_arrays(Distiller *d, int rows) {
 /* Allocates what a run with a teacher needs. rows: of the largest micro-batch. */
 static inline void distiller_begin(Distiller *d, int rows) {
     if (!distiller_on(d)) return;
-    teacher_begin(&d->teacher, rows);
+    teacher_begin(&d->teacher, distiller_rows(d, rows));
     distiller_arrays(d, rows);
 }
 
@@ -130,6 +157,7 @@ static inline void distiller_penalise(Distiller *d, Reference *r, int rows, floa
 
 static inline void distiller_close(Distiller *d) {
     teacher_close(&d->teacher);
+    teacher_prompts_close(&d->prompts);
     free(d->argmax), free(d->advantage);
 }
 
@@ -168,7 +196,8 @@ static inline void distiller_verify(Distiller *d, const Generation *g, const Gen
 static inline void distiller_forward(Distiller *d, Generation *g, const GenerationSlice *x, const Workspace *w,
                                      PolicyBatch *b) {
     const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .argmax = d->argmax};
-    teacher_forward(&d->teacher, w, &g->batch, (float)g->o->temperature, &out);
+    const Batch *read = d->field ? teacher_prompts_pack(&d->prompts, g, x->first, x->first + x->count) : NULL;
+    teacher_forward(&d->teacher, w, &g->batch, read, (float)g->o->temperature, &out);
     distiller_verify(d, g, x);
     for (int32_t i = 0; i < x->count; i++) {
         if (x->counts[i]) teacher_add(&d->teacher, x->offset[i], x->offset[i + 1], x->logp, d->argmax, &d->stats);

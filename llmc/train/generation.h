@@ -596,18 +596,22 @@ static inline GenerationSlice generation_slice(Generation *g, int32_t first, int
                              .dentropy = g->dentropy + at};
 }
 
-/* Packs completions [first, end), a micro-batch of generation_plan(), into the batch and returns their slice. */
-static inline GenerationSlice generation_pack(Generation *g, int32_t first, int32_t end) {
-    Batch *b = &g->batch;
+/* Adds completions [first, end) to a batch, after their prompts: prompt i is at tokens[offset[i]] ... [offset[i + 1]]. */
+static inline void generation_fill(const Generation *g, Batch *b, int32_t first, int32_t end, const int32_t *tokens,
+                                   const int64_t *offset) {
     int segment = -1;
-    batch_clear(b);
     for (int32_t i = first; i < end; i++) {
         const ScoredCompletion *a = &g->scored[i];
-        if (i == first || i % g->o->generations == 0)
-            segment =
-                batch_segment(b, prompts_tokens(&g->train, a->prompt), prompts_length(&g->train, a->prompt), 0, -1);
+        const int64_t at = offset[a->prompt], length = offset[a->prompt + 1] - at;
+        if (i == first || i % g->o->generations == 0) segment = batch_segment(b, tokens + at, (int32_t)length, 0, -1);
         batch_completion(b, segment, a->completion.tokens, completion_mask(&a->completion), a->completion.count);
     }
+}
+
+/* Packs completions [first, end), a micro-batch of generation_plan(), into the batch and returns their slice. */
+static inline GenerationSlice generation_pack(Generation *g, int32_t first, int32_t end) {
+    batch_clear(&g->batch);
+    generation_fill(g, &g->batch, first, end, g->train.tokens, g->train.offset);
     return generation_slice(g, first, end);
 }
 

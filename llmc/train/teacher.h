@@ -83,8 +83,9 @@ typedef struct TeacherStats {
 typedef struct Teacher {
     Trainer *t;
     const TeacherOptions *o;
-    bool on;     /* there is a teacher */
-    Model model; /* unless the teacher is a model of the trainer's */
+    bool on;  /* there is a teacher */
+    bool own; /* its model is `model`, and not one of the trainer's */
+    Model model;
     ModelFile file;
     Workspace work;
     ModelDivergence apart;
@@ -106,12 +107,27 @@ static inline bool teacher_fits(const FitSide *student, const FitSide *teacher, 
     return true;
 }
 
+/* Whether the teacher is the model in training, with its current weights. */
+static inline bool teacher_is_self(const TeacherOptions *o) { return o->path && !strcmp(o->path, "self"); }
+
+/* Sets how the teacher's distributions are compared. */
+static inline void teacher_compare(Teacher *r, const Model *m) {
+    r->on = true;
+    r->t->teacher = &m->config;
+    r->apart = (ModelDivergence){.teacher = m,
+                                 .work = &r->work,
+                                 .kind = (TokenDivergenceKind)r->o->kind,
+                                 .temperature = (float)r->o->temperature,
+                                 .beta = (float)r->o->beta};
+}
+
 /* Loads the teacher. longest: positions of the longest sequence. Call it after trainer_open() and before
  * trainer_announce(). Errors end the program. Collective. */
 static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o, int32_t longest) {
     Error e;
     *r = (Teacher){.t = t, .o = o};
-    if (!o->path) return;
+    if (teacher_is_self(o)) teacher_compare(r, &t->model);
+    if (!o->path || teacher_is_self(o)) return;
     const ModelLoad how = {.seed = (uint64_t)t->o->seed};
     if (!model_load_as(&r->model, &r->file, o->path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
     if (!model_fits_policy(&r->file, o->path, &e)) die("%s", e.text);
@@ -125,20 +141,15 @@ static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o,
     if (r->file.hash == t->file.hash && !t->o->resume && !t->dist.rank)
         warn("--teacher %s: it is the model itself: their divergence is 0 until the model has changed", o->path);
     trainer_file(t, "teacher", o->path, r->file.hash);
-    t->teacher = &r->model.config;
-    r->on = true;
-    r->apart = (ModelDivergence){.teacher = &r->model,
-                                 .work = &r->work,
-                                 .kind = (TokenDivergenceKind)o->kind,
-                                 .temperature = (float)o->temperature,
-                                 .beta = (float)o->beta};
+    r->own = true;
+    teacher_compare(r, &r->model);
 }
 
 /* Memory in bytes, for trainer_announce(): activations, and the weights on a GPU or their packed copy on a CPU. */
 static inline size_t teacher_bytes(const Teacher *r, int rows) {
     if (!r->on) return 0;
-    return model_held_bytes(&r->model) +
-           workspace_bytes(&r->model.config, r->model.backend, rows, rows, rows, false, 0);
+    const Model *m = r->apart.teacher;
+    return (r->own ? model_held_bytes(m) : 0) + workspace_bytes(&m->config, m->backend, rows, rows, rows, false, 0);
 }
 
 /* Allocates the results. */
@@ -153,7 +164,7 @@ static inline void teacher_results(Teacher *r, int rows) {
 static inline void teacher_begin(Teacher *r, int rows) {
     Error e;
     if (!r->on) return;
-    if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+    if (!workspace_new(&r->work, r->apart.teacher, rows, rows, rows, false, 0, &e)) die("%s", e.text);
     teacher_results(r, rows);
 }
 
@@ -167,18 +178,19 @@ static inline void teacher_wrap(Teacher *r, Trainer *t, const Model *m, const Wo
 
 static inline void teacher_close(Teacher *r) {
     if (!r->on) return;
-    if (r->o) workspace_free(&r->work, &r->model);
-    if (r->o) model_free(&r->model);
+    if (r->o) workspace_free(&r->work, r->apart.teacher);
+    if (r->own) model_free(&r->model);
     model_file_free(&r->file);
     free(r->out.value), free(r->out.forward_kl), free(r->out.reverse_kl), free(r->out.logp), free(r->out.entropy);
     free(r->out.argmax), free(r->weight);
 }
 
-/* Forward pass of both models on a batch: what `out` requests of the student, at a temperature of its own, and r->out. */
-static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, float temperature,
-                                   const ModelOutput *out) {
-    model_divergence(&r->t->model, w, b, &r->apart, NULL, temperature, out, &r->out);
-    trainer_count_flops(r->t, r->apart.teacher, b, 1);
+/* Forward pass of both models on a batch: what `out` requests of the student, at a temperature of its own, and r->out.
+ * read: the batch that the teacher reads, or NULL for the same one. */
+static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, const Batch *read,
+                                   float temperature, const ModelOutput *out) {
+    model_divergence(&r->t->model, w, b, &r->apart, read, temperature, out, &r->out);
+    trainer_count_flops(r->t, r->apart.teacher, read ? read : b, 1);
 }
 
 /* Sets the weights of targets [first, end) of the micro-batch in the loss. */
