@@ -56,6 +56,7 @@
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
+#include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS, EpisodeOptions, Episodes, episode_defaults, ... */
 #include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, EvaluationSample, wilson_interval, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, json_line, INFERENCE_MODEL_OPTIONS, Inference, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
@@ -73,6 +74,7 @@ static struct {
     double reward_timeout;
     bool completion_only, audit;
     int aggregation;
+    EpisodeOptions episodes;
 } o;
 
 static const Option options[] = {
@@ -93,6 +95,7 @@ static const Option options[] = {
     SAMPLING_OPTIONS(o.s),
     OPTION_INT ("num-samples",          0, &o.samples,      0, 4096,
                 "samples per prompt; 0 computes the greedy accuracy only"),
+    EPISODE_OPTIONS(o.episodes),
     OPTION_GROUP("Tasks"),
     OPTION_TEXT("reward",               0, &o.reward,         "SPEC",
                 "weighted rewards for best@k, such as verify:1,format=hash:0.1"),
@@ -495,6 +498,7 @@ static void write_completion(Tasks *t, const EvaluationSample *s) {
     json_object_set_new(row, "tokens", tokens);
     json_object_set_new(row, "finished", json_boolean(c->finished));
     json_object_set_new(row, "logprob", json_real(logprob));
+    episode_row(row, c);
     if (!t->failed) t->failed = !json_line(&t->out, row, &t->error);
     json_decref(row);
 }
@@ -701,6 +705,7 @@ static void evaluate_prompts(const Shard *s) {
     Error e;
     Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model, .all = {.samples = (int)o.samples}};
     Rollout engine;
+    Episodes episodes;
     Sampling how = inference_sampling(&model, &o.s);
     how.stream = RANDOM_EVAL;
     if (o.samples && how.temperature == 0)
@@ -725,6 +730,11 @@ static void evaluate_prompts(const Shard *s) {
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
+    if (episodes_on(&o.episodes)) {
+        if (!episodes_open(&episodes, &o.episodes, &model.text, slots, "evaluate", o.s.seed, &e))
+            die("%s: %s", episodes_option(&o.episodes), e.text);
+        engine.turns = &episodes.turns;
+    }
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
     Work work;
     Loss loss;
@@ -766,6 +776,7 @@ static void evaluate_prompts(const Shard *s) {
     if (o.reward_model) reward_model_close(&t.judge);
     else if (t.rewarded) rewards_close(&t.rewards);
     code_judge_close(&t.code);
+    if (engine.turns) episodes_close(&episodes);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller owns it */
     prompts_close(&t.prompts);
@@ -986,6 +997,8 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.s.slots, prompts, only_prompts},
         {&o.s.repetition_penalty, prompts, only_prompts},
         {&o.samples, prompts, only_prompts},
+        {&o.episodes.tools, prompts, only_prompts},
+        {&o.episodes.commands, prompts, only_prompts},
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
@@ -995,6 +1008,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
+    episodes_refuse_unused(&o.episodes, options);
     sampling_refuse_unused(&o.s, options, drawn, "used only for the samples of a prompt shard, --num-samples above 0");
 }
 
@@ -1016,6 +1030,7 @@ int main(int argc, char **argv) {
     Error e;
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(1, 256);
+    o.episodes = episode_defaults();
     o.samples = 8;
     o.micro_tokens = 4096;
     o.completion_only = true;

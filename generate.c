@@ -61,6 +61,7 @@
 #include "llmc/model/model_text.h"  /* ModelText */
 #include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h" /* CODE_USES, CODE_OPTIONS, code_defaults */
+#include "llmc/rollout/episodes.h"  /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/prompts.h"   /* PromptText */
 #include "llmc/rollout/rollout.h"   /* RolloutRequest, Completion, Rollout, Sampling, ... */
@@ -78,6 +79,7 @@ static struct {
     int64_t samples, shot_count;
     int keep;
     bool chat, raw, echo, json, verbose;
+    EpisodeOptions episodes;
 } o;
 
 static const Option options[] = {
@@ -97,6 +99,7 @@ static const Option options[] = {
     OPTION_INT ("num-shots",   0,   &o.shot_count, 1, 1024, "examples in each prompt"),
     SAMPLING_OPTIONS(o.s),
     OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
+    EPISODE_OPTIONS(o.episodes),
     SCORING_OPTIONS(o.r),
     OPTION_CHOICE("keep",      0,   &o.keep,    "all|best|worst|best-worst",
                 "samples of a prompt that are written, by their reward"),
@@ -284,7 +287,7 @@ typedef struct Items {
     int64_t *start; /* (count + 1) into ids */
     TokenList ids;
     json_t **row;     /* (count) */
-    PromptText *what; /* (count) owned; only if completions are scored */
+    PromptText *what; /* (count) owned; only if completions are scored or call tools */
     int32_t longest;
 } Items;
 
@@ -345,7 +348,7 @@ static void add_shard(Items *items, const Shard *s) {
         if (o.template && !encode_asked(items, &at, row, &e)) die("%s", e.text);
         for (int32_t k = 0; k < r.count && !o.template; k++) token_list_append(&items->ids, r.tokens[k]);
         if (!items_add(items, row, &e)) die("%s: %s", where, e.text);
-        if (scoring_asked(&o.r)) items_what(items, r.text, r.task, r.answer, r.fields);
+        if (scoring_asked(&o.r) || episodes_on(&o.episodes)) items_what(items, r.text, r.task, r.answer, r.fields);
     }
     record_free(&r);
 }
@@ -375,7 +378,8 @@ static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
     ok = ok && (o.template ? encode_asked(items, j, row, e) : encode_row(items, &rows, j, row, &m, e));
     if (ok && scoring_asked(&o.r)) ok = row_prompt_texts(&rows, j, row, &m, given, &task, &fields, e);
     if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
-    if (ok && scoring_asked(&o.r)) items_what(items, rows.text_of_prompt.text, task, rows.text_of_answer.text, fields);
+    if (ok && (scoring_asked(&o.r) || episodes_on(&o.episodes)))
+        items_what(items, rows.text_of_prompt.text, task, rows.text_of_answer.text, fields);
     row_messages_free(&m);
     rows_clear(&rows);
     return ok;
@@ -476,6 +480,7 @@ static bool write_completion(Writer *w, json_t *item, int64_t index, int64_t sam
     set_field(row, "tokens", tokens);
     set_field(row, "finished", json_boolean(c->finished));
     set_field(row, "logprob", json_real(logprob));
+    episode_row(row, c);
     if (score) set_score(row, score);
     const bool ok = json_line(w, row, e);
     json_decref(row);
@@ -523,6 +528,8 @@ static bool write_prompt(Writer *w, const Items *items, int64_t index, const Rol
     return ok;
 }
 
+static Episodes episodes; /* of --tools */
+
 /* Completes prompts [first, first + count) and writes their lines. */
 static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t first, int64_t count, Error *e) {
     const int64_t n = o.samples;
@@ -534,7 +541,8 @@ static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t fir
                                 .prompt_len = (int32_t)(items->start[first + i + 1] - start),
                                 .samples = (int32_t)n,
                                 .id = (uint64_t)((first + i) * n),
-                                .out = out + i * n};
+                                .out = out + i * n,
+                                .record = &items->what[first + i]};
     }
     bool ok = rollout_run(engine, &sampling, q, count, NULL, NULL, e);
     for (int64_t i = 0; i < count; i++) ok = ok && write_prompt(w, items, first + i, &q[i], e);
@@ -589,11 +597,15 @@ static void many_prompts(const Items *items) {
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     open_scoring(items, new_max);
+    if (episodes_on(&o.episodes) &&
+        !episodes_open(&episodes, &o.episodes, &model.text, slots, "generate", o.s.seed, &e))
+        die("%s: %s", episodes_option(&o.episodes), e.text);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
         writer_abort(&w);
         die("%s; lower --slots", e.text);
     }
+    if (episodes_on(&o.episodes)) engine.turns = &episodes.turns;
     const double start = clock_seconds();
     const int64_t chunk = 4 * most / o.samples;
     int64_t done = 0;
@@ -617,6 +629,7 @@ static void many_prompts(const Items *items) {
                 (double)engine.tokens / seconds);
     report_scores();
     scoring_close(&scoring);
+    if (engine.turns) episodes_close(&episodes);
     rollout_free(&engine);
     if (done < items->count)
         die("stopped by a signal after %lld of %lld prompts; their lines are written", (long long)done,
@@ -898,11 +911,14 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
+        {&o.episodes.tools, many, "used only for JSON lines"},
+        {&o.episodes.commands, many, "used only for JSON lines"},
         {&o.verbose, !many && !o.chat, "used only for one printed prompt"},
         {&o.s.seed, o.s.temperature > 0 || o.shots || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
+    episodes_refuse_unused(&o.episodes, options);
     sampling_refuse_unused(&o.s, options, o.s.temperature > 0, "used only with --temperature above 0");
     if (o.samples > 1 && o.s.temperature == 0)
         usage_error("--temperature 0: greedy completions of one prompt are identical; omit --num-samples");
@@ -918,6 +934,7 @@ int main(int argc, char **argv) {
     Error e;
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(0.8, 256);
+    o.episodes = episode_defaults();
     o.samples = 1;
     o.shot_count = 3;
     o.r.reward_timeout = 60;
@@ -959,7 +976,7 @@ int main(int argc, char **argv) {
             if (!encode_text(text.text, text.length, &items.ids, &e) ||
                 !items_add(&items, json_pack("{s:s}", "prompt", text.text), &e))
                 die("%s", e.text);
-            if (scoring_asked(&o.r)) items_what(&items, text.text, "", "", "");
+            if (scoring_asked(&o.r) || episodes_on(&o.episodes)) items_what(&items, text.text, "", "", "");
         }
         if (many) many_prompts(&items);
         else one_prompt(&items.ids, start);

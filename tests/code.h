@@ -2,7 +2,7 @@
 #ifndef TESTS_CODE_H
 #define TESTS_CODE_H
 
-#include "../llmc/base/error.h"
+#include "../llmc/base/error.h" /* xcalloc, xstrndup, xstrdup */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 #include "../llmc/base/random.h"   /* random_normal, Random, random_start */
 #include "../llmc/model/backend.h" /* Floats, Acts, ROW_ALIGN, Weights, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
-#include "divergence.h"            /* divergence_words, divergence_narrow, divergence_softmax, DivergenceCall, ... */
+#include "divergence.h"            /* divergence_words, divergence_narrow, divergence_softmax, ... */
 #include "golden.h"                /* golden, check_near, golden_floats, Golden, ... */
 
 /* The closed forms of the gradients are the derivatives of the values: central differences of step h are off by h^2

@@ -3,12 +3,12 @@
  *
  * The model is made here. Needs ./train_sft, ./train_grpo and data/make_tasks. */
 #include "../llmc/base/error.h"        /* Error */
-#include "../llmc/base/text.h"         /* TextBuffer, text_free */
+#include "../llmc/base/text.h"         /* TextBuffer, text_free, text_append, text_format */
 #include "../llmc/tools/calculator.h"  /* calculator */
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tools.h"       /* TOOL_CALCULATOR, Tools, tools_add, tools_add_schema, ... */
-#include "files.h"                     /* files_directory, files_path, files_setup, files_teardown, ... */
-#include "shell.h"                     /* refused_output, run, assert_holds */
+#include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
+#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -230,7 +230,7 @@ static void test_arguments(void **state) {
 /* ---- runs ------------------------------------------------------------------------------------------------------ */
 
 #define FORMAT "--tool-format 'call=<c>{arguments}</c>;result=<r>{content}</r>'"
-#define GRPO   "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 4 -G 4 -g 44 -x 2 -o $T/grpo.bin --sample-count 0 "
+#define GRPO   "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 4 -G 4 -g 44 -x 2 -o $T/grpo.bin "
 
 /* train_grpo with a calculator: samples with two turns, metrics, the same bytes for other slots; bad options. */
 static void test_runs(void **state) {
@@ -254,11 +254,106 @@ static void test_runs(void **state) {
     refused_output("grpo.bin", 2, GRPO "--max-turns 3", "--max-turns: used only with --tools");
 }
 
+/* ---- programs on pipes ----------------------------------------------------------------------------------------- */
+
+#define HELLO                                                                                                          \
+    "{\"op\":\"hello\",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"product\",\"parameters\":{"          \
+    "\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"string\"}},\"required\":[\"x\"]}}}]"
+#define GENERATE                                                                                                       \
+    "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 44 " FORMAT " --max-turns 3 --tool-start-timeout 5 "
+
+/* Writes the program NAME: a sed script that answers calls by `answer`, after `before` commands. */
+static void put_program(const char *name, const char *hello, const char *before, const char *answer) {
+    TextBuffer text = {0};
+    text_format(&text,
+                "exec sed -u -e '%s' -e 's/^{\"op\":\"hello\".*$/%s}/' "
+                "-e 's/^{\"op\":\"call\"\\(.*\\)\"name\":.*\"id\":\\(\"[^\"]*\"\\)}$/%s/' "
+                "-e 's/^{\"op\":\"reset\",\\(\"id\":\"[^\"]*\"\\).*$/{\"op\":\"reset\",\\1}/' "
+                "-e 's/^{\"op\":\"end\".*\\(\"id\":\"[^\"]*\"\\)}$/{\"op\":\"end\",\"reward\":0.5,\\1}/'\n",
+                before, hello, answer);
+    put(name, text.text);
+    text_free(&text);
+}
+
+/* The tokens of all lines. */
+static char *tokens_of_lines(void) {
+    TextBuffer all = {0};
+    for (const char *at = out; (at = strstr(at, "\"tokens\":"));) {
+        at += 9;
+        text_append(&all, at, strcspn(at, "]"));
+    }
+    return all.text;
+}
+
+/* The same tokens with one worker and three, with few slots and many, and with workers that die after a few answers. */
+static void test_programs(void **state) {
+    (void)state;
+    static const char *const answer = "{\"op\":\"call\"\\1\"content\":\"77\",\"id\":\\2}";
+    put_program("ok.sh", HELLO, "", answer);
+    put_program("dies.sh", HELLO, "6Q", answer);
+    run(0, GENERATE "--tool-cmd 'sh $T/ok.sh' --tool-workers 1 --slots 4");
+    char *wanted = tokens_of_lines();
+    assert_holds(out, "\"role\":\"tool\",\"content\":\"77\",\"name\":\"product\"");
+    static const char *const same[] = {
+        GENERATE "--tool-cmd 'sh $T/ok.sh' --tool-workers 3 --slots 64",
+        GENERATE "--tool-cmd 'sh $T/dies.sh' --tool-workers 1 --slots 4 --tool-retries 100",
+        GENERATE "--tool-cmd 'sh $T/dies.sh' --tool-workers 2 --slots 16 --tool-retries 100"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        run(0, same[i]);
+        char *got = tokens_of_lines();
+        assert_string_equal(got, wanted);
+        free(got);
+    }
+    free(wanted);
+    /* rewards of calls and of the end, and an end of the trajectory */
+    put_program("done.sh", HELLO ",\"episodes\":true", "",
+                "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"done\":true,\"id\":\\2}");
+    run(0, GENERATE "--tool-cmd 'sh $T/done.sh' --tool-workers 1");
+    assert_holds(out, "\"stop\":\"tool_stopped\",\"turn_rewards\":[0.25]");
+    run(0, GRPO "--tool-cmd 'sh $T/done.sh' " FORMAT " --reward none --metrics $T/m.jsonl --tool-workers 2");
+    char *metrics = text_of(files_path("m.jsonl"));
+    const char *reward = strstr(metrics, "\"reward\":0.");
+    assert_true(reward && strtod(reward + 9, NULL) > 0.5 && strtod(reward + 9, NULL) <= 0.75);
+    free(metrics);
+}
+
+#define REFUSED(program, part)                                                                                         \
+    refused_output("out.jsonl", 1, GENERATE "--tool-workers 1 -o $T/out.jsonl " program, part)
+
+/* What our machinery does wrong ends the run in one line, or is counted; it is never a result. */
+static void test_failing_programs(void **state) {
+    (void)state;
+    REFUSED("--tool-cmd true", "tool program 'true', worker 0: ended with exit status 0 between two answers");
+    REFUSED("--tool-cmd 'echo oops; cat'", "worker 0: wrote a line that is not a JSON object; its last output: 'oops");
+    REFUSED("--tool-cmd 'echo {}; cat'", "worker 0: its first line is no {\"op\":\"hello\",...}");
+    REFUSED("--tool-cmd 'sleep 9' --tool-start-timeout 0.1", "worker 0: no hello in 0.1 seconds");
+    REFUSED("--tool-cmd 'echo \"{\\\"op\\\":\\\"hello\\\"}\"; cat'", "its hello names no tools");
+    REFUSED("--tool-cmd 'head -c 3000000 /dev/zero | tr \"\\\\0\" x; cat'", "wrote a line of more than 1048576 bytes");
+    put_program("twice.sh", HELLO, "", "");
+    REFUSED("--tool-cmd 'sh $T/twice.sh' --tool-cmd 'sh $T/twice.sh'", "tool product: there are two of this name");
+    static const char *const answers[][2] = {
+        {"{\"op\":\"call\"\\1\"content\":\"77\",\"id\":\"no\"}", "which answers no request"},
+        {"no", "wrote a line that is not a JSON object"},
+        {"{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":NaN,\"id\":\\2}", "wrote a line that is not a JSON object"},
+        {"{\"op\":\"call\"\\1\"content\":\"\xff\",\"id\":\\2}", "wrote a line that is not a JSON object"}};
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        put_program("bad.sh", HELLO, "", answers[i][0]);
+        REFUSED("--tool-cmd 'sh $T/bad.sh' --tool-retries 0", answers[i][1]);
+    }
+    put_program("silent.sh", HELLO, "/^{\"op\":\"call\"/d", "");
+    REFUSED("--tool-cmd 'sh $T/silent.sh' --tool-timeout 0.2 --tool-retries 0 --slots 200", "no answer in 0.2 seconds");
+    /* lost completions have no reward */
+    put_program("lost.sh", HELLO ",\"episodes\":true", "", "no");
+    run(0, GENERATE "--tool-cmd 'sh $T/lost.sh' --tool-workers 1 --max-tool-failures 1");
+    assert_holds(out, "\"stop\":\"tool_failed\"");
+}
+
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),    cmocka_unit_test(test_formats),
                                        cmocka_unit_test(test_written_calls), cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),     cmocka_unit_test(test_runs)};
+                                       cmocka_unit_test(test_arguments),     cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),      cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

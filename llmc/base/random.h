@@ -29,20 +29,22 @@ enum {
     RANDOM_MIXTURE_,
     RANDOM_SHOTS_,
     RANDOM_PICK_,
-    RANDOM_DUMP_
+    RANDOM_DUMP_,
+    RANDOM_ENVIRONMENT_
 };
-#define RANDOM_STREAM(n) ((uint64_t)(n) << 56)
-#define RANDOM_INIT      RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
-#define RANDOM_SHUFFLE   RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
-#define RANDOM_NOISE     RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + (step << 32) + record of the step */
-#define RANDOM_TASK      RANDOM_STREAM(RANDOM_TASK_)    /* task generators: + record */
-#define RANDOM_ROLLOUT   RANDOM_STREAM(RANDOM_ROLLOUT_) /* training samples: + sequence id */
-#define RANDOM_EVAL      RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */
-#define RANDOM_REWARD    RANDOM_STREAM(RANDOM_REWARD_)  /* random-reward control: + sequence id */
-#define RANDOM_MIXTURE   RANDOM_STREAM(RANDOM_MIXTURE_) /* 0: shards of a mixture; 1 + shard: a part of its records */
-#define RANDOM_SHOTS     RANDOM_STREAM(RANDOM_SHOTS_)   /* examples in a prompt: + the prompt's number */
-#define RANDOM_PICK      RANDOM_STREAM(RANDOM_PICK_)    /* choice of rows: index = the row's number */
-#define RANDOM_DUMP      RANDOM_STREAM(RANDOM_DUMP_)    /* samples for --rollouts: + (step << 24) + sample */
+#define RANDOM_STREAM(n)   ((uint64_t)(n) << 56)
+#define RANDOM_INIT        RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
+#define RANDOM_SHUFFLE     RANDOM_STREAM(RANDOM_SHUFFLE_) /* order of records: + epoch */
+#define RANDOM_NOISE       RANDOM_STREAM(RANDOM_NOISE_)   /* NEFTune: + (step << 32) + record of the step */
+#define RANDOM_TASK        RANDOM_STREAM(RANDOM_TASK_)    /* task generators: + record */
+#define RANDOM_ROLLOUT     RANDOM_STREAM(RANDOM_ROLLOUT_) /* training samples: + sequence id */
+#define RANDOM_EVAL        RANDOM_STREAM(RANDOM_EVAL_)    /* evaluation samples: + sequence id */
+#define RANDOM_REWARD      RANDOM_STREAM(RANDOM_REWARD_)  /* random-reward control: + sequence id */
+#define RANDOM_MIXTURE     RANDOM_STREAM(RANDOM_MIXTURE_) /* 0: shards of a mixture; 1 + shard: a part of its records */
+#define RANDOM_SHOTS       RANDOM_STREAM(RANDOM_SHOTS_)   /* examples in a prompt: + the prompt's number */
+#define RANDOM_PICK        RANDOM_STREAM(RANDOM_PICK_)    /* choice of rows: index = the row's number */
+#define RANDOM_ENVIRONMENT RANDOM_STREAM(RANDOM_ENVIRONMENT_) /* seeds of episodes: + sequence id */
+#define RANDOM_DUMP        RANDOM_STREAM(RANDOM_DUMP_)        /* samples for --rollouts: + (step << 24) + sample */
 
 typedef struct Random {
     uint64_t seed, stream, index;

@@ -12,7 +12,7 @@
  *     Episodes x;
  *     EpisodeOptions o = episode_defaults();
  *     o.tools = "calculator";
- *     if (!episodes_open(&x, &o, &model_text, &e)) die("%s", e.text);
+ *     if (!episodes_open(&x, &o, &model_text, engine.slots, "train_grpo", 42, &e)) die("%s", e.text);
  *     engine.turns = &x.turns;                                            // a Rollout
  *     if (!rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e)) die("%s", e.text);
  *     episodes_close(&x);
@@ -22,18 +22,24 @@
 
 #define XXH_INLINE_ALL
 
-#include "../base/clock.h"        /* clock_seconds */
-#include "../base/error.h"        /* Error, error_set, xcalloc, xstrdup, ... */
-#include "../base/json_text.h"    /* json_utf8 */
-#include "../base/options.h"      /* OPTION_INT, OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, ... */
-#include "../base/text.h"         /* token_list_free, TextBuffer, TokenList, text_free, ... */
-#include "../model/model_text.h"  /* ModelText, model_text_decode_bytes */
-#include "../text/tokenizer.h"    /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
-#include "../tools/tool_format.h" /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
-#include "../tools/tools.h"       /* TOOLS_BUILT_IN, Tool, Tools, tool_check, ... */
-#include "rollout.h"              /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
-#include "trajectory.h"           /* Trajectory, STOP_COMPLETED, STOP_NONE, STOP_MAX_TOOL_CALLS, ... */
+#include "../base/clock.h"         /* clock_seconds */
+#include "../base/error.h"         /* error_set, Error, xcalloc, xstrdup, ... */
+#include "../base/json_text.h"     /* json_utf8 */
+#include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, ... */
+#include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
+#include "../base/text.h"          /* token_list_free, TextBuffer, TokenList, text_free, ... */
+#include "../model/model_text.h"   /* ModelText, model_text_decode_bytes */
+#include "../text/chat.h"          /* chat_encode_answer */
+#include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
+#include "../tools/tool_format.h"  /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
+#include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_forget, tool_programs_next, ... */
+#include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, Tool, Tools, ... */
+#include "prompts.h"               /* PromptText */
+#include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
+#include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, STOP_COMPLETED, ... */
 #include <xxhash.h>
+
+typedef enum { AGGREGATE_LAST, AGGREGATE_SUM } EpisodeAggregator; /* of the rewards of turns */
 
 typedef enum { TRUNCATE_LEFT, TRUNCATE_MIDDLE, TRUNCATE_RIGHT } TruncateSide;
 
@@ -41,14 +47,26 @@ typedef enum { TRUNCATE_LEFT, TRUNCATE_MIDDLE, TRUNCATE_RIGHT } TruncateSide;
 
 typedef struct EpisodeOptions {
     const char *tools, *format;
+    OptionList commands;
+    int64_t workers, retries, line_max;
+    double tool_timeout, start_timeout, max_failures;
+    int aggregator; /* an EpisodeAggregator */
     int64_t max_turns, max_turn_tokens, max_calls, max_parallel, max_response, max_parse_errors;
     double timeout;
     int side; /* a TruncateSide */
 } EpisodeOptions;
 
 static inline EpisodeOptions episode_defaults(void) {
-    return (EpisodeOptions){
-        .max_turns = 8, .max_parallel = 8, .max_response = 256, .max_parse_errors = 2, .side = TRUNCATE_MIDDLE};
+    return (EpisodeOptions){.max_turns = 8,
+                            .max_parallel = 8,
+                            .max_response = 256,
+                            .max_parse_errors = 2,
+                            .retries = 2,
+                            .line_max = 1 << 20,
+                            .tool_timeout = 30,
+                            .start_timeout = 30,
+                            .max_failures = 0.1,
+                            .side = TRUNCATE_MIDDLE};
 }
 
 // clang-format off
@@ -56,6 +74,19 @@ static inline EpisodeOptions episode_defaults(void) {
     OPTION_GROUP("Tools"),                                                                                             \
     OPTION_TEXT  ("tools",                       0, &(o).tools,            "NAME,...",                                 \
                   "tools that the model may call: " TOOLS_BUILT_IN),                                                   \
+    OPTION_LIST  ("tool-cmd",                    0, &(o).commands,         "PROGRAM",                                  \
+                  "program that gives tools or episodes, by JSON lines; may be repeated"),                             \
+    OPTION_INT   ("tool-workers",                0, &(o).workers,          0, 256,                                     \
+                  "copies of each --tool-cmd; 0: one for each processor, at most --slots"),                            \
+    OPTION_REAL  ("tool-timeout",                0, &(o).tool_timeout,     0.01, 1e6, "seconds for an answer of --tool-cmd"), \
+    OPTION_REAL  ("tool-start-timeout",          0, &(o).start_timeout,    0.01, 1e6, "seconds for the hello of --tool-cmd"), \
+    OPTION_INT   ("tool-retries",                0, &(o).retries,          0, 100,                                     \
+                  "how often a call without an episode is repeated after its program failed"),                         \
+    OPTION_INT   ("tool-line-max",               0, &(o).line_max,         64, 1 << 30, "maximum bytes of a line of --tool-cmd"), \
+    OPTION_REAL  ("max-tool-failures",           0, &(o).max_failures,     0, 1,                                       \
+                  "end the run if programs failed in more than this fraction of the completions"),                     \
+    OPTION_CHOICE("reward-aggregator",           0, &(o).aggregator,       "last|sum",                                 \
+                  "how the rewards of a completion's turns, given by --tool-cmd, become one"),                         \
     OPTION_TEXT  ("tool-format",                 0, &(o).format,           "NAME",                                     \
                   "how calls are written: " TOOL_FORMATS " (default: that of the chat template)"),                     \
     OPTION_INT   ("max-turns",                   0, &(o).max_turns,        1, 4096, "maximum turns of the model in a completion"), \
@@ -79,6 +110,9 @@ typedef struct EpisodeCall {
     bool failed;
 } EpisodeCall;
 
+/* What a request to a program is for; the number of a call is added to EPISODE_CALL. */
+enum { EPISODE_RESET, EPISODE_END, EPISODE_STEP, EPISODE_CALL };
+
 /* A sample while it is drawn. */
 typedef struct Episode {
     int64_t request;
@@ -86,6 +120,15 @@ typedef struct Episode {
     Trajectory *y;
     EpisodeCall *call; /* of the last turn */
     int count;
+    int waiting; /* answers that have not come yet */
+    bool ended;  /* the sample is over: only the answer to its end is waited for */
+    char *role;  /* of the observation of a step; NULL: results of calls */
+    struct EpisodeLink {
+        int life; /* of the worker, when the episode began; 0: it has not begun */
+    } link[TOOL_PROGRAMS_MAX];
+    uint64_t id; /* of the sample */
+    const PromptText *record;
+    double end_reward;
     bool invalid;         /* the call of the last turn could not be read */
     bool over;            /* the trajectory ends instead of a next turn */
     int32_t read;         /* turns whose text is among the messages */
@@ -95,24 +138,47 @@ typedef struct Episode {
 
 typedef struct Episodes {
     EpisodeOptions o;
-    const ModelText *text;
+    const ModelText *text_of_model;
     Tools tools;
     ToolFormat format;
     RolloutTurns turns;    /* for Rollout.turns */
     Episode *first, *last; /* turns that have been answered */
+    ToolPrograms programs;
+    const char *program; /* the trainer's name */
+    uint64_t seed;
+    int text;                /* the program that answers whole turns; -1: none */
+    int64_t samples, failed; /* of this run of the engine: all, and those that a program failed */
+    int ending;              /* answers to ends that have not come yet */
     TokenList ids;
 } Episodes;
 
-static inline bool episodes_on(const EpisodeOptions *o) { return o->tools != NULL; }
+static inline bool episodes_on(const EpisodeOptions *o) { return o->tools || o->commands.count; }
+
+/* The option that an error of episodes_open() is about. */
+static inline const char *episodes_option(const EpisodeOptions *o) {
+    return o->commands.count ? "--tool-cmd" : "--tools";
+}
 
 /* Rejects options that have no effect. */
 static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option *table) {
-    static const char tools[] = "used only with --tools";
-    const bool on = episodes_on(o);
-    const OptionUse use[] = {
-        {&o->format, on, tools},    {&o->max_turns, on, tools},        {&o->max_turn_tokens, on, tools},
-        {&o->max_calls, on, tools}, {&o->max_parallel, on, tools},     {&o->max_response, on, tools},
-        {&o->side, on, tools},      {&o->max_parse_errors, on, tools}, {&o->timeout, on, tools}};
+    static const char tools[] = "used only with --tools or --tool-cmd", command[] = "used only with --tool-cmd";
+    const bool on = episodes_on(o), programs = o->commands.count > 0;
+    const OptionUse use[] = {{&o->format, on, tools},
+                             {&o->max_turns, on, tools},
+                             {&o->max_turn_tokens, on, tools},
+                             {&o->max_calls, on, tools},
+                             {&o->max_parallel, on, tools},
+                             {&o->max_response, on, tools},
+                             {&o->side, on, tools},
+                             {&o->max_parse_errors, on, tools},
+                             {&o->timeout, on, tools},
+                             {&o->workers, programs, command},
+                             {&o->tool_timeout, programs, command},
+                             {&o->start_timeout, programs, command},
+                             {&o->retries, programs, command},
+                             {&o->line_max, programs, command},
+                             {&o->max_failures, programs, command},
+                             {&o->aggregator, programs, command}};
     options_refuse_unused(table, use, sizeof use / sizeof *use);
 }
 
@@ -120,8 +186,9 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
 
 static inline void episode_forget_calls(Episode *p) {
     for (int i = 0; i < p->count; i++) free(p->call[i].name), free(p->call[i].content);
-    free(p->call);
+    free(p->call), free(p->role);
     p->call = NULL;
+    p->role = NULL;
     p->count = 0;
     p->invalid = false;
 }
@@ -136,7 +203,11 @@ static inline Episode *episode_of(const RolloutSample *who, const Completion *c)
     Trajectory *y = c->trajectory;
     if (!y->episode) {
         Episode *p = (Episode *)xcalloc(1, sizeof *p);
-        *p = (Episode){.request = who->request, .sample = who->sample, .y = y};
+        *p = (Episode){.request = who->request,
+                       .sample = who->sample,
+                       .y = y,
+                       .id = who->q->id + (uint64_t)who->sample,
+                       .record = (const PromptText *)who->q->record};
         y->episode = p;
         y->messages = json_array();
     }
@@ -153,7 +224,7 @@ static inline void episodes_answered(Episodes *x, Episode *p) {
 
 /* The text of tokens [first, c->count), without the token that ended the turn. */
 static inline char *episodes_said(const Episodes *x, const Completion *c, int32_t first, size_t *n) {
-    return model_text_decode_bytes(x->text, c->tokens + first, c->count - first, false, n);
+    return model_text_decode_bytes(x->text_of_model, c->tokens + first, c->count - first, false, n);
 }
 
 /* Adds the model's turn to the trajectory's messages. */
@@ -182,7 +253,7 @@ static inline char *episodes_cut(Episodes *x, Episode *p, const char *text, size
     text_append(&clean, "", 0);
     for (size_t i = 0; i < clean.length; i++)
         if (!clean.text[i]) clean.text[i] = ' ';
-    if (!tokenizer_encode(&x->text->tokenizer, clean.text, clean.length, TOKENIZER_CONTINUES, &ids, NULL) ||
+    if (!tokenizer_encode(&x->text_of_model->tokenizer, clean.text, clean.length, TOKENIZER_CONTINUES, &ids, NULL) ||
         ids.count <= most) {
         token_list_free(&ids);
         return clean.text;
@@ -192,9 +263,9 @@ static inline char *episodes_cut(Episodes *x, Episode *p, const char *text, size
                                                        : most / 2,
                   right = most - left;
     TextBuffer raw = {0};
-    tokenizer_decode(&x->text->tokenizer, ids.ids, left, true, &raw);
+    tokenizer_decode(&x->text_of_model->tokenizer, ids.ids, left, true, &raw);
     text_string(&raw, EPISODE_GAP);
-    tokenizer_decode(&x->text->tokenizer, ids.ids + ids.count - right, right, true, &raw);
+    tokenizer_decode(&x->text_of_model->tokenizer, ids.ids + ids.count - right, right, true, &raw);
     utf8_clean(&out, raw.text, raw.length);
     p->y->counts.truncated_results++;
     token_list_free(&ids);
@@ -217,6 +288,43 @@ static inline void episodes_error(Episodes *x, Episode *p, int k, const char *wh
     free(text);
 }
 
+/* ---- programs -------------------------------------------------------------------------------------------------- */
+
+/* A program failed: the trajectory ends, and nothing of it is waited for. */
+static inline void episodes_fail(Episodes *x, Episode *p) {
+    p->y->stop = STOP_TOOL_FAILED;
+    p->waiting = 0;
+    tool_programs_forget(&x->programs, p);
+}
+
+/* Sends a request about an episode to its worker of a program. Begins the episode with the first one. */
+static inline void episodes_send(Episodes *x, Episode *p, int program, json_t *request, int tag) {
+    ToolProgram *g = &x->programs.program[program];
+    const int worker = (int)(p->id % (uint64_t)x->programs.o.workers);
+    const int life = g->worker[worker].life;
+    char id[48];
+    snprintf(id, sizeof id, "%lld.%d", (long long)p->request, p->sample);
+    json_object_set_new(request, "id", json_string(id));
+    if (g->episodes && !p->link[program].life) {
+        const PromptText *r = p->record;
+        json_t *fields = r && r->fields && *r->fields ? json_loads(r->fields, JSON_ALLOW_NUL, NULL) : NULL;
+        const uint64_t seed = random_bits(x->seed, RANDOM_ENVIRONMENT + p->id, 0) >> 11;
+        json_t *reset = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I}", "op", "reset", "id", id, "prompt", r ? r->text : "",
+                                  "answer", r ? r->answer : "", "task", r ? r->task : "", "seed", (json_int_t)seed);
+        json_object_set_new(reset, "fields", fields ? fields : json_object());
+        tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET);
+        p->link[program].life = life;
+        p->waiting++;
+    }
+    if (g->episodes && p->link[program].life != life) { /* the worker has lost the episode */
+        json_decref(request);
+        episodes_fail(x, p);
+        return;
+    }
+    tool_programs_send(&x->programs, program, worker, request, p, tag);
+    p->waiting++;
+}
+
 /* Runs call k of a turn, or sets its result to the reason why it cannot be run. */
 static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *call) {
     TextBuffer result = {0};
@@ -232,10 +340,90 @@ static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *
     else if (!tool_check(tool, call->arguments, &result)) episodes_error(x, p, k, result.text);
     else {
         tool->calls++;
-        if (tool_run(tool, call->arguments, &result)) episodes_result(x, p, k, result.text, result.length, false);
+        if (tool->kind == TOOL_PROGRAM)
+            episodes_send(x, p, tool->program,
+                          json_pack("{s:s,s:i,s:i,s:s,s:O}", "op", "call", "turn", p->y->turns - 1, "call", k, "name",
+                                    tool->name, "arguments", call->arguments),
+                          EPISODE_CALL + k);
+        else if (tool_run(tool, call->arguments, &result)) episodes_result(x, p, k, result.text, result.length, false);
         else episodes_error(x, p, k, result.text);
     }
     text_free(&result);
+}
+
+/* Reads the reward of an answer: a number, or null or nothing (NaN). Returns false if it is something else. */
+static inline bool episode_reward(const json_t *value, double *reward) {
+    const json_t *given = json_object_get(value, "reward");
+    *reward = json_is_number(given) ? json_number_value(given) : NAN;
+    return !given || json_is_null(given) || (json_is_number(given) && isfinite(*reward));
+}
+
+/* a + b, of which either may be NaN: none. */
+static inline double episode_sum(double a, double b) { return isnan(a) ? b : isnan(b) ? a : a + b; }
+
+/* The reward of the turns, as --reward-aggregator says. */
+static inline float episode_turns_reward(const Episodes *x, const Trajectory *y) {
+    double reward = NAN;
+    for (int32_t k = 0; k < y->turns; k++)
+        if (!isnan(y->turn_reward[k]))
+            reward = x->o.aggregator == AGGREGATE_SUM ? episode_sum(reward, y->turn_reward[k]) : y->turn_reward[k];
+    return (float)reward;
+}
+
+/* Takes the answer to a call or a step. Returns false if it is not one. */
+static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *r) {
+    const bool step = r->tag == EPISODE_STEP;
+    const json_t *content = json_object_get(r->value, step ? "observation" : "content");
+    const char *text = json_string_value(content), *role = json_string_value(json_object_get(r->value, "role"));
+    float *total = &p->y->turn_reward[p->y->turns - 1];
+    double reward;
+    const bool done = json_is_true(json_object_get(r->value, "done"));
+    if (!episode_reward(r->value, &reward) || (!text && !(step || done))) return false;
+    *total = (float)episode_sum(*total, reward);
+    if (step) p->role = xstrdup(role ? role : "user");
+    if (done) p->y->stop = STOP_TOOL_STOPPED;
+    else if (!text) p->y->stop = STOP_COMPLETED;
+    episodes_result(x, p, step ? 0 : r->tag - EPISODE_CALL, text ? text : "", text ? json_string_length(content) : 0,
+                    json_is_true(json_object_get(r->value, "error")));
+    return true;
+}
+
+/* Takes the answer to an end; the episode is over. */
+static inline void episodes_take_end(Episodes *x, Episode *p, const ToolReply *r) {
+    double reward = NAN;
+    if (!r->value || !episode_reward(r->value, &reward)) p->y->stop = STOP_TOOL_FAILED;
+    p->y->reward = (float)episode_sum(p->y->reward, reward);
+    if (--p->waiting > 0 && p->y->stop != STOP_TOOL_FAILED) return;
+    x->failed += p->y->stop == STOP_TOOL_FAILED;
+    tool_programs_forget(&x->programs, p);
+    x->ending--;
+    episode_free(p);
+}
+
+/* Takes an answer of a program. */
+static inline bool episodes_take(Episodes *x, const ToolReply *r, Error *e) {
+    Episode *p = (Episode *)r->context;
+    bool good = r->value != NULL;
+    if (p->ended && (r->tag == EPISODE_END || !good)) {
+        episodes_take_end(x, p, r);
+        json_decref(r->value);
+        return true;
+    }
+    const json_t *first = json_object_get(r->value, "observation");
+    if (r->tag == EPISODE_RESET && json_is_string(first) && json_string_length(first)) {
+        json_decref(r->value);
+        return error_set(
+            e,
+            "tool program '%.200s': its answer to a reset has an observation, which cannot be shown before "
+            "the model's first turn; put it into the prompt",
+            x->programs.program[0].command);
+    }
+    if (r->tag != EPISODE_RESET) good = good && episodes_take_turn(x, p, r);
+    json_decref(r->value);
+    if (good) p->waiting--;
+    else episodes_fail(x, p);
+    if (!p->waiting && !p->ended) episodes_answered(x, p);
+    return true;
 }
 
 /* Whether a trajectory ends instead of a next turn; sets its stop. */
@@ -250,17 +438,23 @@ static inline bool episodes_limit(const Episodes *x, const Episode *p) {
 
 /* ---- the environment of the engine ----------------------------------------------------------------------------- */
 
-/* Reads a turn and runs its calls; RolloutTurns.turn. */
-static inline bool episodes_turn(void *context, const RolloutSample *who, const Completion *c) {
-    Episodes *x = (Episodes *)context;
-    Episode *p = episode_of(who, c);
-    Trajectory *y = c->trajectory;
+/* Sends a whole turn to the program that answers turns. */
+static inline void episodes_step(Episodes *x, Episode *p, const char *said, size_t n) {
+    episode_forget_calls(p);
+    p->count = 1;
+    p->call = (EpisodeCall *)xcalloc(1, sizeof *p->call);
+    p->call[0].name = xstrdup("");
+    episodes_send(x, p, x->text,
+                  json_pack("{s:s,s:i,s:o}", "op", "step", "turn", p->y->turns - 1, "text", json_utf8(said, n)),
+                  EPISODE_STEP);
+}
+
+/* Runs the calls of a turn. Returns false if it has none. */
+static inline bool episodes_calls(Episodes *x, Episode *p, const char *said, size_t n) {
+    Trajectory *y = p->y;
     ToolCalls calls;
-    size_t n;
-    char *said = episodes_said(x, c, y->first, &n);
     tool_format_read(&x->format, said, n, &calls);
     episodes_message(p, said, n, &calls, x->format.kind == TOOL_TAGS);
-    free(said);
     y->counts.arguments_as_string += calls.arguments_as_string;
     y->counts.text_after_call += calls.text_after;
     y->counts.overrun_bytes += (int32_t)calls.overrun;
@@ -268,39 +462,68 @@ static inline bool episodes_turn(void *context, const RolloutSample *who, const 
     p->parse_errors = calls.malformed ? p->parse_errors + 1 : 0;
     const int64_t left = x->o.max_calls ? x->o.max_calls - y->counts.calls : INT32_MAX;
     const int run = calls.count < left ? calls.count : (int)left;
+    const bool any = calls.count > 0;
     episode_forget_calls(p);
     p->invalid = calls.malformed && calls.count == 1;
     p->count = run;
     p->call = (EpisodeCall *)xcalloc((size_t)run + 1, sizeof *p->call);
-    for (int k = 0; k < run; k++) {
-        p->call[k].name = xstrdup(calls.call[k].name);
-        episodes_run(x, p, k, &calls.call[k]);
-    }
-    if (!calls.count) y->stop = STOP_COMPLETED;
-    else if (run < calls.count) y->stop = STOP_MAX_TOOL_CALLS;
+    for (int k = 0; k < run; k++) p->call[k].name = xstrdup(calls.call[k].name);
+    for (int k = 0; k < run && y->stop == STOP_NONE; k++) episodes_run(x, p, k, &calls.call[k]);
+    if (y->stop == STOP_NONE && run < calls.count) y->stop = STOP_MAX_TOOL_CALLS;
     tool_calls_free(&calls);
-    if (y->stop == STOP_COMPLETED) return false;
-    episodes_answered(x, p);
-    return true;
+    return any;
+}
+
+/* Reads a turn and runs its calls, or has it answered; RolloutTurns.turn. */
+static inline bool episodes_turn(void *context, const RolloutSample *who, const Completion *c) {
+    Episodes *x = (Episodes *)context;
+    Episode *p = episode_of(who, c);
+    const ToolCalls none = {0};
+    size_t n;
+    bool parked = true;
+    char *said = episodes_said(x, c, p->y->first, &n);
+    if (x->text >= 0) {
+        episodes_message(p, said, n, &none, true);
+        episodes_step(x, p, said, n);
+    } else parked = episodes_calls(x, p, said, n);
+    free(said);
+    if (!parked) p->y->stop = STOP_COMPLETED;
+    if (parked && !p->waiting) episodes_answered(x, p);
+    return parked;
+}
+
+/* Adds what the model observes to the trajectory's messages. */
+static inline void episodes_observed(Episode *p) {
+    for (int i = 0; i < p->count; i++) {
+        if (!p->call[i].content || (p->role && !*p->call[i].content)) continue;
+        json_t *message = json_pack("{s:s,s:s}", "role", p->role ? p->role : "tool", "content", p->call[i].content);
+        if (*p->call[i].name) json_object_set_new(message, "name", json_string(p->call[i].name));
+        json_array_append_new(p->y->messages, message);
+    }
 }
 
 /* Encodes the results of a turn, or ends its trajectory. */
 static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Error *e) {
-    const char **name = (const char **)xcalloc((size_t)p->count + 1, sizeof *name),
-               **result = (const char **)xcalloc((size_t)p->count + 1, sizeof *result);
-    for (int i = 0; i < p->count; i++) {
+    const ModelText *t = x->text_of_model;
+    const int n = p->count;
+    const char **name = (const char **)xcalloc((size_t)n + 1, sizeof *name),
+               **result = (const char **)xcalloc((size_t)n + 1, sizeof *result);
+    uint64_t hash = 0;
+    episodes_observed(p);
+    x->ids.count = 0;
+    const bool over = episodes_limit(x, p);
+    bool ok = true;
+    for (int i = 0; i < n && !over; i++) {
         name[i] = p->call[i].name;
         result[i] = p->call[i].content;
-        json_t *message = json_pack("{s:s,s:s}", "role", "tool", "content", result[i]);
-        if (*name[i]) json_object_set_new(message, "name", json_string(name[i]));
-        json_array_append_new(p->y->messages, message);
+        hash = XXH3_64bits_withSeed(result[i], strlen(result[i]), hash + 1);
     }
-    x->ids.count = 0;
-    uint64_t hash = 0;
-    for (int i = 0; i < p->count; i++) hash = XXH3_64bits_withSeed(result[i], strlen(result[i]), hash + 1);
-    const bool over = episodes_limit(x, p);
-    bool ok = over || tool_format_answer(&x->format, &x->text->chat, &x->text->tokenizer, name, result, p->count,
-                                         p->invalid, &x->ids, e);
+    if (!over && p->role) {
+        json_t *messages = json_pack("[{s:s,s:s}]", "role", p->role, "content", result[0]);
+        ok = chat_encode_answer(&t->chat, &t->tokenizer, messages, &x->ids, e);
+        json_decref(messages);
+    } else if (!over)
+        ok = tool_format_answer(&x->format, &t->chat, &t->tokenizer, name, result, n, p->invalid, &x->ids, e);
     free(name), free(result);
     *a = (RolloutAnswer){p->request, p->sample, x->ids.ids, x->ids.count, hash, over};
     return ok;
@@ -309,12 +532,32 @@ static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Er
 /* The next answered turn; RolloutTurns.ready. */
 static inline int episodes_ready(void *context, bool wait, RolloutAnswer *answer, Error *e) {
     Episodes *x = (Episodes *)context;
-    (void)wait;
+    ToolReply reply;
+    while (!x->first) {
+        const int got = x->programs.count ? tool_programs_next(&x->programs, wait, &reply, e) : 0;
+        if (got <= 0) return got;
+        if (!episodes_take(x, &reply, e)) return -1;
+    }
     Episode *p = x->first;
-    if (!p) return 0;
     x->first = p->next;
     if (!x->first) x->last = NULL;
     return episodes_answer(x, p, answer, e) ? 1 : -1;
+}
+
+/* Sends the end of an episode to the programs that have episodes. Returns whether an answer is waited for. */
+static inline bool episodes_send_end(Episodes *x, Episode *p) {
+    const bool lost = p->y->stop == STOP_TOOL_FAILED;
+    for (int i = 0; i < x->programs.count; i++) {
+        const ToolProgram *g = &x->programs.program[i];
+        const int worker = (int)(p->id % (uint64_t)x->programs.o.workers);
+        if (!g->episodes || (lost && p->link[i].life != g->worker[worker].life)) continue;
+        episodes_send(x, p, i,
+                      json_pack("{s:s,s:s,s:i,s:O}", "op", "end", "reason", trajectory_stop_name(p->y->stop), "turns",
+                                p->y->turns, "messages", p->y->messages),
+                      EPISODE_END);
+    }
+    if (p->y->stop == STOP_TOOL_FAILED) tool_programs_forget(&x->programs, p);
+    return p->y->stop != STOP_TOOL_FAILED && p->waiting;
 }
 
 /* A sample has ended; RolloutTurns.end. */
@@ -329,18 +572,63 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
         episodes_message(p, said, n, &none, true);
         free(said);
     }
-    episode_free(p);
+    y->reward = episode_turns_reward(x, y);
     y->episode = NULL;
+    p->ended = true;
+    x->samples++;
+    if (episodes_send_end(x, p)) {
+        x->ending++;
+        return;
+    }
+    x->failed += y->stop == STOP_TOOL_FAILED;
+    episode_free(p);
 }
 
+/* Adds the fields of a completion of several turns to a row of JSON: the messages of the prompt (those of the row, or its
+ * prompt as the user's) with those of the turns, the lengths of the runs of drawn and observed tokens, beginning with the
+ * drawn ones, and why it ended. */
+static inline void episode_row(json_t *row, const Completion *c) {
+    const Trajectory *y = c->trajectory;
+    if (!y) return;
+    json_t *given = json_object_get(row, "messages"),
+           *messages = json_is_array(given) ? json_copy(given) : json_array(), *runs = json_array(),
+           *rewards = json_array();
+    if (!json_is_array(given))
+        json_array_append_new(messages,
+                              json_pack("{s:s,s:O}", "role", "user", "content", json_object_get(row, "prompt")));
+    json_array_extend(messages, y->messages);
+    for (int32_t i = 0, from = 0; i <= c->count; i++) {
+        if (i < c->count && y->drawn[i] == (json_array_size(runs) % 2 == 0)) continue;
+        if (i > from || !json_array_size(runs)) json_array_append_new(runs, json_integer(i - from));
+        from = i;
+    }
+    for (int32_t k = 0; k < y->turns; k++)
+        json_array_append_new(rewards, isnan(y->turn_reward[k]) ? json_null() : json_real(y->turn_reward[k]));
+    json_object_set_new(row, "messages", messages);
+    json_object_set_new(row, "drawn", runs);
+    json_object_set_new(row, "stop", json_string(trajectory_stop_name(y->stop)));
+    json_object_set_new(row, "turn_rewards", rewards);
+}
+
+/* Waits for the answers to ends; RolloutTurns.finish. */
 static inline bool episodes_finish(void *context, Error *e) {
-    (void)context, (void)e;
-    return true;
+    Episodes *x = (Episodes *)context;
+    ToolReply reply;
+    while (x->ending) {
+        const int got = tool_programs_next(&x->programs, true, &reply, e);
+        if (got < 0 || (got && !episodes_take(x, &reply, e))) return false;
+    }
+    const int64_t failed = x->failed, samples = x->samples;
+    x->failed = x->samples = 0;
+    return failed <= x->o.max_failures * (double)samples ||
+           error_set(e, "%lld of %lld completions were lost because a program failed (--max-tool-failures %g): %.500s",
+                     (long long)failed, (long long)samples, x->o.max_failures, x->programs.why.text);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------- */
 
 static inline void episodes_close(Episodes *x) {
+    tool_programs_close(&x->programs);
     tools_free(&x->tools);
     tool_format_free(&x->format);
     token_list_free(&x->ids);
@@ -358,13 +646,48 @@ static inline bool episodes_tools(Episodes *x, Error *e) {
         if (!ok) return false;
         at += n + (at[n] == ',');
     }
-    return x->tools.count || error_set(e, "no tool is named");
+    return !x->o.tools || x->tools.count || error_set(e, "no tool is named");
+}
+
+/* Starts the programs of --tool-cmd and adds their tools. slots: of the engine. */
+static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
+    const int cores = (int)sysconf(_SC_NPROCESSORS_ONLN), workers = x->o.workers ? (int)x->o.workers : cores;
+    const ToolProgramOptions o = {.workers = workers < slots ? workers : slots,
+                                  .timeout = x->o.tool_timeout,
+                                  .start_timeout = x->o.start_timeout,
+                                  .retries = (int)x->o.retries,
+                                  .line_max = x->o.line_max};
+    if (!x->o.commands.count) return true;
+    if (!tool_programs_open(&x->programs, x->o.commands.items, x->o.commands.count, &o, x->program, (int64_t)x->seed,
+                            e))
+        return false;
+    for (int i = 0; i < x->programs.count; i++) {
+        const ToolProgram *g = &x->programs.program[i];
+        json_t *schemas = json_object_get(g->hello, "tools");
+        if (g->text && x->text >= 0)
+            return error_set(e, "tool program '%.200s': there are two that answer whole turns", g->command);
+        if (g->text) x->text = i;
+        for (size_t k = 0; k < json_array_size(schemas); k++) {
+            if (!tools_add_schema(&x->tools, TOOL_PROGRAM, json_incref(json_array_get(schemas, k)), e)) return false;
+            x->tools.tool[x->tools.count - 1].program = i;
+        }
+        if (!g->text && !json_array_size(schemas))
+            return error_set(
+                e, "tool program '%.200s': its hello names no tools, and it answers no turns (\"text\": true)",
+                g->command);
+    }
+    return x->text < 0 || !x->tools.count ||
+           error_set(e, "tool program '%.200s': it answers whole turns, so no call of a tool could be read",
+                     x->programs.program[x->text].command);
 }
 
 /* Opens the format and compares it with the tools and the chat template. */
 static inline bool episodes_format(Episodes *x, Error *e) {
-    const ModelText *t = x->text;
+    const ModelText *t = x->text_of_model;
     const char *spec = x->o.format ? x->o.format : tool_format_of(&t->chat);
+    if (x->text >= 0)
+        return !x->o.format ||
+               error_set(e, "--tool-format: used only for calls, but the program of --tool-cmd answers whole turns");
     if (!spec)
         return error_set(
             e, "this model's chat template has no format of calls of its own; give --tool-format: " TOOL_FORMATS);
@@ -381,11 +704,13 @@ static inline bool episodes_format(Episodes *x, Error *e) {
     return ok;
 }
 
-/* Opens the tools and their format. text: the model's; it must outlive *x, which must not move afterwards. */
-static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const ModelText *text, Error *e) {
-    *x = (Episodes){.o = *o, .text = text};
+/* Opens the tools, their programs and their format. text: the model's; it must outlive *x, which must not move afterwards.
+ * slots: of the engine. program, seed: the trainer's name and its seed. */
+static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const ModelText *text, int slots,
+                                 const char *program, int64_t seed, Error *e) {
+    *x = (Episodes){.o = *o, .text_of_model = text, .text = -1, .program = program, .seed = (uint64_t)seed};
     if (!text->present) return error_set(e, "the model has no tokenizer, and calls of tools are text");
-    if (!episodes_tools(x, e) || !episodes_format(x, e)) {
+    if (!episodes_tools(x, e) || !episodes_programs(x, slots, e) || !episodes_format(x, e)) {
         episodes_close(x);
         return false;
     }

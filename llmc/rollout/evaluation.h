@@ -38,6 +38,7 @@
 #include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
 #include "prompts.h"                   /* Prompts, prompts_input, prompts_said, prompts_empty, ... */
 #include "rollout.h"                   /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "trajectory.h"                /* trajectory_reward */
 
 enum { EVALUATION_KS = 16 };
 
@@ -273,13 +274,15 @@ typedef struct EvaluationPrompt {
     double *right, *weight; /* (n) */
     RewardItem *item;       /* (n) */
     float *reward, *parts;  /* (n), (n, parts) */
+    const Completion *out;  /* (n) */
 } EvaluationPrompt;
 
 /* Scores n completions by the rewards or by the judge. */
 static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, int n, Rewards *rewards, Error *e) {
-    if (!v->judge) return !rewards || rewards_score(rewards, j->in, n, j->parts, j->reward, e);
-    if (!reward_model_score(v->judge, j->item, n, j->reward, e)) return false;
-    for (int i = 0; i < n; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
+    if (v->judge && !reward_model_score(v->judge, j->item, n, j->reward, e)) return false;
+    if (!v->judge && rewards && !rewards_score(rewards, j->in, n, j->parts, j->reward, e)) return false;
+    for (int i = 0; v->judge && i < n; i++) j->weight[i] = reward_model_probability(v->judge, j->reward[i]);
+    for (int i = 0; i < n; i++) j->reward[i] = trajectory_reward(j->out[i].trajectory, j->reward[i]);
     return true;
 }
 
@@ -333,6 +336,7 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
                                     const ModelText *text, const double *right, Rewards *rewards, EvaluationWatch watch,
                                     void *context, Error *e) {
     bool ok = true;
+    j->out = q->out;
     for (int k = 0; k < q->samples; k++) {
         const Completion *c = &q->out[k];
         size_t length;

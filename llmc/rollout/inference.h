@@ -245,11 +245,13 @@ static inline json_t *inference_json_text(const Inference *x, const int32_t *ids
     return inference_json_tokens(x, ids, n, specials, 0);
 }
 
-/* The text of a completion as a JSON string, without the stop token or the stop text that ended it. */
+/* The text of a completion (of several turns: of the last one) as a JSON string, without the stop token or the stop text
+ * that ended it. */
 static inline json_t *inference_completion_text(const Inference *x, const Sampling *how, const Completion *c) {
+    const int32_t first = c->trajectory ? c->trajectory->first : 0, n = c->count - first;
     const bool token = c->finished && sampling_is_stop(how, c->tokens[c->count - 1]);
-    const size_t cut = c->finished && !token ? stop_text_cut(&how->texts, c->tokens, c->count) : 0;
-    return inference_json_tokens(x, c->tokens, c->count - token, false, cut);
+    const size_t cut = c->finished && !token ? stop_text_cut(&how->texts, c->tokens + first, n) : 0;
+    return inference_json_tokens(x, c->tokens + first, n - token, false, cut);
 }
 
 /* A prompt record as a row of JSON: its prompt, task and answer, and its other fields, among them the messages of a

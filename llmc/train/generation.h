@@ -62,11 +62,11 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_open */
+#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_open, ... */
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_read, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
-#include "../rollout/trajectory.h"   /* trajectory_words, trajectory_pack, trajectory_reward, trajectory_unpack */
+#include "../rollout/trajectory.h"   /* trajectory_words, Trajectory, trajectory_pack, trajectory_reward, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
@@ -132,7 +132,10 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
                                         bool verify) {
     Error e;
     *g = (Generation){.o = o, .t = t, .parts = 1};
-    if (verify &&
+    const bool none = o->reward && !strcmp(o->reward, "none");
+    if (none && (!o->episodes.commands.count || o->reward_cmd))
+        usage_error("--reward none: used only with rewards of --tool-cmd alone");
+    if (verify && !none &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
     g->files = mixing_inputs(&o->mix, &o->input);
@@ -226,8 +229,9 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     generation_open_code(g, &g->rewards);
     generation_check_rewards(g);
     generation_open_mixture(g, steps);
-    if (episodes_on(&o->episodes) && !episodes_open(&g->episodes, &o->episodes, &g->t->text, &e))
-        die("--tools: %s", e.text);
+    if (episodes_on(&o->episodes) &&
+        !episodes_open(&g->episodes, &o->episodes, &g->t->text, (int)o->slots, g->t->program, g->t->o->seed, &e))
+        die("%s: %s", episodes_option(&o->episodes), e.text);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
@@ -463,7 +467,8 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     }
     trainer_require(g->t, !K || rewards_score(&g->rewards, in, count, parts, total, &e), &e);
     for (int32_t i = 0; i < count; i++) {
-        scored[i].reward = trajectory_reward(scored[i].completion.trajectory, total[i]);
+        const Trajectory *y = scored[i].completion.trajectory;
+        scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count ? NAN : total[i]);
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);
     }
     free(in), free(parts);

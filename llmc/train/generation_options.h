@@ -79,7 +79,7 @@ static inline GenerationOptions generation_defaults(void) {
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
     OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \
-                "weighted sum such as verify:1,format=hash:0.1; if not given, --reward-cmd or verify"),                \
+                "weighted sum such as verify:1,format=hash:0.1; if not given, --reward-cmd or verify; none: only --tool-cmd's"),                \
     OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \

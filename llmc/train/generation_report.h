@@ -20,7 +20,7 @@
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
-#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_input, prompts_said, ... */
+#include "../rollout/prompts.h"      /* Prompts, prompts_input, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
 #include "../sandbox/sandbox_run.h"  /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, sandbox_outcome_name */
@@ -31,7 +31,7 @@
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
     int64_t count = 0;
-    if (!g->o->val.count || g->judge || evaluation_verifiable(&g->val)) return;
+    if (!g->o->val.count || g->judge || g->episodes.programs.count || evaluation_verifiable(&g->val)) return;
     if (!g->rewards.count || !prompts_scorable(&g->val, &g->rewards, &count, NULL))
         die("--val %s: no prompt has an answer that can be verified, and there is no other reward that could score it",
             g->val.shard.name);
@@ -70,7 +70,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
         metrics_set(m, "eval_accuracy", v.greedy);
         snprintf(line, sizeof line, " | greedy accuracy %.1f%%", 100 * v.greedy);
     }
-    if (rewards || v.judge) {
+    if (rewards || v.judge || !isnan(v.reward)) {
         metrics_set(m, "eval_reward", v.reward);
         snprintf(line + strlen(line), sizeof line - strlen(line), " | reward %.3f", v.reward);
     }
@@ -124,8 +124,7 @@ static inline void generation_show(Generation *g, const char *when) {
     const RunPhase phase = metrics_phase(&g->t->metrics, RUN_SAMPLES);
     for (int64_t i = 0; i < p->count && i < g->o->sample_count; i++) {
         Completion c;
-        RolloutRequest q = {
-            .prompt = prompts_tokens(p, i), .prompt_len = prompts_length(p, i), .samples = 1, .out = &c};
+        RolloutRequest q = prompts_request(p, i, 1, 0, &c);
         if (!rollout_run(&g->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
         size_t length;
         char *text = prompts_said(&how, &g->t->text, &c, &length);

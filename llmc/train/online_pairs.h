@@ -39,7 +39,7 @@
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
 #include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_item, prompts_request, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
-#include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
+#include "generation.h"                /* Generation, generation_longest_prompt, generation_bytes, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
 #include "generation_report.h"         /* generation_check_evaluation, generation_log */
 #include "preference_options.h"        /* PreferenceOptions */
