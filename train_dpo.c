@@ -55,7 +55,7 @@
 #include "llmc/train/reference.h"            /* reference_bytes */
 #include "llmc/train/rollout_dump.h"         /* RolloutDump, rollout_dump_step, ROLLOUT_DUMP_OPTIONS, ... */
 #include "llmc/train/trainer.h"              /* Trainer, trainer_count_flops, TrainerPause, trainer_begin_step, ... */
-#include "llmc/train/trainer_options.h"      /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
+#include "llmc/train/trainer_options.h"      /* TRAINER_EVALUATION_OPTIONS, TRAINER_LORA_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -102,6 +102,7 @@ static const Option options[] = {
     OPTION_GROUP("Evaluation"),
     OPTION_FLAG("eval-on-start", 0, &o.g.eval_on_start, "evaluate on --val before the first step, too"),
     OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9, "evaluate on --val every N steps, and after training"),
+    TRAINER_EVALUATION_OPTIONS(o.t),
     OPTION_INT("max-eval-samples", 0, &o.g.eval_prompts, 1, 1e9,
                "--online: evaluate on the first N held-out prompts only (default: all)"),
     OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
@@ -403,6 +404,7 @@ static bool train_on_shard(Run *r) {
     bool stopped = false;
     const PreferenceTotals before =
         o.g.val.count && o.g.eval_on_start && !t->step ? validate(r, &val) : (PreferenceTotals){0};
+    if (before.records > 0) trainer_check_metric(t);
     const PreferenceData *shown = o.g.val.count ? &val : &data;
     if (!t->step) show_pairs(r, shown, "before");
     while (t->step < t->steps && !stopped) {
@@ -421,17 +423,17 @@ static bool train_on_shard(Run *r) {
         metrics_set(&t->metrics, "epoch", epoch);
         mixing_log(&mixture, &t->metrics);
         preference_report(&t->metrics, "", &o.l, &stats, z);
-        const bool last = t->step == t->steps;
-        if (o.g.val.count && (last || t->step % o.g.eval_steps == 0)) {
+        if (o.g.val.count && (t->step == t->steps || t->step % o.g.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
             const PreferenceTotals after = validate(r, &val);
             trainer_go_on(t, pause);
+            trainer_evaluated(t);
             char a[32], b[32];
             const char *form = o.l.unpaired ? "%.3f" : "%.1f %%";
             const double scale = o.l.unpaired ? 1 : 100;
             snprintf(b, sizeof b, form, scale * preference_headline(&o.l, &before));
             snprintf(a, sizeof a, form, scale * preference_headline(&o.l, &after));
-            if (last)
+            if (t->step == t->steps)
                 metrics_final(&t->metrics, o.l.unpaired ? "held-out margin" : "held-out accuracy",
                               before.records > 0 ? b : NULL, a);
         }

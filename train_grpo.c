@@ -147,7 +147,7 @@ static const Option options[] = {
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
     ROLLOUT_DUMP_OPTIONS(o.rollouts),
-    GENERATION_EVALUATION_OPTIONS(o.g),
+    GENERATION_EVALUATION_OPTIONS(o.g, o.t),
     OPTION_END
     // clang-format on
 };

@@ -37,7 +37,7 @@
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
-#include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_EVALUATION_OPTIONS, TRAINER_LORA_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -89,6 +89,7 @@ static const Option options[] = {
     OPTION_GROUP("Evaluation"),
     OPTION_FLAG("eval-on-start", 0, &o.eval_on_start, "evaluate on --val before the first step, too"),
     OPTION_INT("eval-steps", 0, &o.eval_steps, 1, 1e9, "evaluate on --val every N steps, and after training"),
+    TRAINER_EVALUATION_OPTIONS(o.t),
     OPTION_END
     // clang-format on
 };
@@ -178,13 +179,15 @@ typedef struct Run {
     Workspace work;
     Batch batch;
     MicroPlan plan;
-    float *score, *dscore; /* (targets of a micro-batch) */
-    uint8_t *label;        /* (targets of a micro-batch) */
-    float *margin;         /* (pairs of a micro-batch) */
-    int64_t pairs;         /* number of pairs in the batch */
-    double *cost;          /* (records of a pass) tokens of each record */
-    int32_t *owner;        /* (records of a pass) rank of each record */
-    int64_t *own;          /* (records of a pass) the records of this rank */
+    float *score, *dscore;  /* (targets of a micro-batch) */
+    uint8_t *label;         /* (targets of a micro-batch) */
+    float *margin;          /* (pairs of a micro-batch) */
+    int64_t pairs;          /* number of pairs in the batch */
+    double *cost;           /* (records of a pass) tokens of each record */
+    int32_t *owner;         /* (records of a pass) rank of each record */
+    int64_t *own;           /* (records of a pass) the records of this rank */
+    const Labelled *normal; /* the records that scores are normalised on; NULL: they are not */
+    int32_t step;           /* token that ends a step; -1: there is no such token */
 } Run;
 
 static void count_batch(const Run *r, Stats *s) {
@@ -337,10 +340,10 @@ static void show_pairs(Run *r, const Labelled *d, const char *when) {
 /* ---- normalisation of the scores --------------------------------------------------------------------------------- */
 
 /* Stores the kind of the model and the normalisation of its scores in the model's file. d: the shard on which scores
- * get mean 0 and variance 1, or NULL for no normalisation. step: the token that ends a step, or -1. */
-static void set_note(Run *r, const Labelled *d, int32_t step) {
+ * get mean 0 and variance 1, or NULL for no normalisation. */
+static void set_note(Run *r, const Labelled *d) {
     Trainer *t = &r->t;
-    RewardModelNote note = {.kind = (RewardModelKind)o.kind, .deviation = 1, .step_token = step};
+    RewardModelNote note = {.kind = (RewardModelKind)o.kind, .deviation = 1, .step_token = r->step};
     if (d) {
         const Stats s = run_records(r, d, NULL, d->count, false);
         const double mean = mean_score(&s), variance = s.sum.squares / s.sum.scores - mean * mean;
@@ -400,6 +403,13 @@ static void close_run(Run *r, bool stopped) {
     trainer_close(&r->t, stopped);
 }
 
+/* Writes the best model so far with the normalisation of its own scores. */
+static void save_best(Run *r) {
+    set_note(r, r->normal);
+    trainer_save_model(&r->t, o.t.best.file);
+    set_note(r, NULL);
+}
+
 /* Trains on `left` records of data, in steps of --per-device-train-batch-size. Returns true if a signal stopped the
  * run. */
 static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, const Labelled *val) {
@@ -412,6 +422,7 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
 
     bool stopped = false;
     const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
+    if (before.sum.units > 0) trainer_check_metric(t);
     if (!t->step) show_pairs(r, o.val.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
@@ -427,15 +438,16 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
         metrics_set(&t->metrics, "epoch", epoch);
         mixing_log(mixture, &t->metrics);
         set_metrics(&t->metrics, "", &stats);
-        const bool last = t->step == t->steps;
-        if (o.val.count && (last || t->step % o.eval_steps == 0)) {
+        if (o.val.count && (t->step == t->steps || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
             const Stats after = validate(r, val);
+            if (trainer_improved(t)) save_best(r);
             trainer_go_on(t, pause);
             char a[16], b[16];
             snprintf(b, sizeof b, "%.1f %%", 100 * accuracy(&before));
             snprintf(a, sizeof a, "%.1f %%", 100 * accuracy(&after));
-            if (last) metrics_final(&t->metrics, "held-out accuracy", before.sum.units > 0 ? b : NULL, a);
+            if (t->step == t->steps)
+                metrics_final(&t->metrics, "held-out accuracy", before.sum.units > 0 ? b : NULL, a);
         }
         const bool pairs = o.kind == REWARD_MODEL_BT;
         trainer_log(t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
@@ -500,10 +512,11 @@ int main(int argc, char **argv) {
     Mix mixture = mixing_open_labelled(t, &o.mix, &files, &data);
     const int64_t records = mixing_records(&mixture, o.epochs, o.t.steps, o.batch);
     open_work(r, longest, most);
-    set_note(r, NULL, step); /* for states, which can be used as models */
+    if (o.kind != REWARD_MODEL_PRM && !none(o.normalize)) r->normal = own ? &third : o.val.count ? &val : &data;
+    r->step = step;
+    set_note(r, NULL); /* for states, which can be used as models */
     const bool stopped = train(r, &data, &mixture, records, &val);
-    if (!stopped && o.kind != REWARD_MODEL_PRM && !none(o.normalize))
-        set_note(r, own ? &third : o.val.count ? &val : &data, step);
+    if (!stopped && r->normal) set_note(r, r->normal);
     close_run(r, stopped);
     mix_free(&mixture);
     for (int i = 0; i < 3; i++)

@@ -11,7 +11,7 @@
  *     ./train_sft -c d12 -i chat.shard -j val.shard -o sft.bin --report sft.html
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, die, Error, warn, ... */
+#include "llmc/base/error.h"            /* xcalloc, die, warn, Error, ... */
 #include "llmc/base/io.h"               /* XXH3_64bits */
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_REAL, OPTION_FLAG, ... */
 #include "llmc/base/program.h"          /* program_start */
@@ -23,7 +23,6 @@
 #include "llmc/model/batch.h"           /* Batch */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
 #include "llmc/model/model.h"           /* Model */
-#include "llmc/model/model_file.h"      /* ModelDtype, model_check_output */
 #include "llmc/model/model_text.h"      /* model_text_decode */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
@@ -50,7 +49,7 @@ static struct {
     MixingOptions mix;
     TeacherOptions teacher;
     AnswerOptions answers;
-    const char *best, *tokenizer;
+    const char *tokenizer;
     int64_t batch_tokens, max_length, eval_steps, sample_steps, sample_count, sample_tokens;
     double epochs, neftune, distill_weight;
     bool completion_only, eval_on_start;
@@ -87,11 +86,11 @@ static const Option options[] = {
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
     TRAINER_OUTPUT_OPTIONS(o.t),
-    OPTION_TEXT("best", 0, &o.best, "FILE", "also write the model with the lowest validation loss here"),
     OPTION_GROUP("Evaluation"),
     OPTION_FLAG("eval-on-start", 0, &o.eval_on_start, "compute the validation loss before the first step, too"),
     OPTION_INT("eval-steps",    0, &o.eval_steps,    1, 1e9,
                "compute the validation loss every N steps and at the end"),
+    TRAINER_EVALUATION_OPTIONS(o.t),
     OPTION_INT("sample-steps",  0, &o.sample_steps,  0, 1e9, "print samples every N steps; 0 disables"),
     OPTION_INT("sample-count",  0, &o.sample_count,  1, 256, "number of samples, from the first validation records"),
     OPTION_INT("sample-tokens", 0, &o.sample_tokens, 1, 65536, "maximum tokens per sample"),
@@ -445,7 +444,7 @@ static void loss_metric(const Shard *s, int k, char metric[128]) {
     free(name);
 }
 
-static double validate(Run *r, const Shard *val) {
+static void validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
     const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
     int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
@@ -477,7 +476,6 @@ static double validate(Run *r, const Shard *val) {
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
                     100 * accuracy(&stats), clock_seconds() - start);
     metrics_phase(m, phase);
-    return stats.loss;
 }
 
 /* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. */
@@ -583,12 +581,13 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
     r->left -= r->mixture.taken;
     trainer_schedule(t, steps);
     trainer_check_steps(t, o.epochs, "--batch-tokens");
-    const json_t *least = json_object_get(t->state, "best"); /* null before the first validation */
-    double best = json_is_real(least) ? json_real_value(least) : INFINITY;
 
     bool stopped = false;
     const bool shows = o.sample_steps && t->dist.rank == 0;
-    if (!t->step && o.vals.count && o.eval_on_start) validate(r, val);
+    if (!t->step && o.vals.count && o.eval_on_start) {
+        validate(r, val);
+        trainer_check_metric(t);
+    }
     if (!t->step && shows) print_samples(r, o.vals.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         trainer_begin_step(t);
@@ -613,17 +612,13 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         if (o.answers.share > 0)
             metrics_set(&t->metrics, "distill/on_policy_share",
                         (double)state_int(t->state, "on_policy_steps") / (double)t->step);
-        const bool last = t->step == t->steps;
-        if (o.vals.count && (last || t->step % o.eval_steps == 0)) {
+        if (o.vals.count && (t->step == t->steps || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
-            const double loss = validate(r, val);
-            if (loss < best) {
-                best = loss;
-                json_object_set_new(t->state, "best_step", json_integer(t->step));
-                if (o.best) trainer_save_model(t, o.best);
-            }
+            validate(r, val);
             trainer_go_on(t, pause);
+            trainer_evaluated(t);
         }
+        const bool last = t->step == t->steps;
         trainer_log(t, stats.loss, "accuracy %5.1f%% | epoch %.2f | %.1fk tok/s", 100 * accuracy(&stats), epoch,
                     1e-3 * stats.targets / seconds);
         if (shows && (last || t->step % o.sample_steps == 0)) {
@@ -632,7 +627,6 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
             print_samples(r, o.vals.count ? val : data, when);
         }
         mix_save(&r->mixture, t->state);
-        json_object_set_new(t->state, "best", isfinite(best) ? json_real(best) : json_null());
         stopped = trainer_should_stop(t, 1);
     }
     return stopped;
@@ -641,7 +635,6 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
 static void check_options(void) {
     const OptionUse use[] = {
         {&o.distill_weight, o.teacher.path != NULL, "used only with --teacher"},
-        {&o.best, o.vals.count > 0, "used only with --val"},
         {&o.eval_on_start, o.vals.count > 0, "used only with --val"},
         {&o.eval_steps, o.vals.count > 0, "used only with --val"},
         {&o.sample_count, o.sample_steps > 0, "used only with --sample-steps above 0"},
@@ -652,7 +645,6 @@ static void check_options(void) {
     if (teacher_is_self(&o.teacher)) usage_error("--teacher self: reads other prompts, which only train_grpo has");
     answer_check(&o.answers, options, o.teacher.path != NULL);
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
-    if (o.t.output_dir && o.vals.count && !o.best) o.best = run_folder_path(o.t.output_dir, "best.safetensors");
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
 
@@ -676,17 +668,14 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
-    trainer_check_files(&o.t, options, o.best);
+    trainer_check_files(&o.t, options, NULL);
 
-    Error e;
     Shard data, val = {0};
     Inputs files = mixing_inputs(&o.mix, &o.inputs), held = trainer_inputs("-j/--val", &o.vals);
     open_data(&data, &files);
     find_tokenizer(&data);
     if (o.vals.count) open_data(&val, &held);
     trainer_open(t, "train_sft", &o.t, &data, false);
-    if (o.best && !model_check_output(&t->model.config, &t->file, o.best, (ModelDtype)o.t.output_dtype, &e))
-        die("%s", e.text);
     const int32_t context = t->model.config.context;
     if (o.vals.count) trainer_check_shard(t, &val);
     if (!o.max_length || o.max_length > context) o.max_length = context;

@@ -8,7 +8,7 @@
  *         OPTION_GROUP("Reward"),
  *         GENERATION_REWARD_OPTIONS(o.g),
  *         EPISODE_OPTIONS(o.g.episodes),                         // ../rollout/episodes.h
- *         GENERATION_EVALUATION_OPTIONS(o.g),
+ *         GENERATION_EVALUATION_OPTIONS(o.g, o.t),
  *         OPTION_END};
  *     o.g = generation_defaults();                                // before options_parse()
  *
@@ -22,6 +22,7 @@
 #include "../rollout/episodes.h"  /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
 #include "../rollout/rollout.h"   /* ROLLOUT_SAMPLING_OPTIONS */
 #include "mixing.h"               /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
+#include "trainer_options.h"     /* TRAINER_EVALUATION_OPTIONS */
 
 typedef struct GenerationOptions {
     MixingOptions mix;
@@ -85,11 +86,12 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \
                 "seconds that --reward-cmd may take for one batch")
 
-#define GENERATION_EVALUATION_OPTIONS(o)                                                                               \
+#define GENERATION_EVALUATION_OPTIONS(o, t)                                                                               \
     OPTION_GROUP("Evaluation"),                                                                                        \
     OPTION_FLAG("eval-on-start", 0, &(o).eval_on_start, "evaluate on --val before the first step, too"),               \
     OPTION_INT("eval-steps",   0, &(o).eval_steps,   1, 1e9,                                                           \
                "evaluate on --val every N generations, and after training"),                                           \
+    TRAINER_EVALUATION_OPTIONS(t),                                           \
     OPTION_INT("max-eval-samples", 0, &(o).eval_prompts, 1, 1e9,                                                       \
                "evaluate on the first N held-out prompts only (default: all)"),                                        \
     OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \

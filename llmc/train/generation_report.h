@@ -26,7 +26,7 @@
 #include "../sandbox/sandbox_run.h"  /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, sandbox_outcome_name */
 #include "generation.h"              /* Generation */
 #include "mixing.h"                  /* mixing_log */
-#include "trainer.h"                 /* TrainerPause, trainer_go_on, trainer_pause */
+#include "trainer.h"                 /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
 
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
@@ -83,6 +83,8 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     metrics_summary(m, "eval  %s%s | %lld prompt%s | %.1f s", when ? when : step, line, (long long)count, PLURAL(count),
                     clock_seconds() - pause.start);
     trainer_go_on(g->t, pause);
+    if (g->t->step) trainer_evaluated(g->t);
+    else trainer_check_metric(g->t);
     return v;
 }
 

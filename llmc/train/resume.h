@@ -44,10 +44,24 @@ static inline bool resume_place(const char *option) {
 
 /* Whether a resumed run may change an option that is in the lineage: evaluation, samples, the device, outputs. */
 static inline bool resume_free(const char *option) {
-    static const char *const options[] = {"val",           "eval-steps",    "eval-on-start", "max-eval-samples",
-                                          "eval-samples",  "sample-steps",  "sample-count",  "max-bad-steps",
-                                          "sample-tokens", "slots",         "device",        "dtype",
-                                          "output-dtype",  "reward-timeout"};
+    static const char *const options[] = {"val",
+                                          "eval-steps",
+                                          "eval-on-start",
+                                          "max-eval-samples",
+                                          "eval-samples",
+                                          "sample-steps",
+                                          "sample-count",
+                                          "max-bad-steps",
+                                          "sample-tokens",
+                                          "slots",
+                                          "device",
+                                          "dtype",
+                                          "output-dtype",
+                                          "reward-timeout",
+                                          "metric-for-best-model",
+                                          "greater-is-better",
+                                          "early-stopping-patience",
+                                          "early-stopping-threshold"};
     return resume_place(option) || resume_listed(option, options, sizeof options / sizeof *options);
 }
 

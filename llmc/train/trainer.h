@@ -38,7 +38,7 @@
 #include "../base/options.h"           /* Option, OPT_END, OPT_TEXT, OptionList, ... */
 #include "../base/output.h"            /* OUTPUT_READ, output_add, OUTPUT_RESUMED, OUTPUT_STATE, ... */
 #include "../base/program.h"           /* program_bytes, program_peak_memory, program_memory, program_stopping */
-#include "../base/text.h"              /* TextBuffer, text_free, token_list_add */
+#include "../base/text.h"              /* TextBuffer, text_free, text_format, token_list_add */
 #include "../device.h"                 /* DeviceKind, backend_open, device_dtype, device_kernels */
 #include "../dist/dist.h"              /* dist_total, dist_any, Dist, dist_close, ... */
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
@@ -48,7 +48,7 @@
 #include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
 #include "../model/lora.h"             /* lora_parse_targets */
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_held_bytes, ... */
-#include "../model/model_file.h"       /* ModelDtype, model_save, MODEL_FLOAT32, model_check_output, ... */
+#include "../model/model_file.h"       /* ModelDtype, model_check_output, model_save, MODEL_FLOAT32, ... */
 #include "../model/model_fits.h"       /* FitSide, fit_template_name, fit_extends, fit_model, ... */
 #include "../model/model_load.h"       /* ModelFile, ModelLoad, Quantize, model_file_free, ... */
 #include "../model/model_state.h"      /* model_save_beside */
@@ -65,10 +65,11 @@
 #include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_set, metrics_line, metrics_phase, metrics_fact, ... */
 #include "../report/run_facts.h"       /* RunPhase, run_text, RUN_SAVING, run_file, ... */
+#include "best_model.h"                /* BestModel, best_model_free, best_model_name, best_model_new, ... */
 #include "companion.h"                 /* companion_forget, companion_save, Companion, companion_free */
 #include "resume.h"                    /* resume_is_path, resume_place, resume_changes, resume_listed, ... */
 #include "run_folder.h"                /* run_folder_path, run_folder_newest, run_folder_check, ... */
-#include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused */
+#include "trainer_options.h"           /* TrainerOptions, trainer_default_rate, trainer_refuse_unused, ... */
 
 typedef struct Trainer {
     const TrainerOptions *o; /* the command line */
@@ -84,6 +85,7 @@ typedef struct Trainer {
     DistGrads grads;
     ModelText text;
     Schedule schedule;
+    BestModel best; /* the best evaluation so far */
     Metrics metrics;
     json_t *state;     /* the trainer's counters, saved and resumed */
     int64_t step;      /* optimizer steps, including skipped ones */
@@ -102,8 +104,9 @@ typedef struct Trainer {
     Companion companion;        /* a second model that is saved with every state; unused unless the trainer sets it */
     bool intact;                /* the weights are those of the counters in `state`, so that a state can be written */
     int64_t intact_tokens, intact_trained; /* `tokens` and `trained` at that time */
-    Error broken; /* the failure that ends the run at the next trainer_should_stop(); "" until then */
-    bool written; /* the outputs are written */
+    Error broken;         /* the failure that ends the run at the next trainer_should_stop(); "" until then */
+    bool written;         /* the outputs are written */
+    bool options_written; /* the file of the options is written */
 } Trainer;
 
 /* Adds the FLOPs of `passes` passes of a batch; a forward pass is one, a backward pass two. */
@@ -153,11 +156,12 @@ static inline char *trainer_state_path(const TrainerOptions *o, int64_t step) {
 static inline bool trainer_keeps_states(const TrainerOptions *o) { return o->output_dir && !o->state; }
 
 /* Sets the outputs that the folder of --output-dir holds, unless the command line gives their paths. */
-static inline void trainer_use_folder(TrainerOptions *o) {
+static inline void trainer_use_folder(TrainerOptions *o, bool validates) {
     if (!o->output_dir) return;
     if (!*o->output_dir) usage_error("--output-dir: the name is empty");
     if (!o->output && !o->adapter_output) o->output = run_folder_path(o->output_dir, "model.safetensors");
     if (!o->metrics) o->metrics = run_folder_path(o->output_dir, "metrics.jsonl");
+    if (!o->best.file && validates) o->best.file = run_folder_path(o->output_dir, "best.safetensors");
     if (!o->report) o->report = run_folder_path(o->output_dir, "report.html");
 }
 
@@ -177,7 +181,7 @@ static inline void trainer_find_state(TrainerOptions *o) {
  * place. */
 static inline void trainer_check_options(TrainerOptions *o, const Option *table, const double *epochs,
                                          bool value_head) {
-    trainer_use_folder(o);
+    trainer_use_folder(o, trainer_validates(table));
     if (!o->output && !o->adapter_output) usage_error("-o/--output is required (or --output-dir or --adapter-output)");
     if (o->overwrite_output_dir && o->resume)
         usage_error("--overwrite-output-dir: --resume continues the run in the folder; give only one of them");
@@ -251,16 +255,16 @@ static inline int trainer_pipes(const Option *table) {
 }
 
 /* Rejects a command line with two streams on standard output or input, with one path for two things, or with an output
- * that cannot be written, before the run starts. best: one more output file of the trainer, or NULL. */
-static inline void trainer_check_files(const TrainerOptions *o, const Option *table, const char *best) {
+ * that cannot be written, before the run starts. more: one more output file of the trainer, or NULL. */
+static inline void trainer_check_files(const TrainerOptions *o, const Option *table, const char *more) {
     Error e;
     Writer w;
     struct stat about;
     char *state = trainer_state_path(o, 0);
-    const char *outputs[] = {o->output, best, state, o->metrics, o->report};
+    const char *outputs[] = {o->output, o->best.file, more, state, o->metrics, o->report};
     const int in = trainer_pipes(table);
     int out = 0;
-    for (int i = 0; i < 5; i++) out += outputs[i] && !strcmp(outputs[i], "-");
+    for (int i = 0; i < 6; i++) out += outputs[i] && !strcmp(outputs[i], "-");
     const Launch launch = launch_of_environment();
     if (in && launch.ranks > 1) usage_error("-: %d ranks cannot share standard input; give files", launch.ranks);
     if (in > 1) usage_error("-: only one input can be standard input");
@@ -270,9 +274,9 @@ static inline void trainer_check_files(const TrainerOptions *o, const Option *ta
     if (!launch.rank && o->output_dir && !run_folder_check(o->output_dir, o->resume, o->overwrite_output_dir, &e))
         die("%s", e.text);
     if (!launch.rank && o->adapter_output && !peft_make_folder(o->adapter_output, &e)) die("%s", e.text);
-    for (int i = 0; i < 3 && !launch.rank; i++) {
+    for (int i = 0; i < 4 && !launch.rank; i++) {
         if (!outputs[i] || !strcmp(outputs[i], "-")) continue;
-        if (i < 2 && huggingface_is_output(outputs[i])) {
+        if (i < 3 && huggingface_is_output(outputs[i])) {
             if (!huggingface_check_output(outputs[i], &e)) die("%s", e.text);
             continue;
         }
@@ -496,6 +500,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     trainer_default_rate(o);
     o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
     *t = (Trainer){.o = o, .program = program, .state = json_object()};
+    t->best = best_model_new(&o->best);
     if (!o->checkpoint && !o->layers && !o->resume)
         usage_error("-c/--checkpoint is required (or --layers, or --resume)");
     if (o->checkpoint && o->layers) usage_error("-c/--checkpoint and --layers: give only one of them");
@@ -531,6 +536,8 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     trainer_take_texts(t, data);
     trainer_check_shard(t, data);
     if (o->output && !model_check_output(&t->model.config, &t->file, o->output, (ModelDtype)o->output_dtype, &e))
+        die("%s", e.text);
+    if (o->best.file && !model_check_output(&t->model.config, &t->file, o->best.file, (ModelDtype)o->output_dtype, &e))
         die("%s", e.text);
     if (!model_text_open(&t->text, &t->file, from ? from : data->name, &e)) die("%s", e.text);
     token_list_add(&t->file.stops, t->text.stop);
@@ -617,8 +624,10 @@ static inline bool trainer_leaves_out(const Option *o) {
 
 /* Writes the options of this run, defaults included, to a file next to the output that --config reads; not over the
  * file that --config has read. Without --resume: the file describes the whole run. */
-static inline void trainer_write_options(const Trainer *t) {
+static inline void trainer_write_options(Trainer *t) {
     Error e;
+    if (t->options_written || t->dist.rank) return;
+    t->options_written = true;
     char *path = trainer_beside(t->o, ".yaml");
     struct stat here, read;
     const bool exists = path && !stat(path, &here);
@@ -774,11 +783,20 @@ static inline void trainer_begin_folder(Trainer *t) {
     if (o->resume) trainer_limit_states(t);
 }
 
-/* Begins a run of this many steps: keeps its options and sets up the learning-rate schedule. */
+/* The number of steps of a resumed run that --early-stopping-patience had ended, or `steps`. */
+static inline int64_t trainer_steps_left(Trainer *t, int64_t steps) {
+    const int64_t patience = t->o->best.patience, waited = state_int(json_object_get(t->state, "best"), "waited");
+    if (!t->o->resume || !patience || waited < patience || t->step >= steps) return steps;
+    metrics_line(&t->metrics,
+                 "%s: the run had ended at step %lld, by --early-stopping-patience: nothing is left to train",
+                 t->o->resume, (long long)t->step);
+    return t->step;
+}
+
+/* Begins a run of this many steps: prepares its folder and sets up the learning-rate schedule. */
 static inline void trainer_schedule(Trainer *t, int64_t steps) {
-    if (!t->dist.rank) trainer_write_options(t);
     trainer_begin_folder(t);
-    t->steps = steps;
+    t->steps = trainer_steps_left(t, steps);
     t->schedule = (Schedule){.kind = (ScheduleKind)t->o->schedule,
                              .steps = steps,
                              .min = t->o->min_lr_rate,
@@ -804,6 +822,7 @@ static inline void trainer_check_steps(const Trainer *t, double most, const char
 }
 
 static inline void trainer_begin_step(Trainer *t) {
+    trainer_write_options(t);
     t->step_start = clock_seconds();
     t->flops = 0;
     metrics_phase(&t->metrics, RUN_TRAINING);
@@ -990,12 +1009,86 @@ static inline void trainer_save_model(Trainer *t, const char *path) {
     metrics_phase(&t->metrics, phase);
 }
 
+/* The full name of the metric that evaluations are compared by, or NULL if this one has not set it. */
+static inline const char *trainer_best_metric(const Trainer *t) {
+    static const char *const usual[] = {"eval_loss", "eval_accuracy", "eval_reward"};
+    const char *name = t->o->best.metric;
+    const Metrics *m = &t->metrics;
+    for (int k = 0; !name && k < 3; k++)
+        for (size_t i = 0; i < m->count; i++)
+            if (!strcmp(m->names[i], usual[k])) return usual[k];
+    for (size_t i = 0; name && i < m->count; i++) {
+        if (strncmp(m->names[i], "eval_", 5)) continue;
+        if (!strcmp(m->names[i], name) || !strcmp(m->names[i] + 5, name)) return m->names[i];
+    }
+    return NULL;
+}
+
+/* Finds the metric that evaluations are compared by, after the first one. False with the names of all if there is none. */
+static inline bool trainer_find_metric(Trainer *t, Error *e) {
+    if (t->best.metric) return true;
+    const char *name = trainer_best_metric(t);
+    if (name) {
+        best_model_name(&t->best, name);
+        best_model_resume(&t->best, t->state);
+        return true;
+    }
+    TextBuffer all = {0};
+    for (size_t i = 0; i < t->metrics.count; i++)
+        if (!strncmp(t->metrics.names[i], "eval_", 5))
+            text_format(&all, "%s%s", all.length ? ", " : "", t->metrics.names[i]);
+    error_set(e, "--metric-for-best-model %s: the evaluation has no such metric; it has %s",
+              t->o->best.metric ? t->o->best.metric : "", all.length ? all.text : "none");
+    text_free(&all);
+    return false;
+}
+
+/* Call it after the evaluation before the first step: ends the program if --metric-for-best-model is none of its
+ * metrics. */
+static inline void trainer_check_metric(Trainer *t) {
+    Error e;
+    if ((t->o->best.file || t->o->best.patience) && !trainer_find_metric(t, &e)) die("%s", e.text);
+}
+
+/* Compares an evaluation with those before, and ends the run after this step if --early-stopping-patience says so. Returns
+ * true if the model is the best so far and is to be written to --best. */
+static inline bool trainer_improved(Trainer *t) {
+    Error e;
+    BestModel *b = &t->best;
+    if (!t->o->best.file && !t->o->best.patience) return false;
+    if (!trainer_find_metric(t, &e)) {
+        trainer_later(t, &e);
+        return false;
+    }
+    double value = NAN;
+    for (size_t i = 0; i < t->metrics.count; i++)
+        if (!strcmp(t->metrics.names[i], b->metric)) value = t->metrics.values[i];
+    const bool best = best_model_update(b, t->step, value);
+    best_model_save(b, t->state);
+    if (best_model_over(b) && t->step < t->steps) {
+        t->steps = t->step;
+        metrics_notice(
+            &t->metrics, "ended after step %lld: %lld evaluation%s without a better %s than %.4f, of step %lld",
+            (long long)t->step, (long long)b->waited, PLURAL(b->waited), b->metric, b->value, (long long)b->step);
+    }
+    return best && t->o->best.file;
+}
+
+/* Call it after every evaluation but the one before the first step, with its metrics set: writes the model if it is the
+ * best, and ends the run after this step if --early-stopping-patience says so. */
+static inline void trainer_evaluated(Trainer *t) {
+    const TrainerPause pause = trainer_pause(t, RUN_SAVING);
+    if (trainer_improved(t)) trainer_save_model(t, t->o->best.file);
+    trainer_go_on(t, pause);
+}
+
 /* Writes the model, unless a signal has stopped the run. If that fails, the run ends with its state. trainer_close()
  * calls it, too; a trainer with a companion calls it before it closes the companion's model. Collective. */
 static inline void trainer_write(Trainer *t, bool stopped) {
     Error e;
     if (t->written) return;
     t->written = true;
+    trainer_write_options(t); /* of a resumed run without a step */
     if (!stopped && t->o->output) trainer_save_model(t, t->o->output);
     if (!stopped && t->o->adapter_output && !t->dist.rank &&
         !peft_write(&t->model, t->o->adapter_output, t->o->checkpoint, &e))
@@ -1023,6 +1116,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     model_text_close(&t->text);
     model_file_free(&t->file);
     companion_free(&t->companion);
+    best_model_free(&t->best);
     json_decref(t->state);
     dist_close(&t->dist);
     t->backend->close(t->device);

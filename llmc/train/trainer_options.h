@@ -22,6 +22,7 @@
 #include "../model/config.h"     /* gpt2_config_named */
 #include "../model/model_load.h" /* keep: QUANTIZE_CHOICES */
 #include "../model/schedule.h"   /* DECAY_CHOICES, SCHEDULE_CHOICES, SCHEDULE_CONSTANT, SCHEDULE_LINEAR, ... */
+#include "best_model.h"          /* BEST_OPTIONS, BestOptions */
 
 typedef struct TrainerOptions {
     const char *checkpoint, *output, *state, *resume, *metrics, *tensorboard, *report;
@@ -35,6 +36,7 @@ typedef struct TrainerOptions {
     double lora_alpha;
     const char *lora_targets, *adapter, *adapter_output;
     const char *output_dir;
+    BestOptions best;
     int64_t save_total_limit;
     bool overwrite_output_dir;
     bool use_rslora, use_dora, quiet;
@@ -153,10 +155,20 @@ static inline void trainer_default_rate(TrainerOptions *o) {
                   "print only errors, warnings and the last step")
 // clang-format on
 
+/* Options of every trainer's group "Evaluation". */
+#define TRAINER_EVALUATION_OPTIONS(o) BEST_OPTIONS((o).best)
+
+/* Whether there is validation data. */
+static inline bool trainer_validates(const Option *table) {
+    const int val = option_find(table, "val");
+    return val >= 0 && ((const OptionList *)table[val].value)->count > 0;
+}
+
 /* Rejects options of all trainers that have no effect together with the others. epochs: the variable of
  * --num-train-epochs. */
 static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *table, const double *epochs) {
     const bool adapters = o->lora_rank > 0, wsd = o->schedule == SCHEDULE_WSD;
+    const bool val = trainer_validates(table), patience = o->best.patience > 0, best = o->best.file || patience;
     const bool shaped = o->layers || (o->checkpoint && gpt2_config_named(o->checkpoint));
     const OptionUse use[] = {
         {&o->heads, o->layers, "used only with --layers"},
@@ -174,6 +186,11 @@ static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *
         {&o->save_total_limit, o->output_dir && !o->state && o->save_steps,
          "used only with --output-dir and --save-steps"},
         {&o->overwrite_output_dir, o->output_dir != NULL, "used only with --output-dir"},
+        {&o->best.file, val, "used only with --val"},
+        {&o->best.patience, val, "used only with --val"},
+        {&o->best.metric, val && best, "used only with --val and --best, --output-dir or --early-stopping-patience"},
+        {&o->best.greater, val && best, "used only with --val and --best, --output-dir or --early-stopping-patience"},
+        {&o->best.threshold, patience, "used only with --early-stopping-patience"},
         {epochs, !o->steps, "--max-steps sets the length of the run; give only one of them"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
