@@ -23,7 +23,8 @@
 #include "llmc/base/error.h"                 /* die, xmalloc, xcalloc, Error */
 #include "llmc/base/options.h"               /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_LIST, ... */
 #include "llmc/base/program.h"               /* program_start */
-#include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_share, dist_sum, dist_total */
+#include "llmc/base/text.h"                  /* TextBuffer, text_format, text_free */
+#include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_add, dist_share, dist_sum, ... */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
 #include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, kto_clamp, kto_loss */
 #include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, PreferencePair, ... */
@@ -33,17 +34,17 @@
 #include "llmc/model/transformer.h"          /* ModelOutput, model_backward, model_forward, ... */
 #include "llmc/model/workspace.h"            /* Workspace, workspace_free */
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
+#include "llmc/records/eval_sets.h"          /* EvalSets, eval_set, eval_set_size, eval_sets_free, ... */
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
-#include "llmc/records/labelled.h"           /* labelled_rows */
+#include "llmc/records/labelled.h"           /* labelled_eval_sets, labelled_rows */
 #include "llmc/records/mix.h"                /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
-#include "llmc/report/metrics.h"             /* metrics_phase, metrics_set, Metrics, metrics_final, ... */
+#include "llmc/report/metrics.h"             /* metrics_phase, Metrics, metrics_final, metrics_set, ... */
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/code_judge.h"          /* CODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
-#include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
 #include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
@@ -103,8 +104,6 @@ static const Option options[] = {
     OPTION_FLAG("eval-on-start", 0, &o.g.eval_on_start, "evaluate on --val before the first step, too"),
     OPTION_INT("eval-steps",   0, &o.g.eval_steps,   1, 1e9, "evaluate on --val every N steps, and after training"),
     TRAINER_EVALUATION_OPTIONS(o.t),
-    OPTION_INT("max-eval-samples", 0, &o.g.eval_prompts, 1, 1e9,
-               "--online: evaluate on the first N held-out prompts only (default: all)"),
     OPTION_INT("sample-count", 0, &o.g.sample_count, 0, 256,
                "--online: number of completions to print before and after training"),
     CODE_OPTIONS(o.g.code),
@@ -134,6 +133,7 @@ typedef struct Run {
     int32_t *owner; /* (records of a step) rank of each record */
     OnlinePairs online;
     RolloutDump dump;
+    EvalSets held; /* the validation records of a shard */
 } Run;
 
 /* Whether the run needs a reference. */
@@ -315,19 +315,40 @@ static PreferenceTotals run_online(Run *r) {
 
 /* ---- evaluation -------------------------------------------------------------------------------------------------- */
 
-static PreferenceTotals validate(Run *r, const PreferenceData *val) {
+/* Sets and prints the metrics of validation records. set: their name, or NULL for all; z: KTO's reference point. */
+static void report_validation(Run *r, const char *set, const PreferenceTotals *s, double z, double seconds) {
     Metrics *m = &r->t.metrics;
-    char text[64];
-    double z;
-    const double start = clock_seconds();
-    const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
-    const PreferenceTotals s = run_records(r, val, NULL, val->count, false, &z);
-    metrics_set(m, "eval_loss", s.loss);
-    preference_report(m, "eval_", &o.l, &s, z);
-    preference_headline_text(text, &o.l, &s, z);
-    metrics_summary(m, "eval  step %lld | loss %.4f | %s | %.1f s", (long long)r->t.step, s.loss, text,
-                    clock_seconds() - start);
-    metrics_phase(m, phase);
+    TextBuffer prefix = {0};
+    char text[64], name[80] = "";
+    text_format(&prefix, "eval_%s%s", set ? set : "", set ? "_" : "");
+    if (set) snprintf(name, sizeof name, " | %.70s", set);
+    metrics_set_of(m, set, "loss", s->loss);
+    preference_report(m, prefix.text, &o.l, s, z);
+    preference_headline_text(text, &o.l, s, z);
+    metrics_summary(m, "eval  step %lld%s | loss %.4f | %s | %.1f s", (long long)r->t.step, name, s->loss, text,
+                    seconds);
+    text_free(&prefix);
+}
+
+/* The loss and KTO's reference point of several sets are the means of theirs, weighted by their records. */
+static PreferenceTotals validate(Run *r, const PreferenceData *val) {
+    const EvalSets *sets = &r->held;
+    const double start = clock_seconds(), all = (double)eval_sets_size(sets);
+    const RunPhase phase = metrics_phase(&r->t.metrics, RUN_EVALUATION);
+    PreferenceTotals s = {0};
+    double point = 0;
+    for (int k = 0; k < sets->count; k++) {
+        const int64_t n = eval_set_size(sets, k);
+        const double began = clock_seconds();
+        double z;
+        PreferenceTotals part = run_records(r, val, eval_set(sets, k), n, false, &z);
+        if (sets->told) report_validation(r, sets->name[k], &part, z, clock_seconds() - began);
+        if (sets->count > 1) part.loss *= (double)n / all, z *= (double)n / all;
+        dist_add(DIST_FIELDS(s), DIST_FIELDS(part));
+        point += z;
+    }
+    report_validation(r, NULL, &s, point, clock_seconds() - start);
+    metrics_phase(&r->t.metrics, phase);
     return s;
 }
 
@@ -370,7 +391,7 @@ static bool train_on_shard(Run *r) {
     Trainer *t = &r->t;
     PreferenceData data, val = {0}, *both[] = {&data, &val};
     Error e;
-    Inputs in = mixing_inputs(&o.g.mix, &o.g.input), held = trainer_inputs("-j/--val", &o.g.val);
+    Inputs in = mixing_inputs(&o.g.mix, &o.g.input), held = trainer_inputs("-j/--val", &o.g.val, true);
     if (!preference_data_open(&data, &in, o.l.unpaired, &e) ||
         (held.count && !preference_data_open(&val, &held, o.l.unpaired, &e)))
         die("%s", e.text);
@@ -383,6 +404,7 @@ static bool train_on_shard(Run *r) {
     const int shards = o.g.val.count ? 2 : 1;
     for (int i = 0; i < shards; i++)
         if (!preference_data_fit(both[i], o.sharing, o.max_length, (uint64_t)o.t.seed, &e)) die("%s", e.text);
+    if (held.count) r->held = labelled_eval_sets(&val.records, &held, o.t.max_eval_samples);
     if (o.l.unpaired) preference_options_balance(&o.l, data.shard->name, data.goods, data.count);
     Mix mixture = mixing_open_labelled(t, &o.g.mix, &in, &data.records);
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
@@ -446,6 +468,7 @@ static bool train_on_shard(Run *r) {
     if (!stopped) show_pairs(r, shown, "after");
     free(r->cost), free(r->owner), free(records);
     mix_free(&mixture);
+    eval_sets_free(&r->held);
     inputs_close(&in), inputs_close(&held);
     preference_data_close(&data);
     if (o.g.val.count) preference_data_close(&val);

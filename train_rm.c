@@ -17,7 +17,8 @@
 #include "llmc/base/error.h"            /* xcalloc, warn, Error, die, ... */
 #include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
-#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_sum, Dist, dist_max, ... */
+#include "llmc/base/text.h"             /* TextBuffer, text_format, text_free */
+#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_add, dist_sum, Dist, ... */
 #include "llmc/dist/grads.h"            /* dist_grads_begin */
 #include "llmc/loss/reward.h"           /* RewardLoss, loss_binary, loss_bradley_terry */
 #include "llmc/model/batch.h"           /* Batch, batch_pairs */
@@ -25,15 +26,16 @@
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_forward, model_backward, model_flops */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
+#include "llmc/records/eval_sets.h"     /* EvalSets, eval_set, eval_set_size, eval_sets_free */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
 #include "llmc/records/inputs.h"        /* inputs_close, Inputs, inputs_add */
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
-#include "llmc/report/metrics.h"        /* metrics_set, Metrics, metrics_phase, metrics_final, ... */
+#include "llmc/report/metrics.h"        /* Metrics, metrics_phase, metrics_set, metrics_set_of, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
-#include "llmc/reward/calibration.h"    /* Calibration, calibration_add_label, calibration_add_pair, ... */
+#include "llmc/reward/calibration.h"    /* calibration_error, Calibration, calibration_add_label, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
@@ -186,6 +188,7 @@ typedef struct Run {
     double *cost;           /* (records of a pass) tokens of each record */
     int32_t *owner;         /* (records of a pass) rank of each record */
     int64_t *own;           /* (records of a pass) the records of this rank */
+    EvalSets held;          /* the validation records */
     const Labelled *normal; /* the records that scores are normalised on; NULL: they are not */
     int32_t step;           /* token that ends a step; -1: there is no such token */
 } Run;
@@ -292,7 +295,7 @@ static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
                {"mean_reward", mean_score(s)},
                {"max_reward", s->max.score},
                {"margin", mean_margin(s)}};
-    char name[64];
+    char name[160];
     for (size_t i = 0; i < sizeof all / sizeof *all - (o.kind != REWARD_MODEL_BT); i++) {
         snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
         metrics_set(m, name, all[i].value);
@@ -307,18 +310,54 @@ static void count_tokens(Trainer *t, const Labelled *d, const int64_t *records, 
     }
 }
 
-static Stats validate(Run *r, const Labelled *val) {
+/* Sets the metrics of validation records. set: their name, or NULL for all. */
+static void set_validation(Run *r, const char *set, const Stats *s) {
+    TextBuffer prefix = {0};
     Metrics *m = &r->t.metrics;
+    text_format(&prefix, "eval_%s%s", set ? set : "", set ? "_" : "");
+    metrics_set_of(m, set, "loss", s->sum.loss);
+    set_metrics(m, prefix.text, s);
+    metrics_set_of(m, set, "ece", calibration_error(&s->calibration));
+    text_free(&prefix);
+}
+
+static void say_validation(Run *r, const char *set, const Stats *s, double seconds) {
+    char name[80] = "";
+    if (set) snprintf(name, sizeof name, " | %.70s", set);
+    metrics_summary(
+        &r->t.metrics, "eval  step %lld%s | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
+        (long long)r->t.step, name, s->sum.loss, 100 * accuracy(s), 100 * calibration_error(&s->calibration), seconds);
+}
+
+/* Adds the scores of one set of records to those of others. The loss becomes the mean over all pairs or labels. */
+static void add_stats(Stats *all, const Stats *part) {
+    const double units = all->sum.units + part->sum.units;
+    const double loss = (all->sum.loss * all->sum.units + part->sum.loss * part->sum.units) / units;
+    dist_add(DIST_FIELDS(all->sum), DIST_FIELDS(part->sum));
+    dist_add(DIST_FIELDS(all->calibration.sum), DIST_FIELDS(part->calibration.sum));
+    all->sum.loss = loss;
+    all->max.score = fmax(all->max.score, part->max.score);
+    all->min.score = fmin(all->min.score, part->min.score);
+}
+
+static Stats validate(Run *r, const Labelled *val) {
+    const EvalSets *sets = &r->held;
     const double start = clock_seconds();
-    const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
-    const Stats s = run_records(r, val, NULL, val->count, false);
-    const double ece = calibration_error(&s.calibration);
-    metrics_set(m, "eval_loss", s.sum.loss);
-    set_metrics(m, "eval_", &s);
-    metrics_set(m, "eval_ece", ece);
-    metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | calibration error %.1f%% | %.1f s",
-                    (long long)r->t.step, s.sum.loss, 100 * accuracy(&s), 100 * ece, clock_seconds() - start);
-    metrics_phase(m, phase);
+    const RunPhase phase = metrics_phase(&r->t.metrics, RUN_EVALUATION);
+    Stats s = {0};
+    for (int k = 0; k < sets->count; k++) {
+        const double began = clock_seconds();
+        const Stats part = run_records(r, val, eval_set(sets, k), eval_set_size(sets, k), false);
+        if (sets->told) {
+            set_validation(r, sets->name[k], &part);
+            say_validation(r, sets->name[k], &part, clock_seconds() - began);
+        }
+        if (k) add_stats(&s, &part);
+        else s = part;
+    }
+    set_validation(r, NULL, &s);
+    say_validation(r, NULL, &s, clock_seconds() - start);
+    metrics_phase(&r->t.metrics, phase);
     return s;
 }
 
@@ -399,6 +438,7 @@ static void close_run(Run *r, bool stopped) {
     workspace_free(&r->work, &r->t.model);
     batch_free(&r->batch);
     micro_plan_free(&r->plan);
+    eval_sets_free(&r->held);
     free(r->score), free(r->dscore), free(r->margin), free(r->label), free(r->cost), free(r->owner), free(r->own);
     trainer_close(&r->t, stopped);
 }
@@ -482,7 +522,7 @@ int main(int argc, char **argv) {
     trainer_check_files(&o.t, options, NULL);
 
     Labelled data, val = {0}, third = {0};
-    Inputs files = mixing_inputs(&o.mix, &o.input), held = trainer_inputs("-j/--val", &o.val), normal = {0};
+    Inputs files = mixing_inputs(&o.mix, &o.input), held = trainer_inputs("-j/--val", &o.val, true), normal = {0};
     data_open(&data, &files);
     if (o.val.count) data_open(&val, &held);
     if (own) {
@@ -502,6 +542,7 @@ int main(int argc, char **argv) {
         if (rows > longest) longest = rows;
         if (all[i]->count > most) most = all[i]->count;
     }
+    if (o.val.count) r->held = labelled_eval_sets(&val, &held, o.t.max_eval_samples);
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;

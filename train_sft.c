@@ -16,7 +16,8 @@
 #include "llmc/base/options.h"          /* OPTION_INT, OPTION_GROUP, OPTION_REAL, OPTION_FLAG, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/random.h"           /* RANDOM_NOISE */
-#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_share, dist_sum */
+#include "llmc/base/text.h"             /* TextBuffer, text_format, text_free */
+#include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_add, dist_share, dist_sum */
 #include "llmc/dist/grads.h"            /* dist_grads_begin */
 #include "llmc/loss/lm.h"               /* LM_NLL, LmLoss, loss_lm, LM_LOSS_CHOICES */
 #include "llmc/model/backend.h"         /* TOKEN_FORWARD_KL */
@@ -27,21 +28,21 @@
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
 #include "llmc/model/workspace.h"       /* Workspace, workspace_free */
-#include "llmc/records/inputs.h"        /* Inputs, input_name, inputs_close */
+#include "llmc/records/eval_sets.h"     /* EvalSets, eval_set, eval_set_size, eval_sets_free, ... */
+#include "llmc/records/inputs.h"        /* Inputs, inputs_close */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
-#include "llmc/report/metrics.h"        /* metrics_set, metrics_phase, metrics_line, Metrics, ... */
+#include "llmc/report/metrics.h"        /* metrics_phase, metrics_set, metrics_set_of, Metrics, ... */
 #include "llmc/report/run_facts.h"      /* RunPhase, RUN_EVALUATION, RUN_SAMPLES, RUN_SAMPLING */
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
-#include "llmc/train/run_folder.h"      /* run_folder_path */
 #include "llmc/train/sampled_answers.h" /* SampledAnswers, answers_record, ANSWERS_OF_DATA, ANSWERS_OF_STUDENT, ... */
 #include "llmc/train/teacher.h"         /* TeacherStats, teacher_metrics, TEACHER_OPTIONS, Teacher, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, state_int, trainer_announce, ... */
-#include "llmc/train/trainer_options.h" /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
+#include "llmc/train/trainer_options.h" /* TRAINER_EVALUATION_OPTIONS, TRAINER_LORA_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -268,6 +269,7 @@ typedef struct Run {
     double *cost;                  /* (records of a step) tokens of each record, 0 without a target */
     int32_t *targets, *owner;      /* (records of a step) number of targets; rank */
     int64_t *own;                  /* (records of a step) the records of this rank */
+    EvalSets held;                 /* the validation records */
     Mix mixture;                   /* order of the training records */
     int64_t left;                  /* training records that the run has left */
     int64_t *records;              /* (records of a step) the training records of a step */
@@ -429,50 +431,38 @@ static Stats run_records(Run *r, const Shard *s, const int64_t *records, int64_t
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
-/* The metric of file k's loss: eval_NAME_loss, and eval_NAME_2_loss of a second file of the same name. */
-static void loss_metric(const Shard *s, int k, char metric[128]) {
-    enum { SHOWN = 63 }; /* bytes of the name */
-    char *name = input_name(s->part[k].name), number[16] = "";
-    int files = 1;
-    for (int i = 0; i < k; i++) {
-        char *other = input_name(s->part[i].name);
-        files += !strncmp(other, name, SHOWN);
-        free(other);
-    }
-    if (files > 1) snprintf(number, sizeof number, "_%d", files);
-    snprintf(metric, 128, "eval_%.*s%s_loss", SHOWN, name, number);
-    free(name);
+/* Sets the metrics of validation records. set: their name, or NULL for all. */
+static void set_validation(Run *r, const char *set, const Stats *s) {
+    Metrics *m = &r->t.metrics;
+    metrics_set_of(m, set, "loss", s->loss);
+    metrics_set_of(m, set, "mean_token_accuracy", accuracy(s));
+    metrics_set_of(m, set, "entropy", mean_entropy(s));
+    if (!o.teacher.path) return;
+    TextBuffer prefix = {0};
+    text_format(&prefix, "eval_%s%s", set ? set : "", set ? "_" : "");
+    teacher_metrics(m, prefix.text, &s->teacher);
+    text_free(&prefix);
 }
 
 static void validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
     const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
-    int64_t *all = (int64_t *)xmalloc((size_t)val->count * sizeof *all);
-    for (int64_t i = 0; i < val->count; i++) all[i] = i;
+    const EvalSets *sets = &r->held;
     const double start = clock_seconds();
     Stats stats = {0};
-    if (!val->parts) stats = run_records(r, val, all, val->count, false);
-    for (int k = 0; k < val->parts; k++) {
-        char name[128];
-        const Stats part = run_records(r, val, all + val->first[k], val->part[k].count, false);
-        loss_metric(val, k, name);
-        metrics_set(m, name, part.loss);
-        metrics_line(m, "eval  step %lld | %s | loss %.4f | accuracy %.1f%%", (long long)r->t.step, val->part[k].name,
-                     part.loss, 100 * accuracy(&part));
-        stats.loss += part.loss * part.targets;
-        stats.entropy += part.entropy;
-        stats.right += part.right;
-        stats.targets += part.targets;
-        double *sum = (double *)&stats.teacher;
-        for (size_t i = 0; i < sizeof part.teacher / sizeof *sum; i++) sum[i] += ((const double *)&part.teacher)[i];
+    for (int k = 0; k < sets->count; k++) {
+        Stats part = run_records(r, val, eval_set(sets, k), eval_set_size(sets, k), false);
+        if (sets->told) {
+            set_validation(r, sets->name[k], &part);
+            metrics_line(m, "eval  step %lld | %s | loss %.4f | accuracy %.1f%%", (long long)r->t.step, sets->name[k],
+                         part.loss, 100 * accuracy(&part));
+        }
+        if (sets->count > 1) part.loss *= part.targets;
+        dist_add(DIST_FIELDS(stats), DIST_FIELDS(part));
     }
-    if (val->parts) stats.loss /= stats.targets;
+    if (sets->count > 1) stats.loss /= stats.targets;
     if (stats.targets == 0) stats.loss = NAN; /* a mean over nothing */
-    free(all);
-    metrics_set(m, "eval_loss", stats.loss);
-    metrics_set(m, "eval_mean_token_accuracy", accuracy(&stats));
-    metrics_set(m, "eval_entropy", mean_entropy(&stats));
-    if (o.teacher.path) teacher_metrics(m, "eval_", &stats.teacher);
+    set_validation(r, NULL, &stats);
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
                     100 * accuracy(&stats), clock_seconds() - start);
     metrics_phase(m, phase);
@@ -553,6 +543,7 @@ static void close_run(Run *r, bool stopped) {
     free(r->noise_record), free(r->place);
     free(r->cost), free(r->targets), free(r->owner), free(r->own), free(r->records);
     mix_free(&r->mixture);
+    eval_sets_free(&r->held);
     trainer_write(&r->t, stopped);
     answers_close(&r->answers);
     teacher_close(&r->teacher);
@@ -632,6 +623,15 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
     return stopped;
 }
 
+/* The validation records as sets. */
+static EvalSets validation_sets(const Shard *val, const Inputs *files) {
+    int *file = (int *)xmalloc((size_t)val->count * sizeof *file);
+    for (int64_t i = 0; i < val->count; i++) file[i] = shard_file(val, i);
+    const EvalSets sets = eval_sets_new(files, file, val->count, o.t.max_eval_samples);
+    free(file);
+    return sets;
+}
+
 static void check_options(void) {
     const OptionUse use[] = {
         {&o.distill_weight, o.teacher.path != NULL, "used only with --teacher"},
@@ -671,7 +671,7 @@ int main(int argc, char **argv) {
     trainer_check_files(&o.t, options, NULL);
 
     Shard data, val = {0};
-    Inputs files = mixing_inputs(&o.mix, &o.inputs), held = trainer_inputs("-j/--val", &o.vals);
+    Inputs files = mixing_inputs(&o.mix, &o.inputs), held = trainer_inputs("-j/--val", &o.vals, true);
     open_data(&data, &files);
     find_tokenizer(&data);
     if (o.vals.count) open_data(&val, &held);
@@ -683,6 +683,7 @@ int main(int argc, char **argv) {
     if (o.vals.count) split_text(t, &val);
     check_data(&data, t->text.stop);
     if (o.vals.count) check_data(&val, -1);
+    if (o.vals.count) r->held = validation_sets(&val, &held);
     const int64_t most = data.count < o.batch_tokens ? o.batch_tokens : data.count; /* records of a step */
     const int64_t steps = open_mixture(r, &data, &files, most);
     const int64_t drawn = answers_on(&o.answers) ? data.longest + o.answers.max_new : data.longest;

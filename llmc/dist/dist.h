@@ -374,6 +374,11 @@ static inline void dist_min(Dist *d, double *x, size_t n) {
  * take. */
 #define DIST_FIELDS(x) (double *)&(x), sizeof(x) / sizeof(double)
 
+/* Adds the fields of one such struct to those of another: dist_add(DIST_FIELDS(total), DIST_FIELDS(part)). */
+static inline void dist_add(double *total, size_t n, const double *part, size_t fields) {
+    for (size_t i = 0; i < n && i < fields; i++) total[i] += part[i];
+}
+
 /* The sum of x over the ranks. */
 static inline double dist_total(Dist *d, double x) {
     dist_sum(d, &x, 1);

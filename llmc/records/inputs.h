@@ -6,7 +6,8 @@
  *
  * A name may be followed by a colon and what a mixture (mix.h) takes of the file: a.shard:3 gives it the weight 3,
  * a.shard:0.5x takes half of its records, a.shard:2000n that many. Of a pattern, this holds for each file. A file whose
- * name ends in this way is taken as it is. inputs_read() reads a list of such files:
+ * name ends in this way is taken as it is. Before the name may stand another one and "=": math=a.shard:3 has the name
+ * math in metrics, instead of the file's own. inputs_read() reads a list of such files:
  *
  *     # path     weight  cap  epochs
  *     a.shard    3       -    2
@@ -41,13 +42,14 @@ typedef struct InputAmount {
 
 typedef struct Inputs {
     char **path;
+    char **label;        /* (count) the name in metrics, or NULL for the file's own */
     InputAmount *amount; /* (count) */
     int count;
 } Inputs;
 
 static inline void inputs_close(Inputs *in) {
-    for (int i = 0; i < in->count; i++) free(in->path[i]);
-    free(in->path);
+    for (int i = 0; i < in->count; i++) free(in->path[i]), free(in->label[i]);
+    free(in->path), free(in->label);
     free(in->amount);
     *in = (Inputs){0};
 }
@@ -58,9 +60,16 @@ static inline char *input_name(const char *path) {
     return xstrndup(base, strcspn(base, "."));
 }
 
+/* The name that file i was given, or that of the file without its folder and its endings. The caller frees it. */
+static inline char *inputs_name(const Inputs *in, int i) {
+    return in->label[i] ? xstrdup(in->label[i]) : input_name(in->path[i]);
+}
+
 static inline void inputs_add(Inputs *in, const char *path) {
     in->path = (char **)xrealloc(in->path, (size_t)in->count + 1, sizeof *in->path);
     in->amount = (InputAmount *)xrealloc(in->amount, (size_t)in->count + 1, sizeof *in->amount);
+    in->label = (char **)xrealloc(in->label, (size_t)in->count + 1, sizeof *in->label);
+    in->label[in->count] = NULL;
     in->amount[in->count] = (InputAmount){0};
     in->path[in->count++] = xstrdup(path);
 }
@@ -146,12 +155,31 @@ static inline bool inputs_expand_amount(Inputs *in, const char *option, const ch
     return ok;
 }
 
-/* Refuses amounts where they have no effect. */
-static inline bool inputs_whole(const Inputs *in, const char *option, Error *e) {
-    for (int i = 0; i < in->count; i++)
+/* The bytes of the name before "=" in a value that is no file as it is; 0 if there is none. */
+static inline size_t input_label(const char *value) {
+    const size_t n = strspn(value, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-");
+    return n && n < 64 && value[n] == '=' && !input_exists(value) ? n : 0;
+}
+
+/* Adds the files that one value of the option names, with the name before them and the amount that follows. */
+static inline bool inputs_expand_named(Inputs *in, const char *option, const char *value, Error *e) {
+    const size_t n = input_label(value);
+    const int before = in->count;
+    if (!inputs_expand_amount(in, option, n ? value + n + 1 : value, e)) return false;
+    for (int i = before; n && i < in->count; i++) in->label[i] = xstrndup(value, n);
+    return true;
+}
+
+/* Refuses amounts where they have no effect, and names unless they are used. */
+static inline bool inputs_whole(const Inputs *in, const char *option, bool named, Error *e) {
+    for (int i = 0; i < in->count; i++) {
+        if (in->label[i] && !named)
+            return error_set(e, "%s %s=%s: a name is for training and validation data; name the file alone", option,
+                             in->label[i], in->path[i]);
         if (in->amount[i].kind != AMOUNT_NONE)
             return error_set(e, "%s %s: a weight or an amount is for training data only; name the file alone", option,
                              in->path[i]);
+    }
     return true;
 }
 
@@ -186,7 +214,9 @@ static inline bool inputs_read_line(Inputs *in, const char *option, char *line, 
     amount.cap = (int64_t)cap;
     amount.epochs = epochs;
     const int before = in->count;
-    if (!inputs_expand(in, option, field[0], e)) return false;
+    const size_t label = input_label(field[0]);
+    if (!inputs_expand(in, option, label ? field[0] + label + 1 : field[0], e)) return false;
+    for (int i = before; label && i < in->count; i++) in->label[i] = xstrndup(field[0], label);
     for (int i = before; i < in->count; i++) in->amount[i] = amount;
     return true;
 }
@@ -215,7 +245,7 @@ static inline bool inputs_read(Inputs *in, const char *option, const char *path,
 static inline bool inputs_open(Inputs *in, const char *option, const OptionList *list, Error *e) {
     *in = (Inputs){0};
     bool ok = true;
-    for (int i = 0; ok && i < list->count; i++) ok = inputs_expand_amount(in, option, list->items[i], e);
+    for (int i = 0; ok && i < list->count; i++) ok = inputs_expand_named(in, option, list->items[i], e);
     ok = ok && inputs_check(in, option, e);
     if (!ok) inputs_close(in);
     return ok;

@@ -19,8 +19,10 @@
 #ifndef LLMC_RECORDS_LABELLED_H
 #define LLMC_RECORDS_LABELLED_H
 
-#include "../base/error.h" /* warn, Error, error_set */
+#include "../base/error.h" /* warn, Error, error_set, xcalloc */
+#include "eval_sets.h"     /* EvalSets, eval_sets_new */
 #include "examples.h"      /* Example, Examples, example_size, examples_close, ... */
+#include "inputs.h"        /* Inputs */
 #include "pairs.h"         /* Pair, Pairs, pair_size, pairs_close, ... */
 #include "shard.h"         /* RECORD_PREFERENCE, RecordKind, RECORD_UNPAIRED, Shard */
 
@@ -67,10 +69,23 @@ static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
     return (int32_t)example_size(&l->examples.example[i]).rows;
 }
 
+/* The number of record i's file among those of the shard. */
+static inline int labelled_file(const Labelled *l, int64_t i) {
+    return l->kind == RECORD_PREFERENCE ? l->pairs.pair[i].file : l->examples.example[i].file;
+}
+
 /* Counts the records of each file of the shard. count: (files), set to 0 by the caller. */
 static inline void labelled_files(const Labelled *l, int64_t *count) {
-    const bool pairs = l->kind == RECORD_PREFERENCE;
-    for (int64_t i = 0; i < l->count; i++) count[pairs ? l->pairs.pair[i].file : l->examples.example[i].file]++;
+    for (int64_t i = 0; i < l->count; i++) count[labelled_file(l, i)]++;
+}
+
+/* The records as sets for an evaluation. most: maximum number of records of a set, or 0. */
+static inline EvalSets labelled_eval_sets(const Labelled *l, const Inputs *files, int64_t most) {
+    int *file = (int *)xcalloc((size_t)l->count + 1, sizeof *file);
+    for (int64_t i = 0; i < l->count; i++) file[i] = labelled_file(l, i);
+    const EvalSets sets = eval_sets_new(files, file, l->count, most);
+    free(file);
+    return sets;
 }
 
 static inline int32_t labelled_longest(const Labelled *l, bool shared) {

@@ -37,7 +37,7 @@
 #include "../base/error.h"  /* error_set, Error, xmalloc, xcalloc, ... */
 #include "../base/random.h" /* RANDOM_MIXTURE, Random, random_real, random_shuffle, ... */
 #include "cursor.h"         /* cursor_taken, Cursor, cursor_new, cursor_next, ... */
-#include "inputs.h"         /* Inputs, AMOUNT_WEIGHT, InputAmount, input_name, ... */
+#include "inputs.h"         /* Inputs, AMOUNT_WEIGHT, InputAmount, inputs_name, ... */
 #include <jansson.h>
 #include <math.h>
 
@@ -56,7 +56,7 @@ typedef struct MixConfig {
 } MixConfig;
 
 typedef struct MixFile {
-    char *name;           /* input_name(), or the path if that is another file's name, too */
+    char *name;           /* inputs_name(), or the path if that is another file's name, too */
     const char *path;     /* of Inputs */
     double share;         /* p */
     int64_t first, count; /* its records among those of all files */
@@ -153,12 +153,12 @@ static inline void mix_rewind(Mix *m) {
 /* ---- making ---------------------------------------------------------------------------------------------------- */
 
 /* Names each file for metrics. */
-static inline void mix_name(Mix *m) {
+static inline void mix_name(Mix *m, const Inputs *files) {
     for (int k = 0; k < m->count; k++) {
         bool shared = false;
-        char *name = input_name(m->file[k].path);
+        char *name = inputs_name(files, k);
         for (int i = 0; i < m->count && !shared; i++) {
-            char *other = input_name(m->file[i].path);
+            char *other = inputs_name(files, i);
             shared = i != k && !strcmp(name, other);
             free(other);
         }
@@ -308,7 +308,7 @@ static inline bool mix_new(Mix *m, const Inputs *files, const int64_t *records, 
     if (ok) mix_share(m, files);
     for (int k = 0; ok && k < m->count; k++) m->file[k].cursor = cursor_new(m->file[k].rows, seed, (uint64_t)k + 1);
     ok = ok && mix_measure(m, e);
-    if (ok) mix_name(m);
+    if (ok) mix_name(m, files);
     else mix_free(m);
     return ok;
 }

@@ -45,7 +45,7 @@
 #include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
 #include "../base/json_text.h" /* json_number_text, json_dump_short */
 #include "../base/terminal.h"  /* terminal_escapes, terminal_width */
-#include "../base/text.h"      /* text_format, TextBuffer, text_append, utf8_copy, ... */
+#include "../base/text.h"      /* text_format, TextBuffer, text_append, text_free, ... */
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */
@@ -332,6 +332,14 @@ static inline void metrics_set(Metrics *m, const char *key, double value) {
     }
     m->names[m->count] = utf8_copy(key);
     m->values[m->count++] = value;
+}
+
+/* Sets a metric of an evaluation: eval_KEY, or eval_SET_KEY of a set of its records. */
+static inline void metrics_set_of(Metrics *m, const char *set, const char *key, double value) {
+    TextBuffer name = {0};
+    text_format(&name, "eval_%s%s%s", set ? set : "", set ? "_" : "", key);
+    metrics_set(m, name.text, value);
+    text_free(&name);
 }
 
 /* The record of the run's end or, while it goes on, of its state so far; the caller owns it. */

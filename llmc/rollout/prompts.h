@@ -9,7 +9,7 @@
 #ifndef LLMC_ROLLOUT_PROMPTS_H
 #define LLMC_ROLLOUT_PROMPTS_H
 
-#include "../base/error.h"           /* error_set, Error, xcalloc, xmalloc */
+#include "../base/error.h"           /* error_set, xcalloc, Error, xmalloc */
 #include "../model/model_text.h"     /* ModelText */
 #include "../records/shard.h"        /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "../reward/reward_model.h"  /* RewardItem */
@@ -73,6 +73,25 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
     if (ok && !p->count)
         ok = error_set(e, "%s: all %lld prompts are longer than %d tokens", s->name, (long long)s->count, limit);
     return ok;
+}
+
+/* Keeps only these prompts, in this order. chosen: (count) their numbers. */
+static inline void prompts_select(Prompts *p, const int64_t *chosen, int64_t count) {
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < count; i++) tokens += prompts_length(p, chosen[i]);
+    Prompts q = {.shard = p->shard, .count = count, .dropped = p->dropped};
+    q.tokens = (int32_t *)xmalloc((size_t)(tokens + 1) * sizeof *q.tokens);
+    q.offset = (int64_t *)xcalloc((size_t)count + 1, sizeof *q.offset);
+    q.what = (PromptText *)xcalloc((size_t)count + 1, sizeof *q.what);
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t n = prompts_length(p, chosen[i]);
+        memcpy(q.tokens + q.offset[i], prompts_tokens(p, chosen[i]), (size_t)n * sizeof *q.tokens);
+        q.offset[i + 1] = q.offset[i] + n;
+        q.what[i] = p->what[chosen[i]];
+        if (n > q.longest) q.longest = n;
+    }
+    free(p->tokens), free(p->offset), free(p->what);
+    *p = q;
 }
 
 /* A request for `samples` completions of prompt i, which go to out: (samples). id: of the first one; the draws of a

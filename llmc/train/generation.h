@@ -45,7 +45,7 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, die, Error, warn, ... */
+#include "../base/error.h"           /* xcalloc, Error, die, warn, ... */
 #include "../base/options.h"         /* OptionUse, options_parsed, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
@@ -56,6 +56,7 @@
 #include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
 #include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
 #include "../model/workspace.h"      /* Workspace */
+#include "../records/eval_sets.h"    /* EvalSets, eval_sets_free, eval_sets_new, eval_sets_size */
 #include "../records/inputs.h"       /* Inputs, inputs_close */
 #include "../records/mix.h"          /* Mix, mix_free, mix_next, mix_records, ... */
 #include "../reward/code_judge.h"    /* CODE_USES, CodeJudge, CodeOptions, code_judge_close, ... */
@@ -70,7 +71,7 @@
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
-#include "trainer.h"                 /* Trainer, state_int, trainer_check_shard, trainer_count_flops, ... */
+#include "trainer.h"                 /* Trainer, trainer_open_files, state_int, trainer_check_shard, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -96,6 +97,7 @@ typedef struct Generation {
     Batch batch;      /* a micro-batch of completions */
     int rows;         /* its capacity */
     Inputs files;     /* of --input and --mix */
+    EvalSets held;    /* those of the held-out prompts, which have their order */
     Mix mixture;      /* order of the training prompts */
     int64_t steps;    /* of the run: --max-steps, or the optimizer steps that --num-train-epochs takes */
     uint64_t next_id; /* id of the next completion to be sampled */
@@ -210,6 +212,29 @@ static inline void generation_open_mixture(Generation *g, int64_t steps) {
     g->steps = all ? all : (int64_t)ceil(mix_records(&g->mixture, g->o->epochs) / (double)P) * steps;
 }
 
+/* Reads prompts of at most `limit` tokens. */
+static inline void generation_read_prompts(Prompts *p, int32_t limit) {
+    Error e;
+    if (!prompts_read(p, limit, &e)) die("%s", e.text);
+    if (p->dropped)
+        warn("%s: %lld prompts are longer than %d tokens and are left out", p->shard.name, (long long)p->dropped,
+             limit);
+}
+
+/* Reads the held-out prompts, set by set. */
+static inline void generation_open_held(Generation *g, int32_t limit) {
+    Inputs files = trainer_inputs("-j/--val", &g->o->val, true);
+    trainer_open_files(&g->val.shard, &files, false);
+    trainer_check_shard(g->t, &g->val.shard);
+    generation_read_prompts(&g->val, limit);
+    int *file = (int *)xcalloc((size_t)g->val.count, sizeof *file);
+    for (int64_t i = 0; i < g->val.count; i++) file[i] = g->val.what[i].file;
+    g->held = eval_sets_new(&files, file, g->val.count, g->t->o->max_eval_samples);
+    prompts_select(&g->val, g->held.record, eval_sets_size(&g->held));
+    free(file);
+    inputs_close(&files);
+}
+
 /* Reads the prompts of both shards, and sets the size of a micro-batch and the length of the run. steps: optimizer steps
  * of a generation. Call it after trainer_open(). */
 static inline void generation_open_prompts(Generation *g, int64_t steps) {
@@ -217,15 +242,8 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     const GenerationOptions *o = g->o;
     const int32_t context = g->t->model.config.context;
     const int32_t limit = o->max_prompt < context - 1 ? (int32_t)o->max_prompt : context - 1;
-    if (!prompts_read(&g->train, limit, &e)) die("%s", e.text);
-    if (g->train.dropped)
-        warn("%s: %lld prompts are longer than %d tokens and are left out", g->train.shard.name,
-             (long long)g->train.dropped, limit);
-    if (o->val.count) {
-        trainer_open_shard(&g->val.shard, "-j/--val", &o->val, false);
-        trainer_check_shard(g->t, &g->val.shard);
-        if (!prompts_read(&g->val, limit, &e)) die("%s", e.text);
-    }
+    generation_read_prompts(&g->train, limit);
+    if (o->val.count) generation_open_held(g, limit);
     generation_open_code(g, &g->rewards);
     generation_check_rewards(g);
     generation_open_mixture(g, steps);
@@ -379,6 +397,7 @@ static inline void generation_close(Generation *g) {
     batch_free(&g->batch);
     prompts_close(&g->train);
     if (g->o->val.count) prompts_close(&g->val);
+    eval_sets_free(&g->held);
 }
 
 /* ---- sampling and scoring -------------------------------------------------------------------------------------- */

@@ -22,7 +22,7 @@
 #include "../rollout/episodes.h"  /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
 #include "../rollout/rollout.h"   /* ROLLOUT_SAMPLING_OPTIONS */
 #include "mixing.h"               /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
-#include "trainer_options.h"     /* TRAINER_EVALUATION_OPTIONS */
+#include "trainer_options.h"      /* TRAINER_EVALUATION_OPTIONS */
 
 typedef struct GenerationOptions {
     MixingOptions mix;
@@ -31,7 +31,7 @@ typedef struct GenerationOptions {
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
     bool eval_on_start;
-    int64_t eval_steps, eval_prompts, eval_samples, sample_count;
+    int64_t eval_steps, eval_samples, sample_count;
     OptionList stop;
     EpisodeOptions episodes;
     double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
@@ -92,8 +92,6 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_INT("eval-steps",   0, &(o).eval_steps,   1, 1e9,                                                           \
                "evaluate on --val every N generations, and after training"),                                           \
     TRAINER_EVALUATION_OPTIONS(t),                                           \
-    OPTION_INT("max-eval-samples", 0, &(o).eval_prompts, 1, 1e9,                                                       \
-               "evaluate on the first N held-out prompts only (default: all)"),                                        \
     OPTION_INT("eval-samples", 0, &(o).eval_samples, 0, 1024,                                                          \
                "samples per prompt for pass@k; 0 computes the greedy accuracy only"),                                  \
     OPTION_INT("sample-count", 0, &(o).sample_count, 0, 256,                                                           \
@@ -106,7 +104,6 @@ static inline void generation_refuse_unused(const GenerationOptions *o, const Op
     const OptionUse use[] = {
         {&o->eval_on_start, o->val.count > 0, "used only with --val"},
         {&o->eval_steps, o->val.count > 0, "used only with --val"},
-        {&o->eval_prompts, o->val.count > 0, "used only with --val"},
         {&o->eval_samples, o->val.count > 0, "used only with --val"},
         {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
     };

@@ -11,10 +11,12 @@
 #include "../base/clock.h"           /* clock_seconds */
 #include "../base/error.h"           /* die, Error, xcalloc, PLURAL, ... */
 #include "../base/random.h"          /* RANDOM_EVAL */
+#include "../base/text.h"            /* text_format, TextBuffer, text_free */
 #include "../dist/dist.h"            /* dist_complete, dist_cut, dist_max, dist_sum */
 #include "../loss/advantage.h"       /* Spread, spread_of */
+#include "../records/eval_sets.h"    /* eval_set_size */
 #include "../records/mix.h"          /* mix_epochs */
-#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_line, metrics_warn, ... */
+#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_set_of, metrics_line, ... */
 #include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/code_judge.h"    /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"       /* Rewards */
@@ -37,6 +39,35 @@ static inline void generation_check_evaluation(const Generation *g) {
             g->val.shard.name);
 }
 
+/* Sets and prints the metrics of an evaluation. set: the name of its prompts, or NULL for all; scored: there is a reward, even if all are NaN;
+ * seconds: NaN leaves them out. */
+static inline void generation_set_evaluation(Generation *g, const char *set, const Evaluation *v, bool scored,
+                                             const char *when, double seconds) {
+    Metrics *m = &g->t->metrics;
+    TextBuffer line = {0};
+    char key[32];
+    const int64_t count = v->prompts + v->unscorable;
+    text_format(&line, "eval  %s%s%s", when, set ? " | " : "", set ? set : "");
+    if (v->prompts) {
+        metrics_set_of(m, set, "accuracy", v->greedy);
+        text_format(&line, " | greedy accuracy %.1f%%", 100 * v->greedy);
+    }
+    if (scored || !isnan(v->reward)) {
+        metrics_set_of(m, set, "reward", v->reward);
+        text_format(&line, " | reward %.3f", v->reward);
+    }
+    metrics_set_of(m, set, "completions/mean_length", v->tokens);
+    for (int k = 0; k < (v->prompts ? v->ks : 0); k++) {
+        snprintf(key, sizeof key, "pass@%d", v->k[k]);
+        metrics_set_of(m, set, key, v->pass[k]);
+        text_format(&line, " | %s %.1f%%", key, 100 * v->pass[k]);
+    }
+    text_format(&line, " | %lld prompt%s", (long long)count, PLURAL(count));
+    if (!isnan(seconds)) text_format(&line, " | %.1f s", seconds);
+    metrics_summary(m, "%s", line.text);
+    text_free(&line);
+}
+
 /* Evaluates the model on held-out prompts, by their verifiers and by the reward model; logs the results and prints a
  * line. It does not count as part of the step. when: a name for this point of the run, or NULL for the number of the
  * step. Collective. */
@@ -49,7 +80,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
     const TrainerPause pause = trainer_pause(g->t, RUN_EVALUATION);
-    const int64_t count = g->o->eval_prompts && g->o->eval_prompts < g->val.count ? g->o->eval_prompts : g->val.count;
+    const int64_t count = g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
@@ -61,27 +92,15 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
                         NULL, &e))
         die("%s: %s", g->val.shard.name, e.text);
     dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
+    for (int k = 0; k < g->held.count && g->held.told; k++) {
+        Evaluation part = v;
+        evaluation_summarise(&part, outcome + g->held.first[k], eval_set_size(&g->held, k));
+        generation_set_evaluation(g, g->held.name[k], &part, rewards || v.judge, when ? when : step, NAN);
+    }
     evaluation_summarise(&v, outcome, count);
     v.outcome = NULL;
     free(cost), free(outcome);
-    Metrics *m = &g->t->metrics;
-    char line[256] = "", key[32];
-    if (v.prompts) {
-        metrics_set(m, "eval_accuracy", v.greedy);
-        snprintf(line, sizeof line, " | greedy accuracy %.1f%%", 100 * v.greedy);
-    }
-    if (rewards || v.judge || !isnan(v.reward)) {
-        metrics_set(m, "eval_reward", v.reward);
-        snprintf(line + strlen(line), sizeof line - strlen(line), " | reward %.3f", v.reward);
-    }
-    metrics_set(m, "eval_completions/mean_length", v.tokens);
-    for (int k = 0; k < (v.prompts ? v.ks : 0); k++) {
-        snprintf(key, sizeof key, "eval_pass@%d", v.k[k]);
-        metrics_set(m, key, v.pass[k]);
-        snprintf(line + strlen(line), sizeof line - strlen(line), " | pass@%d %.1f%%", v.k[k], 100 * v.pass[k]);
-    }
-    metrics_summary(m, "eval  %s%s | %lld prompt%s | %.1f s", when ? when : step, line, (long long)count, PLURAL(count),
-                    clock_seconds() - pause.start);
+    generation_set_evaluation(g, NULL, &v, rewards || v.judge, when ? when : step, clock_seconds() - pause.start);
     trainer_go_on(g->t, pause);
     if (g->t->step) trainer_evaluated(g->t);
     else trainer_check_metric(g->t);

@@ -13,7 +13,7 @@
 #ifndef LLMC_TRAIN_MIXING_H
 #define LLMC_TRAIN_MIXING_H
 
-#include "../base/error.h"       /* die, Error, usage_error, xcalloc */
+#include "../base/error.h"       /* die, usage_error, Error, xcalloc */
 #include "../base/options.h"     /* option_given, OPTION_CHOICE, OptionList, OPTION_FLAG, ... */
 #include "../base/text.h"        /* text_format, TextBuffer, text_clear, text_free */
 #include "../records/inputs.h"   /* Inputs, AMOUNT_NONE, inputs_check, inputs_open, ... */
@@ -81,6 +81,10 @@ static inline Inputs mixing_inputs(const MixingOptions *o, const OptionList *lis
     if (in.count == 1 && (option_given(&o->mixing) || o->random || option_given(&o->stop)))
         usage_error("--mixing, --mix-random, --stopping-strategy: there is only one shard, %s; give -i several times",
                     in.path[0]);
+    for (int i = 0; i < in.count && !mixing_mixes(o, &in); i++)
+        if (in.label[i])
+            usage_error("-i/--input %s=%s: a name is for the metrics of a mixture; give a weight, too", in.label[i],
+                        in.path[i]);
     const MixConfig how = mixing_config(o, &in);
     if (!mix_check(&in, &how, &e)) die("%s", e.text);
     return in;

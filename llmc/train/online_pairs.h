@@ -98,7 +98,6 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
         {&g->repetition_penalty, o->on, online},
         {&g->slots, o->on, online},
         {&g->stop, o->on, online},
-        {&g->eval_prompts, o->on, online},
         {&g->sample_count, o->on, online},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);

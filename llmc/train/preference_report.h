@@ -27,7 +27,7 @@ static inline void preference_report(Metrics *m, const char *prefix, const Prefe
     LossMetric metric[PREFERENCE_METRICS];
     const int n =
         o->unpaired ? kto_metrics(&o->kto, &s->kto, z, metric) : preference_metrics(&o->pair, &s->pair, metric);
-    char name[64];
+    char name[160];
     for (int i = 0; i < n; i++) {
         const char *what = metric[i].name;
         const bool compares =

@@ -248,7 +248,7 @@ static inline void teacher_metrics(Metrics *m, const char *prefix, const Teacher
                {"distill/nll", -s->own_logp},         {"teacher/logp", s->logp},
                {"teacher/entropy", s->entropy}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        char name[64];
+        char name[160];
         snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
         metrics_set(m, name, all[i].total / s->targets);
     }

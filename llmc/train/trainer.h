@@ -59,7 +59,7 @@
 #include "../model/tensors.h"          /* TENSOR_headw */
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
-#include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open, inputs_read, ... */
+#include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open, input_label, ... */
 #include "../records/pairs.h"          /* Pair */
 #include "../records/shard.h"          /* Shard, shard_open_all */
 #include "../records/shard_fits.h"     /* fit_shard */
@@ -244,8 +244,11 @@ static inline int trainer_pipes(const Option *table) {
             continue;
         if (o->kind == OPT_LIST) {
             const OptionList *list = (const OptionList *)o->value;
-            for (int i = 0; i < list->count; i++)
-                pipes += !strcmp(list->items[i], "-") || !strncmp(list->items[i], "-:", 2);
+            for (int i = 0; i < list->count; i++) {
+                const size_t label = input_label(list->items[i]);
+                const char *path = list->items[i] + (label ? label + 1 : 0);
+                pipes += !strcmp(path, "-") || !strncmp(path, "-:", 2);
+            }
         } else {
             const char *path = *(const char *const *)o->value;
             pipes += path && !strcmp(path, "-");
@@ -472,10 +475,10 @@ static inline LoraConfig trainer_lora(const TrainerOptions *o) {
 }
 
 /* The files of -j or another option, whole, for inputs_close(). Those of -i are mixing_inputs(). */
-static inline Inputs trainer_inputs(const char *option, const OptionList *list) {
+static inline Inputs trainer_inputs(const char *option, const OptionList *list, bool named) {
     Error e;
     Inputs files;
-    if (!inputs_open(&files, option, list, &e) || !inputs_whole(&files, option, &e)) usage_error("%s", e.text);
+    if (!inputs_open(&files, option, list, &e) || !inputs_whole(&files, option, named, &e)) usage_error("%s", e.text);
     return files;
 }
 
@@ -483,13 +486,6 @@ static inline Inputs trainer_inputs(const char *option, const OptionList *list) 
 static inline void trainer_open_files(Shard *s, const Inputs *files, bool text) {
     Error e;
     if (!shard_open_all(s, (const char *const *)files->path, files->count, text, &e)) die("%s", e.text);
-}
-
-/* Opens the files of an option as one shard. */
-static inline void trainer_open_shard(Shard *s, const char *option, const OptionList *list, bool text) {
-    Inputs files = trainer_inputs(option, list);
-    trainer_open_files(s, &files, text);
-    inputs_close(&files);
 }
 
 /* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */

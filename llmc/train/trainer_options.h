@@ -37,6 +37,7 @@ typedef struct TrainerOptions {
     const char *lora_targets, *adapter, *adapter_output;
     const char *output_dir;
     BestOptions best;
+    int64_t max_eval_samples;
     int64_t save_total_limit;
     bool overwrite_output_dir;
     bool use_rslora, use_dora, quiet;
@@ -156,7 +157,12 @@ static inline void trainer_default_rate(TrainerOptions *o) {
 // clang-format on
 
 /* Options of every trainer's group "Evaluation". */
-#define TRAINER_EVALUATION_OPTIONS(o) BEST_OPTIONS((o).best)
+// clang-format off
+#define TRAINER_EVALUATION_OPTIONS(o)                                                                                  \
+    OPTION_INT("max-eval-samples", 0, &(o).max_eval_samples, 1, 1e9,                                                   \
+               "evaluate on the first N records of each held-out set only (default: all)"),                            \
+    BEST_OPTIONS((o).best)
+// clang-format on
 
 /* Whether there is validation data. */
 static inline bool trainer_validates(const Option *table) {
@@ -186,6 +192,7 @@ static inline void trainer_refuse_unused(const TrainerOptions *o, const Option *
         {&o->save_total_limit, o->output_dir && !o->state && o->save_steps,
          "used only with --output-dir and --save-steps"},
         {&o->overwrite_output_dir, o->output_dir != NULL, "used only with --output-dir"},
+        {&o->max_eval_samples, val, "used only with --val"},
         {&o->best.file, val, "used only with --val"},
         {&o->best.patience, val, "used only with --val"},
         {&o->best.metric, val && best, "used only with --val and --best, --output-dir or --early-stopping-patience"},
