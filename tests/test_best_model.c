@@ -1,6 +1,12 @@
 /* test_best_model.c - the best evaluation of a run and early stopping, against transformers (golden/best_model.txt, written
  * by dev/golden/golden_best_model.py), and in every trainer: the file of --best holds the weights of a run that ends at
  * the best step, and a run that no longer improves ends where its own metrics say. Needs the trainers and data/. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
 #include "../llmc/train/best_model.h" /* best_model_free, best_model_name, best_model_new, best_model_update, ... */
 #include "golden.h"                   /* golden, Golden, golden_count, golden_free, ... */
 #include "letters.h"                  /* LETTERS, letters_setup */

@@ -1,7 +1,7 @@
 /* generation_options.h - options of the trainers that learn from their own completions: data, sampling, reward,
  * evaluation.
  *
- *     static struct { GenerationOptions g; } o;
+ *     static struct { GenerationOptions g; TrainerOptions t; } o;
  *     static const Option options[] = {
  *         GENERATION_DATA_OPTIONS(o.g),
  *         GENERATION_SAMPLING_OPTIONS(o.g, 2),                    // groups of at least two
