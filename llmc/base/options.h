@@ -81,7 +81,7 @@ typedef struct OptionAbout {
 #define OPTION_END                                                                                                     \
     { OPT_END, NULL, 0, NULL, 0, 0, NULL, NULL }
 
-enum { OPTIONS_MAX = 160 };
+enum { OPTIONS_MAX = 256 }; /* options and groups of a table */
 
 /* The index of `word` among "a|b|c", or -1. */
 static inline int option_choice_index(const char *choices, const char *word) {
@@ -323,7 +323,7 @@ typedef struct OptionNames {
 static inline void option_add_name(OptionNames *names, const char *prefix, const char *name, int argument, int value) {
     for (int underscores = 0; underscores < 2; underscores++) {
         char *text = names->text[names->count];
-        if (names->count + 1 >= OPTION_NAMES_MAX) return;
+        if (names->count + 1 >= OPTION_NAMES_MAX) die("the table of options has too many names");
         snprintf(text, OPTION_NAME_MAX, "%s%s", prefix, name);
         if (underscores && !strchr(text, '-')) return;
         for (char *c = text; underscores && *c; c++)
@@ -647,6 +647,7 @@ static inline void options_begin(const Option *table, char *letters) {
     letters[n++] = ':';
     *options_parsed() = table;
     for (int i = 0; table[i].kind != OPT_END; i++) {
+        if (i == OPTIONS_MAX) die("the table of options is longer than OPTIONS_MAX");
         OptionState *state = &option_states()[i];
         *state = (OptionState){0};
         if (table[i].kind == OPT_GROUP) continue;
