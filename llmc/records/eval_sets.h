@@ -7,7 +7,7 @@
  *     const int file[] = {0, 0, 1};                                  // of each record
  *     EvalSets sets = eval_sets_new(&held, file, 3, 0);
  *     for (int k = 0; k < sets.count; k++)
- *         validate(sets.name[k], eval_set(&sets, k), eval_set_size(&sets, k));
+ *         printf("%s: %lld records\n", sets.name[k], (long long)eval_set_size(&sets, k)); // eval_set(&sets, k)
  *     eval_sets_free(&sets);
  */
 #ifndef LLMC_RECORDS_EVAL_SETS_H
