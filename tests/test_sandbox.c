@@ -80,8 +80,8 @@ static void test_command_line(void **state) {
     assert_words(&c, (const char *const[]){"--remount-ro", "/proc", NULL});
     assert_words(&c, (const char *const[]){"--remount-ro", "/", NULL});
     assert_words(&c, (const char *const[]){"--setenv", "PATH", "/usr/bin:/bin", NULL});
-    assert_words(
-        &c, (const char *const[]){"--seccomp", "9", "--", "python3", "-s", "-B", "-c", "pass", "64", "1024", NULL});
+    assert_words(&c, (const char *const[]){"--seccomp", "9", "--", "python3", "-S", "-s", "-B", "-c", "pass", "64",
+                                           "1024", NULL});
     assert_int_equal(word_at(&c, "--bind"), -1);
     assert_int_equal(word_at(&c, "--share-net"), -1);
     assert_true(word_at(&c, "--proc") < word_at(&c, "--remount-ro"));

@@ -45,11 +45,11 @@ typedef struct CodeOptions {
     int64_t most;          /* tests; 0: all */
     double tolerance;
     int extract, fence;
-    const char *language; /* of records that name none */
+    int language; /* of records that name none: 1 is C */
 } CodeOptions;
 
 static inline CodeOptions code_defaults(void) {
-    return (CodeOptions){.sandbox = sandbox_defaults(), .timeout = 6, .total = 30, .language = "python"};
+    return (CodeOptions){.sandbox = sandbox_defaults(), .timeout = 6, .total = 30};
 }
 
 // clang-format off
@@ -58,16 +58,17 @@ static inline CodeOptions code_defaults(void) {
     SANDBOX_OPTIONS((o).sandbox),                                                                                      \
     OPTION_REAL  ("code-timeout",         0, &(o).timeout,   0.01, 1e5, "seconds that a test may take"),               \
     OPTION_REAL  ("code-total-timeout",   0, &(o).total,     0.01, 1e6, "seconds that all tests of a completion may take"), \
-    OPTION_INT   ("code-max-tests",       0, &(o).most,      0, 1e6, "run only the first N tests of a record; 0: all"),\
+    OPTION_INT   ("code-max-tests",       0, &(o).most,      0, 1e6,                                                      \
+                  "run only the first N tests of a record; 0: all. Weak tests, asserts that cannot be judged outside " \
+                  "the sandbox, come last; a determined program can defeat them"),\
     OPTION_CHOICE("code-extract",         0, &(o).extract,   CODE_EXTRACT_CHOICES,                                     \
                   "which fenced block of a completion is the program"),                                                \
     OPTION_CHOICE("code-fence",           0, &(o).fence,     CODE_FENCE_CHOICES,                                       \
                   "whether a completion without a fenced block is a program"),                                         \
     OPTION_REAL  ("code-float-tolerance", 0, &(o).tolerance, 0, 1,                                                     \
-                  "relative tolerance of numbers in results; 0: exact decimals. Asserts that cannot be judged outside " \
-                  "the sandbox (weak tests) can be defeated by a determined program"),                                 \
-    OPTION_TEXT  ("code-language",        0, &(o).language,  "NAME",                                                   \
-                  "python or c, of records without a field `language`")
+                  "relative tolerance of numbers in results; 0: exact decimals"),                                      \
+    OPTION_CHOICE("code-language",        0, &(o).language,  "python|c",                                               \
+                  "language of records without a field `language`")
 
 /* Entries of a table for options_refuse_unused(). */
 #define CODE_USES(o, used, why)                                                                                        \
@@ -141,8 +142,6 @@ static inline void code_judge_close(CodeJudge *j) {
 
 static inline bool code_judge_open(CodeJudge *j, const CodeOptions *o, Error *e) {
     *j = (CodeJudge){.o = *o};
-    if (strcmp(o->language, "python") && strcmp(o->language, "c"))
-        return error_set(e, "--code-language %.40s: must be python or c", o->language);
     j->open = sandbox_open(&j->sandbox, &o->sandbox, e);
     if (!j->open) return false;
     j->memo = (CodeMemo *)xcalloc(CODE_MEMO, sizeof *j->memo);
@@ -273,7 +272,7 @@ static inline bool code_row_read(CodeJudge *j, CodeRow *r, const json_t *fields,
     const char *setup = json_string_value(code_setup(fields, &field)),
                *entry = json_string_value(json_object_get(fields, "entry_point"));
     r->form = code_form(fields);
-    r->c = !strcmp(language ? language : j->o.language, "c");
+    r->c = language ? !strcmp(language, "c") : j->o.language;
     r->setup = xstrdup(setup ? setup : "");
     r->entry = entry ? xstrdup(entry) : NULL;
     if (!code_tests_check(fields, &field, &why)) {

@@ -7,13 +7,50 @@
 #
 # What runs here is not trusted, and neither is this file once a completion's code has run: it may change any of it. It
 # has therefore nothing to hide: the values that results are compared with are outside (llmc/reward/code_judge.h).
-import json
+#
+# A start takes as little as it can: without the module site, of which the names exit and quit and Debian's folder of packages
+# are added here, and with the C part of the module json alone, whose Python part takes as long as all the rest.
+import builtins
 import os
 import resource
 import sys
-import types
+
+import _json
+import _sitebuiltins
 
 KEEP = 1 << 20  # bytes of output, of errors and of a value that are kept
+
+
+class Numbers:
+    """How _json reads: the defaults of json.loads()."""
+
+    strict, object_hook, object_pairs_hook, parse_float, parse_int = True, None, None, float, int
+    parse_constant = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": -float("inf")}.__getitem__
+
+
+scan = _json.make_scanner(Numbers)
+
+
+def refuse(x):
+    raise TypeError(type(x).__name__)
+
+
+def loads(text):
+    """json.loads()"""
+    text = text.strip(" \t\n\r")
+    try:
+        value, end = scan(text, 0)
+    except StopIteration:
+        end = -1
+    if end != len(text):
+        raise ValueError("no JSON")
+    return value
+
+
+def dumps(value):
+    """json.dumps() in ASCII without spaces."""
+    write = _json.make_encoder(None, refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)
+    return "".join(write(value, 0)).encode()
 
 
 class Odd(Exception):
@@ -51,9 +88,9 @@ class Link:
     """The pipes to the program outside, moved away from the standard streams."""
 
     def __init__(self):
-        import fcntl
-
-        self.down, self.up = (fcntl.fcntl(i, fcntl.F_DUPFD_CLOEXEC, 32) for i in (0, 1))
+        self.down, self.up = 62, 63
+        for i in (0, 1):
+            os.dup2(i, 62 + i, inheritable=False)
         self.held = b""
 
     def more(self):
@@ -74,12 +111,12 @@ class Link:
             size += len(self.held)
         text = b"".join(parts)
         self.held = text[int(count):]
-        return json.loads(text[: int(count)])
+        return loads(text[: int(count)].decode())
 
     def send(self, reply, *blocks):
         if blocks:
             reply["bytes"] = [len(b) for b in blocks]
-        text = json.dumps(reply, separators=(",", ":")).encode() + b"\n" + b"".join(blocks)
+        text = dumps(reply) + b"\n" + b"".join(blocks)
         at = 0
         while at < len(text):
             at += os.write(self.up, text[at:])
@@ -167,7 +204,7 @@ def python_program(source):
     code = compile(source, "main.py", "exec")
 
     def run():
-        main = types.ModuleType("__main__")
+        main = type(sys)("__main__")
         sys.modules["__main__"] = main
         sys.argv = ["main.py"]
         sys.stdin = open(0, encoding="utf-8", errors="replace")
@@ -262,7 +299,7 @@ def find(space, name):
 def run_step(space, step):
     """One test: a call, an expression, or asserts that end in a secret that was unknown to the completion's code."""
     if "call" in step:
-        return {"value": plain(find(space, step["call"])(*[json.loads(a) for a in step["args"]]))}
+        return {"value": plain(find(space, step["call"])(*[loads(a) for a in step["args"]]))}
     if "eval" in step:
         return {"value": plain(eval(compile(step["eval"], "test", "eval"), space))}
     import ast
@@ -284,7 +321,7 @@ def run_step(space, step):
 
 
 def run_calls(link, request):
-    module = types.ModuleType("solution")
+    module = type(sys)("solution")
     sys.modules["solution"] = module
     space = module.__dict__
     try:
@@ -548,6 +585,10 @@ def probe(link, request):
 
 
 def main():
+    builtins.exit, builtins.quit = (_sitebuiltins.Quitter(name, "end of input") for name in ("exit", "quit"))
+    for folder in ("/usr/local/lib/python%d.%d/dist-packages" % sys.version_info[:2], "/usr/lib/python3/dist-packages"):
+        if os.path.isdir(folder):
+            sys.path.append(folder)
     link = Link()
     null = os.open("/dev/null", os.O_RDWR)
     limit(resource.RLIMIT_NPROC, int(sys.argv[1]))

@@ -121,6 +121,7 @@ typedef enum {
 
 typedef struct SandboxSession {
     SandboxWorker worker;
+    bool ready;   /* the interpreter had started before the session began */
     bool started; /* the runner has said that it waits; until then a failure is not the program's */
     double begin; /* when it was begun; once the runner has started, when that was */
     double limit; /* seconds from then on */
@@ -272,7 +273,8 @@ static inline void sandbox_begin(Sandbox *s, SandboxSession *x, json_t *request,
         x->worker = s->pool[0];
         memmove(s->pool, s->pool + 1, (size_t)--s->ready * sizeof *s->pool);
         sandbox_process_read(&x->worker.process.out, &x->worker.process.got, SANDBOX_KEEP);
-        s->misses += !x->worker.process.got.length;
+        x->ready = x->worker.process.got.length > 0;
+        s->misses += !x->ready;
     } else {
         s->misses++;
         s->started++;
@@ -352,7 +354,7 @@ static inline SandboxEvent sandbox_serve(SandboxSession *x) {
         if (taken > 0 && x->started) return SANDBOX_REPLY;
         if (taken > 0) { /* {"outcome":"waiting"} */
             x->started = true;
-            x->begin = clock_seconds();
+            if (!x->ready) x->begin = clock_seconds();
             sandbox_drop(x);
             continue;
         }

@@ -106,7 +106,7 @@ static inline void sandbox_command_python(SandboxCommand *c, const char *python,
     char most[32], size[32];
     snprintf(most, sizeof most, "%lld", (long long)processes);
     snprintf(size, sizeof size, "%lld", (long long)memory);
-    sandbox_command_words(c, (const char *const[]){python, "-s", "-B", "-c", program, most, size, NULL});
+    sandbox_command_words(c, (const char *const[]){python, "-S", "-s", "-B", "-c", program, most, size, NULL});
 }
 
 #endif
