@@ -9,6 +9,8 @@
  *     ./evaluate -i tasks.shard --audit-tests                          prompts of the task code with tests that prove nothing
  *     ./evaluate -i held_out.shard --reward-model rm.bin               a reward model's accuracy, margin, calibration
  *
+ * With several files, which are of one kind, `files` lists the figures of each, and those beside it are of all together.
+ *
  * A table is printed to standard error, and one JSON object with sorted keys and full precision to standard output;
  * undefined figures are null. The kind of the data is detected from the file:
  *
@@ -29,10 +31,10 @@
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
-#include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_any */
+#include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
 #include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
 #include "llmc/base/json_text.h"           /* json_dump_short */
-#include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_FLAG, ... */
+#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
@@ -45,6 +47,7 @@
 #include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
@@ -57,8 +60,8 @@
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS, EpisodeOptions, Episodes, episode_defaults, ... */
-#include "llmc/rollout/evaluation.h"       /* Evaluation, Outcome, EvaluationSample, wilson_interval, ... */
-#include "llmc/rollout/inference.h"        /* DataFile, json_line, INFERENCE_MODEL_OPTIONS, Inference, ... */
+#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, data_file_close, data_file_open, json_line, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, completion_mask, ... */
@@ -69,7 +72,8 @@ static struct {
     InferenceOptions m;
     SamplingOptions s;
     CodeOptions code;
-    const char *input, *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
+    OptionList inputs;
+    const char *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
     bool completion_only, audit;
@@ -81,10 +85,11 @@ static const Option options[] = {
     // clang-format off
     INFERENCE_MODEL_OPTIONS(o.m),
     OPTION_GROUP("Data"),
-    OPTION_TEXT("input",                'i', &o.input,        "FILE",
-                "chat, prompt, preference, unpaired, step or token shard; - is standard input"),
+    OPTION_LIST("input",                'i', &o.inputs,       "FILE",
+                "chat, prompt, preference, unpaired, step or token shard, or a pattern; may be repeated, which "
+                "gives the figures of each file and of all; - is standard input"),
     OPTION_INT ("max-prompts",          0,   &o.most,         1, 1e12,
-                "evaluate only the first N prompts, records or windows (default: all)"),
+                "evaluate only the first N prompts, records or windows of each file (default: all)"),
     OPTION_GROUP("Loss"),
     OPTION_FLAG("completion-only-loss", 0, &o.completion_only,
                 "for a chat shard, compute the loss only on tokens in the loss mask"),
@@ -134,7 +139,8 @@ static const OptionAbout about = {"-c MODEL -i SHARD [options]",
                                   "  ./evaluate -c sft.bin --reward-model rm.bin -i tasks.shard --num-samples 16"};
 
 static Inference model;
-static json_t *result;
+static Inputs inputs;  /* the files of --input */
+static json_t *result; /* the figures, at first those of a file if there are several */
 
 static void set_number(json_t *object, const char *key, double value) {
     json_object_set_new(object, key, isfinite(value) ? json_real(value) : json_null());
@@ -271,6 +277,20 @@ static void make_room(Work *w, Loss *l, int32_t rows, int32_t targets) {
 static void end_unit(const Work *w, Loss *l, int32_t before) {
     for (int32_t r = before; r < w->batch.targets; r++) l->unit[r] = l->unit_of_batch;
     l->unit_of_batch += w->batch.targets > before;
+}
+
+/* Adds the sums over another file. */
+static void loss_add(Loss *all, const Loss *l) {
+    all->nats += l->nats;
+    all->right += l->right;
+    all->entropy += l->entropy;
+    all->targets += l->targets;
+    all->text_nats += l->text_nats;
+    all->bytes += l->bytes;
+    for (int i = 0; i < 3; i++) all->squares[i] += l->squares[i];
+    all->units += l->units;
+    all->cut += l->cut;
+    all->rows += l->rows;
 }
 
 /* longest: positions of the longest sequence. */
@@ -423,8 +443,8 @@ static void report_comparison(Work *w) {
     if (o.tokens && !writer_commit(&w->tokens, &e)) die("%s", e.text);
 }
 
-/* Evaluates the loss on a chat shard, or on a token shard if chat is NULL. */
-static void evaluate_loss(DataFile *f, const Shard *chat) {
+/* Evaluates the loss on a chat shard, or on a token shard, read from f, if chat is NULL. Adds its sums to *all. */
+static void evaluate_loss(const char *name, DataFile *f, const Shard *chat, Loss *all) {
     Error e;
     Work w;
     Loss l;
@@ -438,23 +458,63 @@ static void evaluate_loss(DataFile *f, const Shard *chat) {
         if (!tokens_read(&t, &f->in, model.model.config.vocab, &e)) die("%s", e.text);
         units = t.count > 1 ? (t.count - 1 + T - 1) / T : 0;
     }
-    if (!units) die("%s: the shard is empty", f->name);
+    if (!units) die("%s: the shard is empty", name);
     if (o.most && o.most < units) units = o.most;
     const int32_t longest = chat && chat->longest < T ? chat->longest : T;
     const double start = clock_seconds();
     loss_open(&w, &l, o.micro_tokens > longest ? (int)o.micro_tokens : longest, longest);
     if (chat) chat_loss(&w, &l, chat, units, T);
     else token_loss(&w, &l, &t, units, T);
-    if (!l.targets) die("%s: no record has a token to predict%s", f->name, l.cut ? " within the model's context" : "");
+    if (!l.targets) die("%s: no record has a token to predict%s", name, l.cut ? " within the model's context" : "");
     if (l.cut)
-        warn("%s: %lld of %lld records are longer than %d tokens and were truncated", f->name, (long long)l.cut,
+        warn("%s: %lld of %lld records are longer than %d tokens and were truncated", name, (long long)l.cut,
              (long long)units, T);
     if (chat) set_count(result, "cut", l.cut);
     report_loss(&l, chat ? "records" : "windows", clock_seconds() - start);
     if (w.other && !program_stopping()) report_comparison(&w);
+    loss_add(all, &l);
     loss_close(&w, &l);
     tokens_close(&t);
-    if (program_stopping()) die("stopped by a signal before the end of %s", f->name);
+    if (program_stopping()) die("stopped by a signal before the end of %s", name);
+}
+
+/* Begins the figures of one of several files. */
+static void begin_file(const char *name) {
+    result = json_object();
+    json_object_set_new(result, "data", json_string(name));
+    fprintf(stderr, "%s:\n", name);
+}
+
+/* Ends them. */
+static void end_file(json_t *files) { json_array_append_new(files, result); }
+
+/* Goes on with the figures of all files. */
+static void begin_all(json_t *all, json_t *files) {
+    result = all;
+    json_object_set_new(result, "files", files);
+    fputs("all:\n", stderr);
+}
+
+/* Evaluates the loss on each of several files, and on all. */
+static void evaluate_losses(const Shard *chat) {
+    Error e;
+    Loss all = {0};
+    json_t *together = result, *files = json_array();
+    const double start = clock_seconds();
+    for (int k = 0; k < inputs.count; k++) {
+        DataFile f;
+        begin_file(inputs.path[k]);
+        if (chat) evaluate_loss(inputs.path[k], NULL, &chat->part[k], &all);
+        else {
+            if (!data_file_open(&f, inputs.path[k], &e)) die("%s", e.text);
+            evaluate_loss(inputs.path[k], &f, NULL, &all);
+            data_file_close(&f);
+        }
+        end_file(files);
+    }
+    begin_all(together, files);
+    if (chat) set_count(result, "cut", all.cut);
+    report_loss(&all, chat ? "records" : "windows", clock_seconds() - start);
 }
 
 /* ---- tasks ----------------------------------------------------------------------------------------------------- */
@@ -491,6 +551,7 @@ static void write_completion(Tasks *t, const EvaluationSample *s) {
         json_array_append_new(tokens, json_integer(c->tokens[i]));
     }
     set_count(row, "index", s->prompt);
+    if (inputs.count > 1) json_object_set_new(row, "data", json_string(inputs.path[p->file]));
     json_object_set_new(row, "sample", s->sample < 0 ? json_string("greedy") : json_integer(s->sample));
     json_object_set_new(row, "completion", inference_completion_text(&model, t->how, c));
     json_object_set_new(row, "right", isnan(s->right) ? json_null() : json_boolean(s->right > 0.5));
@@ -621,6 +682,26 @@ static void report_tasks(Tasks *t, int64_t done) {
     }
     json_object_set_new(result, "tasks", tasks);
     free(order), free(part);
+}
+
+/* Reports the same figures for each of several files. */
+static void report_files(Tasks *t, int64_t done) {
+    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
+    json_t *files = json_array();
+    for (int k = 0; k < inputs.count; k++) {
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
+        int64_t n = 0;
+        for (int64_t i = 0; i < done; i++)
+            if (t->prompts.what[i].file == k) part[n++] = t->all.outcome[i];
+        json_t *figures = json_object();
+        json_object_set_new(figures, "data", json_string(inputs.path[k]));
+        evaluation_summarise(&v, part, n);
+        report_json(figures, &v, t->rewarded);
+        json_array_append_new(files, figures);
+        report_table(inputs.path[k], &v, t->rewarded);
+    }
+    json_object_set_new(result, "files", files);
+    free(part);
 }
 
 /* Opens the reward model of --reward-model. */
@@ -765,6 +846,7 @@ static void evaluate_prompts(const Shard *s) {
     set_count(result, "dropped", t.prompts.dropped);
     set_number(result, "temperature", o.s.temperature);
     report_tasks(&t, count);
+    if (inputs.count > 1) report_files(&t, count);
     report_table("all", &t.all, t.rewarded);
     if (t.work) {
         run_batch(&work, &loss);
@@ -933,29 +1015,43 @@ static void set_lineage(const json_t *lineage) {
     json_object_set_new(result, "lineage", json_string(name));
 }
 
+/* Scores the records of a shard and reports the figures. */
+static void evaluate_scores(RewardModel *r, const Shard *s) {
+    Error e;
+    RewardEvaluation v;
+    const int64_t count = o.most && o.most < s->count ? o.most : s->count;
+    if (!s->count) die("%s: the shard is empty", s->name);
+    scoring_start = clock_seconds();
+    if (!evaluate_rewards(&v, r, s, count, scoring_progress, &e)) die("%s", e.text);
+    if (program_stopping()) die("stopped by a signal before the end of %s", s->name);
+    if (v.dropped)
+        warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
+             s->name, (long long)v.dropped, (long long)count, r->model.config.context);
+    report_rewards(&v, r, s, clock_seconds() - scoring_start);
+}
+
 /* Evaluates a reward model on a preference, unpaired or step shard. */
 static void evaluate_reward_model(const Shard *s) {
     Error e;
     const Backend *backend;
     Device *device;
     RewardModel r;
-    RewardEvaluation v;
     o.m.dtype = device_dtype((DeviceKind)o.m.device, o.m.dtype);
     if (!backend_open((DeviceKind)o.m.device, (Dtype)o.m.dtype, &backend, &device, &e)) die("%s", e.text);
     open_reward_model(&r, backend, device);
     const FitSide data = fit_shard(s);
     check_reward_model(&r, &data, 0);
-    if (!s->count) die("%s: the shard is empty", s->name);
-    scoring_start = clock_seconds();
-    const int64_t count = o.most && o.most < s->count ? o.most : s->count;
-    if (!evaluate_rewards(&v, &r, s, count, scoring_progress, &e)) die("%s", e.text);
-    if (program_stopping()) die("stopped by a signal before the end of %s", s->name);
-    if (v.dropped)
-        warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
-             s->name, (long long)v.dropped, (long long)count, r.model.config.context);
     json_object_set_new(result, "model", json_string(r.name));
     set_lineage(r.file.lineage);
-    report_rewards(&v, &r, s, clock_seconds() - scoring_start);
+    json_t *together = result, *files = json_array();
+    for (int k = 0; k < s->parts; k++) {
+        begin_file(inputs.path[k]);
+        evaluate_scores(&r, &s->part[k]);
+        end_file(files);
+    }
+    if (s->parts) begin_all(together, files);
+    else json_decref(files);
+    evaluate_scores(&r, s);
     reward_model_close(&r);
     backend->close(device);
 }
@@ -963,14 +1059,20 @@ static void evaluate_reward_model(const Shard *s) {
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_usage(void) {
-    const char *const files[] = {o.m.checkpoint, o.input, o.reward_model};
+    Error e;
+    if (!inputs_open(&inputs, "-i/--input", &o.inputs, &e) || !inputs_whole(&inputs, "-i/--input", &e))
+        usage_error("%s", e.text);
+    const char *const files[] = {o.m.checkpoint, inputs.count ? inputs.path[0] : NULL, o.reward_model};
     int pipes = 0;
     for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
     if (!o.m.checkpoint && !o.reward_model && !o.audit)
         usage_error("-c/--checkpoint is required (or --reward-model, or --audit-tests)");
     if (o.audit && (o.m.checkpoint || o.reward_model))
         usage_error("--audit-tests: needs no model; leave -c and --reward-model out");
-    if (!o.input) usage_error("-i/--input is required");
+    if (!inputs.count) usage_error("-i/--input is required");
+    for (int i = 0; inputs.count > 1 && i < inputs.count; i++)
+        if (!strcmp(inputs.path[i], "-")) usage_error("-i/--input: standard input cannot be one of several files");
+    if (inputs.count > 1 && o.reference) usage_error("--reference: compares two models on one file; give -i once");
     if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
     if (o.completions && !strcmp(o.completions, "-"))
         usage_error("--completions: must be a file, because standard output receives the result");
@@ -1026,6 +1128,35 @@ static void check_kind(const Shard *s, const char *kind, bool scored) {
         usage_error("--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
 }
 
+/* Opens one of the files, which must be a shard. */
+static void open_file(DataFile *f, const char *path) {
+    Error e;
+    char kinds[FILE_KIND_TEXT];
+    if (!data_file_open(f, path, &e)) die("%s", e.text);
+    if (!data_file_is_shard(f))
+        die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", f->name,
+            file_kind_any(f->bytes, f->n < FILE_KIND_BYTES ? f->n : FILE_KIND_BYTES, kinds));
+}
+
+/* Checks that several files are all record shards or all token shards. Opens the former as one shard, in which each has
+ * at most --max-prompts records. */
+static void open_files(Shard *s, bool records) {
+    Error e;
+    for (int k = 1; k < inputs.count; k++) {
+        DataFile f;
+        open_file(&f, inputs.path[k]);
+        if ((f.magic == MAGIC_RECORDS) != records)
+            die("%s and %s: one is a token shard, the other is not; evaluate them one by one", inputs.path[0], f.name);
+        data_file_close(&f);
+    }
+    if (!records) return;
+    if (!shard_open_all(s, (const char *const *)inputs.path, inputs.count, false, &e)) die("%s", e.text);
+    for (int k = 0; k < s->parts; k++)
+        if (o.most && o.most < s->part[k].count) s->part[k].count = o.most;
+    if (s->parts) shard_add_up(s);
+    if (s->parts) o.most = 0;
+}
+
 int main(int argc, char **argv) {
     Error e;
     o.m.dtype = DTYPE_AUTO;
@@ -1042,13 +1173,11 @@ int main(int argc, char **argv) {
 
     DataFile file;
     Shard shard = {0};
-    if (!data_file_open(&file, o.input, &e)) die("%s", e.text);
-    const bool records = file.magic == MAGIC_RECORDS;
-    char kinds[FILE_KIND_TEXT];
-    if (!data_file_is_shard(&file))
-        die("%s: this is %s, expected a record shard (data/make_shard) or a token shard", file.name,
-            file_kind_any(file.bytes, file.n < FILE_KIND_BYTES ? file.n : FILE_KIND_BYTES, kinds));
-    if (records && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
+    Loss loss = {0};
+    open_file(&file, inputs.path[0]);
+    const bool records = file.magic == MAGIC_RECORDS, several = inputs.count > 1;
+    if (several) open_files(&shard, records);
+    else if (records && !shard_read(&shard, &file.in, &e)) die("%s", e.text);
     const char *kind = records ? record_kind_name(shard.kind) : "tokens";
     const bool scored = records && shard.kind != RECORD_CHAT && shard.kind != RECORD_PROMPT;
     check_kind(&shard, kind, scored);
@@ -1056,12 +1185,14 @@ int main(int argc, char **argv) {
     result = json_object();
     if (!scored && !o.audit) json_object_set_new(result, "model", json_string(model.name));
     if (!scored && !o.audit) set_lineage(model.file.lineage);
-    json_object_set_new(result, "data", json_string(file.name));
+    json_object_set_new(result, "data",
+                        several ? json_sprintf("%s and %d more", file.name, inputs.count - 1) : json_string(file.name));
     json_object_set_new(result, "kind", json_string(kind));
     if (scored) evaluate_reward_model(&shard);
     else if (o.audit) audit_tests(&shard);
     else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
-    else evaluate_loss(&file, records ? &shard : NULL);
+    else if (several) evaluate_losses(records ? &shard : NULL);
+    else evaluate_loss(file.name, &file, records ? &shard : NULL, &loss);
 
     char *text = json_dump_short(result, JSON_SORT_KEYS | JSON_COMPACT);
     if (puts(text) < 0 || fflush(stdout)) die("standard output: cannot write: %s", strerror(errno));
@@ -1069,6 +1200,7 @@ int main(int argc, char **argv) {
     json_decref(result);
     if (records) shard_close(&shard);
     data_file_close(&file);
+    inputs_close(&inputs);
     if (!scored && !o.audit) inference_close(&model);
     return 0;
 }

@@ -176,7 +176,9 @@ static void loss_of_chats(void **state) {
     (void)state;
     Error e;
     Sums masked = {0}, all = {0}, first = {0};
-    ShardWriter w = models_shard("chat.shard", RECORD_CHAT, "plain");
+    ShardWriter w = models_shard("chat.shard", RECORD_CHAT, "plain"),
+                half[2] = {models_shard("half_a.shard", RECORD_CHAT, "plain"),
+                           models_shard("half_b.shard", RECORD_CHAT, "plain")};
     uint32_t x = 9;
     for (int i = 0; i < CHATS; i++) {
         int32_t ids[64];
@@ -189,7 +191,8 @@ static void loss_of_chats(void **state) {
         }
         ids[n - 1] = MODELS_EOS;
         if (i == 5) memset(mask, 0, sizeof mask); /* and the sixth has no token to predict */
-        assert_true(shard_add(&w, &(Record){.tokens = ids, .count = n, .mask = mask}, &e));
+        const Record r = {.tokens = ids, .count = n, .mask = mask};
+        assert_true(shard_add(&w, &r, &e) && shard_add(&half[i >= 5], &r, &e));
         const int kept = n < CONTEXT ? n : CONTEXT;
         add(&masked, ids, ids + 1, mask + 1, kept - 1);
         add(&all, ids, ids + 1, NULL, kept - 1);
@@ -215,6 +218,22 @@ static void loss_of_chats(void **state) {
     run(0, "./evaluate -c $T/random.bin -i $T/chat.shard --max-prompts 5");
     assert_loss(&first, true);
     free(once);
+
+    /* two files: together, and each */
+    models_commit(&half[0]), models_commit(&half[1]);
+    run(0, "./evaluate -c $T/random.bin -i \"$T/half_*.shard\"");
+    assert_loss(&masked, true);
+    assert_holds(out, "\"cut\":1,\"data\":");
+    assert_holds(out, "half_a.shard and 1 more\"");
+    json_t *two = json_line_of(out, 0), *files = json_object_get(two, "files");
+    assert_int_equal(json_array_size(files), 2);
+    assert_holds(json_text_of(json_array_get(files, 1), "data"), "half_b.shard");
+    assert_near(json_number_of(json_array_get(files, 0), "loss"), first.nats / first.targets, 1e-4);
+    assert_int_equal(json_number_of(json_array_get(files, 0), "tokens"), first.targets);
+    assert_int_equal(json_number_of(json_array_get(files, 1), "tokens"), masked.targets - first.targets);
+    json_decref(two);
+    run(0, "./evaluate -c $T/random.bin -i $T/half_a.shard -i $T/half_b.shard --max-prompts 3");
+    assert_holds(out, "\"records\":5"); /* the sixth record has no token to predict */
 }
 
 /* Windows: every token but the first is predicted once, from the tokens before it in its window. */
@@ -241,6 +260,12 @@ static void loss_of_tokens(void **state) {
     add(&s, ids, ids + 1, NULL, CONTEXT);
     run(0, "./evaluate -c $T/random.bin -i $T/text.bin --max-prompts 1");
     assert_loss(&s, true);
+    assert_true(tokens_write(files_path("more.bin"), ids + 1, N - 1, (TokenMeaning){0}, &e));
+    Sums two = s;
+    add(&two, ids + 1, ids + 2, NULL, CONTEXT);
+    run(0, "./evaluate -c $T/random.bin -i $T/text.bin -i $T/more.bin --max-prompts 1");
+    assert_loss(&two, true);
+    assert_holds(out, "\"files\":[{\"bits_per_byte\":");
     run(0, "./evaluate -c $T/bare.bin -i $T/text.bin --max-prompts 1");
     assert_loss(&s, false);
     run(0, "./evaluate -c $T/bare.bin --tokenizer bytes -i $T/text.bin --max-prompts 1");
@@ -410,8 +435,58 @@ static void figures_of_tasks(void **state) {
     assert_holds(out, "\"reward\":1.0,");
 }
 
+/* Several files of prompts, and of what a reward model scores: each file has the figures that it has alone. */
+static void figures_of_files(void **state) {
+    (void)state;
+    static const char *const keys[] = {"accuracy", "pass@1", "reward", "finished", "prompts"};
+    ShardWriter w = models_shard("five.shard", RECORD_PROMPT, "plain");
+    for (int i = 0; i < 7; i++) models_add_prompt(&w, i % 2 ? "++=" : "+=", "exact", i % 3 ? "5" : "2", "");
+    models_commit(&w);
+    w = models_shard("other.shard", RECORD_PROMPT, "plain");
+    for (int i = 0; i < 4; i++) models_add_prompt(&w, i % 2 ? "+++=" : "=", "exact", i % 3 ? "3" : "25", "");
+    models_commit(&w);
+    const char *const one = "./evaluate -c $T/guess.bin --num-samples 4 -g 4 --reward verify -i $T/five.shard";
+    run(0, one);
+    json_t *alone = json_line_of(out, 0);
+    run(0, "./evaluate -c $T/guess.bin --num-samples 4 -g 4 --reward verify -i $T/five.shard -i $T/other.shard "
+           "--completions $T/both.jsonl");
+    json_t *both = json_line_of(out, 0), *files = json_object_get(both, "files"), *first = json_array_get(files, 0),
+           *second = json_array_get(files, 1);
+    assert_int_equal(json_array_size(files), 2);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        assert_near(json_number_of(first, keys[i]), json_number_of(alone, keys[i]), 1e-12);
+    const double a = json_number_of(first, "prompts"), b = json_number_of(second, "prompts");
+    assert_int_equal(a, 7);
+    assert_int_equal(json_number_of(both, "prompts"), a + b);
+    assert_near(json_number_of(both, "accuracy"),
+                (a * json_number_of(first, "accuracy") + b * json_number_of(second, "accuracy")) / (a + b), 1e-12);
+    assert_holds(said, "five.shard: 7 prompts");
+    char *lines = text_of(files_path("both.jsonl"));
+    json_t *last = json_line_of(lines, lines_of(lines) - 1);
+    assert_holds(json_text_of(last, "data"), "other.shard");
+    json_decref(last), json_decref(both), json_decref(alone), free(lines);
+
+    run(0,
+        "./train_rm -c $T/random.bin -i $T/pairs.shard -o $T/rm.bin --max-steps 1 && cp $T/pairs.shard $T/more.shard");
+    run(0, "./evaluate --reward-model $T/rm.bin -i $T/pairs.shard -i $T/more.shard");
+    json_t *r = json_line_of(out, 0);
+    assert_int_equal(json_number_of(r, "records"), 2);
+    assert_int_equal(json_number_of(json_array_get(json_object_get(r, "files"), 1), "records"), 1);
+    json_decref(r);
+}
+
 static void bad_input(void **state) {
     (void)state;
+    refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -i $T/chat.shard",
+            "chat.shard: contains chat records, but ");
+    refused(1, "./evaluate -c $T/random.bin -i $T/text.bin -i $T/chat.shard", "one is a token shard, the other is not");
+    refused(1, "./evaluate -c $T/random.bin -i $T/chat.shard -i $T/random.bin", "this is a checkpoint, expected");
+    refused(2, "./evaluate -c $T/random.bin -i $T/chat.shard -i - < /dev/null", "cannot be one of several files");
+    refused(2, "./evaluate -c $T/random.bin -i $T/chat.shard -i $T/./chat.shard", "are the same file");
+    refused(2, "./evaluate -c $T/random.bin -i $T/chat.shard:3", "is for training data only");
+    refused(2, "./evaluate -c $T/random.bin -i \"$T/no*.shards\"", "no file matches the pattern");
+    refused(2, "./evaluate -c $T/random.bin -i $T/half_a.shard -i $T/half_b.shard --reference $T/random.bin",
+            "--reference: compares two models on one file");
     refused(2, "./evaluate -i x", "-c/--checkpoint is required");
     refused(2, "./evaluate -c $T/random.bin", "-i/--input is required");
     refused(2, "./evaluate -c $T/random.bin -i x y", "y: unexpected argument");
@@ -514,6 +589,7 @@ int main(void) {
                                        cmocka_unit_test(loss_of_chats),
                                        cmocka_unit_test(loss_of_tokens),
                                        cmocka_unit_test(figures_of_tasks),
+                                       cmocka_unit_test(figures_of_files),
                                        cmocka_unit_test(bad_input)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
