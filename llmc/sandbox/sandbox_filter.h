@@ -65,29 +65,37 @@ static inline int sandbox_filter_refuse(scmp_filter_ctx filter, const char *name
     return failure;
 }
 
+/* Adds a rule for calls whose argument, under a mask, has this value. */
+static inline int sandbox_filter_masked(scmp_filter_ctx filter, int call, unsigned argument, uint64_t mask,
+                                        uint64_t value) {
+    const struct scmp_arg_cmp compare = {.arg = argument, .op = SCMP_CMP_MASKED_EQ, .datum_a = mask, .datum_b = value};
+    return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), call, 1, &compare);
+}
+
+/* Adds a rule for calls whose first argument is not 0. */
+static inline int sandbox_filter_not_zero(scmp_filter_ctx filter, int call) {
+    const struct scmp_arg_cmp compare = {.arg = 0, .op = SCMP_CMP_NE, .datum_a = 0, .datum_b = 0};
+    return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), call, 1, &compare);
+}
+
 /* Adds rules that depend on arguments. */
 static inline int sandbox_filter_arguments(scmp_filter_ctx f, bool strict) {
-    enum { LOW = 0xFFFFFFFF };
+    static const uint64_t low = 0xFFFFFFFF;
     static const unsigned spaces[] = {CLONE_NEWNS,   CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC,
                                       CLONE_NEWUSER, CLONE_NEWPID,    CLONE_NEWNET};
     static const unsigned requests[] = {0x5412, 0x541C, 0x8901, 0x8902}; /* TIOCSTI TIOCLINUX FIOSETOWN SIOCSPGRP */
     static const unsigned owners[] = {8, 15, 10};                        /* F_SETOWN F_SETOWN_EX F_SETSIG */
-    const uint32_t refuse = SCMP_ACT_ERRNO(EPERM);
     int failure = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
     for (size_t i = 0; !failure && i < sizeof spaces / sizeof *spaces; i++)
-        failure = seccomp_rule_add(f, refuse, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, spaces[i], spaces[i]));
+        failure = sandbox_filter_masked(f, SCMP_SYS(clone), 0, spaces[i], spaces[i]);
     for (size_t i = 0; !failure && i < sizeof requests / sizeof *requests; i++)
-        failure =
-            seccomp_rule_add(f, refuse, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, (unsigned)LOW, requests[i]));
-    if (!failure) failure = seccomp_rule_add(f, refuse, SCMP_SYS(personality), 1, SCMP_A0(SCMP_CMP_NE, 0));
+        failure = sandbox_filter_masked(f, SCMP_SYS(ioctl), 1, low, requests[i]);
+    if (!failure) failure = sandbox_filter_not_zero(f, SCMP_SYS(personality));
     if (!strict) return failure;
     for (size_t i = 0; !failure && i < sizeof owners / sizeof *owners; i++)
-        failure =
-            seccomp_rule_add(f, refuse, SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, (unsigned)LOW, owners[i]));
-    if (!failure)
-        failure =
-            seccomp_rule_add(f, refuse, SCMP_SYS(clone), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_PARENT, CLONE_PARENT));
-    if (!failure) failure = seccomp_rule_add(f, refuse, SCMP_SYS(prlimit64), 1, SCMP_A0(SCMP_CMP_NE, 0));
+        failure = sandbox_filter_masked(f, SCMP_SYS(fcntl), 1, low, owners[i]);
+    if (!failure) failure = sandbox_filter_masked(f, SCMP_SYS(clone), 0, CLONE_PARENT, CLONE_PARENT);
+    if (!failure) failure = sandbox_filter_not_zero(f, SCMP_SYS(prlimit64));
     return failure;
 }
 
