@@ -18,36 +18,37 @@
  *
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
-#include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, warn, ... */
-#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_INT, OPTION_FLAG, ... */
-#include "llmc/base/program.h"             /* program_start */
-#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
-#include "llmc/dist/grads.h"               /* dist_grads_begin */
-#include "llmc/loss/advantage.h"           /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
-#include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
-#include "llmc/loss/kl.h"                  /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
-#include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
-#include "llmc/loss/policy.h"              /* POLICY_VESPO, PolicyLossConfig, EntropyControl, PolicyStats, ... */
-#include "llmc/loss/scalar.h"              /* LossMetric */
-#include "llmc/model/micro_plan.h"         /* MicroPlan */
-#include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_forward */
-#include "llmc/model/workspace.h"          /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, Metrics, metrics_warn */
-#include "llmc/report/run_facts.h"         /* RUN_SAMPLING, RUN_REWARD, RunPhase */
-#include "llmc/reward/rewards.h"           /* rewards_add_model */
-#include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS */
-#include "llmc/rollout/evaluation.h"       /* Evaluation */
-#include "llmc/train/distiller.h"          /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
-#include "llmc/train/generation.h"         /* Generation, generation_forward, generation_forget, ... */
-#include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
-#include "llmc/train/generation_report.h"  /* generation_evaluate, generation_log, generation_show, ... */
-#include "llmc/train/mixing.h"             /* mixing_check */
-#include "llmc/train/reference.h"          /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, reference_bytes, ... */
-#include "llmc/train/rollout_dump.h"       /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
-#include "llmc/train/teacher.h"            /* teacher_bytes, teacher_guard */
-#include "llmc/train/trainer.h"            /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
-#include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
+#include "llmc/base/clock.h"                /* clock_seconds */
+#include "llmc/base/error.h"                /* usage_error, xcalloc, Error, die, ... */
+#include "llmc/base/options.h"              /* OPTION_REAL, OPTION_CHOICE, OPTION_INT, OPTION_FLAG, ... */
+#include "llmc/base/program.h"              /* program_start */
+#include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
+#include "llmc/dist/grads.h"                /* dist_grads_begin */
+#include "llmc/loss/advantage.h"            /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
+#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, AdvantageEstimator, ADVANTAGE_CHOICES, ... */
+#include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
+#include "llmc/loss/kl.h"                   /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
+#include "llmc/loss/kl_control.h"           /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
+#include "llmc/loss/policy.h"               /* POLICY_VESPO, PolicyLossConfig, EntropyControl, POLICY_RLOO, ... */
+#include "llmc/loss/scalar.h"               /* LossMetric */
+#include "llmc/model/micro_plan.h"          /* MicroPlan */
+#include "llmc/model/transformer.h"         /* ModelOutput, model_backward, model_forward */
+#include "llmc/model/workspace.h"           /* Workspace, workspace_free */
+#include "llmc/report/metrics.h"            /* metrics_set, metrics_phase, Metrics, metrics_warn */
+#include "llmc/report/run_facts.h"          /* RUN_SAMPLING, RUN_REWARD, RunPhase */
+#include "llmc/reward/rewards.h"            /* rewards_add_model */
+#include "llmc/rollout/episodes.h"          /* EPISODE_OPTIONS */
+#include "llmc/rollout/evaluation.h"        /* Evaluation */
+#include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
+#include "llmc/train/generation.h"          /* Generation, generation_forward, generation_forget, ... */
+#include "llmc/train/generation_options.h"  /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
+#include "llmc/train/generation_report.h"   /* generation_evaluate, generation_log, generation_show, ... */
+#include "llmc/train/mixing.h"              /* mixing_check */
+#include "llmc/train/reference.h"           /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, ... */
+#include "llmc/train/rollout_dump.h"        /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
+#include "llmc/train/teacher.h"             /* teacher_bytes, teacher_guard */
+#include "llmc/train/trainer.h"             /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
+#include "llmc/train/trainer_options.h"     /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
 static struct {
     TrainerOptions t;
@@ -60,6 +61,8 @@ static struct {
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
     PolicyLossConfig shape; /* the constants of sapo and vespo */
+    int64_t pass_k;
+    int advantage; /* an AdvantageEstimator */
     int loss, importance, scale, aggregation, kl, kl_in, controller;
     bool kl_bias_correction, mask_truncated, dynamic_sampling, adaptive_entropy;
 } o;
@@ -80,6 +83,9 @@ static const Option options[] = {
     GENERATION_REWARD_OPTIONS(o.g),
     OPTION_CHOICE("scale-rewards",               0, &o.scale,       SCALE_REWARDS_CHOICES,
                   "normalise advantages by the standard deviation of the"),
+    OPTION_CHOICE("advantage-estimator",         0, &o.advantage,   ADVANTAGE_CHOICES,
+                  "advantages of a group: as in GRPO, or of another method"),
+    OPTION_INT   ("pass-k",                      0, &o.pass_k,      1, 4096, "pass_k: completions of which the best counts"),
     OPTION_CHOICE("multi-objective-aggregation", 0, &o.aggregation, "sum_then_normalize|normalize_then_sum",
                   "how to combine several rewards: as in GRPO, or as in GDPO"),
     OPTION_FLAG  ("mask-truncated-completions",  0, &o.mask_truncated,
@@ -264,6 +270,13 @@ static AdvantageStats compute_advantages(Run *r) {
             memcpy(parts + i * K, g->scored[i].parts, (size_t)K * sizeof *parts);
         advantage_gdpo(parts, g->rewards.weight, penalised ? r->penalty : NULL, P, G, K, r->advantage, &stats);
         free(parts);
+    } else if (o.advantage) {
+        for (int32_t i = 0; i < g->completions; i++)
+            if (!advantage_takes((AdvantageEstimator)o.advantage, g->reward[i]))
+                die("--advantage-estimator %s: a completion has the reward %g; it takes rewards %s",
+                    o.advantage == ADVANTAGE_PASS_K ? "pass_k" : "max_rl", (double)g->reward[i],
+                    o.advantage == ADVANTAGE_PASS_K ? "of 0 and 1" : "from 0 on");
+        advantage_estimate((AdvantageEstimator)o.advantage, g->reward, g->offset, P, G, o.pass_k, r->advantage, &stats);
     } else if (o.loss == POLICY_RLOO) advantage_rloo(g->reward, P, G, false, r->advantage, &stats);
     else advantage_group(g->reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
     if (penalised) { /* the metrics are those of the rewards alone */
@@ -581,8 +594,11 @@ static void check_options(void) {
         {&o.epsilon_high, !soft, "not used by --loss-type sapo and vespo"},
         {&o.delta, !soft && !cispo && !gmpo, "not used by --loss-type sapo, vespo, cispo and gmpo"},
         {&o.importance, takes_importance(), "this --loss-type has a level of its own"},
-        {&o.scale, o.loss != POLICY_RLOO && !o.aggregation,
+        {&o.scale, o.loss != POLICY_RLOO && !o.aggregation && !o.advantage,
+         "not used by --loss-type rloo, --multi-objective-aggregation normalize_then_sum and other advantages"},
+        {&o.advantage, o.loss != POLICY_RLOO && !o.aggregation,
          "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
+        {&o.pass_k, o.advantage == ADVANTAGE_PASS_K, "used only by --advantage-estimator pass_k"},
         {&o.kl, kl, "used only with --beta above 0"},
         {&o.kl_in, kl, "used only with --beta above 0"},
         {&o.kl_bias_correction, kl && !o.kl_in && !gmpo && !exact_kl(),
@@ -612,6 +628,12 @@ static void check_options(void) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
     rollout_dump_check(&o.rollouts, options);
+    if (o.advantage == ADVANTAGE_PASS_K && o.pass_k > o.g.generations)
+        usage_error("--pass-k: %lld is more than the %lld completions of a group", (long long)o.pass_k,
+                    (long long)o.g.generations);
+    if (kl && o.kl_in && !exact_kl() && (o.advantage == ADVANTAGE_PASS_K || o.advantage == ADVANTAGE_MAX_RL))
+        usage_error(
+            "--kl-in reward: --advantage-estimator pass_k and max_rl take the rewards alone; give --kl-in loss");
     reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
     if (o.entropy_coef_min > o.entropy_coef_max)
         usage_error("--entropy-coef-min: %g is above --entropy-coef-max %g", o.entropy_coef_min, o.entropy_coef_max);
@@ -630,6 +652,7 @@ int main(int argc, char **argv) {
     o.t = trainer_defaults(1e-6);
     o.g = generation_defaults();
     o.resample = 10;
+    o.pass_k = 4;
     o.epsilon = o.epsilon_high = -1;
     o.loss = POLICY_DAPO;
     o.kl = KL_K3;

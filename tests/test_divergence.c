@@ -126,10 +126,11 @@ static void test_trl(void **state) {
                                    .weight = (const Floats *)divergence_words(&c, weight, (size_t)R)};
         B->divergence(D, &a);
         B->download(D, got, value, (size_t)R * sizeof *got);
-        /* logits of up to 8 at a temperature of 0.5 are rounded to 2^-20; so are sums of some 30 such terms */
-        for (int r = 0; r < R; r++) check_near(got[r], golden(&g, "value")[r], 1, 1e-5, g.name);
+        /* logits of up to 8 at a temperature of 0.5 are rounded to 2^-20, so a difference of log-probabilities is off by
+         * some 4e-6; a gradient has up to six times such differences: the weight over the temperature */
+        for (int r = 0; r < R; r++) check_near(got[r], golden(&g, "value")[r], 1, 5e-5, g.name);
         B->weights_download(D, got, (const Weights *)dh, n);
-        for (size_t i = 0; i < n; i++) check_near(got[i], golden(&g, "gradient")[i], 1, 1e-5, g.name);
+        for (size_t i = 0; i < n; i++) check_near(got[i], golden(&g, "gradient")[i], 1, 5e-5, g.name);
         divergence_free(&c);
         free(identity), free(student), free(teacher), free(weight), free(target), free(got);
         golden_free(&g);

@@ -1,0 +1,103 @@
+/* advantage_estimators.h - other advantages of a group's completions than those of GRPO (advantage.h).
+ *
+ * r are the rewards of the N scored completions of a prompt, mean and std theirs (ddof 1), T_i lengths in tokens:
+ *
+ *   max_rl      A_i = (r_i - mean) / mean, 0 where mean <= 0; r >= 0        MaxRL: 2602.02710; prime-rl
+ *   pass_k      0/1 rewards, of which n are 0:  R = 1 - C(n,k)/C(N,k),  s = sqrt(R (1 - R)),
+ *               A_i = (1 - R)/s if r_i = 1, else (1 - R - C(n-1,k-1)/C(N-1,k-1))/s;  0 if s = 0: the mean over all subsets
+ *               of k completions with completion i of (the subset's best reward - R)/s         Chen et al. 2025 (2508.10751)
+ *   grpo_passk  (r_max - r_second) / (std + 1e-6) for the first best, 0 for the others         2503.19595; verl
+ *   opo         A_i = r_i - sum_j T_j r_j / sum_j T_j                                          Hao et al. 2025 (2505.23585)
+ *   gpg         A_i = a (r_i - mean), a = groups of the step / groups whose rewards differ     Chu et al. 2025 (2504.02546)
+ *
+ * As in advantage.h, NaN marks a completion that could not be scored; its advantage is 0.
+ *
+ *     AdvantageStats stats;
+ *     advantage_estimate(ADVANTAGE_OPO, reward, offset, 8, 16, 0, advantage, &stats);      // 8 prompts, 16 completions each
+ */
+#ifndef LLMC_LOSS_ADVANTAGE_ESTIMATORS_H
+#define LLMC_LOSS_ADVANTAGE_ESTIMATORS_H
+
+#include "advantage.h" /* advantage_or_zero, AdvantageStats, Spread, advantage_batch_stats, ... */
+
+#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg"
+/* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h */
+typedef enum {
+    ADVANTAGE_GROUP,
+    ADVANTAGE_MAX_RL,
+    ADVANTAGE_PASS_K,
+    ADVANTAGE_GRPO_PASSK,
+    ADVANTAGE_OPO,
+    ADVANTAGE_GPG
+} AdvantageEstimator;
+
+/* C(a,k)/C(b,k) for a <= b. */
+static inline double advantage_choose_ratio(int64_t a, int64_t b, int64_t k) {
+    double ratio = 1;
+    for (int64_t i = 0; i < k; i++) ratio *= a - i > 0 ? (double)(a - i) / (double)(b - i) : 0;
+    return ratio;
+}
+
+/* Whether an estimator can take a reward. */
+static inline bool advantage_takes(AdvantageEstimator kind, float reward) {
+    if (isnan(reward)) return true;
+    return kind == ADVANTAGE_MAX_RL ? reward >= 0 : kind == ADVANTAGE_PASS_K ? reward == 0 || reward == 1 : true;
+}
+
+static inline void advantage_pass_k(const float *r, int64_t G, int64_t scored, int64_t k, float *advantage) {
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < G; i++) wrong += r[i] == 0;
+    const double R = 1 - advantage_choose_ratio(wrong, scored, k), s = sqrt(R * (1 - R));
+    const double others = advantage_choose_ratio(wrong - 1, scored - 1, k - 1);
+    for (int64_t i = 0; i < G; i++) {
+        if (isnan(r[i]) || scored < k || !(s > 0)) continue;
+        advantage[i] = (float)((r[i] == 1 ? 1 - R : 1 - R - others) / s);
+    }
+}
+
+static inline void advantage_best_of_two(const float *r, int64_t G, double std, float *advantage) {
+    int64_t best = -1;
+    double second = -INFINITY;
+    for (int64_t i = 0; i < G; i++)
+        if (!isnan(r[i]) && (best < 0 || r[i] > r[best])) best = i;
+    for (int64_t i = 0; i < G; i++)
+        if (!isnan(r[i]) && i != best && r[i] > second) second = r[i];
+    if (best >= 0 && isfinite(second)) advantage[best] = advantage_or_zero((r[best] - second) / (std + 1e-6));
+}
+
+/* The baseline of OPO: the mean reward, weighted by the completions' lengths. */
+static inline double advantage_length_baseline(const float *r, const int32_t *offset, int64_t G) {
+    double sum = 0, tokens = 0;
+    for (int64_t i = 0; i < G; i++) {
+        if (isnan(r[i])) continue;
+        sum += (double)(offset[i + 1] - offset[i]) * (double)r[i];
+        tokens += offset[i + 1] - offset[i];
+    }
+    return sum / tokens;
+}
+
+/* reward, advantage: (groups, G); offset: (groups * G + 1) of the completions' tokens; k: of pass_k. */
+static inline void advantage_estimate(AdvantageEstimator kind, const float *reward, const int32_t *offset,
+                                      int64_t groups, int64_t G, int64_t k, float *advantage, AdvantageStats *stats) {
+    int64_t equal = 0;
+    advantage_batch_stats(reward, groups * G, stats);
+    for (int64_t g = 0; g < groups; g++) equal += !advantage_group_differs(reward + g * G, G);
+    const double alpha = equal < groups ? (double)groups / (double)(groups - equal) : 0;
+    for (int64_t g = 0; g < groups; g++) {
+        const float *r = reward + g * G;
+        float *A = advantage + g * G;
+        const Spread group = spread_of(r, G, 1);
+        const double baseline = kind == ADVANTAGE_OPO ? advantage_length_baseline(r, offset + g * G, G) : group.mean;
+        const double factor = kind == ADVANTAGE_GPG      ? alpha
+                              : kind == ADVANTAGE_MAX_RL ? (group.mean > 0 ? 1 / group.mean : 0)
+                                                         : 1;
+        const bool pass = kind == ADVANTAGE_PASS_K || kind == ADVANTAGE_GRPO_PASSK;
+        for (int64_t i = 0; i < G; i++)
+            A[i] = pass || group.count < 2 ? 0 : advantage_or_zero(factor * (r[i] - baseline));
+        if (kind == ADVANTAGE_PASS_K) advantage_pass_k(r, G, group.count, k, A);
+        if (kind == ADVANTAGE_GRPO_PASSK) advantage_best_of_two(r, G, group.std, A);
+    }
+    stats->frac_reward_zero_std = (double)equal / (double)groups;
+}
+
+#endif
