@@ -1060,7 +1060,7 @@ static void evaluate_reward_model(const Shard *s) {
 
 static void check_usage(void) {
     Error e;
-    if (!inputs_open(&inputs, "-i/--input", &o.inputs, &e) || !inputs_whole(&inputs, "-i/--input", &e))
+    if (!inputs_open(&inputs, "-i/--input", &o.inputs, &e) || !inputs_whole(&inputs, "-i/--input", false, &e))
         usage_error("%s", e.text);
     const char *const files[] = {o.m.checkpoint, inputs.count ? inputs.path[0] : NULL, o.reward_model};
     int pipes = 0;
