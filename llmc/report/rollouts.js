@@ -535,7 +535,8 @@ if (typeof document !== 'undefined') (function () {
             var rewards = samples.map(function (s) { return s.reward; }), p = passRate(group);
             var names = Object.keys(samples[0].rewards || {}), kinds = ['grpo', 'dr_grpo', 'rloo', 'maxrl', 'passk'];
             var o = {k: K.get(), weights: names.map(function () { return 1; }), parts: samples.map(function (s) {
-                return names.map(function (name) { return (s.rewards || {})[name]; });
+                var parts = s.rewards || {};
+                return names.map(function (name) { return parts[name]; });
             })};
             if (names.length > 1) kinds.push('gdpo');
             var all = kinds.map(function (kind) { return R.advantages(kind, rewards, o); });
