@@ -14,13 +14,12 @@
 #ifndef LLMC_REPORT_REPORT_ROLLOUTS_H
 #define LLMC_REPORT_REPORT_ROLLOUTS_H
 
-#include "../base/error.h"  /* checked_object */
-#include "chart_text.h"     /* chart_value */
-#include "history.h"        /* history_number, History */
-#include "html.h"           /* html_text, html_bytes */
-#include "report_samples.h" /* report_class */
-#include "rollouts.h"       /* Rollouts, rollout_number, RolloutLine, rollout_shorten, ... */
-#include "style.h"          /* keep: rollouts_js, plot_js */
+#include "../base/error.h" /* checked_object */
+#include "chart_text.h"    /* chart_value */
+#include "history.h"       /* history_number, History */
+#include "html.h"          /* html_text, html_bytes */
+#include "rollouts.h"      /* Rollouts, rollout_number, RolloutLine, rollout_shorten, ... */
+#include "style.h"         /* keep: rollouts_js, plot_js */
 
 /* Limits of the data, in bytes of JSON. */
 enum {
@@ -251,7 +250,7 @@ static inline void rollouts_box(FILE *f, const json_t *sample) {
                  advantage = history_number(json_object_get(sample, "advantage"));
     char text[32];
     fprintf(f, "<div class='take %s'><div class='got'>%s",
-            json_is_boolean(right) ? json_is_true(right) ? "ok" : "bad" : report_class(reward),
+            json_is_boolean(right) ? json_is_true(right) ? "ok" : "bad" : "",
             json_is_boolean(right) ? json_is_true(right) ? "\xE2\x9C\x93 right" : "\xE2\x9C\x97 wrong" : "");
     if (isfinite(reward)) {
         chart_value(reward, false, text);

@@ -491,6 +491,8 @@ if (typeof document !== 'undefined') (function () {
 
     function passRate(group) {
         var known = group.samples.filter(function (s) { return s.right != null || s.reward != null; });
+        /* the scores of a reward model say nothing of right and wrong */
+        if (known.some(function (s) { return s.right == null && (s.reward < 0 || s.reward > 1); })) return NaN;
         return R.mean(known.map(function (s) { return (s.right != null ? s.right : s.reward >= 0.5) ? 1 : 0; }));
     }
 
