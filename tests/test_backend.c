@@ -1,8 +1,8 @@
 /* test_backend.c - every operation of the table in backend.h against loops in float64 written from the formula.
  *
- * The head and sampling are tested in test_head.c; attention is tested here and in test_attention.c. Operations without
- * a matrix product must give the same bits with any number of threads. Those with one (linear_*, head, logits, sample)
- * leave the order of sums to the library and must agree within the tolerance. */
+ * The head and sampling are tested in test_head.c, divergences in test_divergence.c; attention is tested here and in
+ * test_attention.c. Operations without a matrix product must give the same bits with any number of threads. Those with one
+ * (linear_*, head, logits, sample) leave the order of sums to the library and must agree within the tolerance. */
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
 #include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES */
@@ -15,9 +15,9 @@
 #include "frozen.h"                /* frozen_check */
 #include "quant_blocks.h"          /* quant_random */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 53
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 54
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 53) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 54) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
