@@ -87,10 +87,10 @@ row() {
         count=$(wc -l <"$3.jsonl")
         distinct=$(sort -u "$3.jsonl" | wc -l)
     fi
-    printf '%-28s %7.1f %% %5.1f %% %5.1f %% %7.1f %9s %8s\n' "$1" "$(percent accuracy "$2.json")" \
+    printf '%-28s %7s %% %5s %% %5s %% %7.1f %9s %8s\n' "$1" "$(percent accuracy "$2.json")" \
         "$(percent pass@1 "$2.json")" "$(percent pass@8 "$2.json")" "$(figure mean_length "$2.json")" "$count" "$distinct"
 }
-percent() { awk "BEGIN { print 100 * $(figure "$1" "$2") }"; }
+percent() { awk "BEGIN { printf \"%.1f\", 100 * $(figure "$1" "$2") }"; } # percent KEY FILE
 
 # page: one HTML page over the rounds, from the metrics of all trainings.
 page() {

@@ -3,7 +3,7 @@
 # last model's own answer is rejected, by DPO with the last model as reference. The margin disappears when the model writes
 # what the data has.
 #
-# The paper: beta (there lambda) 0.1, rounds 0 to 3, from round 1 on the pairs of the last two rounds. Control: another sample of
+# The paper: beta (there lambda) 0.1 (here 1: with 0.1 the toy model loses its format), rounds 0 to 3, from round 1 on the pairs of the last two rounds. Control: another sample of
 # the model's own as chosen, which has nothing to teach.
 # shellcheck disable=SC1091
 cd "$(dirname "$0")/.." && . scripts/loop.sh
@@ -22,7 +22,7 @@ for label in spin control; do
         if [ $label = spin ]; then pick "$to.new" -i "$to.all.jsonl" --where 'sample == 0' --spin
         else pick "$to.new" -i "$to.all.jsonl" --group index --pairs reward --as preference; fi
         pick "$to.pairs" -i "$to.new.jsonl" ${before:+-i "$before"} --shuffle
-        dpo "$to" "$from" "$to.pairs" --beta 0.1
+        dpo "$to" "$from" "$to.pairs" --beta 1
         before=$to.new.jsonl
         from=$to
         row "$label, round $i" "$to" "$to.new"

@@ -5,7 +5,7 @@
 #include "../llmc/base/error.h" /* xstrdup */
 #include "files.h"              /* files_path, text_of */
 #include "models.h"             /* json_text_of, lines_of, json_line_of, models_setup, ... */
-#include "shell.h"              /* out, assert_holds, run */
+#include "shell.h"              /* out, assert_holds, run, said */
 
 #define TINY                                                                                                           \
     "LOOP_OUT=$T/loops ROUNDS=1 BASE_STEPS=60 PROBLEMS=100 STEPS=4 HELDOUT=40 GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 "
@@ -71,7 +71,19 @@ static void self_taught(void **state) {
     free(kept);
 }
 
+static void chapters(void **state) {
+    (void)state;
+    run(2, "scripts/chapter.sh");
+    assert_holds(said, "chapter.sh: give one of 2 5 8 ");
+    run(2, "scripts/chapter.sh 99");
+    /* a claim that does not hold is said and is the status: five steps teach nothing */
+    run(1, TINY "BASE_STEPS=5 scripts/chapter.sh 5 7");
+    assert_holds(out, "claim   demonstrations teach a task");
+    assert_holds(out, ": does not hold\n");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught),
+                                       cmocka_unit_test(chapters)};
     return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
 }

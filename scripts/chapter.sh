@@ -1,0 +1,194 @@
+#!/bin/sh
+# chapter.sh N|all [SEED] - demonstrates a chapter of "LLM post-training, from the ground up" in a few minutes on two cores: prints
+# what the chapter claims, what was seen, and whether it holds. Exits with status 1 if a claim does not hold.
+#
+#     scripts/chapter.sh 19         self-taught reasoning and rejection sampling
+#     scripts/chapter.sh all 2      all chapters that there are, with seed 2
+#
+# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 8 reward models; 9 InstructGPT; 12 baselines; 14 the KL leash; 15 DPO;
+# 18 iterative preference learning; 19 rejection sampling; 20 process rewards; 21 test-time compute; 23 GRPO.
+# shellcheck disable=SC1091
+cd "$(dirname "$0")/.."
+chapter=${1:-}
+[ $# -gt 0 ] && shift
+LOOP_NAME=chapter-$chapter
+chapters="2 5 8 9 12 14 15 18 19 20 21 23"
+case " $chapters all " in *" ${chapter:-none} "*) ;; *) echo "chapter.sh: give one of $chapters, or all" >&2; exit 2 ;; esac
+if [ "$chapter" = all ]; then
+    failed=
+    for n in $chapters; do scripts/chapter.sh "$n" "$@" || failed="$failed $n"; echo; done
+    [ -z "$failed" ] && echo "all claims hold" && exit
+    echo "claims that do not hold: chapter$failed"
+    exit 1
+fi
+. scripts/loop.sh
+bad=0 finished=
+trap '[ $? = 0 ] || [ -n "$finished" ] || tail -n 2 "$out/log" >&2' EXIT
+# claim TEXT SEEN CONDITION: prints the claim and what was seen. CONDITION: awk's, of numbers.
+claim() {
+    verdict=$(awk "BEGIN { print ($3) ? \"holds\" : \"does not hold\" }")
+    [ "$verdict" = holds ] || bad=1
+    printf 'claim   %s\nseen    %s: %s\n' "$1" "$2" "$verdict"
+}
+title() { echo "Chapter $chapter: $*"; }
+quiet() { "$@" >>"$out/log" 2>&1; }
+# greedy MODEL: greedy accuracy in percent, of the held-out problems.
+greedy() { stage "$1.json" measure "$1.bin" && percent accuracy "$1.json"; }
+# another script with this seed: the files of its last run.
+script() { quiet "scripts/$1.sh" "$seed"; }
+
+# The letters: a hidden rule, its preferences, and a policy that writes letters at random (README.md, "The whole chain").
+rule=char=a:1,length:-0.25
+letters() { # NAME OPTION...
+    letters=$1
+    shift
+    stage "$shared/$letters.jsonl" ./data/make_prefs --rule $rule --min-length 3 --seed "$seed" "$@" -o "$shared/$letters.jsonl"
+    stage "$shared/$letters.shard" ./data/make_shard -i "$shared/$letters.jsonl" -o "$shared/$letters.shard"
+}
+policy() {
+    letters answers --format chat --count 3000
+    letters prefs --count 3000
+    letters prefs-val --count 300 --split heldout
+    letters prompts --format prompt --count 1000
+    letters prompts-val --format prompt --count 100 --split heldout
+    stage "$shared/policy.bin" ./train_sft --layers 2 --width 64 --context 64 -i "$shared/answers.shard" -x 100 \
+        --batch-tokens 2048 -l 2e-3 --seed "$seed" -o "$shared/policy.bin"
+}
+reward_model() {
+    policy
+    stage "$shared/rm.bin" ./train_rm -c "$shared/policy.bin" -i "$shared/prefs.shard" --per-device-train-batch-size 32 -x 150 \
+        -l 1e-3 --seed "$seed" -o "$shared/rm.bin"
+}
+ppo() { # MODEL OPTION...
+    ppo=$1
+    shift
+    stage "$ppo.bin" ./train_ppo -c "$shared/policy.bin" --reward-model "$shared/rm.bin" -i "$shared/prompts.shard" -p 64 -g 16 \
+        -l 1e-3 --sample-count 0 --seed "$seed" -o "$ppo.bin" --metrics "$ppo.metrics.jsonl" "$@"
+}
+# gold MODEL: the mean score of its samples by the hidden rule.
+gold_of() {
+    ./evaluate -c "$1" -i "$shared/prompts-val.shard" --reward command --reward-cmd "./data/make_prefs --score --rule $rule" \
+        -g 16 --num-samples 4 >"$2"
+}
+gold() { stage "$out/$(basename "$1").gold.json" gold_of "$1.bin" "$out/$(basename "$1").gold.json" &&
+    figure reward "$out/$(basename "$1").gold.json"; }
+last() { sed -n "s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | tail -n 1; } # last KEY METRICS: its value in the last step that has it
+
+chapter_2() {
+    title "likelihood, KL, entropy"
+    tasks "$out/chat.shard" $((seed * 100 + 3)) 300 --split heldout --format chat
+    stage "$out/more.bin" ./train_sft -c "$base" -i "$shared/demos.shard" -o "$out/more.bin" -x 40 --batch-tokens 2048 -l 1e-3
+    apart() { ./evaluate -c "$1" -i "$out/chat.shard" --reference "$2" >"$3"; }
+    apart "$base" "$base" "$out/same.json" 2>>"$out/log"
+    apart "$out/more.bin" "$base" "$out/apart.json" 2>>"$out/log"
+    loss=$(figure loss "$out/apart.json") perplexity=$(figure perplexity "$out/apart.json")
+    claim "perplexity is exp(loss)" "loss $loss, perplexity $perplexity" "($perplexity - exp($loss)) ^ 2 < 1e-6"
+    same=$(figure kl "$out/same.json") kl=$(figure kl "$out/apart.json")
+    claim "KL(p, p) is 0" "$same" "$same ^ 2 < 1e-12"
+    claim "KL(p, q) is above 0" "$kl nats a token between a model and the same model after more training" "$kl > 0.001"
+}
+chapter_5() {
+    title "supervised fine-tuning"
+    stage "$out/new.bin" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$out/new.bin" -x 1 \
+        --batch-tokens 2048 -l 1e-5
+    before=$(greedy "$out/new") after=$(greedy "$start")
+    claim "demonstrations teach a task to a model that cannot do it" "held-out accuracy $before % -> $after %" "$after > $before + 20"
+}
+chapter_8() {
+    title "comparisons and reward models"
+    reward_model
+    letters noisy --count 3000 --flip 0.3
+    stage "$out/noisy.bin" ./train_rm -c "$shared/policy.bin" -i "$shared/noisy.shard" --per-device-train-batch-size 32 -x 150 \
+        -l 1e-3 --seed "$seed" -o "$out/noisy.bin"
+    ./evaluate --reward-model "$shared/rm.bin" -i "$shared/prefs-val.shard" >"$out/rm.json" 2>>"$out/log"
+    ./evaluate --reward-model "$out/noisy.bin" -i "$shared/prefs-val.shard" >"$out/noisy.json" 2>>"$out/log"
+    clean=$(percent accuracy "$out/rm.json") noisy=$(percent accuracy "$out/noisy.json")
+    claim "a model learns from comparisons alone which completion is better" "held-out accuracy $clean %" "$clean > 80"
+    claim "wrong labels cost accuracy, less than their share" "with 30 % of the labels flipped $noisy %" "$noisy < $clean && $noisy > 60"
+}
+chapter_9() {
+    title "InstructGPT: SFT, a reward model, PPO"
+    reward_model
+    ppo "$out/ppo" -x 100 --kl-coef 0.1
+    before=$(gold "$shared/policy") after=$(gold "$out/ppo")
+    claim "PPO against a reward model raises what the preferences stand for" "score by the hidden rule $before -> $after" \
+        "$after > $before + 0.5"
+}
+chapter_14() {
+    title "the KL leash"
+    reward_model
+    for kl in 0.02 0.1 1; do ppo "$out/kl$kl" -x 60 --kl-coef $kl; done
+    a=$(last objective/kl "$out/kl0.02.metrics.jsonl") b=$(last objective/kl "$out/kl0.1.metrics.jsonl") c=$(last objective/kl "$out/kl1.metrics.jsonl")
+    claim "a stronger penalty keeps the policy nearer to the reference" "KL at the end $a, $b, $c with --kl-coef 0.02, 0.1, 1" "$a > $b && $b > $c"
+}
+chapter_15() {
+    title "DPO"
+    policy
+    stage "$out/dpo.bin" ./train_dpo -c "$shared/policy.bin" -i "$shared/prefs.shard" -x 100 -l 1e-4 --warmup-steps 10 \
+        --seed "$seed" -o "$out/dpo.bin" --metrics "$out/dpo.metrics.jsonl"
+    before=$(gold "$shared/policy") after=$(gold "$out/dpo")
+    claim "preferences train a policy without a reward model" "score by the hidden rule $before -> $after" "$after > $before + 0.3"
+}
+chapter_18() {
+    title "online and iterative preference learning"
+    script iterative-dpo
+    o=$loops/iterative-dpo-$seed
+    before=$(greedy "$start") after=$(percent accuracy "$o/dpo3.json") control=$(percent accuracy "$o/control3.json")
+    claim "rounds of DPO on the model's own verified samples improve it" "$before % -> $after %" "$after > $before + 5"
+    claim "it is the order of the pairs that teaches" "pairs in random order: $control %" "$after > $control + 5"
+}
+chapter_19() {
+    title "STaR, self-consistency, rejection sampling"
+    script rft
+    o=$loops/rft-$seed
+    before=$(greedy "$start") after=$(percent accuracy "$o/rft.json") control=$(percent accuracy "$o/control.json")
+    claim "a model improves on its own right samples" "$before % -> $after %" "$after > $before + 5"
+    claim "it is the choice that teaches" "trained on any samples: $control %" "$after > $control + 5"
+}
+chapter_20() {
+    title "process and outcome rewards"
+    stage "$out/steps.jsonl" ./data/make_prefs --rule sum --format step --terms 4 --digits 1 --count 3000 --seed "$seed" -o "$out/steps.jsonl"
+    stage "$out/val.jsonl" ./data/make_prefs --rule sum --format step --terms 4 --digits 1 --count 300 --split heldout -o "$out/val.jsonl"
+    for f in steps val; do stage "$out/$f.shard" ./data/make_shard -i "$out/$f.jsonl" -o "$out/$f.shard"; done
+    stage "$out/prm.bin" ./train_rm --kind prm --layers 2 --width 64 --heads 4 --context 64 -i "$out/steps.shard" -o "$out/prm.bin" \
+        -x 600 --per-device-train-batch-size 32 -l 3e-3 --seed "$seed"
+    ./evaluate --reward-model "$out/prm.bin" -i "$out/val.shard" >"$out/prm.json" 2>>"$out/log"
+    right=$(percent accuracy "$out/prm.json")
+    share=$(awk '{ n += gsub(/true/, "true"); m += gsub(/false/, "false") } END { print 100 * (n > m ? n : m) / (n + m) }' "$out/val.jsonl")
+    claim "a process model learns which steps are right" "held-out steps $right %, always the same label $share %" "$right > $share + 5"
+}
+chapter_21() {
+    title "test-time compute"
+    greedy "$start" >>"$out/log"
+    one=$(percent pass@1 "$start.json") many=$(percent pass@8 "$start.json") votes=$(percent majority@8 "$start.json")
+    claim "more samples hold a right answer more often" "pass@1 $one %, pass@8 $many %" "$many > $one + 10"
+    claim "a vote of 8 samples is better than one" "majority@8 $votes %" "$votes > $one + 2"
+}
+chapter_23() {
+    title "GRPO"
+    tasks "$out/problems.shard" $((seed * 100 + 6)) 4000
+    for reward in verify random; do
+        stage "$out/$reward.bin" ./train_grpo -c "$base" -i "$out/problems.shard" -o "$out/$reward.bin" --num-prompts 32 \
+            --num-generations 8 --max-completion-length 12 --max-steps 150 --reward $reward --temperature 0.6 --learning-rate 7e-4 \
+            --warmup-steps 10 --adam-beta2 0.99 --slots 256 --logging-steps 50 --seed "$seed"
+    done
+    before=$(greedy "$start") after=$(greedy "$out/verify") control=$(greedy "$out/random")
+    claim "rewards of checked answers teach without a demonstration" "$before % -> $after %" "$after > $before + 10"
+    claim "random rewards teach nothing" "$control %" "$control < $before + 5"
+}
+chapter_12() {
+    title "REINFORCE and baselines"
+    policy
+    for how in reinforce rloo; do
+        group=1
+        [ $how = reinforce ] || group=4
+        stage "$out/$how.bin" ./train_ppo -c "$shared/policy.bin" --reward-cmd "./data/make_prefs --score --rule $rule" \
+            -i "$shared/prompts.shard" -p $((64 / group)) -G $group -g 16 -x 20 -l 1e-3 --kl-coef 0.1 --sample-count 0 --seed "$seed" \
+            -o "$out/$how.bin" --metrics "$out/$how.metrics.jsonl" --algo $how
+    done
+    without=$(gold "$out/reinforce") with=$(gold "$out/rloo")
+    claim "a baseline of the other samples learns faster than none" "score by the hidden rule after 20 steps $without -> $with" "$with > $without"
+}
+"chapter_$chapter"
+finished=yes
+exit $bad
