@@ -37,7 +37,7 @@
 #include "llmc/report/metrics.h"            /* metrics_set, metrics_phase, Metrics, metrics_warn */
 #include "llmc/report/run_facts.h"          /* RUN_SAMPLING, RUN_REWARD, RunPhase */
 #include "llmc/reward/rewards.h"            /* rewards_add_model */
-#include "llmc/rollout/episodes.h"          /* EPISODE_OPTIONS */
+#include "llmc/rollout/episodes.h"          /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"        /* Evaluation */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
 #include "llmc/train/generation.h"          /* Generation, generation_forward, generation_forget, ... */
@@ -77,6 +77,7 @@ static const Option options[] = {
                 "DAPO: replace groups whose rewards are all equal with groups of new prompts"),
     OPTION_INT ("max-resamples",    0, &o.resample, 1, 1000, "maximum rounds of new prompts per generation (DAPO)"),
     EPISODE_OPTIONS(o.g.episodes),
+    EPISODE_LOSS_OPTIONS(o.g.episodes),
     OPTION_GROUP("Reward"),
     OPTION_TEXT  ("reward-model",                0, &o.reward_model, "FILE",
                   "reward model of the part `model` of --reward; several: --reward model=a.bin:1,model=b.bin:0.5"),
@@ -234,8 +235,8 @@ static bool follows(void) { return o.sync.on || o.sync.reset; }
 /* Whether the KL penalty is that of the whole distributions. */
 static bool exact_kl(void) { return o.beta > 0 && o.kl == KL_K3 + 1; }
 
-/* Whether there is a reward; without one, only the teacher is learned from. */
-static bool rewarded(void) { return strcmp(o.g.reward, "none") != 0; }
+/* Whether there is a reward, of --reward or of --tool-cmd; without one, only the teacher is learned from. */
+static bool rewarded(void) { return strcmp(o.g.reward, "none") || o.g.episodes.commands.count; }
 
 static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
 
@@ -573,7 +574,7 @@ static bool takes_importance(void) {
 /* Rejects combinations of distillation and an exact KL with what has no meaning beside them. */
 static void check_distillation(void) {
     const bool teacher = o.distill.teacher.path != NULL, tokens = teacher && o.distill.estimator != DISTILL_EXACT;
-    if (!rewarded() && !teacher) usage_error("--reward none: nothing is learned without --teacher");
+    if (!rewarded() && !teacher) usage_error("--reward none: nothing is learned without --teacher or --tool-cmd");
     if (!rewarded() && (o.reward_model || o.g.reward_cmd))
         usage_error("--reward none: cannot be combined with --reward-cmd and --reward-model");
     if (!rewarded() && (o.dynamic_sampling || o.aggregation))

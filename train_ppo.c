@@ -48,12 +48,12 @@
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
-#include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS */
+#include "llmc/rollout/episodes.h"         /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request, ... */
 #include "llmc/rollout/rollout.h"          /* RolloutRequest, Sampling, completion_free, rollout_run */
 #include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
-#include "llmc/train/generation.h"         /* Generation, GenerationSlice, generation_forward, ... */
+#include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
 #include "llmc/train/mixing.h"             /* mixing_check */
@@ -108,6 +108,7 @@ static const Option options[] = {
     OPTION_TEXT("ptx",       0,   &o.ptx,     "FILE", "token shard of pretraining text for --ptx-coef (PPO-ptx)"),
     GENERATION_SAMPLING_OPTIONS(o.g, 1),
     EPISODE_OPTIONS(o.g.episodes),
+    EPISODE_LOSS_OPTIONS(o.g.episodes),
     OPTION_GROUP("Reward"),
     OPTION_TEXT("reward-model",         0, &o.reward_model,        "FILE",
                 "reward model that scores the completions (a checkpoint from train_rm)"),

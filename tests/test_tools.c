@@ -8,7 +8,7 @@
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tools.h"       /* TOOL_CALCULATOR, Tools, tools_add, tools_add_schema, ... */
 #include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
+#include "shell.h"                     /* assert_holds, run, refused_output, out, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -317,6 +317,32 @@ static void test_programs(void **state) {
     free(metrics);
 }
 
+/* A reward program reads all turns and why they ended; completions that ended for a reason leave the loss. */
+static void test_rewards(void **state) {
+    (void)state;
+    put("reward.sh", "while read -r line; do echo \"$line\" >>$T/lines; echo 1; done");
+    run(0, GRPO "--tools calculator " FORMAT
+                " --reward-cmd 'sh $T/reward.sh' --parse-error-penalty 0.5 --metrics $T/m.jsonl");
+    char *lines = text_of(files_path("lines"));
+    assert_holds(lines, "\"stop\":\"completed\"");
+    assert_holds(lines, "\"messages\":[{\"role\":\"user\",\"content\":\"");
+    assert_holds(lines, "\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"calculator\"");
+    assert_holds(lines, "{\"role\":\"tool\",\"content\":\"");
+    free(lines);
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"tools/calculator/calls\":");
+    assert_holds(metrics, "\"rollout/parked_share\":0");
+    free(metrics);
+    /* with every reason masked no token is trained on */
+    run(0, GRPO "--tools calculator " FORMAT " --metrics $T/m.jsonl --mask-stopped "
+                "completed,max_tokens,context_overflow,max_turns,parse_error");
+    metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"num_trained_tokens\":0");
+    free(metrics);
+    refused_output("grpo.bin", 1, GRPO "--tools calculator " FORMAT " --mask-stopped completed,tired",
+                   "--mask-stopped: 'tired' is no reason for which a completion ends");
+}
+
 #define REFUSED(program, part)                                                                                         \
     refused_output("out.jsonl", 1, GENERATE "--tool-workers 1 -o $T/out.jsonl " program, part)
 
@@ -351,9 +377,10 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),    cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls), cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),     cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),      cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

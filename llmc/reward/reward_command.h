@@ -7,7 +7,8 @@
  *     {"prompt":"12+34=","completion":"46","answer":"46","task":"add","level":2}      ->      1.0
  *
  * "prompt", "completion", "answer" and "task" are always present; the record's other fields follow, among them
- * "messages" if the record has the messages of which "prompt" is the rendered text. Bytes that are not
+ * "messages" if the record has the messages of which "prompt" is the rendered text. For a completion of several turns,
+ * "completion" is the last one, "messages" has all turns, calls and results, and "stop" says why it ended. Bytes that are not
  * valid UTF-8 are replaced by U+FFFD. The program must flush its output (python: print(..., flush=True)) and should
  * exit at the end of its input.
  *
@@ -28,7 +29,7 @@
 #include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, checked_object, ... */
 #include "../base/json_text.h" /* json_utf8 */
 #include "../base/process.h"   /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
-#include "verify_answer.h"     /* verify_span, RewardInput, verify_space, VerifySpan, ... */
+#include "verify_answer.h"     /* RewardInput, verify_span, verify_space, VerifySpan, ... */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
 
@@ -75,6 +76,18 @@ static inline void reward_command_text(json_t *line, const char *key, VerifySpan
     json_object_set_new(line, key, json_utf8(text.s, text.n));
 }
 
+/* Adds the messages of a completion of several turns, after those of the prompt, and why it ended. */
+static inline void reward_command_turns(json_t *line, const RewardInput *in) {
+    const json_t *given = json_object_get(line, "messages");
+    json_t *messages = json_is_array(given) ? json_copy((json_t *)given) : json_array();
+    if (!json_is_array(given))
+        json_array_append_new(messages,
+                              json_pack("{s:s,s:O}", "role", "user", "content", json_object_get(line, "prompt")));
+    json_array_extend(messages, (json_t *)in->messages);
+    json_object_set_new(line, "messages", messages);
+    json_object_set_new(line, "stop", json_string(in->stop));
+}
+
 /* The JSON line of one completion, with its newline; allocated with malloc(). */
 static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     json_t *line = json_object(), *fields = verify_fields(in);
@@ -83,6 +96,7 @@ static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     reward_command_text(line, "answer", verify_span(in->answer));
     reward_command_text(line, "task", verify_span(in->task));
     json_object_update_missing(line, fields);
+    if (in->messages) reward_command_turns(line, in);
     char *text = (char *)checked_object(json_dumps(line, JSON_COMPACT), "a line for the reward command");
     json_decref(line), json_decref(fields);
     *length = strlen(text);

@@ -25,7 +25,7 @@
 #include "../base/clock.h"         /* clock_seconds */
 #include "../base/error.h"         /* error_set, Error, xcalloc, xstrdup, ... */
 #include "../base/json_text.h"     /* json_utf8 */
-#include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, ... */
+#include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, ... */
 #include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
 #include "../base/text.h"          /* token_list_free, TextBuffer, TokenList, text_free, ... */
 #include "../model/model_text.h"   /* ModelText, model_text_decode_bytes */
@@ -36,7 +36,7 @@
 #include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, Tool, Tools, ... */
 #include "prompts.h"               /* PromptText */
 #include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
-#include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, STOP_COMPLETED, ... */
+#include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, trajectory_stop_name, ... */
 #include <xxhash.h>
 
 typedef enum { AGGREGATE_LAST, AGGREGATE_SUM } EpisodeAggregator; /* of the rewards of turns */
@@ -51,6 +51,9 @@ typedef struct EpisodeOptions {
     int64_t workers, retries, line_max;
     double tool_timeout, start_timeout, max_failures;
     int aggregator; /* an EpisodeAggregator */
+    const char *mask_stopped;
+    bool mask_void;
+    double parse_penalty;
     int64_t max_turns, max_turn_tokens, max_calls, max_parallel, max_response, max_parse_errors;
     double timeout;
     int side; /* a TruncateSide */
@@ -141,8 +144,9 @@ typedef struct Episodes {
     const ModelText *text_of_model;
     Tools tools;
     ToolFormat format;
-    RolloutTurns turns;    /* for Rollout.turns */
-    Episode *first, *last; /* turns that have been answered */
+    RolloutTurns turns;      /* for Rollout.turns */
+    Episode *first, *last;   /* turns that have been answered */
+    bool masked[STOP_COUNT]; /* by --mask-stopped */
     ToolPrograms programs;
     const char *program; /* the trainer's name */
     uint64_t seed;
@@ -151,6 +155,17 @@ typedef struct Episodes {
     int ending;              /* answers to ends that have not come yet */
     TokenList ids;
 } Episodes;
+
+/* Options of trainers: which trajectories are in the loss, and what they lose. */
+// clang-format off
+#define EPISODE_LOSS_OPTIONS(o)                                                                                        \
+    OPTION_TEXT("mask-stopped",        0, &(o).mask_stopped, "REASON,...",                                             \
+                "leave completions that ended for these reasons (stop/REASON) out of the loss"),                       \
+    OPTION_FLAG("mask-void-turns",     0, &(o).mask_void,                                                              \
+                "leave completions out of the loss if a turn has neither a readable call nor an answer"),              \
+    OPTION_REAL("parse-error-penalty", 0, &(o).parse_penalty, 0, 1e6,                                                  \
+                "subtracted from the reward for each turn whose call cannot be read")
+// clang-format on
 
 static inline bool episodes_on(const EpisodeOptions *o) { return o->tools || o->commands.count; }
 
@@ -163,7 +178,10 @@ static inline const char *episodes_option(const EpisodeOptions *o) {
 static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option *table) {
     static const char tools[] = "used only with --tools or --tool-cmd", command[] = "used only with --tool-cmd";
     const bool on = episodes_on(o), programs = o->commands.count > 0;
-    const OptionUse use[] = {{&o->format, on, tools},
+    const OptionUse use[] = {{&o->mask_stopped, on, tools},
+                             {&o->mask_void, on, tools},
+                             {&o->parse_penalty, on, tools},
+                             {&o->format, on, tools},
                              {&o->max_turns, on, tools},
                              {&o->max_turn_tokens, on, tools},
                              {&o->max_calls, on, tools},
@@ -681,6 +699,28 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
                      x->programs.program[x->text].command);
 }
 
+/* Reads the reasons of --mask-stopped. */
+static inline bool episodes_masked(Episodes *x, Error *e) {
+    for (const char *at = x->o.mask_stopped; at && *at;) {
+        const size_t n = strcspn(at, ",");
+        int k = STOP_COMPLETED;
+        while (k < STOP_COUNT && (strlen(trajectory_stop_name((TrajectoryStop)k)) != n ||
+                                  memcmp(trajectory_stop_name((TrajectoryStop)k), at, n)))
+            k++;
+        if (k == STOP_COUNT)
+            return error_set(e, "--mask-stopped: '%.*s' is no reason for which a completion ends, such as max_tokens",
+                             (int)n, at);
+        x->masked[k] = true;
+        at += n + (at[n] == ',');
+    }
+    return true;
+}
+
+/* Whether a trajectory is in the loss. */
+static inline bool episodes_count_in_loss(const Episodes *x, const Trajectory *y) {
+    return !x->masked[y->stop] && !(x->o.mask_void && trajectory_void(y));
+}
+
 /* Opens the format and compares it with the tools and the chat template. */
 static inline bool episodes_format(Episodes *x, Error *e) {
     const ModelText *t = x->text_of_model;
@@ -710,7 +750,7 @@ static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const Mod
                                  const char *program, int64_t seed, Error *e) {
     *x = (Episodes){.o = *o, .text_of_model = text, .text = -1, .program = program, .seed = (uint64_t)seed};
     if (!text->present) return error_set(e, "the model has no tokenizer, and calls of tools are text");
-    if (!episodes_tools(x, e) || !episodes_programs(x, slots, e) || !episodes_format(x, e)) {
+    if (!episodes_masked(x, e) || !episodes_tools(x, e) || !episodes_programs(x, slots, e) || !episodes_format(x, e)) {
         episodes_close(x);
         return false;
     }

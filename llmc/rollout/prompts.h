@@ -17,6 +17,7 @@
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "stop_text.h"               /* stop_text_decode */
+#include "trajectory.h"              /* trajectory_stop_name */
 
 typedef struct PromptText {
     const char *text, *task, *answer, *fields; /* point into the shard */
@@ -138,7 +139,9 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .id = id,
                          .ids = completion_drawn_ids(c),
                          .prompt_ids = prompts_tokens(p, i),
-                         .prompt_tokens = prompts_length(p, i)};
+                         .prompt_tokens = prompts_length(p, i),
+                         .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
+                         .messages = c->trajectory ? c->trajectory->messages : NULL};
 }
 
 /* The reward input of an empty completion to prompt i. */

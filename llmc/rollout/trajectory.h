@@ -126,6 +126,12 @@ static inline void trajectory_count(Trajectory *y, const int32_t *tokens, int32_
         if (y->drawn[i]) y->drawn_ids[y->drawn_count++] = tokens[i];
 }
 
+/* Whether a turn of a trajectory has neither a readable call nor a final answer: its call could not be read, or a limit
+ * cut it off (SimpleTIR: 2509.02479). */
+static inline bool trajectory_void(const Trajectory *y) {
+    return y->counts.parse_errors > 0 || trajectory_truncated(y->stop);
+}
+
 /* The reward of a trajectory (NULL: a completion of one turn): `score` of its final text, NaN if that cannot be scored,
  * plus what its environment gave. NaN if nothing could be scored, or if a tool failed. */
 static inline float trajectory_reward(const Trajectory *y, float score) {

@@ -63,8 +63,8 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_open, ... */
-#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_read, ... */
+#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_count_in_loss, ... */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* trajectory_words, Trajectory, trajectory_pack, trajectory_reward, ... */
@@ -135,7 +135,7 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     Error e;
     *g = (Generation){.o = o, .t = t, .parts = 1};
     const bool none = o->reward && !strcmp(o->reward, "none");
-    if (none && (!o->episodes.commands.count || o->reward_cmd))
+    if (verify && none && (!o->episodes.commands.count || o->reward_cmd))
         usage_error("--reward none: used only with rewards of --tool-cmd alone");
     if (verify && !none &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
@@ -488,6 +488,8 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     for (int32_t i = 0; i < count; i++) {
         const Trajectory *y = scored[i].completion.trajectory;
         scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count ? NAN : total[i]);
+        if (y && y->counts.parse_errors)
+            scored[i].reward -= (float)(g->o->episodes.parse_penalty * y->counts.parse_errors);
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);
     }
     free(in), free(parts);
@@ -580,6 +582,7 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
         const Completion *c = &g->scored[i].completion;
         g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
+        if (c->trajectory && !episodes_count_in_loss(&g->episodes, c->trajectory)) g->counts[i] = 0;
         g->reward[i] = g->scored[i].reward;
         const uint8_t *drawn = completion_mask(c);
         for (int32_t k = 0, at = g->offset[i]; k < c->count; k++)

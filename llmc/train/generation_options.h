@@ -8,6 +8,7 @@
  *         OPTION_GROUP("Reward"),
  *         GENERATION_REWARD_OPTIONS(o.g),
  *         EPISODE_OPTIONS(o.g.episodes),                         // ../rollout/episodes.h
+ *         EPISODE_LOSS_OPTIONS(o.g.episodes),
  *         GENERATION_EVALUATION_OPTIONS(o.g, o.t),
  *         OPTION_END};
  *     o.g = generation_defaults();                                // before options_parse()

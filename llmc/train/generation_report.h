@@ -21,11 +21,12 @@
 #include "../reward/code_judge.h"    /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"       /* Rewards */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_verifiable, evaluate_tasks, ... */
+#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
 #include "../rollout/prompts.h"      /* Prompts, prompts_input, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
 #include "../sandbox/sandbox_run.h"  /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, sandbox_outcome_name */
+#include "../tools/tools.h"          /* Tool */
 #include "generation.h"              /* Generation */
 #include "mixing.h"                  /* mixing_log */
 #include "trainer.h"                 /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
@@ -197,6 +198,15 @@ static inline void generation_log_turns(Generation *g) {
     metrics_set(m, "turns/mean", (double)turns / n);
     metrics_set(m, "turns/max", (double)most);
     metrics_set(m, "rollout/observed_tokens", (double)observed);
+    if (g->engine.used_slots)
+        metrics_set(m, "rollout/parked_share", (double)g->engine.parked_slots / (double)g->engine.used_slots);
+    for (int k = 0; k < g->episodes.tools.count; k++) { /* of this rank */
+        Tool *tool = &g->episodes.tools.tool[k];
+        snprintf(key, sizeof key, "tools/%.80s/calls", tool->name);
+        metrics_set(m, key, (double)tool->calls);
+        tool->calls = 0;
+    }
+    g->engine.parked_slots = g->engine.used_slots = 0;
     for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
         snprintf(key, sizeof key, "stop/%s", trajectory_stop_name((TrajectoryStop)k));
         metrics_set(m, key, (double)stops[k] / n);
