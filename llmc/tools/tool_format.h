@@ -35,8 +35,7 @@
 #include "../text/tokenizer.h" /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode */
 #include <jansson.h>
 
-#define TOOL_FORMATS                                                                                                   \
-    "hermes, llama3, search-r1, retool, or a text such as 'call=<calc>{arguments}</calc>;result=<r>{content}</r>'"
+#define TOOL_FORMATS "hermes, llama3, search-r1, retool, or a text such as call=<t>{arguments}</t>;result={content}"
 
 typedef enum { TOOL_HERMES, TOOL_LLAMA3, TOOL_TAGS } ToolFormatKind;
 
