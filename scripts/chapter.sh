@@ -5,14 +5,14 @@
 #     scripts/chapter.sh 19         self-taught reasoning and rejection sampling
 #     scripts/chapter.sh all 2      all chapters that there are, with seed 2
 #
-# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 8 reward models; 9 InstructGPT; 12 baselines; 14 the KL leash; 15 DPO;
+# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 8 reward models; 9 InstructGPT; 14 the KL leash; 15 DPO;
 # 18 iterative preference learning; 19 rejection sampling; 20 process rewards; 21 test-time compute; 23 GRPO.
 # shellcheck disable=SC1091
 cd "$(dirname "$0")/.."
 chapter=${1:-}
 [ $# -gt 0 ] && shift
 LOOP_NAME=chapter-$chapter
-chapters="2 5 8 9 12 14 15 18 19 20 21 23"
+chapters="2 5 8 9 14 15 18 19 20 21 23"
 case " $chapters all " in *" ${chapter:-none} "*) ;; *) echo "chapter.sh: give one of $chapters, or all" >&2; exit 2 ;; esac
 if [ "$chapter" = all ]; then
     failed=
@@ -175,19 +175,6 @@ chapter_23() {
     before=$(greedy "$start") after=$(greedy "$out/verify") control=$(greedy "$out/random")
     claim "rewards of checked answers teach without a demonstration" "$before % -> $after %" "$after > $before + 10"
     claim "random rewards teach nothing" "$control %" "$control < $before + 5"
-}
-chapter_12() {
-    title "REINFORCE and baselines"
-    policy
-    for how in reinforce rloo; do
-        group=1
-        [ $how = reinforce ] || group=4
-        stage "$out/$how.bin" ./train_ppo -c "$shared/policy.bin" --reward-cmd "./data/make_prefs --score --rule $rule" \
-            -i "$shared/prompts.shard" -p $((64 / group)) -G $group -g 16 -x 20 -l 1e-3 --kl-coef 0.1 --sample-count 0 --seed "$seed" \
-            -o "$out/$how.bin" --metrics "$out/$how.metrics.jsonl" --algo $how
-    done
-    without=$(gold "$out/reinforce") with=$(gold "$out/rloo")
-    claim "a baseline of the other samples learns faster than none" "score by the hidden rule after 20 steps $without -> $with" "$with > $without"
 }
 "chapter_$chapter"
 finished=yes
