@@ -1,9 +1,9 @@
 # shellcheck shell=dash
 # loop.sh - what the scripts of loops (generate, judge, pick, retrain) share; they read it by `. scripts/loop.sh`.
 #
-# The toy task of all of them is to sort four digits, in a tenth of a second of a processor for a hundred answers. The base model is trained
-# on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its demonstrations come
-# after a prompt with the answer in parentheses, so that it can use a hint. Everything is written to loops/ (or $LOOP_OUT):
+# The toy task of all of them is to sort four digits; a hundred answers take a tenth of a second of a processor. The base
+# model is trained on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its
+# demonstrations come after a prompt with the answer in parentheses, so that it can use a hint. Everything is written to loops/ (or $LOOP_OUT):
 # a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES (of a problem), STEPS
 # (of training in a round), BASE_STEPS, HELDOUT (problems of the evaluation).
 #
