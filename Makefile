@@ -177,7 +177,8 @@ check: $(STYLE) ## formatting, includes, examples, the report's style and script
 
 $(BUILD)/clang/%.o: %.c
 	@mkdir -p $(dir $@)
-	clang -O0 $(ARCH) $(STANDARD) -Werror -MF $@.d -c $< -o $@
+	clang -fsyntax-only $(ARCH) $(STANDARD) -Werror -MF $@.d -MQ $@ $<
+	@touch $@
 
 format: ## reformat all sources
 	clang-format -i $(SOURCES)
