@@ -78,7 +78,7 @@ cuda: ## build the libraries for --device cuda (llmc_cuda.so, llmc_nccl.so), whi
 	@$(MAKE) --no-print-directory $(CUDA_LIBRARIES)
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile tests/cuda_host/rules.mk
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile tests/cuda_host/rules.mk
 
 setup: ## install the Debian packages that are missing
 	@scripts/setup.sh
@@ -151,16 +151,21 @@ unit: all $(TESTS) ## build and run the tests
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) tests/run.sh $(filter-out $(SKIP:%=$(BUILD)/test_%),$(TESTS))
 
 # Programs that start children run the ordinary build of those, so only the test's own process is checked there. Tests that
-# do little but start programs are left out, and cuda_backend, which takes too long: cuda_ops runs the same kernels. The
-# tests are compiled by -O0, which takes a quarter of the time of -O1.
-UNSANITIZED = cuda_backend dist install readme resume stops
+# do little but start programs are left out, and those of the CUDA backend: to compile it for the processor with sanitizers
+# takes minutes. `make kernels` has its largest kernels, `make sanitize-cuda` all. The tests are compiled by -O0, which takes
+# a quarter of the time of -O1.
+UNSANITIZED = cuda_backend cuda_ops dist install readme resume stops
+SANITIZE    = $(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so \
+              ARCH="$(ARCH)" CFLAGS="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS=-O1
 sanitize: all $(HOST_LIBRARY) ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so ARCH="$(ARCH)" \
-	    CFLAGS="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS=-O1 sanitized
+	+@$(SANITIZE) sanitized
 
-.PHONY: sanitized
+sanitize-cuda: ## the CUDA backend, compiled for the processor, under the same sanitizers
+	+@$(SANITIZE) SANITIZED='$$(BUILD)/test_cuda_ops' sanitized
+
+.PHONY: sanitize-cuda sanitized
 SANITIZED = $(filter-out $(UNSANITIZED:%=$(BUILD)/test_%),$(TESTS))
-sanitized: $(HOST_LIBRARY) $(SANITIZED)
+sanitized: $(SANITIZED)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
