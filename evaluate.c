@@ -54,6 +54,7 @@
 #include "llmc/report/run_facts.h"         /* run_lineage_name */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
 #include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
+#include "llmc/reward/code_reward.h"       /* CODE_REWARD_ALL, CodeVerdict, code_reward */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
@@ -731,7 +732,7 @@ static void open_code(Tasks *t) {
     if (!code_judge_open(&t->code, &o.code, &e) ||
         !prompts_read_code(&t->prompts, scores ? &t->rewards : NULL, &t->code, &c, &e))
         die("%s", e.text);
-    t->all.code = t->rewards.code = &t->code;
+    t->all.code = t->rewards.code = &t->code.scorer;
     fprintf(stderr, "%lld prompts with %lld tests, %.1f %% of them weak; sandbox %s\n", (long long)c.prompts,
             (long long)c.tests, c.tests ? 100.0 * (double)c.weak / (double)c.tests : 0, sandbox_name(&t->code.sandbox));
     if (c.unusable)

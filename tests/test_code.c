@@ -2,19 +2,20 @@
  * the translation of asserts, every form of test with right and wrong programs, and programs that try to get a reward
  * otherwise. Without namespaces on this machine they run under Landlock, else without a sandbox. */
 
-#include "../llmc/base/error.h"           /* Error */
-#include "../llmc/base/text.h"            /* TextBuffer, text_free, text_string, text_format */
-#include "../llmc/reward/code_extract.h"  /* CODE_LAST, code_defines, CODE_FIRST, CODE_ALL, ... */
-#include "../llmc/reward/code_judge.h"    /* CodeVerdict, CODE_REWARD_ALL, code_judge_score, code_reward, ... */
-#include "../llmc/reward/code_value.h"    /* code_value_equal, CodeCompare, code_output_equal */
-#include "../llmc/reward/rewards.h"       /* rewards_open, Rewards, rewards_close, rewards_scorable, ... */
-#include "../llmc/reward/verify_answer.h" /* RewardInput, verify_span */
-#include "../llmc/sandbox/sandbox.h"      /* SANDBOX_BWRAP, SANDBOX_NONE, Sandbox, sandbox_name, ... */
-#include "../llmc/sandbox/sandbox_run.h"  /* SANDBOX_PASS, SANDBOX_WRONG, SANDBOX_ERROR, SANDBOX_COMPILE, ... */
-#include "code.h"                         /* CodeSample, code_samples, code_samples_free */
-#include "files.h"                        /* files_assert_error, files_directory, files_setup, files_teardown */
-#include "shards.h"                       /* refused */
-#include "shell.h"                        /* assert_holds, run, said, put, ... */
+#include "../llmc/base/error.h"              /* Error */
+#include "../llmc/base/text.h"               /* TextBuffer, text_free, text_string, text_format */
+#include "../llmc/reward/code_extract.h"     /* CODE_LAST, code_defines, CODE_FIRST, CODE_ALL, ... */
+#include "../llmc/reward/code_judge.h"       /* code_judge_score, CodeJudge, CodeOptions, CodeRow, ... */
+#include "../llmc/reward/code_reward.h"      /* CodeVerdict, CODE_REWARD_ALL, code_reward */
+#include "../llmc/reward/code_value.h"       /* code_value_equal, CodeCompare, code_output_equal */
+#include "../llmc/reward/rewards.h"          /* rewards_open, Rewards, rewards_close, rewards_scorable, ... */
+#include "../llmc/reward/verify_answer.h"    /* RewardInput, verify_span */
+#include "../llmc/sandbox/sandbox.h"         /* SANDBOX_BWRAP, SANDBOX_NONE, Sandbox, sandbox_name, ... */
+#include "../llmc/sandbox/sandbox_outcome.h" /* SANDBOX_PASS, SANDBOX_WRONG, SANDBOX_ERROR, SANDBOX_COMPILE, ... */
+#include "code.h"                            /* CodeSample, code_samples, code_samples_free */
+#include "files.h"                           /* files_assert_error, files_directory, files_setup, ... */
+#include "shards.h"                          /* refused */
+#include "shell.h"                           /* assert_holds, run, said, put, ... */
 
 static CodeJudge judge;
 
@@ -281,7 +282,7 @@ static void test_rewards_of_code(void **state) {
                                {.task = "add", .answer = "3", .completion = "3"}};
     float parts[3][4], total[3];
     assert_true(rewards_open(&r, "verify,code=fraction,code=threshold/0.5,code:0.5", NULL, 1, 1, 10, &e));
-    r.code = &judge;
+    r.code = &judge.scorer;
     assert_true(rewards_score(&r, in, 3, parts[0], total, &e));
     assert_true(parts[0][0] == 0 && parts[0][1] == 0.5f && parts[0][2] == 1 && parts[0][3] == 0);
     assert_true(parts[1][0] == 1 && parts[1][1] == 1 && parts[1][2] == 1 && parts[1][3] == 1);

@@ -5,9 +5,10 @@
 #include "../llmc/base/error.h"               /* Error, xstrdup */
 #include "../llmc/sandbox/sandbox.h"          /* sandbox_open, SANDBOX_BWRAP, SandboxOptions, sandbox_defaults, ... */
 #include "../llmc/sandbox/sandbox_command.h"  /* SandboxCommand, sandbox_command_free, sandbox_command_python, ... */
-#include "../llmc/sandbox/sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_open */
+#include "../llmc/sandbox/sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_masked, ... */
 #include "../llmc/sandbox/sandbox_landlock.h" /* sandbox_landlock_rules, SandboxRules */
-#include "../llmc/sandbox/sandbox_run.h"      /* SANDBOX_PASS, SandboxProgram, SandboxRun, sandbox_run_end, ... */
+#include "../llmc/sandbox/sandbox_outcome.h"  /* SANDBOX_PASS, SANDBOX_ERROR, SANDBOX_TIMEOUT, ... */
+#include "../llmc/sandbox/sandbox_run.h"      /* SandboxProgram, SandboxRun, sandbox_run_end, sandbox_run_begin, ... */
 #include "files.h"                            /* files_assert_error, files_directory, files_path, files_put, ... */
 
 static Sandbox box;

@@ -27,12 +27,14 @@
 #include "../base/error.h"              /* Error, xstrdup, xcalloc, error_set, ... */
 #include "../base/io.h"                 /* XXH64 */
 #include "../base/json_text.h"          /* json_utf8 */
-#include "../base/options.h"            /* OPTION_REAL, OPTION_CHOICE, OPTION_GROUP, OPTION_INT, ... */
+#include "../base/options.h"            /* OPTION_CHOICE, OPTION_REAL, OPTION_GROUP, OPTION_INT */
 #include "../base/text.h"               /* TextBuffer, text_free, text_append, text_clear, ... */
 #include "../sandbox/sandbox.h"         /* SANDBOX_REPLY, SANDBOX_BROKEN, SANDBOX_WAIT, SandboxSession, ... */
+#include "../sandbox/sandbox_outcome.h" /* SANDBOX_PASS, SandboxOutcome, SANDBOX_ERROR, SANDBOX_FAILED, ... */
 #include "../sandbox/sandbox_process.h" /* sandbox_process_files */
-#include "../sandbox/sandbox_run.h"     /* SANDBOX_PASS, SandboxOutcome, SANDBOX_ERROR, SANDBOX_FAILED, ... */
+#include "../sandbox/sandbox_run.h"     /* sandbox_outcome, sandbox_outcome_of_end */
 #include "code_extract.h"               /* code_extract, CODE_EXTRACT_CHOICES, CODE_FENCE_CHOICES, CODE_LAST, ... */
+#include "code_reward.h"                /* CodeVerdict, CodeScorer */
 #include "code_tests.h"                 /* CODE_COMMAND, CODE_ASSERTS, CODE_CHECK, code_tests, ... */
 #include "code_value.h"                 /* code_value_equal, CodeCompare, code_content, code_output_equal, ... */
 #include "verify_answer.h"              /* RewardInput, VerifySpan, verify_fields, verify_completion, ... */
@@ -91,13 +93,6 @@ typedef struct CodeRow {
     char *why;           /* why its completions cannot be scored, or NULL */
 } CodeRow;
 
-typedef struct CodeVerdict {
-    SandboxOutcome outcome;
-    bool unscorable;        /* the record has no test that can be run, or the sandbox failed */
-    int passed, tests, run; /* tests that passed, that the record has, that were run */
-    double seconds;
-} CodeVerdict;
-
 typedef struct CodeMemo {
     uint64_t key; /* 0: none */
     CodeVerdict verdict;
@@ -109,7 +104,8 @@ typedef struct CodeCounts {
 } CodeCounts;
 
 typedef struct CodeJudge {
-    bool open; /* the sandbox is */
+    CodeScorer scorer; /* code_judge_score(), for rewards.h and evaluation.h; first */
+    bool open;         /* the sandbox is */
     CodeOptions o;
     Sandbox sandbox;
     SandboxSession translator;
@@ -140,8 +136,11 @@ static inline void code_judge_close(CodeJudge *j) {
     *j = (CodeJudge){0};
 }
 
+static inline bool code_judge_scorer(CodeScorer *scorer, const RewardInput *in, int n, bool stop, CodeVerdict *out,
+                                     Error *e);
+
 static inline bool code_judge_open(CodeJudge *j, const CodeOptions *o, Error *e) {
-    *j = (CodeJudge){.o = *o};
+    *j = (CodeJudge){.o = *o, .scorer = {code_judge_scorer}};
     j->open = sandbox_open(&j->sandbox, &o->sandbox, e);
     if (!j->open) return false;
     j->memo = (CodeMemo *)xcalloc(CODE_MEMO, sizeof *j->memo);
@@ -645,18 +644,10 @@ static inline bool code_judge_score(CodeJudge *j, const RewardInput *in, int n, 
     return true;
 }
 
-/* ---- rewards ------------------------------------------------------------------------------------------------------- */
-
-/* How tests become a reward: 1 if all pass; the share that passes; 1 if that share is at least a threshold. */
-typedef enum { CODE_REWARD_ALL, CODE_REWARD_FRACTION, CODE_REWARD_THRESHOLD } CodeReward;
-
-/* The reward of a verdict; NaN if the completion could not be scored. */
-static inline float code_reward(const CodeVerdict *v, CodeReward how, double threshold) {
-    if (v->unscorable || !v->tests) return NAN;
-    const double share = (double)v->passed / v->tests;
-    if (how == CODE_REWARD_FRACTION) return (float)share;
-    if (how == CODE_REWARD_THRESHOLD) return share >= threshold;
-    return v->outcome == SANDBOX_PASS;
+/* code_judge_score() as the function of a CodeScorer. */
+static inline bool code_judge_scorer(CodeScorer *scorer, const RewardInput *in, int n, bool stop, CodeVerdict *out,
+                                     Error *e) {
+    return code_judge_score((CodeJudge *)scorer, in, n, stop, out, e);
 }
 
 #endif

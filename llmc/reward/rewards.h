@@ -45,7 +45,7 @@
 #include "../base/error.h"   /* error_set, Error, xcalloc, xstrndup, ... */
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
-#include "code_judge.h"      /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
+#include "code_reward.h"     /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
 #include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
 #include "verify.h"          /* VERIFY_CODE, verify_score, VERIFY_COUNTDOWN, VERIFY_REGEX, ... */
 #include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
@@ -85,9 +85,8 @@ typedef struct Rewards {
     RewardCommand command; /* not running if there is none */
     /* Computes part k, a reward model's, of n completions: scores[i * stride]. Set by programs with such models. */
     bool (*score_model)(void *context, int k, const RewardInput *in, int n, float *scores, int stride, Error *e);
-    void *context; /* its first argument */
-    CodeJudge
-        *code; /* runs programs; NULL: completions that are programs cannot be scored. Set by programs with code */
+    void *context;    /* its first argument */
+    CodeScorer *code; /* runs programs (code_judge.h); NULL: completions that are programs cannot be scored */
     char *program;
     uint64_t seed;
 } Rewards;
@@ -457,7 +456,7 @@ static inline bool rewards_programs(Rewards *r, const RewardInput *in, int n, Co
     *verdict = (CodeVerdict *)xcalloc((size_t)n, sizeof **verdict);
     for (int i = 0, k = 0; i < n; i++)
         if (rewards_run(r, in[i].task)) some[k++] = in[i];
-    const bool ok = code_judge_score(r->code, some, count, stop, got, e);
+    const bool ok = r->code->score(r->code, some, count, stop, got, e);
     for (int i = 0, k = 0; i < n; i++)
         if (rewards_run(r, in[i].task)) (*verdict)[i] = got[k++];
     free(some), free(got);

@@ -30,7 +30,7 @@
 
 #include "../base/error.h"             /* xcalloc, Error, xmalloc */
 #include "../model/model_text.h"       /* ModelText */
-#include "../reward/code_judge.h"      /* CodeJudge, CodeVerdict, CODE_REWARD_ALL, code_judge_score, ... */
+#include "../reward/code_reward.h"     /* CodeScorer, CodeVerdict, CODE_REWARD_ALL, code_reward */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_probability, reward_model_score */
 #include "../reward/rewards.h"         /* Rewards, rewards_score */
 #include "../reward/verify.h"          /* VERIFY_CODE, verify_kind, rewards_answer, rewards_verify */
@@ -53,7 +53,7 @@ typedef struct Outcome {
 typedef struct Evaluation {
     int samples;        /* n; 0: greedy only */
     Outcome *outcome;   /* (prompts) owned by the caller; NULL: outcomes are not kept */
-    CodeJudge *code;    /* verifies completions that are programs; NULL: they cannot be verified */
+    CodeScorer *code;   /* verifies completions that are programs; NULL: they cannot be verified */
     RewardModel *judge; /* scores the samples; NULL: rewards score them, or they have no score */
     /* results: means over the scorable prompts */
     int64_t prompts, unscorable;
@@ -221,7 +221,7 @@ static inline double evaluation_check(const RewardInput *in) {
 
 /* evaluation_check() of n completions, of which those that are programs are run if there is a sandbox. Fails only if the
  * sandbox fails. */
-static inline bool evaluation_check_all(const RewardInput *in, int n, CodeJudge *code, double *right, Error *e) {
+static inline bool evaluation_check_all(const RewardInput *in, int n, CodeScorer *code, double *right, Error *e) {
     RewardInput *program = (RewardInput *)xcalloc((size_t)n + 1, sizeof *program);
     CodeVerdict *verdict = (CodeVerdict *)xcalloc((size_t)n + 1, sizeof *verdict);
     int programs = 0;
@@ -229,7 +229,7 @@ static inline bool evaluation_check_all(const RewardInput *in, int n, CodeJudge 
         right[i] = evaluation_check(&in[i]);
         if (code && verify_kind(in[i].task) == VERIFY_CODE) program[programs++] = in[i];
     }
-    const bool ok = !programs || code_judge_score(code, program, programs, true, verdict, e);
+    const bool ok = !programs || code->score(code, program, programs, true, verdict, e);
     for (int i = 0, k = 0; ok && programs && i < n; i++)
         if (verify_kind(in[i].task) == VERIFY_CODE) right[i] = code_reward(&verdict[k++], CODE_REWARD_ALL, 0);
     free(program), free(verdict);

@@ -112,7 +112,7 @@ static inline bool scoring_possible(Scoring *s, const PromptText *what, bool *po
     *possible = true;
     if (program && !s->code.open) {
         if (!code_judge_open(&s->code, &s->programs, e)) return false;
-        s->rewards.code = &s->code;
+        s->rewards.code = &s->code.scorer;
     }
     return s->by_model || rewards_scorable(&s->rewards, &in, possible, e);
 }
@@ -148,7 +148,7 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
     double *right = (double *)xcalloc((size_t)n, sizeof *right);
     bool ok = s->by_model ? reward_model_score(&s->model, item, n, total, e)
                           : rewards_score(&s->rewards, in, n, part, total, e);
-    ok = ok && evaluation_check_all(in, n, s->code.open ? &s->code : NULL, right, e);
+    ok = ok && evaluation_check_all(in, n, s->code.open ? &s->code.scorer : NULL, right, e);
     for (int i = 0; i < n; i++) {
         if (ok) {
             score[i].right = right[i];

@@ -19,26 +19,8 @@
 #include "../base/json_text.h" /* json_utf8 */
 #include "../base/text.h"      /* text_clear, TextSlice, text_append, text_free, ... */
 #include "sandbox.h"           /* Sandbox, SandboxSession, SANDBOX_BROKEN, SANDBOX_COMPILES, ... */
+#include "sandbox_outcome.h"   /* SandboxOutcome, SANDBOX_ERROR, SANDBOX_TIMEOUT, SANDBOX_MEMORY, ... */
 #include "sandbox_process.h"   /* sandbox_process_files */
-
-typedef enum {
-    SANDBOX_PASS,
-    SANDBOX_WRONG, /* of a test: the result is not the expected one; never that of a run */
-    SANDBOX_ERROR,
-    SANDBOX_COMPILE,
-    SANDBOX_TIMEOUT,
-    SANDBOX_MEMORY,
-    SANDBOX_OUTPUT_LIMIT,
-    SANDBOX_NO_CODE, /* of a completion without a program; never that of a run */
-    SANDBOX_FAILED,
-    SANDBOX_OUTCOMES
-} SandboxOutcome;
-
-static inline const char *sandbox_outcome_name(SandboxOutcome outcome) {
-    static const char *const names[SANDBOX_OUTCOMES] = {"pass",   "wrong",        "error",   "compile", "timeout",
-                                                        "memory", "output_limit", "no_code", "sandbox"};
-    return names[outcome];
-}
 
 typedef struct SandboxProgram {
     const char *language; /* python, c, or command: `source` is a shell command */

@@ -183,7 +183,7 @@ static inline void generation_open_code(Generation *g, Rewards *r) {
     options_refuse_unused(*options_parsed(), use, sizeof use / sizeof *use);
     if (!scores && !verifies) return;
     if (!g->code.open && !code_judge_open(&g->code, o, &e)) die("%s", e.text);
-    r->code = &g->code;
+    r->code = &g->code.scorer;
     if (scores) generation_read_code(g, &g->train, r);
     if (g->o->val.count) generation_read_code(g, &g->val, NULL);
 }

@@ -8,28 +8,28 @@
 #ifndef LLMC_TRAIN_GENERATION_REPORT_H
 #define LLMC_TRAIN_GENERATION_REPORT_H
 
-#include "../base/clock.h"           /* clock_seconds */
-#include "../base/error.h"           /* die, Error, xcalloc, PLURAL, ... */
-#include "../base/random.h"          /* RANDOM_EVAL */
-#include "../base/text.h"            /* text_format, TextBuffer, text_free */
-#include "../dist/dist.h"            /* dist_complete, dist_cut, dist_max, dist_sum */
-#include "../loss/advantage.h"       /* Spread, spread_of */
-#include "../records/eval_sets.h"    /* eval_set_size */
-#include "../records/mix.h"          /* mix_epochs */
-#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_set_of, metrics_line, ... */
-#include "../report/run_facts.h"     /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
-#include "../reward/code_judge.h"    /* CodeCounts, CodeJudge */
-#include "../reward/rewards.h"       /* Rewards */
-#include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/evaluation.h"   /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
-#include "../rollout/prompts.h"      /* Prompts, prompts_input, prompts_length, prompts_request, ... */
-#include "../rollout/rollout.h"      /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
-#include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
-#include "../sandbox/sandbox_run.h"  /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, sandbox_outcome_name */
-#include "../tools/tools.h"          /* Tool */
-#include "generation.h"              /* Generation */
-#include "mixing.h"                  /* mixing_log */
-#include "trainer.h"                 /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
+#include "../base/clock.h"              /* clock_seconds */
+#include "../base/error.h"              /* die, Error, xcalloc, PLURAL, ... */
+#include "../base/random.h"             /* RANDOM_EVAL */
+#include "../base/text.h"               /* text_format, TextBuffer, text_free */
+#include "../dist/dist.h"               /* dist_complete, dist_cut, dist_max, dist_sum */
+#include "../loss/advantage.h"          /* Spread, spread_of */
+#include "../records/eval_sets.h"       /* eval_set_size */
+#include "../records/mix.h"             /* mix_epochs */
+#include "../report/metrics.h"          /* metrics_set, Metrics, metrics_set_of, metrics_line, ... */
+#include "../report/run_facts.h"        /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
+#include "../reward/code_judge.h"       /* CodeCounts, CodeJudge */
+#include "../reward/rewards.h"          /* Rewards */
+#include "../reward/verify_answer.h"    /* RewardInput */
+#include "../rollout/evaluation.h"      /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
+#include "../rollout/prompts.h"         /* Prompts, prompts_input, prompts_length, prompts_request, ... */
+#include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
+#include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
+#include "../sandbox/sandbox_outcome.h" /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, ... */
+#include "../tools/tools.h"             /* Tool */
+#include "generation.h"                 /* Generation */
+#include "mixing.h"                     /* mixing_log */
+#include "trainer.h"                    /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
 
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
@@ -76,7 +76,8 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Error e;
     char step[32];
     snprintf(step, sizeof step, "step %lld", (long long)g->t->step);
-    Evaluation v = {.samples = (int)g->o->eval_samples, .judge = g->judge, .code = g->code.open ? &g->code : NULL};
+    Evaluation v = {
+        .samples = (int)g->o->eval_samples, .judge = g->judge, .code = g->code.open ? &g->code.scorer : NULL};
     Rewards *rewards = !g->judge && g->rewards.count && !evaluation_verifiable(&g->val) ? &g->rewards : NULL;
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
@@ -152,7 +153,7 @@ static inline void generation_show(Generation *g, const char *when) {
         char *text = prompts_said(&how, &g->t->text, &c, &length);
         const RewardInput in = prompts_input(p, i, text, length, &c, 0, how.max_new);
         double right;
-        if (!evaluation_check_all(&in, 1, g->code.open ? &g->code : NULL, &right, &e)) die("%s", e.text);
+        if (!evaluation_check_all(&in, 1, g->code.open ? &g->code.scorer : NULL, &right, &e)) die("%s", e.text);
         metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
                      isnan(right)  ? ""
                      : right > 0.5 ? "  (right)"
