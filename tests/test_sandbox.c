@@ -263,6 +263,24 @@ static void test_none(void **state) {
     programs(SANDBOX_NONE);
 }
 
+/* More workers than this process may have files for get its hard limit, and the pool is full. */
+static void test_open_files(void **state) {
+    (void)state;
+    Error e;
+    struct rlimit before, few;
+    SandboxOptions o = sandbox_defaults();
+    o.kind = SANDBOX_NONE;
+    o.workers = 10;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few = before;
+    few.rlim_cur = 40;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    const bool ok = sandbox_open(&box, &o, &e);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    if (!ok) fail_msg("%s", e.text);
+    assert_int_equal(box.ready, 20);
+}
+
 /* A command of the user's is not trusted to be a sandbox: `env` runs the words that follow it, and fails the self-test. */
 static void test_command(void **state) {
     (void)state;
@@ -333,6 +351,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_none, close_box),
         cmocka_unit_test_teardown(test_bwrap, close_box),
         cmocka_unit_test_teardown(test_landlock, close_box),
+        cmocka_unit_test_teardown(test_open_files, close_box),
         cmocka_unit_test(test_command),
         cmocka_unit_test(test_fails_closed),
     };

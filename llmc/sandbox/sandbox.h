@@ -61,7 +61,7 @@
 #define SANDBOX_CHOICES "bwrap|landlock|none"
 typedef enum { SANDBOX_BWRAP, SANDBOX_LANDLOCK, SANDBOX_NONE, SANDBOX_COMMAND } SandboxKind;
 
-enum { SANDBOX_KEEP = 1 << 20, SANDBOX_PROCESSES = 64, SANDBOX_BLOCKS = 2 };
+enum { SANDBOX_KEEP = 1 << 20, SANDBOX_PROCESSES = 64, SANDBOX_BLOCKS = 2, SANDBOX_CORES = 128 };
 
 /* Seconds that a sandbox may take to start; a slower one is a failure of the machine, not of the program. */
 static const double SANDBOX_STARTS = 20;
@@ -72,7 +72,7 @@ static const double SANDBOX_COMPILES = 10;
 typedef struct SandboxOptions {
     int kind;
     const char *command; /* --sandbox-cmd, or NULL */
-    int64_t workers;     /* 0: one for each processor core */
+    int64_t workers;     /* 0: one for each processor core, up to SANDBOX_CORES */
     int64_t memory;      /* MiB */
 } SandboxOptions;
 
@@ -83,7 +83,7 @@ typedef struct SandboxOptions {
     OPTION_TEXT  ("sandbox-cmd",     0, &(o).command, "PROGRAM",                                                       \
                   "another sandbox: a command that runs the words which follow it"),                                   \
     OPTION_INT   ("sandbox-workers", 0, &(o).workers, 0, 1024,                                                         \
-                  "programs that run at the same time; 0: one for each processor core"),                               \
+                  "programs that run at the same time; 0: one for each processor core, up to 128"),                    \
     OPTION_INT   ("code-memory",     0, &(o).memory,  64, 1 << 20,                                                     \
                   "address space of a program in the sandbox, in MiB")
 // clang-format on
@@ -96,18 +96,16 @@ typedef struct SandboxWorker {
     char folder[64]; /* where the program starts and may write, if that is not a /tmp of its own; "": none */
 } SandboxWorker;
 
-enum { SANDBOX_POOL = 256 };
-
 typedef struct Sandbox {
     SandboxOptions o;
     SandboxKind kind;
     char *bwrap, *python; /* paths */
     SandboxFilter filter;
-    int64_t processes; /* limit of their number */
-    SandboxWorker pool[SANDBOX_POOL];
-    int ready, target; /* interpreters in the pool, oldest first; how many there should be */
-    int64_t started, misses,
-        users; /* interpreters; those that were needed before they were ready; user numbers given */
+    int64_t processes;       /* limit of their number */
+    SandboxWorker *pool;     /* (2 * o.workers) interpreters that wait, oldest first */
+    int ready, target;       /* how many do; how many should */
+    int64_t started, misses; /* interpreters; those that were needed before they were ready */
+    int64_t users;           /* user numbers given */
 } Sandbox;
 
 typedef enum {
@@ -389,7 +387,7 @@ static inline void sandbox_end(Sandbox *s, SandboxSession *x) {
 static inline void sandbox_close(Sandbox *s) {
     for (int i = 0; i < s->ready; i++) sandbox_worker_close(&s->pool[i]);
     sandbox_filter_close(&s->filter);
-    free(s->bwrap), free(s->python);
+    free(s->bwrap), free(s->python), free(s->pool);
     *s = (Sandbox){0};
 }
 
@@ -472,13 +470,24 @@ static inline bool sandbox_test(Sandbox *s, Error *e) {
     return ok;
 }
 
+/* Allows this process as many open files as its hard limit does, if the interpreters need more than it may have: each
+ * has three, and there are up to three for each worker. */
+static inline void sandbox_allow_files(int64_t workers) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur >= (rlim_t)(9 * workers + 256)) return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
 /* Opens a sandbox and tests it. The pool holds twice as many interpreters as run at the same time, since one takes longer
  * to start than a short program to run. */
 static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
     *s =
         (Sandbox){.o = *o, .kind = o->command ? SANDBOX_COMMAND : (SandboxKind)o->kind, .processes = SANDBOX_PROCESSES};
-    if (!s->o.workers) s->o.workers = sysconf(_SC_NPROCESSORS_ONLN);
-    if (s->o.workers > SANDBOX_POOL / 2) s->o.workers = SANDBOX_POOL / 2;
+    const int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (!s->o.workers) s->o.workers = cores < SANDBOX_CORES ? cores : SANDBOX_CORES;
+    sandbox_allow_files(s->o.workers);
+    s->pool = (SandboxWorker *)xcalloc(2 * (size_t)s->o.workers, sizeof *s->pool);
     bool ok = true;
     if (s->kind == SANDBOX_BWRAP) {
         s->bwrap = sandbox_find("bwrap");
