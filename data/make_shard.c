@@ -320,7 +320,6 @@ static const char *note_text(RowNote i) {
         [NOTE_EQUAL] = "records dropped because chosen and rejected are the same",
         [NOTE_NO_ANSWER] = "records with neither an answer nor a task for a verifier",
         [NOTE_NO_VERIFIER] = "records whose task has no verifier; only a reward program can score their completions",
-        [NOTE_UNREAD] = "records with a field tolerance or use_all that the check of their task does not read",
         [NOTE_UNCHECKED] = "records whose task cannot check their answer; no verifier can score their completions",
         [NOTE_SPLIT] =
             "conversations written as one record per assistant message, because the template changes old turns",

@@ -99,7 +99,7 @@ typedef struct RowFields {
     const char *used[ROW_USED_MAX];
     size_t used_length[ROW_USED_MAX]; /* names that have been read, without the rest of a path */
     int used_count;
-    const char *unread[ROW_UNREAD_MAX]; /* fields of messages that are not read; owned */
+    const char *unread[ROW_UNREAD_MAX]; /* what is not read of it; owned */
     int unread_count;
     int unread_more; /* those beyond ROW_UNREAD_MAX */
 } RowFields;

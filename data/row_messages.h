@@ -62,7 +62,7 @@ static inline void row_messages_join(RowMessages *m, const RowMessages *more) {
 
 static inline bool row_said_by_assistant(const RowMessages *m, int i) { return !strcmp(m->items[i].role, "assistant"); }
 
-/* Notes something about messages that is not read, once for each row. */
+/* Notes something that is not read, once for each row. */
 PRINTF_LIKE(2, 3) static inline void row_unread(RowFields *f, const char *format, ...) {
     char text[200];
     va_list args;

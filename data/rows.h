@@ -27,7 +27,7 @@
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
 #include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
 #include "../llmc/records/shard.h"        /* Record */
-#include "../llmc/reward/verify.h"        /* rewards_check_answer, rewards_check_fields, rewards_unread_field, ... */
+#include "../llmc/reward/verify.h"        /* VERIFY_UNREAD, rewards_check_answer, rewards_check_fields, ... */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "../llmc/text/chat.h"            /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
@@ -48,7 +48,6 @@ typedef enum {
     NOTE_NO_ANSWER,
     NOTE_NO_VERIFIER,
     NOTE_UNCHECKED,
-    NOTE_UNREAD,
     NOTE_SPLIT,
     NOTE_NO_TOOLS,
     NOTE_TEXT_ARGUMENTS,
@@ -470,7 +469,10 @@ static inline RowResult row_prompt_line(Rows *r, const Jsonl *j, json_t *row, Er
     if (!r->text_of_answer.length && !*task) r->notes[NOTE_NO_ANSWER]++;
     else if (verify_kind(task) < 0) r->notes[NOTE_NO_VERIFIER]++;
     else if (!rewards_check_answer(&input, NULL)) r->notes[NOTE_UNCHECKED]++;
-    r->notes[NOTE_UNREAD] += rewards_unread_field(&input);
+    const char *unread[VERIFY_UNREAD];
+    const int unread_count = rewards_unread_fields(&input, unread);
+    for (int i = 0; i < unread_count; i++)
+        row_unread(&r->fields, "records with a field '%s' that the check of their task does not read", unread[i]);
     r->record = (Record){.tokens = r->ids.ids,
                          .count = r->ids.count,
                          .prompt = r->ids.count,

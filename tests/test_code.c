@@ -266,6 +266,13 @@ static void test_forms(void **state) {
            "```c\n#include <stdio.h>\nint main(void) { int a; scanf(\"%d\", &a); printf(\"%d\\n\", a + 1); }\n```",
            SANDBOX_PASS, 1, 1);
     judged(IN_C, "int main(void) { return x; }", SANDBOX_COMPILE, 0, 1);
+    judge.o.language = 1; /* tests that are Python cannot be run on a program in C */
+    static const char *const python[] = {"{\"tests\":[\"assert f(3) == 4\"]}",
+                                         "{\"tests\":{\"inputs\":[\"3\"],\"outputs\":[\"4\"],\"fn_name\":\"f\"}}",
+                                         "{\"test\":\"def check(c):\\n    assert c(3) == 4\",\"entry_point\":\"f\"}"};
+    for (size_t i = 0; i < sizeof python / sizeof *python; i++)
+        assert_true(verdict(python[i], "int f(int x) { return x + 1; }", true).unscorable);
+    judge.o.language = 0;
     const CodeVerdict first = verdict(ASSERTS, "def f(x):\n    return 7", true);
     assert_int_equal(first.run, 1);
     assert_true(verdict("{}", right, true).unscorable);
@@ -366,7 +373,8 @@ static void test_make_shard(void **state) {
         {"\"files\":{\"a\":\"\"}", "line 2: field 'run': is absent"},
         {"\"tests\":[\"x\"],\"language\":\"rust\"", "line 2: field 'language': is 'rust', must be python or c"},
         {"\"tests\":[\"x\"],\"language\":\"c\"", "line 2: field 'language': is 'c'"},
-        {"\"tests\":[\"x\"],\"test\":\"def check(c): 1\",\"entry_point\":\"f\"", "line 2: field 'test': stands beside"},
+        {"\"tests\":[\"x\"],\"test\":\"def check(c): 1\",\"entry_point\":\"f\"",
+         "line 2: field 'test': is given together with the field 'tests'"},
         {"\"tests\":[\"x\"],\"setup\":1", "line 2: field 'setup': is a number, must be a text"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         TextBuffer text = {0};
@@ -378,6 +386,41 @@ static void test_make_shard(void **state) {
         refused(1, "./data/make_shard -i $T/bad.jsonl -o $T/x.shard", rows[i][1]);
         text_free(&text);
     }
+}
+
+/* A field of tests that a row's form does not read is named; an empty one, and one that it reads, are not. */
+static void test_unread_fields(void **state) {
+    (void)state;
+    static const char *const rows[][3] = {
+        {"\"tests\":{\"inputs\":[\"1\"],\"outputs\":[\"1\"]},\"setup\":\"import math\"", "'setup'"},
+        {"\"run\":\"make\",\"test_setup_code\":\"x = 1\"", "'test_setup_code'"},
+        {"\"tests\":[\"x\"],\"test_list\":[\"y\"]", "'test_list'"},
+        {"\"tests\":[\"x\"],\"setup\":\"\",\"test_setup_code\":\"x = 1\"", "'test_setup_code'"},
+        {"\"tests\":[\"x\"],\"entry_point\":\"f\",\"fn_name\":\"f\"", "'entry_point'", "'fn_name'"},
+        {"\"tests\":[\"x\"],\"run\":\"make\",\"files\":{\"a\":\"b\"}", "'run'", "'files'"},
+        {"\"test_list\":[\"x\"],\"test_imports\":[\"import re\"],\"challenge_test_list\":[\"y\"]", "'test_imports'",
+         "'challenge_test_list'"},
+        {"\"tests\":[\"x\"],\"use_all\":true,\"tolerance\":0.1", "'use_all'", "'tolerance'"}};
+    char text[400];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        snprintf(text, sizeof text, "{\"prompt\":\"a\",\"task\":\"code\",%s}\n", rows[i][0]);
+        put("unread.jsonl", text);
+        run(0, "./data/make_shard -i $T/unread.jsonl -o $T/x.shard");
+        for (int k = 1; k < 3 && rows[i][k]; k++) {
+            snprintf(text, sizeof text, "records with a field %s that the check of their task does not read: 1",
+                     rows[i][k]);
+            assert_holds(said, text);
+        }
+    }
+    put("read.jsonl",
+        "{\"prompt\":\"a\",\"task\":\"code\",\"test_list\":[\"x\"],\"test_setup_code\":\"x = 1\",\"test_imports\":[],"
+        "\"challenge_test_list\":[],\"level\":1}\n"
+        "{\"prompt\":\"b\",\"task\":\"code\",\"test\":\"def check(c): 1\",\"entry_point\":\"f\",\"setup\":\"x = 1\"}\n"
+        "{\"prompt\":\"c\",\"task\":\"code\",\"tests\":{\"inputs\":[\"1\"],\"outputs\":[\"1\"]},\"fn_name\":\"f\","
+        "\"setup\":\"x = 1\",\"files\":{},\"run\":null}\n"
+        "{\"prompt\":\"d\",\"task\":\"code\",\"run\":\"make\",\"files\":{\"a\":\"b\"},\"setup\":\"\"}\n");
+    run(0, "./data/make_shard -i $T/read.jsonl -o $T/x.shard");
+    assert_null(strstr(said, "does not read"));
 }
 
 static void test_audit(void **state) {
@@ -413,6 +456,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_machine_failure, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_cheats, open_judge, close_judge),
         cmocka_unit_test(test_make_shard),
+        cmocka_unit_test(test_unread_fields),
         cmocka_unit_test_setup_teardown(test_audit, open_judge, close_judge),
     };
     return cmocka_run_group_tests(tests, setup, files_teardown);

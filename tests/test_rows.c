@@ -262,7 +262,7 @@ static void test_verifier_fields(void **state) {
     }
     put_rows("{'prompt':'q','answer':'a','task':'exact','tolerance':0.1,'style':'formal'}");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/x.shard");
-    assert_holds(said, "records with a field tolerance or use_all that the check of their task does not read: 1");
+    assert_holds(said, "records with a field 'tolerance' that the check of their task does not read: 1");
 }
 
 /* Calls are refused by a template that cannot write them, with the line and the name. */

@@ -3,8 +3,8 @@
  * What a test expects never enters the sandbox, if that is possible: the program gets arguments or an input, and what it
  * returns or writes is compared here (code_value.h). Asserts and check functions are translated for this, by Python's ast in
  * a sandbox that runs no completion: `assert f([1, 2]) == 3` becomes the expression f([1, 2]) and the value 3. An assert that
- * has no such form (a loop, two calls) stays an assert and is weak: it runs beside the program, after it, and counts only with
- * a secret of 128 bits that is sent with it. A determined program can defeat weak tests.
+ * has no such form (a loop, two calls) stays an assert and is weak: it runs in the program's interpreter, after the program, and
+ * counts only with a secret of 128 bits that is sent with it. A determined program can defeat weak tests.
  *
  * Outcome of a completion: pass, or that of its first test that does not pass (sandbox_run.h). SANDBOX_FAILED is a failure of
  * the machine after a second try, and has no reward.
@@ -280,12 +280,14 @@ static inline bool code_row_read(CodeJudge *j, CodeRow *r, const json_t *fields,
         r->why = xstrdup(text);
         return true;
     }
+    if (r->c && code_form_is_python(r->form)) {
+        r->why = xstrdup("asserts and calls are not for --code-language c");
+        return true;
+    }
     switch (r->form) {
     case CODE_NO_TEST: r->why = xstrdup("it has no tests"); return true;
     case CODE_ASSERTS:
-    case CODE_CHECK:
-        if (r->c) r->why = xstrdup("asserts are not for --code-language c");
-        return r->c || code_row_asserts(j, r, fields, e);
+    case CODE_CHECK: return code_row_asserts(j, r, fields, e);
     case CODE_COMMAND:
         r->files = json_deep_copy(json_object_get(fields, "files"));
         if (!json_is_object(r->files)) {
@@ -335,13 +337,10 @@ static inline CodeRow *code_judge_row(CodeJudge *j, const RewardInput *in, Error
 
 /* ---- one completion ------------------------------------------------------------------------------------------------ */
 
-typedef enum { CODE_IDLE, CODE_LOADING, CODE_TESTING } CodeState;
-
 /* A completion whose tests run. */
 typedef struct CodeSlot {
-    CodeState state;
-    int index; /* of the completion */
-    int first; /* index of an earlier completion with the same program for the same record, or -1 */
+    bool loading; /* the program is being loaded or compiled */
+    int first;    /* index of an earlier completion with the same program for the same record, or -1 */
     uint64_t key;
     const CodeRow *row;
     TextBuffer code;
@@ -387,12 +386,12 @@ static inline void code_slot_begin(CodeJudge *j, CodeSlot *s) {
         json_object_set(request, "run", r->run);
         json_object_set_new(request, "files", files);
     } else {
-        json_object_set_new(request, "language", json_string(r->c ? "c" : "python"));
-        json_object_set_new(request, "setup", json_string(r->setup));
+        if (program) json_object_set_new(request, "language", json_string(r->c ? "c" : "python"));
+        else json_object_set_new(request, "setup", json_string(r->setup));
         json_object_set(request, "source", source);
     }
     json_decref(source);
-    s->state = CODE_LOADING;
+    s->loading = true;
     s->sent = 0;
     sandbox_begin(&j->sandbox, &s->session, request, left + (r->c ? SANDBOX_COMPILES : 0));
     json_decref(request);
@@ -413,7 +412,7 @@ static inline void code_slot_send(CodeSlot *s) {
         for (int i = 0; i < 16; i++) sprintf(s->secret + 2 * i, "%02x", random[i]);
         json_object_set_new(step, "secret", json_string(s->secret));
     }
-    s->state = CODE_TESTING;
+    s->loading = false;
     s->sent = clock_seconds();
     sandbox_send(&s->session, step);
 }
@@ -463,7 +462,6 @@ static inline void code_slot_end(CodeJudge *j, CodeSlot *s) {
 static inline void code_slot_finish(CodeJudge *j, CodeSlot *s) {
     code_slot_end(j, s);
     s->v.seconds = s->elapsed;
-    s->state = CODE_IDLE;
     text_free(&s->code);
 }
 
@@ -512,7 +510,7 @@ static inline bool code_slot_broken(CodeJudge *j, CodeSlot *s) {
 /* Goes on with a completion as far as it can without waiting; returns whether it is done. */
 static inline bool code_slot_step(CodeJudge *j, CodeSlot *s, bool stop) {
     for (;;) {
-        const bool loading = s->state == CODE_LOADING;
+        const bool loading = s->loading;
         const SandboxEvent event = sandbox_serve(&s->session);
         if (s->session.started && !s->sent) s->sent = s->session.begin;
         switch (event) {
@@ -565,10 +563,10 @@ static inline void code_count(CodeJudge *j, const CodeVerdict *v, bool timed) {
     j->seconds[j->timed++] = v->seconds;
 }
 
-/* Prepares completion i: fills in its job, whose verdict is final if it has no program to run. */
-static inline void code_prepare(CodeJudge *j, CodeSlot *s, const RewardInput *in, const CodeRow *r, int i, bool stop) {
+/* Prepares a completion: fills in its job, whose verdict is final if it has no program to run. */
+static inline void code_prepare(CodeJudge *j, CodeSlot *s, const RewardInput *in, const CodeRow *r, bool stop) {
     TextBuffer code = {0};
-    *s = (CodeSlot){.index = i, .first = -1, .row = r, .tests = (int)json_array_size(r->tests)};
+    *s = (CodeSlot){.first = -1, .row = r, .tests = (int)json_array_size(r->tests)};
     if (j->o.most && s->tests > j->o.most) s->tests = (int)j->o.most;
     s->v = (CodeVerdict){.outcome = SANDBOX_PASS, .tests = s->tests, .unscorable = r->why != NULL};
     if (r->why) return;
@@ -623,7 +621,7 @@ static inline bool code_judge_score(CodeJudge *j, const RewardInput *in, int n, 
         if (!code_judge_row(j, &in[i], e)) return false;
     CodeSlot *job = (CodeSlot *)xcalloc((size_t)n + 1, sizeof *job);
     for (int i = 0; i < n; i++) {
-        code_prepare(j, &job[i], &in[i], code_judge_row(j, &in[i], e), i, stop);
+        code_prepare(j, &job[i], &in[i], code_judge_row(j, &in[i], e), stop);
         for (int k = 0; job[i].code.length && job[i].first < 0 && k < i; k++)
             if (job[k].code.length && job[k].key == job[i].key) job[i].first = k;
     }

@@ -7,8 +7,9 @@
  *   calls           tests: {inputs, outputs, fn_name}                    the same; an argument a line, as JSON
  *   command         files: {name: text}; run: "make test"                passes if its exit status is 0
  *
- * setup is run before the completion's program. language is python, or c with inputs and outputs or a command. Names of MBPP
- * are read too. A field that is null is absent. The inputs of a form are texts, or lists of lines.
+ * setup is run before the completion's program, for asserts, a check function and calls. language is python, or c with
+ * inputs and outputs or a command. Names of MBPP are read too. A field that is null is absent. The inputs of a form are
+ * texts, or lists of lines.
  *
  *     json_t *fields = json_pack("{s:[s]}", "tests", "assert f(1) == 2");
  *     const char *field;
@@ -19,6 +20,7 @@
 #define LLMC_REWARD_CODE_TESTS_H
 
 #include "../base/error.h" /* error_set, Error */
+#include "verify_answer.h" /* verify_present */
 #include <jansson.h>
 
 typedef enum { CODE_NO_TEST, CODE_ASSERTS, CODE_CHECK, CODE_OUTPUTS, CODE_CALLS, CODE_COMMAND } CodeForm;
@@ -27,13 +29,8 @@ enum { CODE_TESTS_MAX = 8 << 20 };
 
 /* The value of a field under the first of two names that the record has, or NULL; *name is set to that name. */
 static inline const json_t *code_field(const json_t *fields, const char *first, const char *second, const char **name) {
-    const json_t *value = json_object_get(fields, first);
-    *name = first;
-    if ((!value || json_is_null(value)) && second) {
-        value = json_object_get(fields, second);
-        *name = second;
-    }
-    return json_is_null(value) ? NULL : value;
+    const json_t *value = verify_present(fields, *name = first);
+    return value ? value : verify_present(fields, *name = second);
 }
 
 static inline const json_t *code_tests(const json_t *fields, const char **name) {
@@ -44,11 +41,10 @@ static inline const json_t *code_setup(const json_t *fields, const char **name) 
     return code_field(fields, "setup", "test_setup_code", name);
 }
 
-/* The function that is called with the inputs, in the tests or beside them; NULL: the program reads them. */
+/* The function that is called with the inputs, a field of the tests or of the record; NULL: the program reads them. */
 static inline const json_t *code_function(const json_t *fields, const json_t *tests) {
-    const json_t *name = json_object_get(tests, "fn_name");
-    if (!name || json_is_null(name)) name = json_object_get(fields, "fn_name");
-    return json_is_null(name) ? NULL : name;
+    const json_t *name = verify_present(tests, "fn_name");
+    return name ? name : verify_present(fields, "fn_name");
 }
 
 /* The form of a record's tests, by the fields that it has. */
@@ -57,9 +53,14 @@ static inline CodeForm code_form(const json_t *fields) {
     const json_t *tests = code_tests(fields, &name);
     if (json_is_object(tests)) return code_function(fields, tests) ? CODE_CALLS : CODE_OUTPUTS;
     if (tests) return CODE_ASSERTS;
-    if (code_field(fields, "test", NULL, &name)) return CODE_CHECK;
-    if (code_field(fields, "run", NULL, &name) || code_field(fields, "files", NULL, &name)) return CODE_COMMAND;
+    if (verify_present(fields, "test")) return CODE_CHECK;
+    if (verify_present(fields, "run") || verify_present(fields, "files")) return CODE_COMMAND;
     return CODE_NO_TEST;
+}
+
+/* Whether a form's tests are Python, and run in the program's interpreter. */
+static inline bool code_form_is_python(CodeForm form) {
+    return form == CODE_ASSERTS || form == CODE_CHECK || form == CODE_CALLS;
 }
 
 /* Sets the error "is TYPE, must be MUST". */
@@ -109,10 +110,10 @@ static inline bool code_check_asserts(const json_t *tests, Error *e) {
 
 static inline bool code_check_command(const json_t *fields, const char **field, Error *e) {
     const char *name;
-    const json_t *run = json_object_get(fields, *field = "run"), *files = json_object_get(fields, "files"), *text;
+    const json_t *run = json_object_get(fields, *field = "run"), *files = verify_present(fields, "files"), *text;
     if (!json_is_string(run)) return code_field_error(run, "the command that tests the files", e);
     *field = "files";
-    if (!files || json_is_null(files)) return true;
+    if (!files) return true;
     if (!json_is_object(files)) return code_field_error(files, "an object of file names and texts", e);
     json_object_foreach((json_t *)files, name, text) {
         if (!*name || strchr(name, '/') || strstr(name, ".."))
@@ -133,18 +134,18 @@ static inline bool code_check_size(const json_t *fields, const json_t *tests, Er
 static inline bool code_tests_check(const json_t *fields, const char **field, Error *e) {
     const char *name;
     const json_t *tests = code_tests(fields, &name), *setup = code_setup(fields, field),
-                 *language = code_field(fields, "language", NULL, field);
+                 *language = verify_present(fields, *field = "language");
     const CodeForm form = code_form(fields);
     const char *word = json_string_value(language);
     if (language && (!word || (strcmp(word, "python") && strcmp(word, "c"))))
         return error_set(e, "is %s%.40s%s, must be python or c", word ? "'" : "no text", word ? word : "",
                          word ? "'" : "");
-    if (word && !strcmp(word, "c") && (form == CODE_ASSERTS || form == CODE_CHECK || form == CODE_CALLS))
+    if (word && !strcmp(word, "c") && code_form_is_python(form))
         return error_set(e, "is 'c', whose tests must be inputs and outputs, or a command");
     code_setup(fields, field);
     if (setup && !json_is_string(setup)) return code_field_error(setup, "a text", e);
-    if (tests && code_field(fields, "test", NULL, field))
-        return error_set(e, "stands beside the field '%s', of which only one is read: remove one", name);
+    if (tests && verify_present(fields, *field = "test"))
+        return error_set(e, "is given together with the field '%s', and only one is read: remove the other", name);
     *field = tests ? name : "test";
     if (!code_check_size(fields, tests, e)) return false;
     if (form == CODE_OUTPUTS || form == CODE_CALLS) return code_check_outputs(fields, tests, e);
@@ -156,6 +157,42 @@ static inline bool code_tests_check(const json_t *fields, const char **field, Er
         return code_field_error(test, "a text with the function 'def check(candidate): ...'", e);
     *field = "entry_point";
     return json_is_string(entry) || code_field_error(entry, "the name of the function that 'test' checks", e);
+}
+
+/* ---- fields that are not read -------------------------------------------------------------------------------------- */
+
+enum { CODE_UNREAD = 9 };
+
+/* Whether the record has the field, and it is not empty. */
+static inline bool code_has(const json_t *fields, const char *name) {
+    const json_t *value = verify_present(fields, name);
+    return value &&
+           (json_is_string(value) ? json_string_length(value) : !json_is_array(value) || json_array_size(value)) &&
+           (!json_is_object(value) || json_object_size(value));
+}
+
+/* Sets name[] to the fields of tests that the record has but that its form does not read. Returns their number. */
+static inline int code_unread_fields(const json_t *fields, const char *name[CODE_UNREAD]) {
+    enum { PYTHON = 1 << CODE_ASSERTS | 1 << CODE_CHECK | 1 << CODE_CALLS };
+    static const struct {
+        const char *name, *first; /* first: the name under which the field is read, if the record has that one */
+        int forms;                /* that read the field */
+    } known[CODE_UNREAD] = {{"test_list", "tests", 1 << CODE_ASSERTS | 1 << CODE_OUTPUTS | 1 << CODE_CALLS},
+                            {"setup", NULL, PYTHON},
+                            {"test_setup_code", "setup", PYTHON},
+                            {"entry_point", NULL, 1 << CODE_CHECK},
+                            {"fn_name", NULL, 1 << CODE_CALLS},
+                            {"run", NULL, 1 << CODE_COMMAND},
+                            {"files", NULL, 1 << CODE_COMMAND},
+                            {"test_imports", NULL, 0}, /* of MBPP */
+                            {"challenge_test_list", NULL, 0}};
+    const int form = 1 << code_form(fields);
+    int count = 0;
+    for (int i = 0; i < CODE_UNREAD; i++) {
+        const bool second = known[i].first && verify_present(fields, known[i].first);
+        if ((second || !(known[i].forms & form)) && code_has(fields, known[i].name)) name[count++] = known[i].name;
+    }
+    return count;
 }
 
 #endif

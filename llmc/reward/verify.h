@@ -37,7 +37,7 @@
 
 #include "../base/error.h"     /* Error, error_set */
 #include "../base/text.h"      /* text_append, TextBuffer, text_free */
-#include "code_tests.h"        /* CODE_NO_TEST, code_form, code_tests_check */
+#include "code_tests.h"        /* CODE_NO_TEST, CODE_UNREAD, code_form, code_tests_check, ... */
 #include "verify_answer.h"     /* RewardInput, VerifySpan, verify_fields, verify_completion, ... */
 #include "verify_brackets.h"   /* verify_brackets, verify_final_closers */
 #include "verify_expression.h" /* verify_countdown, VerifyExpression, verify_final_expression */
@@ -128,17 +128,21 @@ static inline bool rewards_check_fields(const RewardInput *in, const char **fiel
     return good;
 }
 
-/* Whether the record has a field that only verifiers read, and that of its task does not: `tolerance` without a number, or
- * `use_all` without countdown. */
-static inline bool rewards_unread_field(const RewardInput *in) {
+enum { VERIFY_UNREAD = 2 + CODE_UNREAD };
+
+/* Sets name[] to the record's fields that only verifiers read, and that of its task does not: `tolerance` without a
+ * number, `use_all` without countdown, and those of code_unread_fields(). Returns their number. */
+static inline int rewards_unread_fields(const RewardInput *in, const char *name[VERIFY_UNREAD]) {
     const int kind = verify_kind(in->task);
-    if (kind < 0) return false;
+    if (kind < 0) return 0;
     const VerifyKind check = verify_resolve((VerifyKind)kind, in->answer);
     json_t *fields = verify_fields(in);
-    const bool tolerance = verify_present(fields, "tolerance") && check != VERIFY_NUMERIC && check != VERIFY_HASH,
-               all = verify_present(fields, "use_all") && check != VERIFY_COUNTDOWN;
+    int count = check == VERIFY_CODE ? code_unread_fields(fields, name) : 0;
+    if (verify_present(fields, "tolerance") && check != VERIFY_NUMERIC && check != VERIFY_HASH)
+        name[count++] = "tolerance";
+    if (verify_present(fields, "use_all") && check != VERIFY_COUNTDOWN) name[count++] = "use_all";
     json_decref(fields);
-    return tolerance || all;
+    return count;
 }
 
 /* What is known of a program without running it: an empty completion is wrong. Others are NaN here, and scored by
