@@ -17,7 +17,7 @@
 #include "../llmc/sandbox/sandbox_run.h"  /* SandboxRun, sandbox_outcome_name, SANDBOX_OUTCOMES, ... */
 #include "../tests/code.h"                /* CodeSample, code_samples, code_samples_free */
 #include <sys/prctl.h>
-#include <sys/resource.h> /* CodeSample, code_samples, code_samples_free */
+#include <sys/resource.h>
 
 static Sandbox box;
 static const double LIMIT = 1; /* seconds of a program that stays */

@@ -314,7 +314,7 @@ static inline void bpe_encode_long(Bpe *b, const unsigned char *piece, int32_t n
     for (int32_t i = 0; i >= 0; i = node[i].next) token_list_append(out, node[i].id);
 }
 
-/* Returns the first n <= 8 bytes at s as a number, without reading behind them. */
+/* Returns the first n <= 8 bytes at s as a number, without reading past them. */
 static inline uint64_t bpe_bytes(const unsigned char *s, size_t n) {
     uint32_t low, high;
     uint64_t all = 0;

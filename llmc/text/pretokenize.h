@@ -8,8 +8,8 @@
  * with the additions of Unicode 15 and 16. A PCRE2 built with Unicode 17 or later recognises more letters than these
  * tools, so it may split the newest scripts differently.
  *
- * The most common patterns are also known by their shape, and pieces of ASCII characters are found without the regular
- * expression, which takes a fraction of the time. The pieces are the same.
+ * The pieces of ASCII characters that the most common patterns make are found without the regular expression, in a
+ * fraction of the time. The pieces are the same.
  *
  * Text between two matches is also a piece, and empty matches are ignored, so the pieces always cover the text.
  *
