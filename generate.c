@@ -319,8 +319,12 @@ static void items_free(Items *items) {
     free(items->row), free(items->what), free(items->start), token_list_free(&items->ids);
 }
 
-/* Copies what the completions of the last prompt are scored by. */
+/* Whether what belongs to a prompt besides its tokens is kept: completions are scored or call tools. */
+static bool keeps_what(void) { return scoring_asked(&o.r) || episodes_on(&o.episodes); }
+
+/* Copies what belongs to the last prompt besides its tokens. */
 static void items_what(Items *items, const char *text, const char *task, const char *answer, const char *fields) {
+    if (!keeps_what()) return;
     items->what[items->count - 1] = (PromptText){
         .text = xstrdup(text), .task = xstrdup(task), .answer = xstrdup(answer), .fields = xstrdup(fields)};
 }
@@ -348,7 +352,7 @@ static void add_shard(Items *items, const Shard *s) {
         if (o.template && !encode_asked(items, &at, row, &e)) die("%s", e.text);
         for (int32_t k = 0; k < r.count && !o.template; k++) token_list_append(&items->ids, r.tokens[k]);
         if (!items_add(items, row, &e)) die("%s: %s", where, e.text);
-        if (scoring_asked(&o.r) || episodes_on(&o.episodes)) items_what(items, r.text, r.task, r.answer, r.fields);
+        items_what(items, r.text, r.task, r.answer, r.fields);
     }
     record_free(&r);
 }
@@ -376,10 +380,9 @@ static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
     if (!any && !o.template) return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
     bool ok = !any || row_prompt(&rows, j, row, &m, &given, e);
     ok = ok && (o.template ? encode_asked(items, j, row, e) : encode_row(items, &rows, j, row, &m, e));
-    if (ok && scoring_asked(&o.r)) ok = row_prompt_texts(&rows, j, row, &m, given, &task, &fields, e);
+    if (ok && keeps_what()) ok = row_prompt_texts(&rows, j, row, &m, given, &task, &fields, e);
     if (ok && !items_add(items, json_incref(row), &inner)) ok = jsonl_error(j, NULL, e, "%s", inner.text);
-    if (ok && (scoring_asked(&o.r) || episodes_on(&o.episodes)))
-        items_what(items, rows.text_of_prompt.text, task, rows.text_of_answer.text, fields);
+    if (ok) items_what(items, rows.text_of_prompt.text, task, rows.text_of_answer.text, fields);
     row_messages_free(&m);
     rows_clear(&rows);
     return ok;
@@ -413,7 +416,7 @@ static void add_lines(Items *items, const DataFile *f) {
         if (n && o.template && !encode_asked(items, &place, row, &e)) die("%s", e.text);
         if (n && ((!o.template && !encode_text(text, n, &items->ids, &e)) || !items_add(items, json_incref(row), &e)))
             die("%s: line %lld: %s", f->name, (long long)line, e.text);
-        if (n && scoring_asked(&o.r)) items_what(items, text, "", "", "");
+        if (n) items_what(items, text, "", "", "");
         json_decref(row);
         free(text);
         at = stop + 1;
@@ -884,6 +887,9 @@ static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
     }
 }
 
+/* Whether completions are written as JSON lines. */
+static bool writes_lines(void) { return o.input || o.output || o.json || o.samples > 1; }
+
 static void check_usage(int argc, char **argv, int first) {
     const bool words = first < argc, standard = argc == first + 1 && !strcmp(argv[first], "-");
     if (!o.m.checkpoint) usage_error("-c/--checkpoint is required");
@@ -892,11 +898,10 @@ static void check_usage(int argc, char **argv, int first) {
     if (!strcmp(o.m.checkpoint, "-") && (standard || o.chat || (o.input && !strcmp(o.input, "-"))))
         usage_error("-c -: standard input contains the model, so it cannot contain prompts");
     if (o.chat && o.raw) usage_error("--chat and --raw: give only one of them");
-    if (o.chat && (o.output || o.json || o.echo || o.samples > 1))
+    if (o.chat && (writes_lines() || o.echo))
         usage_error("--chat: cannot be used with -o, --json, --echo or --num-samples");
-    if (o.echo && (o.input || o.output || o.json || o.samples > 1))
-        usage_error("--echo: JSON lines already contain the prompt");
-    const bool many = o.input || o.json || o.output || o.samples > 1, scored = scoring_asked(&o.r);
+    const bool many = writes_lines(), scored = scoring_asked(&o.r);
+    if (o.echo && many) usage_error("--echo: JSON lines already contain the prompt");
     const OptionUse use[] = {
         {&o.m.chat_template, !o.raw, "not used with --raw"},
         {&o.template, o.input != NULL, "used only with -i"},
@@ -962,7 +967,7 @@ int main(int argc, char **argv) {
     if (o.template && !ask_open(&ask, o.template, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
     sampling = inference_sampling(&model, &o.s);
 
-    const bool many = o.input || o.output || o.json || o.samples > 1;
+    const bool many = writes_lines();
     if (!many) inference_few_threads(&model, 1);
     if (o.chat) {
         chat();
@@ -976,7 +981,7 @@ int main(int argc, char **argv) {
             if (!encode_text(text.text, text.length, &items.ids, &e) ||
                 !items_add(&items, json_pack("{s:s}", "prompt", text.text), &e))
                 die("%s", e.text);
-            if (scoring_asked(&o.r) || episodes_on(&o.episodes)) items_what(&items, text.text, "", "", "");
+            items_what(&items, text.text, "", "", "");
         }
         if (many) many_prompts(&items);
         else one_prompt(&items.ids, start);

@@ -304,7 +304,25 @@ static void test_programs(void **state) {
         assert_string_equal(got, wanted);
         free(got);
     }
+    /* the same from rows and from lines of text; the program reads what a row has, and of a line its text */
+    put_program("logs.sh", HELLO ",\"episodes\":true", "/\"reset\"/w '$T'/resets", answer);
+    run(0, "./data/make_tasks --task bigmul --digits 2 --count 100 --seed 2 --as jsonl -o $T/tasks.jsonl && "
+           "sed 's/^{\"prompt\":\"\\([^\"]*\\)\".*/\\1/' $T/tasks.jsonl >$T/tasks.txt");
+    static const char *const kinds[] = {"shard", "jsonl", "txt"};
+    for (int i = 0; i < 3; i++) {
+        char command[500];
+        snprintf(command, sizeof command,
+                 GENERATE "-i $T/tasks.%s --tool-cmd 'sh $T/logs.sh' --tool-workers 1 && sort $T/resets >$T/resets.%s",
+                 kinds[i], kinds[i]);
+        run(0, command);
+        char *got = tokens_of_lines();
+        assert_string_equal(got, wanted);
+        free(got);
+    }
     free(wanted);
+    run(0, "cmp $T/resets.shard $T/resets.jsonl && "
+           "sed 's/\"answer\":.*\"seed\"/\"answer\":\"\",\"task\":\"\",\"seed\"/;s/\"fields\":{.*}}/\"fields\":{}}/' "
+           "$T/resets.shard | cmp - $T/resets.txt && test $(wc -l <$T/resets.txt) = 100");
     /* rewards of calls and of the end, and an end of the trajectory */
     put_program("done.sh", HELLO ",\"episodes\":true", "",
                 "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"done\":true,\"id\":\\2}");
