@@ -66,10 +66,10 @@ static inline bool ask_check(const Ask *a, const char *path, Error *e) {
     bool any = false;
     for (int i = 0; i < 3; i++) {
         Error inner;
+        bool fields = false;
         if (!parts[i]) continue;
-        const bool ok = row_pattern_check(parts[i], &inner);
-        if (!ok && !strstr(inner.text, "has no {field}")) return error_set(e, "%s: %s", path, inner.text);
-        any = any || ok;
+        if (!row_pattern_check(parts[i], &fields, &inner)) return error_set(e, "%s: %s", path, inner.text);
+        any = any || fields;
     }
     return any || error_set(e, "%s: the template has no {field}", path);
 }

@@ -56,6 +56,7 @@ typedef struct ConditionNode {
     ConditionKind kind;
     json_t *value; /* of a constant */
     char *field;   /* its name */
+    bool seen;     /* a row had the field (condition_see()) */
     VerifyRegex regex;
     int left, right; /* operands */
 } ConditionNode;
@@ -111,7 +112,7 @@ static inline size_t condition_name(const char *s) {
     return n;
 }
 
-/* Moves behind a word or a sign, if it is next. */
+/* Moves past a word or a sign, if it is next. */
 static inline bool condition_take(Condition *c, const char *word) {
     const size_t n = strlen(word);
     condition_blank(c);
@@ -378,6 +379,12 @@ static inline bool condition_truth(const Condition *c, int index, const Jsonl *j
 /* Sets *holds to whether the row meets the condition. j: names the row in messages. */
 static inline bool condition_holds(const Condition *c, const Jsonl *j, json_t *row, bool *holds, Error *e) {
     return condition_truth(c, c->root, j, row, holds, e);
+}
+
+/* Notes which fields of the condition the row has, so that a name that no row has can be reported. */
+static inline void condition_see(Condition *c, json_t *row) {
+    for (int i = 0; i < c->count; i++)
+        if (c->node[i].field && !c->node[i].seen) c->node[i].seen = row_value(row, c->node[i].field) != NULL;
 }
 
 #endif

@@ -615,7 +615,7 @@ static void check_patterns(void) {
         row_template_option((RowFieldId)i, name);
         if (rows.fields.name[i]) usage_error("--%s and --%s: give only one of them", option, name);
         *pattern = row_unescape(*pattern);
-        if (!row_pattern_check(*pattern, &e)) usage_error("--%s: %s", name, e.text);
+        if (!row_pattern_check(*pattern, NULL, &e)) usage_error("--%s: %s", name, e.text);
     }
 }
 

@@ -140,7 +140,18 @@ typedef struct Unit {
     uint64_t rank;
 } Unit;
 
+/* Fields that the user names: NAME=TEXT of --set, OLD=NEW of --rename, or a name of --drop. */
+typedef struct Named {
+    struct NamedField {
+        char *name;
+        const char *text; /* of --drop NULL */
+        bool seen;        /* of --drop: a row had the field */
+    } * field;
+    int count;
+} Named;
+
 static Inputs inputs;
+static Named set, renamed, dropped;
 static Condition condition;
 static Writer out;
 static bool opened;  /* out */
@@ -284,13 +295,10 @@ static bool join(json_t *row, Error *e) {
 static bool set_fields(json_t *row, Error *e) {
     TextBuffer text = {0};
     bool ok = true;
-    for (int i = 0; i < o.set.count && ok; i++) {
-        const char *equals = strchr(o.set.items[i], '=');
-        char *name = xstrndup(o.set.items[i], (size_t)(equals - o.set.items[i]));
+    for (int i = 0; i < set.count && ok; i++) {
         text_clear(&text);
-        ok = row_fill(NULL, &reader, row, equals + 1, "set", &text, e);
-        if (ok) json_object_set_new(row, name, json_stringn(text.text, text.length));
-        free(name);
+        ok = row_fill(NULL, &reader, row, set.field[i].text, "set", &text, e);
+        if (ok) json_object_set_new(row, set.field[i].name, json_stringn(text.text, text.length));
     }
     text_free(&text);
     return ok;
@@ -473,6 +481,9 @@ static char *row_text(json_t *row, bool changed) {
     return json_dump_short(row, JSON_COMPACT);
 }
 
+/* Whether --rename, --drop or --as change rows before they are written. */
+static bool reshapes(void) { return renamed.count || dropped.count || o.as > AS_ROWS; }
+
 static void write_row(json_t *row, const char *text);
 
 /* Keeps the row for the steps that follow. */
@@ -499,10 +510,11 @@ static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
 /* Takes a row through the steps up to the groups. */
 static bool take(json_t *row, Error *e) {
     int64_t group;
-    bool holds = true, repeated = false, changed = o.join || o.set.count || o.spin || o.unpaired;
+    bool holds = true, repeated = false, changed = o.join || set.count || o.spin || o.unpaired;
     tally.read++;
     if (o.join && !join(row, e)) return false;
     if (!set_fields(row, e) || !group_of(row, &group, e)) return false;
+    condition_see(&condition, row);
     if (o.where && !condition_holds(&condition, &reader, row, &holds, e)) return false;
     tally.where += !holds;
     if (holds && !label(row, &holds, e)) return false;
@@ -512,7 +524,7 @@ static bool take(json_t *row, Error *e) {
     if (!repeated && !resembles(row, group, &repeated, e)) return false;
     if (repeated) return true;
     if (collects) return keep_row(row, group, changed, e);
-    char *text = row_text(row, changed);
+    char *text = reshapes() ? NULL : row_text(row, changed);
     write_row(row, text);
     free(text);
     return true;
@@ -665,28 +677,17 @@ static void make_units(void) {
 
 /* Moves the fields of --rename and removes those of --drop. */
 static bool change_names(json_t *row, Error *e) {
-    for (int i = 0; i < o.rename.count; i++) {
-        const char *equals = strchr(o.rename.items[i], '=');
-        char *name = xstrndup(o.rename.items[i], (size_t)(equals - o.rename.items[i]));
+    for (int i = 0; i < renamed.count; i++) {
+        const char *name = renamed.field[i].name, *to = renamed.field[i].text;
         json_t *value = json_object_get(row, name);
-        bool ok = value != NULL || error_set(e, "--rename %s: a row has no such field", o.rename.items[i]);
-        if (ok && json_object_get(row, equals + 1))
-            ok = error_set(e, "--rename %s: a row has the field %s already", o.rename.items[i], equals + 1);
-        if (ok) {
-            json_object_set(row, equals + 1, value);
-            json_object_del(row, name);
-        }
-        free(name);
-        if (!ok) return false;
+        if (!value) return error_set(e, "--rename %s=%s: a row has no such field", name, to);
+        if (json_object_get(row, to))
+            return error_set(e, "--rename %s=%s: a row has the field %s already", name, to, to);
+        json_object_set(row, to, value);
+        json_object_del(row, name);
     }
-    for (int i = 0; i < o.drop.count; i++)
-        for (const char *s = o.drop.items[i]; *s;) {
-            const size_t n = strcspn(s, ",");
-            char *name = xstrndup(s, n);
-            json_object_del(row, name);
-            free(name);
-            s += n + (s[n] == ',');
-        }
+    for (int i = 0; i < dropped.count; i++)
+        if (!json_object_del(row, dropped.field[i].name)) dropped.field[i].seen = true;
     return true;
 }
 
@@ -757,13 +758,13 @@ static void count_row(json_t *row) {
     tally.lengths++;
 }
 
-/* Writes a row. text: the row as it was read, which is written if no field is changed. */
+/* Writes a row. text: what is written; NULL: the row, after --rename, --drop and --as. */
 static void write_row(json_t *row, const char *text) {
     Error e;
     char *made = NULL;
     tally.written++;
     if (o.stats) count_row(row);
-    if (o.rename.count || o.drop.count || o.as > AS_ROWS || !text) {
+    if (!text) {
         if (!change_names(row, &e) || !shape(row, &e)) fail(&e);
         made = json_dump_short(row, JSON_COMPACT);
         text = made;
@@ -795,13 +796,12 @@ static json_t *pair_row(json_t *a, json_t *b, double margin) {
 static void write_units(void) {
     for (int64_t i = 0; i < unit_count; i++) {
         const Unit *u = &units[i];
-        const bool parsed = u->b >= 0 || o.stats || o.rename.count || o.drop.count || o.as > AS_ROWS;
-        json_t *row = parsed ? load(u->a) : NULL;
+        json_t *row = u->b >= 0 || o.stats || reshapes() ? load(u->a) : NULL;
         if (u->b >= 0) {
             json_t *other = load(u->b), *pair = pair_row(row, other, kept[u->a].value - kept[u->b].value);
             write_row(pair, NULL);
             json_decref(other), json_decref(pair);
-        } else write_row(row, kept[u->a].text);
+        } else write_row(row, reshapes() ? NULL : kept[u->a].text);
         json_decref(row);
     }
 }
@@ -850,23 +850,49 @@ static void summarize(int64_t skipped, const Error *first) {
     }
     if (skipped) warn("invalid lines skipped: %lld (first: %s)", (long long)skipped, first->text);
     if (tally.unjoined) warn("%lld rows have no row with the same %s in %s", (long long)tally.unjoined, o.on, o.join);
+    for (int i = 0; i < dropped.count; i++)
+        if (tally.written && !dropped.field[i].seen) warn("--drop %s: no row has this field", dropped.field[i].name);
+    for (int i = 0; i < condition.count; i++)
+        if (tally.read && condition.node[i].field && !condition.node[i].seen)
+            warn("--where: no row has the field '%s'", condition.node[i].field);
     if (!tally.written) warn("no row was written");
 }
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* Checks that an option's values are NAME=TEXT, and that the texts of --set are patterns. */
-static void check_names(const OptionList *list, const char *option, bool pattern) {
+static void named_add(Named *names, const char *name, size_t n, const char *text) {
+    names->field = (struct NamedField *)xrealloc(names->field, (size_t)names->count + 1, sizeof *names->field);
+    names->field[names->count++] = (struct NamedField){.name = xstrndup(name, n), .text = text};
+}
+
+static void named_free(Named *names) {
+    for (int i = 0; i < names->count; i++) free(names->field[i].name);
+    free(names->field);
+}
+
+/* Reads NAME=TEXT of --set, whose texts are patterns, or OLD=NEW of --rename. */
+static void read_pairs(Named *names, const OptionList *list, const char *option, bool pattern) {
     Error e;
+    bool fields = false; /* a text need not have any */
     for (int i = 0; i < list->count; i++) {
-        const char *equals = strchr(list->items[i], '=');
-        if (!equals || equals == list->items[i] || (!pattern && !equals[1]))
-            usage_error("--%s %s: expected %s", option, list->items[i], pattern ? "NAME=TEXT" : "OLD=NEW");
-        if (pattern) list->items[i] = row_unescape(list->items[i]);
-        equals = strchr(list->items[i], '=');
-        if (pattern && !row_pattern_check(equals + 1, &e) && !strstr(e.text, "has no {field}"))
-            usage_error("--%s: %s", option, e.text);
+        const char *item = list->items[i], *equals = strchr(item, '=');
+        if (!equals || equals == item || (!pattern && !equals[1]))
+            usage_error("--%s %s: expected %s", option, item, pattern ? "NAME=TEXT" : "OLD=NEW");
+        if (pattern) item = row_unescape(item);
+        equals = strchr(item, '=');
+        if (pattern && !row_pattern_check(equals + 1, &fields, &e)) usage_error("--%s: %s", option, e.text);
+        named_add(names, item, (size_t)(equals - item), equals + 1);
     }
+}
+
+/* Reads the names of --drop. */
+static void read_drops(void) {
+    for (int i = 0; i < o.drop.count; i++)
+        for (const char *s = o.drop.items[i]; *s;) {
+            const size_t n = strcspn(s, ",");
+            named_add(&dropped, s, n, NULL);
+            s += n + (s[n] == ',');
+        }
 }
 
 static void check_rate(void) {
@@ -918,8 +944,9 @@ static void check_options(void) {
     if ((o.pairs != NULL) + o.spin + o.unpaired > 1)
         usage_error("--pairs, --spin and --unpaired: give only one of them");
     if (o.all_pairs && o.pairs_per_group) usage_error("--all-pairs and --pairs-per-group: give only one of them");
-    check_names(&o.set, "set", true);
-    check_names(&o.rename, "rename", false);
+    read_pairs(&set, &o.set, "set", true);
+    read_pairs(&renamed, &o.rename, "rename", false);
+    read_drops();
     check_rate();
     if (o.where && !condition_parse(&condition, o.where, &e)) usage_error("--where: %s", e.text);
     if (o.as == AS_AUTO) o.as = o.pairs || o.spin ? AS_PREFERENCE : o.unpaired ? AS_UNPAIRED : AS_ROWS;
@@ -948,6 +975,7 @@ int main(int argc, char **argv) {
     for (int64_t i = 0; i < kept_count; i++) free(kept[i].text);
     free(kept), free(groups), free(units), json_decref(joined.rows);
     keys_free(&group_keys), keys_free(&seen), keys_free(&joined.keys);
+    named_free(&set), named_free(&renamed), named_free(&dropped);
     near_free(&near_rows), contamination_free(&tests), condition_free(&condition);
     inputs_close(&inputs);
     return 0;

@@ -282,8 +282,8 @@ static inline size_t row_pattern_piece(const char *s) {
     return strcspn(s, "{}");
 }
 
-/* Checks the braces of a pattern. */
-static inline bool row_pattern_check(const char *pattern, Error *e) {
+/* Checks the braces of a pattern. *fields: whether it has a {field}; if NULL, it must have one. */
+static inline bool row_pattern_check(const char *pattern, bool *fields, Error *e) {
     bool any = false;
     for (const char *s = pattern; *s;) {
         const size_t n = row_pattern_piece(s);
@@ -291,7 +291,8 @@ static inline bool row_pattern_check(const char *pattern, Error *e) {
         any = any || (*s == '{' && s[1] != '{');
         s += n;
     }
-    return any || error_set(e, "'%.60s': has no {field}", pattern);
+    if (fields) *fields = any;
+    return any || fields || error_set(e, "'%.60s': has no {field}", pattern);
 }
 
 /* Appends the text of a pattern for this row; every field that it names must have a value. option: the pattern's option, for

@@ -148,8 +148,8 @@ static inline void near_free(Near *n) {
 }
 
 static inline size_t near_bytes(const Near *n) {
-    return n->words.capacity * sizeof *n->words.word + n->capacity * (sizeof *n->start + sizeof *n->shared) +
-           postings_bytes(&n->texts);
+    return n->words.capacity * sizeof *n->words.word + n->capacity * sizeof *n->start +
+           n->shared_capacity * sizeof *n->shared + postings_bytes(&n->texts);
 }
 
 static inline int words_by_value(const void *a, const void *b) {

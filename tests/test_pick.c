@@ -514,10 +514,15 @@ static void fields(void **state) {
     put("a.jsonl",
         "{\"id\":1,\"x\":\"a{b\",\"big\":123456789012345678901234567890,\"real\":0.1}\n{\"id\":2,\"x\":\"c\"}\n");
     put("b.jsonl", "[{\"id\":2,\"y\":{\"z\":[5]}},\n{\"id\":3}]");
-    run(0, "data/pick -i $T/a.jsonl --join $T/b.jsonl --on id --set 'm={{{x}}} {id}\\n' --rename x=w --drop big,none");
+    run(0, "data/pick -i $T/a.jsonl --join $T/b.jsonl --on id --set 'm={{{x}}} {id}\\n' --rename x=w --drop big,none "
+           "--where 'id > 0 or nowhere'");
     assert_string_equal(out, "{\"id\":1,\"real\":0.1,\"m\":\"{a{b} 1\\n\",\"w\":\"a{b\"}\n"
                              "{\"id\":2,\"y\":{\"z\":[5]},\"m\":\"{c} 2\\n\",\"w\":\"c\"}\n");
     assert_holds(said, "1 rows have no row with the same id in");
+    assert_holds(said, "--drop none: no row has this field");
+    assert_holds(said, "--where: no row has the field 'nowhere'");
+    assert_null(strstr(said, "no row has the field 'id'"));
+    assert_null(strstr(said, "--drop big"));
     run(0, "data/pick -i $T/b.jsonl --where 'id == 2'");
     assert_string_equal(out, "{\"id\":2,\"y\":{\"z\":[5]}}\n");
     put("c.jsonl",
