@@ -30,48 +30,60 @@ claim() {
     [ "$verdict" = holds ] || bad=1
     printf 'claim   %s\nseen    %s: %s\n' "$1" "$2" "$verdict"
 }
+short() { printf '%.4g' "$1"; } # short NUMBER: with four digits
 title() { echo "Chapter $chapter: $*"; }
-quiet() { "$@" >>"$out/log" 2>&1; }
 # greedy MODEL: greedy accuracy in percent, of the held-out problems.
 greedy() { stage "$1.json" measure "$1.bin" && percent accuracy "$1.json"; }
-# another script with this seed: the files of its last run.
-script() { quiet "scripts/$1.sh" "$seed"; }
+# script NAME: runs another script with this seed, for the files that it makes.
+script() { "scripts/$1.sh" "$seed" >>"$out/log" 2>&1; }
+
+# prefs ROWS OPTION...: makes ROWS.jsonl by make_prefs, and ROWS.shard.
+prefs() {
+    local rows=$1
+    shift
+    stage "$rows.jsonl" ./data/make_prefs "$@" -o "$rows.jsonl"
+    stage "$rows.shard" ./data/make_shard -i "$rows.jsonl" -o "$rows.shard"
+}
 
 # The letters: a hidden rule, its preferences, and a policy that writes letters at random (README.md, "The whole chain").
 rule=char=a:1,length:-0.25
+letters=$loops/letters-$seed
 letters() { # NAME OPTION...
-    letters=$1
+    local rows=$letters/$1
     shift
-    stage "$shared/$letters.jsonl" ./data/make_prefs --rule $rule --min-length 3 --seed "$seed" "$@" -o "$shared/$letters.jsonl"
-    stage "$shared/$letters.shard" ./data/make_shard -i "$shared/$letters.jsonl" -o "$shared/$letters.shard"
+    prefs "$rows" --rule $rule --min-length 3 --seed "$seed" "$@"
 }
 policy() {
+    mkdir -p "$letters"
     letters answers --format chat --count 3000
     letters prefs --count 3000
     letters prefs-val --count 300 --split heldout
     letters prompts --format prompt --count 1000
     letters prompts-val --format prompt --count 100 --split heldout
-    stage "$shared/policy.bin" ./train_sft --layers 2 --width 64 --context 64 -i "$shared/answers.shard" -x 100 \
-        --batch-tokens 2048 -l 2e-3 --seed "$seed" -o "$shared/policy.bin"
+    stage "$letters/policy.bin" ./train_sft --layers 2 --width 64 --context 64 -i "$letters/answers.shard" -x 100 \
+        --batch-tokens 2048 -l 2e-3 --seed "$seed" -o "$letters/policy.bin"
 }
 reward_model() {
     policy
-    stage "$shared/rm.bin" ./train_rm -c "$shared/policy.bin" -i "$shared/prefs.shard" --per-device-train-batch-size 32 -x 150 \
-        -l 1e-3 --seed "$seed" -o "$shared/rm.bin"
+    stage "$letters/rm.bin" ./train_rm -c "$letters/policy.bin" -i "$letters/prefs.shard" --per-device-train-batch-size 32 -x 150 \
+        -l 1e-3 --seed "$seed" -o "$letters/rm.bin"
 }
 ppo() { # MODEL OPTION...
-    ppo=$1
+    local to=$1
     shift
-    stage "$ppo.bin" ./train_ppo -c "$shared/policy.bin" --reward-model "$shared/rm.bin" -i "$shared/prompts.shard" -p 64 -g 16 \
-        -l 1e-3 --sample-count 0 --seed "$seed" -o "$ppo.bin" --metrics "$ppo.metrics.jsonl" "$@"
+    stage "$to.bin" ./train_ppo -c "$letters/policy.bin" --reward-model "$letters/rm.bin" -i "$letters/prompts.shard" -p 64 -g 16 \
+        -l 1e-3 --sample-count 0 --seed "$seed" -o "$to.bin" --metrics "$to.metrics.jsonl" "$@"
 }
 # gold MODEL: the mean score of its samples by the hidden rule.
 gold_of() {
-    ./evaluate -c "$1" -i "$shared/prompts-val.shard" --reward command --reward-cmd "./data/make_prefs --score --rule $rule" \
+    ./evaluate -c "$1" -i "$letters/prompts-val.shard" --reward command --reward-cmd "./data/make_prefs --score --rule $rule" \
         -g 16 --num-samples 4 >"$2"
 }
-gold() { stage "$out/$(basename "$1").gold.json" gold_of "$1.bin" "$out/$(basename "$1").gold.json" &&
-    figure reward "$out/$(basename "$1").gold.json"; }
+gold() {
+    local scores
+    scores=$out/$(basename "$1").gold.json
+    stage "$scores" gold_of "$1.bin" "$scores" && figure reward "$scores"
+}
 last() { sed -n "s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | tail -n 1; } # last KEY METRICS: its value in the last step that has it
 
 chapter_2() {
@@ -82,58 +94,65 @@ chapter_2() {
     apart "$base" "$base" "$out/same.json" 2>>"$out/log"
     apart "$out/more.bin" "$base" "$out/apart.json" 2>>"$out/log"
     loss=$(figure loss "$out/apart.json") perplexity=$(figure perplexity "$out/apart.json")
-    claim "perplexity is exp(loss)" "loss $loss, perplexity $perplexity" "($perplexity - exp($loss)) ^ 2 < 1e-6"
+    claim "perplexity is exp(loss)" \
+        "loss $(short "$loss"), perplexity $(short "$perplexity")" "($perplexity - exp($loss)) ^ 2 < 1e-6"
     same=$(figure kl "$out/same.json") kl=$(figure kl "$out/apart.json")
-    claim "KL(p, p) is 0" "$same" "$same ^ 2 < 1e-12"
-    claim "KL(p, q) is above 0" "$kl nats a token between a model and the same model after more training" "$kl > 0.001"
+    claim "KL(p, p) is 0" "$(short "$same")" "$same ^ 2 < 1e-12"
+    claim "KL(p, q) is above 0" \
+        "$(short "$kl") nats a token between a model and the same model after more training" "$kl > 0.001"
 }
 chapter_5() {
     title "supervised fine-tuning"
     stage "$out/new.bin" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$out/new.bin" -x 1 \
         --batch-tokens 2048 -l 1e-5
     before=$(greedy "$out/new") after=$(greedy "$start")
-    claim "demonstrations teach a task to a model that cannot do it" "held-out accuracy $before % -> $after %" "$after > $before + 20"
+    claim "demonstrations teach a task to a model that cannot do it" \
+        "held-out accuracy $before % -> $after %" "$after > $before + 20"
 }
 chapter_8() {
     title "comparisons and reward models"
     reward_model
     letters noisy --count 3000 --flip 0.3
-    stage "$out/noisy.bin" ./train_rm -c "$shared/policy.bin" -i "$shared/noisy.shard" --per-device-train-batch-size 32 -x 150 \
+    stage "$out/noisy.bin" ./train_rm -c "$letters/policy.bin" -i "$letters/noisy.shard" --per-device-train-batch-size 32 -x 150 \
         -l 1e-3 --seed "$seed" -o "$out/noisy.bin"
-    ./evaluate --reward-model "$shared/rm.bin" -i "$shared/prefs-val.shard" >"$out/rm.json" 2>>"$out/log"
-    ./evaluate --reward-model "$out/noisy.bin" -i "$shared/prefs-val.shard" >"$out/noisy.json" 2>>"$out/log"
+    ./evaluate --reward-model "$letters/rm.bin" -i "$letters/prefs-val.shard" >"$out/rm.json" 2>>"$out/log"
+    ./evaluate --reward-model "$out/noisy.bin" -i "$letters/prefs-val.shard" >"$out/noisy.json" 2>>"$out/log"
     clean=$(percent accuracy "$out/rm.json") noisy=$(percent accuracy "$out/noisy.json")
     claim "a model learns from comparisons alone which completion is better" "held-out accuracy $clean %" "$clean > 80"
-    claim "wrong labels cost accuracy, less than their share" "with 30 % of the labels flipped $noisy %" "$noisy < $clean && $noisy > 60"
+    claim "wrong labels cost accuracy, less than their share" \
+        "with 30 % of the labels flipped $noisy %" "$noisy < $clean && $noisy > 60"
 }
 chapter_9() {
     title "InstructGPT: SFT, a reward model, PPO"
     reward_model
     ppo "$out/ppo" -x 100 --kl-coef 0.1
-    before=$(gold "$shared/policy") after=$(gold "$out/ppo")
-    claim "PPO against a reward model raises what the preferences stand for" "score by the hidden rule $before -> $after" \
-        "$after > $before + 0.5"
+    before=$(gold "$letters/policy") after=$(gold "$out/ppo")
+    claim "PPO against a reward model raises what the preferences stand for" \
+        "score by the hidden rule $(short "$before") -> $(short "$after")" "$after > $before + 0.5"
 }
 chapter_14() {
     title "the KL leash"
     reward_model
     for kl in 0.02 0.1 1; do ppo "$out/kl$kl" -x 60 --kl-coef $kl; done
-    a=$(last objective/kl "$out/kl0.02.metrics.jsonl") b=$(last objective/kl "$out/kl0.1.metrics.jsonl") c=$(last objective/kl "$out/kl1.metrics.jsonl")
-    claim "a stronger penalty keeps the policy nearer to the reference" "KL at the end $a, $b, $c with --kl-coef 0.02, 0.1, 1" "$a > $b && $b > $c"
+    a=$(last objective/kl "$out/kl0.02.metrics.jsonl") b=$(last objective/kl "$out/kl0.1.metrics.jsonl")
+    c=$(last objective/kl "$out/kl1.metrics.jsonl")
+    claim "a stronger penalty keeps the policy nearer to the reference" \
+        "KL at the end $(short "$a"), $(short "$b"), $(short "$c") with --kl-coef 0.02, 0.1, 1" "$a > $b && $b > $c"
 }
 chapter_15() {
     title "DPO"
     policy
-    stage "$out/dpo.bin" ./train_dpo -c "$shared/policy.bin" -i "$shared/prefs.shard" -x 100 -l 1e-4 --warmup-steps 10 \
+    stage "$out/dpo.bin" ./train_dpo -c "$letters/policy.bin" -i "$letters/prefs.shard" -x 100 -l 1e-4 --warmup-steps 10 \
         --seed "$seed" -o "$out/dpo.bin" --metrics "$out/dpo.metrics.jsonl"
-    before=$(gold "$shared/policy") after=$(gold "$out/dpo")
-    claim "preferences train a policy without a reward model" "score by the hidden rule $before -> $after" "$after > $before + 0.3"
+    before=$(gold "$letters/policy") after=$(gold "$out/dpo")
+    claim "preferences train a policy without a reward model" \
+        "score by the hidden rule $(short "$before") -> $(short "$after")" "$after > $before + 0.3"
 }
 chapter_18() {
     title "online and iterative preference learning"
     script iterative-dpo
-    o=$loops/iterative-dpo-$seed
-    before=$(greedy "$start") after=$(percent accuracy "$o/dpo3.json") control=$(percent accuracy "$o/control3.json")
+    o=$loops/iterative-dpo-$seed last=${ROUNDS:-3}
+    before=$(greedy "$start") after=$(percent accuracy "$o/dpo$last.json") control=$(percent accuracy "$o/control$last.json")
     claim "rounds of DPO on the model's own verified samples improve it" "$before % -> $after %" "$after > $before + 5"
     claim "it is the order of the pairs that teaches" "pairs in random order: $control %" "$after > $control + 5"
 }
@@ -147,15 +166,15 @@ chapter_19() {
 }
 chapter_20() {
     title "process and outcome rewards"
-    stage "$out/steps.jsonl" ./data/make_prefs --rule sum --format step --terms 4 --digits 1 --count 3000 --seed "$seed" -o "$out/steps.jsonl"
-    stage "$out/val.jsonl" ./data/make_prefs --rule sum --format step --terms 4 --digits 1 --count 300 --split heldout -o "$out/val.jsonl"
-    for f in steps val; do stage "$out/$f.shard" ./data/make_shard -i "$out/$f.jsonl" -o "$out/$f.shard"; done
+    prefs "$out/steps" --rule sum --format step --terms 4 --digits 1 --count 3000 --seed "$seed"
+    prefs "$out/val" --rule sum --format step --terms 4 --digits 1 --count 300 --split heldout
     stage "$out/prm.bin" ./train_rm --kind prm --layers 2 --width 64 --heads 4 --context 64 -i "$out/steps.shard" -o "$out/prm.bin" \
         -x 600 --per-device-train-batch-size 32 -l 3e-3 --seed "$seed"
     ./evaluate --reward-model "$out/prm.bin" -i "$out/val.shard" >"$out/prm.json" 2>>"$out/log"
     right=$(percent accuracy "$out/prm.json")
     share=$(awk '{ n += gsub(/true/, "true"); m += gsub(/false/, "false") } END { print 100 * (n > m ? n : m) / (n + m) }' "$out/val.jsonl")
-    claim "a process model learns which steps are right" "held-out steps $right %, always the same label $share %" "$right > $share + 5"
+    claim "a process model learns which steps are right" \
+        "held-out steps $right %, always the same label $(short "$share") %" "$right > $share + 5"
 }
 chapter_21() {
     title "test-time compute"

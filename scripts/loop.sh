@@ -3,14 +3,16 @@
 #
 # The toy task of all of them is to sort four digits; a hundred answers take a tenth of a second of a processor. The base
 # model is trained on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its
-# demonstrations come after a prompt with the answer in parentheses, so that it can use a hint. Everything is written to loops/ (or $LOOP_OUT):
-# a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES (of a problem), STEPS
-# (of training in a round), BASE_STEPS, HELDOUT (problems of the evaluation).
+# demonstrations have a prompt that ends with the answer in parentheses, so that it can use a hint. Everything is written to
+# loops/ (or $LOOP_OUT): a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES
+# (of a problem), STEPS (of training in a round), BASE_STEPS, HELDOUT (problems of the evaluation).
 #
 # A stage that is complete is skipped when a script runs again. It runs again if its command or one of its input files changed.
 set -eu
 name=${LOOP_NAME:-$(basename "$0" .sh)}
 seed=${1:-1}
+case $seed in *[!0-9]*) printf '%s: %s: the seed must be a whole number\n' "$name" "$seed" >&2; exit 2 ;; esac
+if [ $# -gt 1 ]; then printf '%s: %s: unexpected argument, expected at most a seed\n' "$name" "$2" >&2; exit 2; fi
 loops=${LOOP_OUT:-loops}
 out=$loops/$name-$seed
 : "${PROBLEMS:=1000}" "${SAMPLES:=4}" "${STEPS:=60}" "${BASE_STEPS:=110}" "${HELDOUT:=300}"
@@ -101,16 +103,14 @@ page() {
 # ---- the base model, which all scripts of one seed share ----
 shared=$loops/base-$seed
 mkdir -p "$shared"
-base=$shared/base.bin
+start=$shared/base base=$shared/base.bin
 held=$shared/heldout.shard
 tasks "$held" $((seed * 100 + 3)) "$HELDOUT" --split heldout
 tasks "$shared/shown.jsonl" $((seed * 100 + 1)) 4000 --format chat
 tasks "$shared/answers.jsonl" $((seed * 100 + 1)) 4000
-pick "$shared/both" -i "$shared/shown.jsonl" --set 'id={prompt}' --dedupe id
-pick "$shared/keys" -i "$shared/answers.jsonl" --set 'id={prompt}' --dedupe id
-pick "$shared/hints" -i "$shared/both.jsonl" --join "$shared/keys.jsonl" --on id --set 'prompt={prompt}({answer})' --as sft --sample 1000
-pick "$shared/demos" -i "$shared/both.jsonl" -i "$shared/hints.jsonl" --as sft --shuffle
+pick "$shared/hints" -i "$shared/shown.jsonl" --join "$shared/answers.jsonl" --on prompt --set 'prompt={prompt}({answer})' \
+    --as sft --sample 1000
+pick "$shared/demos" -i "$shared/shown.jsonl" -i "$shared/hints.jsonl" --as sft --shuffle
 stage "$shared/demos.shard" ./data/make_shard -i "$shared/demos.jsonl" -o "$shared/demos.shard" --template plain
 stage "$base" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$base" \
     --max-steps "$BASE_STEPS" --batch-tokens 2048 --learning-rate 2e-3 --warmup-steps 10 --logging-steps 50 --seed "$seed"
-base=$shared/base.bin start=$shared/base

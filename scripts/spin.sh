@@ -3,13 +3,13 @@
 # last model's own answer is rejected, by DPO with the last model as reference. The margin disappears when the model writes
 # what the data has.
 #
-# The paper: beta (there lambda) 0.1 (here 1: with 0.1 the toy model loses its format), rounds 0 to 3, from round 1 on the pairs of the last two rounds. Control: another sample of
-# the model's own as chosen, which has nothing to teach.
+# The paper: beta (there lambda) 0.1, rounds 0 to 3, from round 1 on the pairs of the last two rounds. Here beta is 1: with 0.1
+# the toy model loses its format. Control: another sample of the model's own as chosen, which has nothing to teach.
 # shellcheck disable=SC1091
 cd "$(dirname "$0")/.." && . scripts/loop.sh
 : "${ROUNDS:=3}"
 tasks "$out/shown.jsonl" $((seed * 100 + 5)) "$PROBLEMS" --format chat
-pick "$out/prompts" -i "$out/shown.jsonl" --dedupe text --rename completion=answer
+pick "$out/prompts" -i "$out/shown.jsonl" --rename completion=answer
 say "SPIN, $PROBLEMS demonstrations (seed $seed); rejected: the model's answers that differ from them"
 table round
 row base "$start"

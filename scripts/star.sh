@@ -13,21 +13,18 @@ problems=$out/problems.shard
 tasks "$problems" $((seed * 100 + 5)) "$PROBLEMS"
 printf '%s\n' '{prompt}({answer})' >"$out/hint.txt"
 
-# round LABEL NUMBER FROM HINTS: one round from the model FROM; its rows are LABELNUMBER.
+# round LABEL NUMBER FROM HINTS: one round from the model FROM, with rationalisation if HINTS is yes; trains LABELNUMBER.
 round() {
-    local to=$out/$1$2
+    local to=$out/$1$2 rational=
     complete "$to.plain" "$3" "$problems" --temperature 0 --reward verify
     pick "$to.right" -i "$to.plain.jsonl" --where right --as sft
-    pick "$to.wrong" -i "$to.plain.jsonl" --where 'not right' --drop right,reward,rewards,completion,tokens
-    set -- "$1" "$2" "$3" "$4" -i "$to.right.jsonl"
     if [ "$4" = yes ]; then
+        pick "$to.wrong" -i "$to.plain.jsonl" --where 'not right' --drop right,reward,rewards,completion,tokens
         complete "$to.hinted" "$3" "$to.wrong.jsonl" --temperature 0 --reward verify --prompt-template "$out/hint.txt"
-        pick "$to.rational" -i "$to.hinted.jsonl" --where right --as sft
-        set -- "$@" -i "$to.rational.jsonl"
+        rational=$to.rational
+        pick "$rational" -i "$to.hinted.jsonl" --where right --as sft
     fi
-    shift 4
-    pick "$to.kept" "$@" --dedupe text --shuffle
-    STEPS=$steps
+    pick "$to.kept" -i "$to.right.jsonl" ${rational:+-i "$rational.jsonl"} --dedupe text --shuffle
     sft "$to" "$start" "$to.kept"
 }
 
@@ -36,14 +33,14 @@ table round
 row base "$start"
 first=$STEPS
 for hints in yes no; do
+    label=$([ $hints = yes ] && echo star || echo control)
     from=$start
-    steps=$first
+    STEPS=$first
     for i in $(seq "$ROUNDS"); do
-        label=$([ $hints = yes ] && echo star || echo control)
         round $label "$i" "$from" $hints
         from=$out/$label$i
         row "$label, round $i" "$from" "$out/$label$i.kept"
-        steps=$((steps * 12 / 10))
+        STEPS=$((STEPS * 12 / 10))
     done
 done
 say "control: without rationalisation; the rows are the problems solved so far"

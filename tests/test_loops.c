@@ -42,6 +42,10 @@ static void rejection_sampling(void **state) {
     assert_holds(out, "+ ./generate ");
     assert_holds(out, "+ ./train_sft ");
     assert_null(strstr(out, "+ ./data/make_tasks"));
+    run(2, "scripts/rft.sh one");
+    assert_holds(said, "rft: one: the seed must be a whole number");
+    run(2, "scripts/rft.sh 1 2");
+    assert_holds(said, "rft: 2: unexpected argument");
 }
 
 /* Every solution that is kept is right, and the prompts have no hint. */
