@@ -17,6 +17,7 @@
 #include "terminal.h"              /* terminal_escapes */
 #define Tokenizer LibeditTokenizer /* the name is taken by text/tokenizer.h */
 #include <histedit.h>
+#include <poll.h>
 #undef Tokenizer
 #include <locale.h>
 #include <wchar.h>
@@ -34,13 +35,17 @@ static inline char *line_editor_prompt(EditLine *edit) {
     return (char *)l->prompt;
 }
 
-/* Reads one character, as libedit's own function does, but ends at a signal. Returns 1, 0 at the end, -1 at a signal. */
+/* Reads one character, as libedit's own function does, but ends at a signal. Returns 1, 0 at the end, -1 at a signal. It waits
+ * for at most 100 ms at a time: a signal that comes between the check and the wait would be noticed by nothing else. */
 static inline int line_editor_character(EditLine *edit, wchar_t *character) {
     mbstate_t state = {0};
     (void)edit;
     while (!program_stopping()) {
         char byte;
-        const ssize_t n = read(STDIN_FILENO, &byte, 1);
+        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+        const int ready = poll(&input, 1, 100);
+        if (!ready) continue;
+        const ssize_t n = ready < 0 ? -1 : read(STDIN_FILENO, &byte, 1);
         if (!n) return 0;
         if (n < 0 && errno != EINTR) return -1;
         if (n < 0) continue;
