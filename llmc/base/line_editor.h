@@ -17,9 +17,9 @@
 #include "terminal.h"              /* terminal_escapes */
 #define Tokenizer LibeditTokenizer /* the name is taken by text/tokenizer.h */
 #include <histedit.h>
-#include <poll.h>
 #undef Tokenizer
 #include <locale.h>
+#include <poll.h>
 #include <wchar.h>
 
 typedef struct LineEditor {
