@@ -83,7 +83,7 @@ static inline bool fit_differs(const FitSide *model, const FitSide *other, const
 /* Checks that all tokens of `other` are the model's. The tokenizers are open. */
 static inline bool fit_tokens(const FitSide *model, const Tokenizer *own, const FitSide *other, const Tokenizer *theirs,
                               Error *note, Error *e) {
-    char how[256], a[64], b[64];
+    char how[400], a[64], b[64];
     const int32_t id = fit_first_difference(theirs, own, theirs->vocab);
     if (id >= own->vocab) {
         snprintf(how, sizeof how, "%d tokens, and the model's %d", theirs->vocab, own->vocab);
