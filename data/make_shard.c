@@ -4,15 +4,18 @@
  * validation split, and writes both shards at the end. After a failure no file is left behind. Unusual properties of the
  * data are counted and reported at the end.
  */
-#include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
+#include "../llmc/base/error.h"           /* Error, die, usage_error, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
-#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
+#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
 #include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
-#include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_free, text_clear, ... */
+#include "../llmc/base/text.h"            /* TokenList, TextBuffer, text_free, token_list_free, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
-#include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_check, inputs_close, ... */
+#include "../llmc/records/cursor.h"       /* cursor_taken */
+#include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_close */
+#include "../llmc/records/mix.h"          /* MIX_FIRST, MIX_STEPS, MIX_TEMPERATURE, Mix, ... */
+#include "../llmc/records/mix_options.h"  /* MIXING_OPTIONS, MixingOptions, mix_options_config, ... */
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
@@ -33,9 +36,12 @@ static struct {
     int64_t max_tokens, limit, seed;
     double val_fraction;
     bool skip_bad, quiet, assistant_only, help_fields;
-} o = {.template = "auto", .assistant_only = true};
+    MixingOptions mix;
+} o = {.template = "auto", .assistant_only = true, .mix = {.temperature = 2}};
 
-static Inputs inputs;        /* the files of --input */
+static Inputs inputs;        /* the files of --input and --mix */
+static bool mixes;           /* the training records are a mixture of the files */
+static int64_t *made;        /* (inputs.count) training records of each file, before they are mixed */
 static char *model_template; /* of --model, or NULL */
 
 static Rows rows = {.step_separator = "\\n"};
@@ -49,17 +55,21 @@ static const Option options[] = {
     OPTION_GROUP("Input and output"),
     OPTION_LIST(
         "input", 'i', &o.inputs, "FILE",
-        "JSON lines, a JSON array or plain text, also .gz or .zst, or a pattern; - is standard input; may be repeated"),
+        "JSON lines, a JSON array or plain text, also .gz or .zst, or a pattern; - is standard input; may be repeated; "
+        "FILE:3 gives it a weight, FILE:0.5x takes half of its records, FILE:2000n that many"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "shard to write; - is standard output, .zst compresses"),
     OPTION_CHOICE("kind", 0, &o.kind, "auto|chat|prompt|preference|step|unpaired|text",
                   "kind of shard; auto decides by the first line"),
     OPTION_REAL("val-fraction", 0, &o.val_fraction, 0, 1, "fraction of the records written to --val-output"),
     OPTION_TEXT("val-output", 0, &o.val_output, "FILE",
                 "shard for held-out records; records with equal prompts stay together"),
-    OPTION_INT("seed", 0, &o.seed, 0, 9007199254740992, "random seed of the split"),
-    OPTION_INT("limit", 0, &o.limit, 0, 1e15, "maximum number of records; 0: no limit"),
+    OPTION_INT("seed", 0, &o.seed, 0, 9007199254740992, "random seed of the split and of a mixture"),
+    OPTION_INT("limit", 0, &o.limit, 0, 1e15,
+               "maximum number of records; of a mixture, the number of training records; 0: no limit"),
     OPTION_FLAG("skip-bad", 0, &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
     OPTION_FLAG("quiet", 'q', &o.quiet, "print no summary, only warnings"),
+    OPTION_GROUP("Mixture of several files"),
+    MIXING_OPTIONS(o.mix),
     OPTION_GROUP("Tokens"),
     OPTION_TEXT("model", 0, &o.model, "FILE",
                 "the model that will be trained on the shard: its tokenizer and chat template, unless they are given"),
@@ -146,7 +156,8 @@ typedef struct Side {
     const char *path;
     bool open, fresh; /* fresh: no file of that name existed */
     ShardWriter shard;
-    TokenList text; /* kind text: tokens of all documents */
+    TokenList text;   /* kind text: tokens of all documents */
+    TokenList trains; /* of a mixture: for each record the number of tokens that the mask selects */
     int64_t records, tokens, trained;
     int32_t longest;
 } Side;
@@ -223,6 +234,7 @@ static void add_record(RowMade *m) {
     side->records++;
     side->tokens += r->count;
     side->trained += m->trained;
+    if (mixes) token_list_append(&side->trains, (int32_t)m->trained);
     if (r->count > side->longest) side->longest = r->count;
     if (rows.kind == ROW_TEXT) {
         if (!side->text.count) {
@@ -235,6 +247,39 @@ static void add_record(RowMade *m) {
         memcpy(side->text.ids + side->text.count, r->tokens, (size_t)r->count * sizeof *r->tokens);
         side->text.count += r->count;
     } else if (!shard_add(&side->shard, r, &e)) fail(&e);
+}
+
+/* Replaces the training records by a mixture of the files. If a file has a weight, the mixture ends with the record that
+ * completes the first file, so that none is there twice, unless the options say otherwise. */
+static void arrange_mixture(void) {
+    Error e;
+    Mix m;
+    MixConfig how = mix_options_config(&o.mix, &inputs);
+    if (mix_weighted(&inputs) && !option_given(&o.mix.stop)) how.stop = MIX_FIRST;
+    if (!mix_new(&m, &inputs, made, &how, (uint64_t)o.seed, &e)) fail(&e);
+    const int64_t count = o.limit ? o.limit : m.length < m.limit ? m.length : m.limit;
+    if (count > m.limit) {
+        error_set(&e, "--limit %lld: the epochs in the list of --mix allow %lld records", (long long)count,
+                  (long long)m.limit);
+        fail(&e);
+    }
+    int64_t *record = (int64_t *)xmalloc((size_t)count * sizeof *record);
+    Side *s = &sides[0];
+    s->trained = 0;
+    for (int64_t i = 0; i < count; i++) {
+        record[i] = mix_next(&m);
+        s->trained += s->trains.ids[record[i]];
+    }
+    shard_arrange(&s->shard, record, count);
+    for (int k = 0; k < m.count && !o.quiet; k++)
+        fprintf(stderr, "%s: mixture: %lld of the %lld records of %s, %.4g %%\n", program_invocation_short_name,
+                (long long)cursor_taken(&m.file[k].cursor), (long long)made[k],
+                inputs.label[k] ? inputs.label[k] : inputs.path[k], 100 * mix_file_share(&m, k));
+    s->records = count;
+    s->tokens = (int64_t)s->shard.total_tokens;
+    s->longest = s->shard.longest;
+    free(record);
+    mix_free(&m);
 }
 
 static bool write_text(const Side *side, Error *e) {
@@ -387,6 +432,10 @@ static void check_named(const Jsonl *j, json_t *row) {
  * text. */
 static void check_used(const json_t *row) {
     const bool text = rows.kind == ROW_TEXT;
+    const bool drawn = mixes && !text;
+    if (mixes && text)
+        die("%s: a token shard is not made as a mixture; make one of each file, and give train_sft -i FILE:WEIGHT",
+            inputs.path[0]);
     const OptionUse use[] = {
         {&rows.task_name, rows.kind == ROW_PROMPT, "used only for records of kind prompt"},
         {&rows.answer_after, rows.kind == ROW_PROMPT, "used only for records of kind prompt"},
@@ -399,7 +448,9 @@ static void check_used(const json_t *row) {
         {&rows.system, !text, "not used for records of kind text"},
         {&o.max_tokens, !text, "not used for records of kind text"},
         {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
-        {&o.seed, o.val_output != NULL, "used only with --val-output"},
+        {&o.seed, o.val_output || drawn, "used only with --val-output or a mixture"},
+        {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
+        {&o.mix.stop, !o.limit || o.mix.stop == MIX_STEPS, "--limit sets the number of records; give only one of them"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
@@ -459,7 +510,7 @@ static void settle(const Jsonl *j, json_t *row) {
     open_sides();
 }
 
-static bool enough(void) { return o.limit && sides[0].records + sides[1].records >= o.limit; }
+static bool enough(void) { return o.limit && !mixes && sides[0].records + sides[1].records >= o.limit; }
 
 /* Adds what the lines of a batch became. Ends the program if one is invalid and may not be skipped. */
 static void add_lines(Jsonl *j, const RowBatch *b) {
@@ -622,10 +673,10 @@ static void check_patterns(void) {
 /* Lists the files of --input; standard input if there are none. */
 static void open_inputs(void) {
     Error e;
-    for (int i = 0; i < o.inputs.count; i++)
-        if (!inputs_expand(&inputs, "-i/--input", o.inputs.items[i], &e)) usage_error("%s", e.text);
+    if (!mix_options_inputs(&inputs, &o.mix, &o.inputs, &e)) usage_error("%s", e.text);
     if (!inputs.count) inputs_add(&inputs, "-");
-    if (!inputs_check(&inputs, "-i/--input", &e)) usage_error("%s", e.text);
+    mixes = mix_options_mix(&o.mix, &inputs);
+    made = (int64_t *)xcalloc((size_t)inputs.count, sizeof *made);
 }
 
 /* Refuses an output that is the other output or an input, also through links. */
@@ -643,7 +694,7 @@ static void check_paths(void) {
 
 static void check_options(void) {
     if (!o.output) usage_error("-o/--output is required");
-    if (!o.inputs.count && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
+    if (!o.inputs.count && !o.mix.file && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
     open_inputs();
     if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
@@ -748,6 +799,8 @@ int main(int argc, char **argv) {
             if (jsonl_peek(&j) == '{' || jsonl_peek(&j) == '[' || named_jsonl(inputs.path[i])) read_lines(&j);
             else read_text(&j);
         } else read_lines(&j);
+        made[i] = sides[0].records;
+        for (int k = 0; k < i; k++) made[i] -= made[k];
         if (!skipped) first = j.first;
         skipped += j.skipped;
         jsonl_close(&j);
@@ -756,11 +809,13 @@ int main(int argc, char **argv) {
         die("%s: contains no record%s%s", inputs.path[0], skipped ? "; " : "", skipped ? first.text : "");
     check_template();
     if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(inputs.path[0]);
+    if (mixes) arrange_mixture();
     commit();
     summarize(skipped, &first);
     row_workers_close(&workers);
     rows_free(&rows);
     inputs_close(&inputs);
-    for (int i = 0; i < 2; i++) token_list_free(&sides[i].text);
+    free(made);
+    for (int i = 0; i < 2; i++) token_list_free(&sides[i].text), token_list_free(&sides[i].trains);
     return 0;
 }

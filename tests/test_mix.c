@@ -5,12 +5,12 @@
 #include "../llmc/records/cursor.h" /* Cursor, cursor_free, cursor_new, cursor_next, ... */
 #include "../llmc/records/inputs.h" /* inputs_close, Inputs, InputAmount, AMOUNT_PASSES, ... */
 #include "../llmc/records/mix.h"    /* MixConfig, mix_free, Mix, mix_next, ... */
-#include "../llmc/records/shard.h"  /* RECORD_CHAT, Shard, ShardWriter, shard_close, ... */
+#include "../llmc/records/shard.h"  /* Shard, shard_close, shard_open, RECORD_CHAT, ... */
 #include "files.h"                  /* files_path, text_of */
 #include "letters.h"                /* LETTERS, letters_setup */
 #include "models.h"                 /* refused, json_number_of, json_line_of, lines_of, ... */
 #include "run.h"                    /* sh, assert_resumes */
-#include "shell.h"                  /* put, run, assert_holds, said */
+#include "shell.h"                  /* run, assert_holds, put, said, ... */
 
 enum { MOST = 8 };
 
@@ -329,13 +329,13 @@ static void bad_input(void **state) {
             "chat.shard:-1: a weight must be a number of at least 0");
     refused(2, SFT "-i $T/chat.shard:nan -i $T/more.shard" MADE, "a weight must be");
     refused(2, SFT "-i $T/chat.shard:inf -i $T/more.shard" MADE, "a weight must be");
-    refused(1, SFT "-i $T/chat.shard:0 -i $T/more.shard:0" MADE, "the weights of all files are 0");
+    refused(2, SFT "-i $T/chat.shard:0 -i $T/more.shard:0" MADE, "the weights of all files are 0");
     refused(2, SFT "-i $T/chat.shard:0x -i $T/more.shard" MADE, "passes must be");
     refused(2, SFT "-i $T/chat.shard:1.5n -i $T/more.shard" MADE, "a number of records must be");
     refused(2, SFT "-i $T/chat.shard:much" MADE, "'much' is no amount");
     refused(1, SFT "-i $T/chat.shard:0.001x" MADE, "of its 120 records is none");
     refused(2, SFT "-i $T/chat.shard:1 -i $T/chat.shard:2" MADE, "are the same file");
-    refused(1, SFT "-i $T/chat.shard --mix $T/list" MADE, "are the same file");
+    refused(2, SFT "-i $T/chat.shard --mix $T/list" MADE, "are the same file");
     refused(1, SFT "-i $T/chat.shard:2 -i $T/prefs.shard:1" MADE, "prefs.shard");
     refused(1, SFT "-i $T/chat.shard:2 -i $T/none.shard:1" MADE, "none.shard: cannot open: No such file");
     refused(1, SFT "-i $T/chat.shard:2 -i $T/other.shard:1" MADE, "other.shard");
@@ -347,15 +347,92 @@ static void bad_input(void **state) {
     refused(2, SFT "--mix $T/five.list" MADE, "five.list:2 has more than four fields");
     refused(2, SFT "--mix $T/word.list" MADE, "word.list:1: 'much' is no amount");
     refused(2, SFT "--mix $T/epochs.list" MADE, "epochs.list:1: the epochs are '-1'");
-    refused(1, SFT "--mix $T/used.list" MADE, "does not use the cap 10");
+    refused(2, SFT "--mix $T/used.list" MADE, "does not use the cap 10");
     refused(1, SFT "--mix $T/one.list -x 1000" MADE, "--max-steps: the run would take more than the 120 records");
-    refused(1, SFT "-i $T/chat.shard:3 -i $T/more.shard --mixing equal" MADE, "does not use the weight 3");
-    refused(2, SFT "-i $T/chat.shard --mixing equal" MADE, "there is only one shard");
-    refused(2, SFT "-i $T/chat.shard --stopping-strategy all_exhausted" MADE, "there is only one shard");
+    refused(2, SFT "-i $T/chat.shard:3 -i $T/more.shard --mixing equal" MADE, "does not use the weight 3");
+    refused(2, SFT "-i $T/chat.shard --mixing equal" MADE, "there is only one file");
+    refused(2, SFT "-i $T/chat.shard --stopping-strategy all_exhausted" MADE, "there is only one file");
     refused(2, SFT "-i $T/chat.shard -i $T/more.shard --mixing-temperature 2" MADE, "--mixing-temperature: used only");
     refused(2, SFT "-i $T/chat.shard:1 -i $T/more.shard -x 3 --stopping-strategy first_exhausted" MADE,
             "--stopping-strategy: --max-steps sets the length");
     refused(2, SFT "--mix $T/list -o $T/more.shard --quiet", "more.shard");
+}
+
+/* How often record i, of the rows "i", is in the shard "mixed.shard"; the number of its records. */
+static int64_t mixed_rows(int *times, int rows) {
+    Error e;
+    Shard s;
+    Record r = {0};
+    if (!shard_open(&s, files_path("mixed.shard"), &e)) fail_msg("%s", e.text);
+    memset(times, 0, (size_t)rows * sizeof *times);
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < s.count; i++) {
+        assert_true(shard_record(&s, i, &r, &e));
+        const int row = atoi(r.text);
+        assert_in_range(row, 0, rows - 1);
+        times[row]++;
+        tokens += r.count;
+    }
+    assert_int_equal(tokens, s.total_tokens);
+    const int64_t count = s.count;
+    record_free(&r), shard_close(&s);
+    return count;
+}
+
+/* The smallest and the largest of times[from .. to-1], as "smallest-largest", and whether their sum is as expected. */
+static void assert_times(const int *times, int from, int to, int least, int most, int sum) {
+    for (int i = from; i < to; i++) {
+        assert_in_range(times[i], least, most);
+        sum -= times[i];
+    }
+    assert_int_equal(sum, 0);
+}
+
+/* make_shard takes of each file what its amount says: rows 0-29 are in a, 30-39 in b. */
+static void make_shard_mixes(void **state) {
+    (void)state;
+    int times[40];
+    char first[32], again[32];
+    sh("for i in $(seq 0 29); do echo \"{\\\"prompt\\\":\\\"$i\\\",\\\"answer\\\":\\\"1\\\"}\"; done >$T/ra.jsonl");
+    sh("for i in $(seq 30 39); do echo \"{\\\"prompt\\\":\\\"$i\\\",\\\"answer\\\":\\\"1\\\"}\"; done >$T/rb.jsonl");
+#define MIXED "./data/make_shard --task numeric -o $T/mixed.shard "
+    run(0, MIXED "-i $T/ra.jsonl:1 -i $T/rb.jsonl:1"); /* ends with the last record of b */
+    assert_holds(said, "mixture: 10 of the 30 records of ");
+    assert_in_range(mixed_rows(times, 40), 19, 20);
+    assert_times(times, 30, 40, 1, 1, 10);
+    assert_times(times, 0, 30, 0, 1, (int)mixed_rows(times, 40) - 10);
+    run(0, MIXED "-i $T/ra.jsonl:0.5x -i $T/rb.jsonl:25n");
+    assert_int_equal(mixed_rows(times, 40), 40);
+    assert_times(times, 0, 30, 0, 1, 15);
+    assert_times(times, 30, 40, 2, 3, 25);
+    run(0, MIXED "-i $T/ra.jsonl:3 -i $T/rb.jsonl:1 --limit 100 --seed 5");
+    assert_int_equal(mixed_rows(times, 40), 100);
+    assert_times(times, 0, 30, 2, 3, 75);
+    assert_times(times, 30, 40, 2, 3, 25);
+    run(0, "md5sum <$T/mixed.shard"), snprintf(first, sizeof first, "%.31s", out);
+    run(0, MIXED "-i $T/ra.jsonl:3 -i $T/rb.jsonl:1 --limit 100 --seed 5 -q && md5sum <$T/mixed.shard");
+    snprintf(again, sizeof again, "%.31s", out);
+    assert_string_equal(first, again);
+    run(0, MIXED "-i $T/ra.jsonl:3 -i $T/rb.jsonl:1 --limit 100 --seed 6 -q && md5sum <$T/mixed.shard");
+    snprintf(again, sizeof again, "%.31s", out);
+    assert_string_not_equal(first, again);
+    run(0, MIXED "-i $T/ra.jsonl -i $T/rb.jsonl --mixing equal --stopping-strategy all_exhausted");
+    assert_in_range(mixed_rows(times, 40), 59, 60);
+    assert_times(times, 0, 30, 1, 1, 30);
+    run(0, MIXED "-i $T/ra.jsonl:1 -i $T/rb.jsonl:1 --val-output $T/held.shard --val-fraction 0.5");
+    const int64_t n = mixed_rows(times, 40);
+    assert_times(times, 0, 40, 0, 1, (int)n);
+    sh("printf \"$T/ra.jsonl 1 - 2\\n$T/rb.jsonl 1 - 2\\n\" >$T/twice.list; echo words >$T/words.txt");
+    run(0, MIXED "--mix $T/twice.list --limit 80");
+    mixed_rows(times, 40);
+    assert_times(times, 0, 40, 2, 2, 80);
+    refused(1, MIXED "--mix $T/twice.list --limit 81", "the epochs in the list of --mix allow 80 records");
+    refused(1, MIXED "-i $T/ra.jsonl:1 -i $T/rb.jsonl:0.01x", "of its 10 records is none");
+    refused(2, MIXED "-i $T/ra.jsonl:0 -i $T/rb.jsonl:0", "the weights of all files are 0");
+    refused(2, MIXED "-i $T/ra.jsonl --mixing equal", "there is only one file");
+    refused(2, MIXED "-i $T/ra.jsonl:1 -i $T/rb.jsonl:1 --limit 5 --stopping-strategy all_exhausted", "--limit sets");
+    refused(2, MIXED "-i $T/ra.jsonl -i $T/rb.jsonl --seed 2", "--seed: used only with");
+    refused(1, "./data/make_shard -o $T/mixed.shard -i $T/words.txt:2", "a token shard is not made as a mixture");
 }
 
 /* The metrics of the last step in a file. The result must be freed. */
@@ -496,6 +573,7 @@ int main(void) {
         cmocka_unit_test(names),
         cmocka_unit_test(names_with_amounts),
         cmocka_unit_test(bad_input),
+        cmocka_unit_test(make_shard_mixes),
         cmocka_unit_test(unread_fields),
         cmocka_unit_test(trainers),
         cmocka_unit_test(run_lengths),

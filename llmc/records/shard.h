@@ -729,6 +729,30 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     return true;
 }
 
+/* Replaces the records by `count` of them, in the order of `record`, their numbers, which may repeat. */
+static inline void shard_arrange(ShardWriter *w, const int64_t *record, int64_t count) {
+    ShardIndex *index = (ShardIndex *)xmalloc(((size_t)count + 1) * sizeof *index);
+    uint64_t bytes = 0;
+    w->total_tokens = 0;
+    w->longest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        assert(record[i] >= 0 && record[i] < w->count);
+        const ShardIndex *from = &w->index[record[i]];
+        index[i] = (ShardIndex){bytes, from->bytes, from->tokens};
+        bytes += from->bytes;
+        w->total_tokens += from->tokens;
+        if ((int64_t)from->tokens > w->longest) w->longest = (int32_t)from->tokens;
+    }
+    uint8_t *payload = (uint8_t *)xmalloc((size_t)bytes + 1);
+    for (int64_t i = 0; i < count; i++)
+        memcpy(payload + index[i].offset, w->payload + w->index[record[i]].offset, index[i].bytes);
+    free(w->index), free(w->payload);
+    w->index = index;
+    w->payload = payload;
+    w->count = w->index_capacity = count;
+    w->payload_bytes = w->payload_capacity = (size_t)bytes;
+}
+
 /* Writes the shard and closes the writer, whatever the result. */
 static inline bool shard_commit(ShardWriter *w, Error *e) {
     int32_t h[SHARD_HEADER] = {MAGIC_RECORDS, SHARD_VERSION, (int32_t)w->kind, w->vocab, w->token_bytes, w->longest};

@@ -13,38 +13,15 @@
 #ifndef LLMC_TRAIN_MIXING_H
 #define LLMC_TRAIN_MIXING_H
 
-#include "../base/error.h"       /* die, usage_error, Error, xcalloc */
-#include "../base/options.h"     /* option_given, OPTION_CHOICE, OptionList, OPTION_FLAG, ... */
-#include "../base/text.h"        /* text_format, TextBuffer, text_clear, text_free */
-#include "../records/inputs.h"   /* Inputs, AMOUNT_NONE, inputs_check, inputs_open, ... */
-#include "../records/labelled.h" /* Labelled, labelled_files */
-#include "../records/mix.h"      /* Mix, MixConfig, MIX_CHOICES, MIX_STEPS, ... */
-#include "../report/metrics.h"   /* Metrics, metrics_set, metrics_line, metrics_warn */
-#include "trainer.h"             /* Trainer */
-
-typedef struct MixingOptions {
-    const char *file;
-    int mixing, stop; /* MixKind, MixStop */
-    double temperature;
-    bool random;
-} MixingOptions;
-
-static inline MixingOptions mixing_defaults(void) { return (MixingOptions){.temperature = 2}; }
-
-// clang-format off
-#define MIXING_OPTIONS(o)                                                                                              \
-    OPTION_TEXT  ("mix",                0, &(o).file,        "FILE",                                                   \
-                  "list of shards to mix, one a line: path, weight, cap, epochs; as -i path:weight"),                  \
-    OPTION_CHOICE("mixing",             0, &(o).mixing,      MIX_CHOICES,                                          \
-                  "what sets the shares of several shards (default: weights; if none has one, their records)"),        \
-    OPTION_REAL  ("mixing-temperature", 0, &(o).temperature, 0.001, 1e6,                                               \
-                  "temperature: shares are the records to the power 1 / X; 1 is proportional"),                        \
-    OPTION_FLAG  ("mix-random",         0, &(o).random,                                                                \
-                  "draw the shard of each record at random, not by the largest deficit"),                              \
-    OPTION_CHOICE("stopping-strategy",  0, &(o).stop,        MIX_STOP_CHOICES,                                     \
-                  "a pass over a mixture ends after as many records as all shards have, with the first shard or with "     \
-                  "the last")
-// clang-format on
+#include "../base/error.h"          /* Error, die, usage_error, xcalloc */
+#include "../base/options.h"        /* OptionList, Option, OptionUse, options_refuse_unused */
+#include "../base/text.h"           /* text_format, TextBuffer, text_clear, text_free */
+#include "../records/inputs.h"      /* Inputs */
+#include "../records/labelled.h"    /* Labelled, labelled_files */
+#include "../records/mix.h"         /* Mix, MIX_STEPS, MIX_TEMPERATURE, MixConfig, ... */
+#include "../records/mix_options.h" /* MixingOptions, mix_options_config, mix_options_inputs */
+#include "../report/metrics.h"      /* Metrics, metrics_set, metrics_line, metrics_warn */
+#include "trainer.h"                /* Trainer */
 
 /* Ends the program if there is neither -i nor --mix, or if an option has no effect. list: of -i; steps: --max-steps, or
  * 0. */
@@ -57,36 +34,11 @@ static inline void mixing_check(const MixingOptions *o, const OptionList *list, 
     options_refuse_unused(table, use, sizeof use / sizeof *use);
 }
 
-/* Whether the files are mixed, and not one set of records. */
-static inline bool mixing_mixes(const MixingOptions *o, const Inputs *in) {
-    bool mixes = o->file || o->random || option_given(&o->mixing) || option_given(&o->stop);
-    for (int i = 0; i < in->count; i++) mixes = mixes || in->amount[i].kind != AMOUNT_NONE;
-    return mixes;
-}
-
-static inline MixConfig mixing_config(const MixingOptions *o, const Inputs *in) {
-    return (MixConfig){.plain = !mixing_mixes(o, in),
-                       .mixing = (MixKind)o->mixing,
-                       .stop = (MixStop)o->stop,
-                       .temperature = o->temperature,
-                       .random = o->random};
-}
-
 /* The files of -i and --mix. Ends the program if one is named twice, or if their amounts contradict the options. */
 static inline Inputs mixing_inputs(const MixingOptions *o, const OptionList *list) {
     Error e;
     Inputs in;
-    if (!inputs_open(&in, "-i/--input", list, &e)) usage_error("%s", e.text);
-    if (o->file && (!inputs_read(&in, "--mix", o->file, &e) || !inputs_check(&in, "--mix", &e))) die("%s", e.text);
-    if (in.count == 1 && (option_given(&o->mixing) || o->random || option_given(&o->stop)))
-        usage_error("--mixing, --mix-random, --stopping-strategy: there is only one shard, %s; give -i several times",
-                    in.path[0]);
-    for (int i = 0; i < in.count && !mixing_mixes(o, &in); i++)
-        if (in.label[i])
-            usage_error("-i/--input %s=%s: a name is for the metrics of a mixture; give a weight, too", in.label[i],
-                        in.path[i]);
-    const MixConfig how = mixing_config(o, &in);
-    if (!mix_check(&in, &how, &e)) die("%s", e.text);
+    if (!mix_options_inputs(&in, o, list, &e)) usage_error("%s", e.text);
     return in;
 }
 
@@ -95,7 +47,7 @@ static inline Inputs mixing_inputs(const MixingOptions *o, const OptionList *lis
 static inline Mix mixing_open(const Trainer *t, const MixingOptions *o, const Inputs *files, const int64_t *records) {
     Error e;
     Mix m;
-    const MixConfig how = mixing_config(o, files);
+    const MixConfig how = mix_options_config(o, files);
     if (!mix_new(&m, files, records, &how, (uint64_t)t->o->seed, &e)) die("%s", e.text);
     return m;
 }
