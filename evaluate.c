@@ -60,12 +60,13 @@
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
-#include "llmc/rollout/episodes.h"         /* EPISODE_OPTIONS, EpisodeOptions, Episodes, episode_defaults, ... */
+#include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, data_file_close, data_file_open, json_line, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
-#include "llmc/rollout/rollout.h"          /* Sampling, Completion, Rollout, completion_mask, ... */
+#include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, completion_mask, ... */
+#include "llmc/rollout/thinking.h"         /* THINKING_BUDGETS, thinking_on, THINKING_INFINITE, Thinking, ... */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
 
@@ -80,6 +81,7 @@ static struct {
     bool completion_only, audit;
     int aggregation;
     EpisodeOptions episodes;
+    ThinkingOptions think;
 } o;
 
 static const Option options[] = {
@@ -102,6 +104,7 @@ static const Option options[] = {
     OPTION_INT ("num-samples",          0, &o.samples,      0, 4096,
                 "samples per prompt; 0 computes the greedy accuracy only"),
     EPISODE_OPTIONS(o.episodes),
+    THINKING_OPTIONS(o.think),
     OPTION_GROUP("Tasks"),
     OPTION_TEXT("reward",               0, &o.reward,         "SPEC",
                 "weighted rewards for best@k, such as verify:1,format=hash:0.1"),
@@ -531,7 +534,9 @@ typedef struct Tasks {
     Writer out; /* --completions */
     Work *work; /* --reference */
     Loss *loss;
-    Error error; /* error of the first line that could not be written; see failed */
+    int32_t budget;                          /* --think-tokens: of this run; 0: none */
+    double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
+    Error error;                             /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 
@@ -560,7 +565,9 @@ static void write_completion(Tasks *t, const EvaluationSample *s) {
     json_object_set_new(row, "tokens", tokens);
     json_object_set_new(row, "finished", json_boolean(c->finished));
     json_object_set_new(row, "logprob", json_real(logprob));
-    episode_row(row, c);
+    if (t->budget && t->budget < THINKING_INFINITE) set_count(row, "think_budget", t->budget);
+    if (t->budget) thinking_row(row, c);
+    else episode_row(row, c);
     if (!t->failed) t->failed = !json_line(&t->out, row, &t->error);
     json_decref(row);
 }
@@ -584,9 +591,19 @@ static void compare_completion(Tasks *t, const EvaluationSample *s) {
     free(ids);
 }
 
+/* Counts the tokens of a thought: of the samples, or of the greedy completions if there are no samples. */
+static void count_thought(Tasks *t, const EvaluationSample *s) {
+    if (!t->budget || (s->sample < 0 && o.samples)) return;
+    const int32_t thought = s->completion->trajectory->thought;
+    t->thoughts++;
+    t->thought_tokens += thought;
+    t->within += thought <= t->budget;
+}
+
 /* Takes a completion: writes it to the file of --completions, compares it with the reference. */
 static void take_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
+    count_thought(t, s);
     if (o.completions) write_completion(t, s);
     if (t->work) compare_completion(t, s);
 }
@@ -783,6 +800,85 @@ static void open_comparison(Tasks *t, Work *w, Loss *l, const Sampling *how, int
     t->loss = l;
 }
 
+/* Draws and judges the completions of `count` prompts. outcome: (count). */
+static void run_tasks(Tasks *t, Rollout *engine, const Sampling *how, Outcome *outcome, int64_t count, double start) {
+    Error e;
+    const int64_t chunk = 4 * o.s.slots / (o.samples > 1 ? o.samples : 1) + 1;
+    int64_t done = 0;
+    while (done < count && !program_stopping()) {
+        const int64_t n = count - done < chunk ? count - done : chunk;
+        t->all.outcome = outcome + done;
+        if (!evaluate_tasks(&t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
+                            o.completions || t->work || t->budget ? take_completion : NULL, t, &e))
+            fail_tasks(t, e.text);
+        if (t->failed) fail_tasks(t, t->error.text);
+        done += n;
+        progress(done, count, "prompts", start);
+    }
+    if (done < count) fail_tasks(t, "stopped by a signal");
+    t->all.outcome = outcome;
+    evaluation_summarise(&t->all, outcome, count);
+}
+
+/* Reports the runs of --think-tokens, with s1's figures over them. */
+static void report_thinking(const ThinkingRun *run, int n) {
+    json_t *runs = json_array();
+    double control = 0, best = -INFINITY;
+    fputs("  | thought, at most |   mean | accuracy |\n", stderr);
+    for (int i = 0; i < n; i++) {
+        const bool infinite = run[i].budget == THINKING_INFINITE;
+        json_t *row = json_object();
+        json_object_set_new(row, "think_tokens", infinite ? json_null() : json_integer(run[i].budget));
+        set_number(row, "tokens", run[i].tokens);
+        set_number(row, "accuracy", run[i].accuracy);
+        json_array_append_new(runs, row);
+        control += run[i].control / n;
+        best = fmax(best, run[i].accuracy);
+        if (infinite) fputs("  |         no limit |", stderr);
+        else fprintf(stderr, "  | %16d |", run[i].budget);
+        fprintf(stderr, " %6.1f | %6.2f %% |\n", run[i].tokens, 100 * run[i].accuracy);
+    }
+    const double scaling = thinking_scaling(run, n);
+    fprintf(stderr, "  control %.1f %%, performance %.2f %%", 100 * control, 100 * best);
+    if (isfinite(scaling)) fprintf(stderr, ", scaling %.4f points per token", 100 * scaling);
+    fputc('\n', stderr);
+    json_object_set_new(result, "think_runs", runs);
+    set_number(result, "control", control);
+    set_number(result, "scaling", scaling);
+    set_number(result, "performance", best);
+}
+
+/* Runs the tasks with each budget of --think-tokens. The figures of the last one are those of the program. */
+static void run_budgets(Tasks *t, Rollout *engine, Thinking *thinking, Sampling *how, int n, Outcome *outcome,
+                        int64_t count, double start) {
+    ThinkingRun run[THINKING_BUDGETS];
+    for (int i = 0; i < n; i++) {
+        how->max_new = thinking[i].new_max;
+        engine->turns = &thinking[i].turns;
+        t->budget = thinking[i].forces ? thinking[i].budget : THINKING_INFINITE;
+        t->thoughts = t->thought_tokens = t->within = 0;
+        run_tasks(t, engine, how, outcome, count, start);
+        run[i] = (ThinkingRun){t->budget, t->thought_tokens / t->thoughts, o.samples ? t->all.pass[0] : t->all.greedy,
+                               t->within / t->thoughts};
+    }
+    report_thinking(run, n);
+}
+
+/* Opens budget forcing for each budget. Returns their number; *new_max: maximum tokens of a completion. */
+static int open_thinking(Thinking thinking[THINKING_BUDGETS], const Sampling *how, int32_t longest, int *new_max) {
+    Error e;
+    int32_t budget[THINKING_BUDGETS];
+    const int n = thinking_on(&o.think) ? thinking_budgets(&o.think, budget, &e) : 0;
+    if (!n && thinking_on(&o.think)) usage_error("%s", e.text);
+    for (int i = 0; i < n; i++) {
+        if (!thinking_open(&thinking[i], &o.think, budget[i], &model.text, how, model.model.config.context, longest,
+                           &e))
+            usage_error("%s", e.text);
+        if (!i || thinking[i].new_max > *new_max) *new_max = thinking[i].new_max;
+    }
+    return n;
+}
+
 static void evaluate_prompts(const Shard *s) {
     Error e;
     Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model, .all = {.samples = (int)o.samples}};
@@ -806,7 +902,9 @@ static void evaluate_prompts(const Shard *s) {
     const int32_t context = model.model.config.context;
     const int slots = (int)(all < o.s.slots ? all : o.s.slots);
     inference_few_threads(&model, slots);
-    const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    Thinking thinking[THINKING_BUDGETS];
+    int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    const int budgets = open_thinking(thinking, &how, t.prompts.longest, &new_max);
     const int64_t drawable = rollout_rows(slots, t.prompts.longest) - slots;
     if (o.samples > drawable)
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
@@ -823,23 +921,10 @@ static void evaluate_prompts(const Shard *s) {
     if (o.reference) open_comparison(&t, &work, &loss, &how, new_max);
 
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
-    const int64_t chunk = 4 * o.s.slots / most + 1;
     const double start = clock_seconds();
-    int64_t done = 0;
-    while (done < count && !program_stopping()) {
-        const int64_t n = count - done < chunk ? count - done : chunk;
-        t.all.outcome = outcome + done;
-        if (!evaluate_tasks(&t.all, &engine, &how, &t.prompts, done, n, &model.text, t.rewarded ? &t.rewards : NULL,
-                            o.completions || t.work ? take_completion : NULL, &t, &e))
-            fail_tasks(&t, e.text);
-        if (t.failed) fail_tasks(&t, t.error.text);
-        done += n;
-        progress(done, count, "prompts", start);
-    }
+    if (budgets) run_budgets(&t, &engine, thinking, &how, budgets, outcome, count, start);
+    else run_tasks(&t, &engine, &how, outcome, count, start);
     const double seconds = clock_seconds() - start;
-    if (done < count) fail_tasks(&t, "stopped by a signal");
-    t.all.outcome = outcome;
-    evaluation_summarise(&t.all, outcome, count);
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     report_json(result, &t.all, t.rewarded);
     set_count(result, "samples", o.samples);
@@ -859,7 +944,8 @@ static void evaluate_prompts(const Shard *s) {
     if (o.reward_model) reward_model_close(&t.judge);
     else if (t.rewarded) rewards_close(&t.rewards);
     code_judge_close(&t.code);
-    if (engine.turns) episodes_close(&episodes);
+    if (episodes_on(&o.episodes)) episodes_close(&episodes);
+    for (int i = 0; i < budgets; i++) thinking_close(&thinking[i]);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller owns it */
     prompts_close(&t.prompts);
@@ -1102,6 +1188,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.samples, prompts, only_prompts},
         {&o.episodes.tools, prompts, only_prompts},
         {&o.episodes.commands, prompts, only_prompts},
+        {&o.think.tokens, prompts, only_prompts},
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
@@ -1112,6 +1199,10 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
+    thinking_refuse_unused(&o.think, options);
+    if (thinking_on(&o.think) && episodes_on(&o.episodes))
+        usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");
+    if (thinking_on(&o.think) && o.reference) usage_error("--think-tokens: cannot be used with --reference");
     sampling_refuse_unused(&o.s, options, drawn, "used only for the samples of a prompt shard, --num-samples above 0");
 }
 
@@ -1163,6 +1254,7 @@ int main(int argc, char **argv) {
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(1, 256);
     o.episodes = episode_defaults();
+    o.think = thinking_defaults();
     o.samples = 8;
     o.micro_tokens = 4096;
     o.completion_only = true;

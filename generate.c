@@ -65,9 +65,10 @@
 #include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/prompts.h"   /* PromptText */
 #include "llmc/rollout/rollout.h"   /* RolloutRequest, Completion, Rollout, Sampling, ... */
-#include "llmc/rollout/scoring.h"   /* scoring_asked, Score, SCORING_OPTIONS, Scoring, ... */
+#include "llmc/rollout/scoring.h"   /* Score, scoring_asked, SCORING_OPTIONS, Scoring, ... */
 #include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
+#include "llmc/rollout/thinking.h"  /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
 #include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
 #include "llmc/text/tokenizer.h"    /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 
@@ -80,6 +81,7 @@ static struct {
     int keep;
     bool chat, raw, echo, json, verbose;
     EpisodeOptions episodes;
+    ThinkingOptions think;
 } o;
 
 static const Option options[] = {
@@ -100,6 +102,7 @@ static const Option options[] = {
     SAMPLING_OPTIONS(o.s),
     OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
     EPISODE_OPTIONS(o.episodes),
+    THINKING_OPTIONS(o.think),
     SCORING_OPTIONS(o.r),
     OPTION_CHOICE("keep",      0,   &o.keep,    "all|best|worst|best-worst",
                 "samples of a prompt that are written, by their reward"),
@@ -483,7 +486,8 @@ static bool write_completion(Writer *w, json_t *item, int64_t index, int64_t sam
     set_field(row, "tokens", tokens);
     set_field(row, "finished", json_boolean(c->finished));
     set_field(row, "logprob", json_real(logprob));
-    episode_row(row, c);
+    if (thinking_on(&o.think)) thinking_row(row, c);
+    else episode_row(row, c);
     if (score) set_score(row, score);
     const bool ok = json_line(w, row, e);
     json_decref(row);
@@ -532,6 +536,7 @@ static bool write_prompt(Writer *w, const Items *items, int64_t index, const Rol
 }
 
 static Episodes episodes; /* of --tools */
+static Thinking thinking; /* of --think-tokens */
 
 /* Completes prompts [first, first + count) and writes their lines. */
 static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t first, int64_t count, Error *e) {
@@ -585,6 +590,16 @@ static void report_scores(void) {
     fputc('\n', stderr);
 }
 
+/* Opens budget forcing. Returns the maximum number of tokens of a completion. */
+static int open_thinking(int32_t longest) {
+    Error e;
+    int32_t budget[THINKING_BUDGETS];
+    if (!thinking_budgets(&o.think, budget, &e) ||
+        !thinking_open(&thinking, &o.think, budget[0], &model.text, &sampling, model.model.config.context, longest, &e))
+        usage_error("%s", e.text);
+    return sampling.max_new = thinking.new_max;
+}
+
 static void many_prompts(const Items *items) {
     Error e;
     Writer w;
@@ -594,7 +609,8 @@ static void many_prompts(const Items *items) {
     const int32_t context = model.model.config.context;
     const int slots = (int)(all < o.s.slots ? all : o.s.slots);
     inference_few_threads(&model, slots);
-    const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    if (thinking_on(&o.think)) new_max = open_thinking(items->longest);
     const int64_t drawable = rollout_rows(slots, items->longest) - slots;
     if (o.samples > drawable)
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
@@ -609,6 +625,7 @@ static void many_prompts(const Items *items) {
         die("%s; lower --slots", e.text);
     }
     if (episodes_on(&o.episodes)) engine.turns = &episodes.turns;
+    if (thinking_on(&o.think)) engine.turns = &thinking.turns;
     const double start = clock_seconds();
     const int64_t chunk = 4 * most / o.samples;
     int64_t done = 0;
@@ -632,7 +649,8 @@ static void many_prompts(const Items *items) {
                 (double)engine.tokens / seconds);
     report_scores();
     scoring_close(&scoring);
-    if (engine.turns) episodes_close(&episodes);
+    if (episodes_on(&o.episodes)) episodes_close(&episodes);
+    thinking_close(&thinking);
     rollout_free(&engine);
     if (done < items->count)
         die("stopped by a signal after %lld of %lld prompts; their lines are written", (long long)done,
@@ -918,12 +936,18 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
         {&o.episodes.tools, many, "used only for JSON lines"},
         {&o.episodes.commands, many, "used only for JSON lines"},
+        {&o.think.tokens, many, "used only for JSON lines"},
         {&o.verbose, !many && !o.chat, "used only for one printed prompt"},
         {&o.s.seed, o.s.temperature > 0 || o.shots || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
+    thinking_refuse_unused(&o.think, options);
+    if (thinking_on(&o.think) && episodes_on(&o.episodes))
+        usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");
+    if (thinking_on(&o.think) && strchr(o.think.tokens, ','))
+        usage_error("--think-tokens: give one budget; evaluate runs several");
     sampling_refuse_unused(&o.s, options, o.s.temperature > 0, "used only with --temperature above 0");
     if (o.samples > 1 && o.s.temperature == 0)
         usage_error("--temperature 0: greedy completions of one prompt are identical; omit --num-samples");
@@ -940,6 +964,7 @@ int main(int argc, char **argv) {
     o.m.dtype = DTYPE_AUTO;
     o.s = sampling_options(0.8, 256);
     o.episodes = episode_defaults();
+    o.think = thinking_defaults();
     o.samples = 1;
     o.shot_count = 3;
     o.r.reward_timeout = 60;

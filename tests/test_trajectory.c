@@ -73,7 +73,8 @@ static int world_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
         int n = 1 + (int)random_below(&r, 12);
         if (w->longest && random_below(&r, 4) == 0) n = w->longest;
         for (int k = 0; k < n; k++) w->ids[k] = (int32_t)random_below(&r, VOCAB);
-        *a = (RolloutAnswer){s->who.request, s->who.sample, w->ids, n, s->id, false};
+        *a = (RolloutAnswer){
+            .request = s->who.request, .sample = s->who.sample, .ids = w->ids, .count = n, .state = s->id};
         *s = w->sample[--w->waiting];
         return 1;
     }

@@ -543,7 +543,12 @@ static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Er
     } else if (!over)
         ok = tool_format_answer(&x->format, &t->chat, &t->tokenizer, name, result, n, p->invalid, &x->ids, e);
     free(name), free(result);
-    *a = (RolloutAnswer){p->request, p->sample, x->ids.ids, x->ids.count, hash, over};
+    *a = (RolloutAnswer){.request = p->request,
+                         .sample = p->sample,
+                         .ids = x->ids.ids,
+                         .count = x->ids.count,
+                         .state = hash,
+                         .over = over};
     return ok;
 }
 
@@ -609,21 +614,15 @@ static inline void episode_row(json_t *row, const Completion *c) {
     const Trajectory *y = c->trajectory;
     if (!y) return;
     json_t *given = json_object_get(row, "messages"),
-           *messages = json_is_array(given) ? json_copy(given) : json_array(), *runs = json_array(),
-           *rewards = json_array();
+           *messages = json_is_array(given) ? json_copy(given) : json_array(), *rewards = json_array();
     if (!json_is_array(given))
         json_array_append_new(messages,
                               json_pack("{s:s,s:O}", "role", "user", "content", json_object_get(row, "prompt")));
     json_array_extend(messages, y->messages);
-    for (int32_t i = 0, from = 0; i <= c->count; i++) {
-        if (i < c->count && y->drawn[i] == (json_array_size(runs) % 2 == 0)) continue;
-        if (i > from || !json_array_size(runs)) json_array_append_new(runs, json_integer(i - from));
-        from = i;
-    }
     for (int32_t k = 0; k < y->turns; k++)
         json_array_append_new(rewards, isnan(y->turn_reward[k]) ? json_null() : json_real(y->turn_reward[k]));
     json_object_set_new(row, "messages", messages);
-    json_object_set_new(row, "drawn", runs);
+    json_object_set_new(row, "drawn", trajectory_runs(y, c->count));
     json_object_set_new(row, "stop", json_string(trajectory_stop_name(y->stop)));
     json_object_set_new(row, "turn_rewards", rewards);
 }

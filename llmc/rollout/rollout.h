@@ -169,13 +169,18 @@ typedef struct RolloutAnswer {
     int32_t count;
     uint64_t state; /* hash of the answer, for Trajectory.state */
     bool over;
+    int32_t remove;      /* last tokens of the turn that are removed first; only with count > 0 */
+    int32_t turn_tokens; /* maximum tokens of the next turn; 0: RolloutTurns.turn_tokens */
 } RolloutAnswer;
 
 /* An environment, which answers the turns of samples. Its functions set Trajectory.stop when they end a sample. */
 typedef struct RolloutTurns {
     void *context;
-    int32_t turn_tokens; /* maximum tokens of a turn; 0: none but the limit of the completion */
-    StopTexts ends;      /* texts that end a turn and are part of it */
+    int32_t turn_tokens;       /* maximum tokens of a turn; 0: none but the limit of the completion */
+    StopTexts ends;            /* texts that end a turn and are part of it */
+    const int32_t *end_tokens; /* (end_token_count) tokens that end a turn and are part of it */
+    int end_token_count;
+    bool cut; /* turn() is also called for turns that turn_tokens cut, of which Completion.finished is false */
     /* A turn has ended by an end token or an end text. Returns whether the sample is parked: an answer will come. */
     bool (*turn)(void *context, const RolloutSample *who, const Completion *c);
     /* Sets *answer to an answer that has come and returns 1; returns 0 if there is none, after waiting for one if `wait`
@@ -303,7 +308,8 @@ static inline void rollout_aim(Rollout *r, const Sampling *s, const RolloutReque
     const uint64_t stream = s->stream + q->id + (uint64_t)who.sample;
     r->stream[2 * t] = (int32_t)(uint32_t)stream;
     r->stream[2 * t + 1] = (int32_t)(uint32_t)(stream >> 32);
-    r->index[t] = q->prompt_len + q->out[who.sample].count;
+    const Completion *c = &q->out[who.sample];
+    r->index[t] = q->prompt_len + c->count + (c->trajectory ? c->trajectory->removed : 0);
     r->target[t] = who;
 }
 
@@ -421,9 +427,12 @@ static inline bool rollout_append(const Rollout *r, const Sampling *s, const Rol
     c->logp[c->count++] = logp;
     const int32_t n = c->count - first;
     c->finished = sampling_is_stop(s, token) || stop_text_cut(&s->texts, c->tokens + first, n) > 0;
-    if (r->turns && !c->finished) c->finished = stop_text_cut(&r->turns->ends, c->tokens + first, n) > 0;
-    return c->finished || c->count >= rollout_limit(r, s, q->prompt_len) ||
-           (r->turns && r->turns->turn_tokens && n >= r->turns->turn_tokens);
+    if (!r->turns) return c->finished || c->count >= rollout_limit(r, s, q->prompt_len);
+    const RolloutTurns *turns = r->turns;
+    for (int i = 0; i < turns->end_token_count; i++) c->finished = c->finished || token == turns->end_tokens[i];
+    if (!c->finished) c->finished = stop_text_cut(&turns->ends, c->tokens + first, n) > 0;
+    const int32_t most = c->trajectory->turn_tokens ? c->trajectory->turn_tokens : turns->turn_tokens;
+    return c->finished || c->count >= rollout_limit(r, s, q->prompt_len) || (most && n >= most);
 }
 
 /* ---- turns ----------------------------------------------------------------------------------------------------- */
@@ -439,14 +448,19 @@ static inline void rollout_end(Rollout *r, const RolloutSample *who, Completion 
 static inline bool rollout_turn(Rollout *r, const Sampling *s, const RolloutSample *who) {
     Completion *c = &who->q->out[who->sample];
     Trajectory *y = c->trajectory;
-    if (c->finished && r->turns->turn(r->turns->context, who, c)) {
+    const bool cut = !c->finished && r->turns->cut && c->count < rollout_limit(r, s, who->q->prompt_len);
+    if ((c->finished || cut) && r->turns->turn(r->turns->context, who, c)) {
         y->parked = true;
         r->parked++;
         return false;
     }
-    if (!c->finished && c->count < rollout_limit(r, s, who->q->prompt_len)) y->stop = STOP_MAX_TURN_TOKENS;
-    else if (!c->finished && who->q->prompt_len + c->count >= r->model->config.context) y->stop = STOP_CONTEXT_OVERFLOW;
-    else if (!c->finished) y->stop = STOP_MAX_TOKENS;
+    if (c->finished || (cut && y->stop != STOP_NONE)) {
+        rollout_end(r, who, c);
+        return true;
+    }
+    if (c->count < rollout_limit(r, s, who->q->prompt_len)) y->stop = STOP_MAX_TURN_TOKENS;
+    else if (who->q->prompt_len + c->count >= r->model->config.context) y->stop = STOP_CONTEXT_OVERFLOW;
+    else y->stop = STOP_MAX_TOKENS;
     rollout_end(r, who, c);
     return true;
 }
@@ -483,6 +497,11 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
     y->parked = false;
     r->parked--;
     bool over = a->over;
+    if (!over && a->remove) {
+        c->count -= a->remove;
+        y->removed += a->remove;
+        if (y->cached > c->count) y->cached = c->count;
+    }
     if (!over && c->count + a->count >= rollout_limit(r, s, q->prompt_len)) {
         y->stop =
             q->prompt_len + c->count + a->count >= r->model->config.context ? STOP_CONTEXT_OVERFLOW : STOP_MAX_TOKENS;
@@ -499,6 +518,7 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
     c->count += a->count;
     r->observed += a->count;
     y->first = c->count;
+    y->turn_tokens = a->turn_tokens;
     trajectory_turn(y);
     y->state[y->turns - 1] = a->state;
 }

@@ -64,15 +64,19 @@ typedef struct Trajectory {
     uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations */
     float reward;       /* of the environment for the whole trajectory; NaN: none */
     json_t *messages;   /* its turns and their answers as OpenAI's messages; NULL: not kept */
+    int32_t thought;    /* tokens before the end of its thinking (thinking.h); -1: none is marked */
+    int32_t waits;      /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
     /* while it is sampled */
-    int32_t first;  /* index of the first token of the turn */
-    int32_t cached; /* tokens whose keys and values are in the cache */
-    bool parked;    /* waits for an answer */
-    double started; /* clock_seconds() */
-    void *episode;  /* the environment's */
+    int32_t first;       /* index of the first token of the turn */
+    int32_t cached;      /* tokens whose keys and values are in the cache */
+    int32_t turn_tokens; /* maximum tokens of the turn; 0: that of all turns */
+    int32_t removed;     /* drawn tokens that were removed again; draws go on counting */
+    bool parked;         /* waits for an answer */
+    double started;      /* clock_seconds() */
+    void *episode;       /* the environment's */
     int32_t turns_room;
 } Trajectory;
 
@@ -113,6 +117,7 @@ static inline Trajectory *trajectory_new(size_t room) {
     Trajectory *y = (Trajectory *)xcalloc(1, sizeof *y);
     y->drawn = (uint8_t *)xcalloc(room + 1, 1);
     y->reward = NAN;
+    y->thought = -1;
     trajectory_turn(y);
     return y;
 }
@@ -124,6 +129,17 @@ static inline void trajectory_count(Trajectory *y, const int32_t *tokens, int32_
     y->drawn_count = 0;
     for (int32_t i = 0; i < n; i++)
         if (y->drawn[i]) y->drawn_ids[y->drawn_count++] = tokens[i];
+}
+
+/* The lengths of the runs of drawn and observed tokens among n tokens, beginning with the drawn ones, as a JSON list. */
+static inline json_t *trajectory_runs(const Trajectory *y, int32_t n) {
+    json_t *runs = json_array();
+    for (int32_t i = 0, from = 0; i <= n; i++) {
+        if (i < n && y->drawn[i] == (json_array_size(runs) % 2 == 0)) continue;
+        if (i > from || !json_array_size(runs)) json_array_append_new(runs, json_integer(i - from));
+        from = i;
+    }
+    return runs;
 }
 
 /* Whether a turn of a trajectory has neither a readable call nor a final answer: its call could not be read, or a limit
