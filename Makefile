@@ -13,7 +13,7 @@ BUILD    ?= build
 STANDARD  = -std=c11 -D_GNU_SOURCE -Wall -Wextra $(WERROR) -fopenmp \
             -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wno-pass-failed -MMD -MP -I$(BUILD)/include
 COMPILE   = $(CC) $(CFLAGS) $(ARCH) $(STANDARD)
-LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lseccomp -lm
+LDLIBS    = -ldnnl -lzstd -lz -lpcre2-8 -ljansson -lyaml -lutf8proc -lxxhash -lseccomp -lsqlite3 -lm
 PREFIX  ?= /usr/local
 
 # --version prints it. It is read when a program is compiled; a new commit alone compiles nothing again.
@@ -28,7 +28,7 @@ endif
 export GOMP_SPINCOUNT ?= 10000
 
 PROGRAMS = train_sft train_rm train_ppo train_dpo train_grpo generate evaluate
-DATA     = data/make_shard data/make_tasks data/make_prefs data/pick data/show
+DATA     = data/make_shard data/make_tasks data/make_prefs data/make_corpus data/pick data/show
 TESTS    = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES  = $(patsubst dev/%.c,$(BUILD)/%,$(wildcard dev/*.c)) $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
 FUZZERS  = $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))

@@ -6,7 +6,7 @@
 #include "../llmc/base/error.h"            /* die, Error, usage_error, xmalloc, ... */
 #include "../llmc/base/file_kind.h"        /* FILE_KIND_BYTES, FILE_KIND_TEXT, MAGIC_CHECKPOINT, MAGIC_RECORDS, ... */
 #include "../llmc/base/io.h"               /* Reader, reader_close, reader_memory, reader_open, ... */
-#include "../llmc/base/json_text.h"        /* json_dump_short, json_utf8 */
+#include "../llmc/base/json_text.h"        /* json_utf8, json_dump_short */
 #include "../llmc/base/options.h"          /* OPTION_FLAG, OPTION_GROUP, OPTION_INT, OptionUse, ... */
 #include "../llmc/base/output.h"           /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OutputPaths, ... */
 #include "../llmc/base/terminal.h"         /* terminal_colors */
@@ -25,6 +25,7 @@
 #include "../llmc/text/chat.h"             /* ChatTemplate, chat_template_free, chat_template_parse, ... */
 #include "../llmc/text/tokenizer.h"        /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load, ... */
 #include "../llmc/text/tokenizer_files.h"  /* tokenizer_open */
+#include "../llmc/tools/search.h"          /* Search, SearchCounts, search_begins, search_close, ... */
 #include "show_rollouts.h"                 /* RolloutView, rollouts_print */
 #include <jansson.h>
 #include <signal.h>
@@ -63,7 +64,7 @@ static const Option options[] = {
 static const OptionAbout about = {
     "[options] FILE...",
     "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
-    "llm.c's format (- for standard input; may be zstd), or the rollouts of a training run.\n"
+    "llm.c's format (- for standard input; may be zstd), the rollouts of a training run, or a corpus of make_corpus.\n"
     "With --report, writes a page about the training runs whose metrics files are given.\n"
     "\n"
     "examples:\n"
@@ -694,6 +695,70 @@ static void show_rollouts(const char *path, const char *memory, size_t n) {
     reader_close(&in);
 }
 
+/* Whether the file or memory block is a corpus of the tool `search`. */
+static bool is_corpus(const char *path, const char *memory, size_t n) {
+    Error e;
+    Reader r;
+    char first[16] = "";
+    bool failed = false;
+    if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
+    const size_t got = reader_peek(&r, first, sizeof first, &failed, &e);
+    reader_close(&r);
+    return got == sizeof first && search_begins(first);
+}
+
+/* Prints passages of a corpus. */
+static void print_passages(const Search *s, int64_t passages) {
+    Error e;
+    TextBuffer passage = {0};
+    size_t title = 0;
+    const int64_t end = o.all || o.records > passages - o.start ? passages : o.start + o.records;
+    for (int64_t i = o.start; i < end; i++) {
+        const int got = search_passage(s, i, &passage, &title, &e);
+        if (got < 0) die("%s", e.text);
+        if (!got) die("%s: has no passage %lld", s->path, (long long)i);
+        const char *text = passage.text + title;
+        if (o.json) {
+            json_t *row = json_pack("{s:o,s:o}", "title", json_utf8(passage.text, title), "text",
+                                    json_utf8(text, passage.length - title));
+            char *line = checked_object(json_dumps(row, JSON_COMPACT), "a line of JSON");
+            puts(line);
+            free(line);
+            json_decref(row);
+            continue;
+        }
+        printf("%s-- passage %lld: ", look_code(LOOK_TITLE), (long long)i);
+        print_text(passage.text, title, false);
+        printf("%s\n", look_end(LOOK_TITLE));
+        print_text(text, passage.length - title, true);
+        putchar('\n');
+    }
+    text_free(&passage);
+}
+
+/* Shows a corpus, which is read in place. */
+static void show_corpus(const char *path, bool in_memory) {
+    Error e;
+    SearchCounts c;
+    const char *why = "not used for a corpus";
+    const OptionUse use[] = {{&o.tokens, false, why},
+                             {&o.tensors, false, why},
+                             {&o.step, false, why},
+                             {&o.prompt, false, why},
+                             {&o.tokenizer, false, why}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (in_memory) die("%s: a corpus is read in place; give the name of its file", path);
+    Search *s = search_open(path, &e);
+    if (!s || !search_count(s, &c, &e)) die("%s", e.text);
+    if (!o.json) {
+        printf("%s: corpus of the tool search\n", path);
+        printf("passages: %lld, titles: %lld, bytes of text: %lld\n", (long long)c.passages, (long long)c.titles,
+               (long long)c.bytes);
+    }
+    print_passages(s, c.passages);
+    search_close(s);
+}
+
 /* Ends the program with a message that says what the file is. */
 NORETURN static void wrong_file(Reader *r, const char *path) {
     Error e;
@@ -702,7 +767,7 @@ NORETURN static void wrong_file(Reader *r, const char *path) {
     bool failed = false;
     const size_t n = reader_full(r, bytes, sizeof bytes, &failed, &e);
     if (failed) die("%s", e.text);
-    die("%s: this is %s, expected a record shard, a token shard, a model or a training state",
+    die("%s: this is %s, expected a record shard, a token shard, a model, a training state or a corpus",
         strcmp(path, "-") ? path : "standard input", file_kind_any(bytes, n, text));
 }
 
@@ -755,6 +820,12 @@ int main(int argc, char **argv) {
         if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
     if (is_rollouts(path, memory, n)) {
         show_rollouts(path, memory, n);
+        free(memory);
+        if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+        return 0;
+    }
+    if (is_corpus(path, memory, n)) {
+        show_corpus(path, memory != NULL);
         free(memory);
         if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
         return 0;

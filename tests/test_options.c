@@ -611,9 +611,10 @@ static size_t letter_of(const char *program, const char *line) {
     return 0;
 }
 
-static const char *const programs[] = {"./train_sft",     "./train_rm",      "./train_ppo", "./train_dpo",
-                                       "./train_grpo",    "./generate",      "./evaluate",  "data/make_shard",
-                                       "data/make_tasks", "data/make_prefs", "data/pick",   "data/show"};
+static const char *const programs[] = {"./train_sft",     "./train_rm",      "./train_ppo",      "./train_dpo",
+                                       "./train_grpo",    "./generate",      "./evaluate",       "data/make_shard",
+                                       "data/make_tasks", "data/make_prefs", "data/make_corpus", "data/pick",
+                                       "data/show"};
 
 static void test_letters(void **state) {
     (void)state;

@@ -1,14 +1,15 @@
-/* test_tools.c - tools: the calculator against exact values; calls as every format writes them, and malformed ones;
- * arguments against schemas; runs of the programs with tools.
+/* test_tools.c - tools: the calculator against exact values; the search against BM25 in a plain loop, and hostile queries;
+ * calls as every format writes them, and malformed ones; arguments against schemas; runs of the programs with tools.
  *
- * The model is made here. Needs ./train_sft, ./train_grpo and data/make_tasks. */
+ * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_corpus, data/show and data/make_tasks. */
 #include "../llmc/base/error.h"        /* Error */
-#include "../llmc/base/text.h"         /* TextBuffer, text_free, text_append, text_format */
+#include "../llmc/base/text.h"         /* text_free, TextBuffer, text_string, text_format, ... */
 #include "../llmc/tools/calculator.h"  /* calculator */
+#include "../llmc/tools/search.h"      /* SEARCH_NONE, search_run, search_open, Search, ... */
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
-#include "../llmc/tools/tools.h"       /* TOOL_CALCULATOR, Tools, tools_add, tools_add_schema, ... */
+#include "../llmc/tools/tools.h"       /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* assert_holds, run, refused_output, out, ... */
+#include "shell.h"                     /* run, assert_holds, out, refused_output, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -72,6 +73,205 @@ static void test_calculator(void **state) {
     assert_false(calculator(deep, 257, &r));
     assert_string_equal(r.text, "the expression has more than 256 bytes");
     text_free(&r);
+}
+
+/* ---- search ---------------------------------------------------------------------------------------------------- */
+
+enum { PASSAGES = 40, TITLE_WORDS = 2, TEXT_WORDS = 12, VOCABULARY = 9 };
+
+/* Word number w: no two have the same stem. */
+static const char *corpus_word(int w) {
+    static const char *const words[VOCABULARY] = {"ox", "cat", "emu", "fly", "gnu", "hen", "owl", "pig", "ram"};
+    return words[w];
+}
+
+static uint32_t next_random(uint32_t *state) { return (*state = *state * 1664525 + 1013904223) >> 8; }
+
+/* SQLite's documentation of bm25(): the sum over the words of the query of idf f (k1 + 1) / (f + k1 (1 - b + b D / avgdl)),
+ * with k1 = 1.2, b = 0.75, idf = ln((N - n + 0.5) / (n + 0.5)) but at least 1e-6, f the weighted occurrences, D all words. */
+static double bm25(int passage[PASSAGES][TITLE_WORDS + TEXT_WORDS], const int *length, int i, const int *query, int n) {
+    double score = 0, mean = 0;
+    for (int k = 0; k < PASSAGES; k++) mean += length[k] / (double)PASSAGES;
+    for (int q = 0; q < n; q++) {
+        double f = 0, with = 0;
+        for (int k = 0; k < PASSAGES; k++) {
+            bool has = false;
+            for (int w = 0; w < length[k]; w++) has = has || passage[k][w] == query[q];
+            with += has;
+        }
+        for (int w = 0; w < length[i]; w++)
+            if (passage[i][w] == query[q]) f += w < TITLE_WORDS ? 2 : 1;
+        const double idf = fmax(log((PASSAGES - with + 0.5) / (with + 0.5)), 1e-6);
+        score += idf * f * 2.2 / (f + 1.2 * (0.25 + 0.75 * length[i] / mean));
+    }
+    return score;
+}
+
+/* Random passages and queries: the passages that are found, and their order. */
+static void test_search_order(void **state) {
+    (void)state;
+    Error e;
+    static int passage[PASSAGES][TITLE_WORDS + TEXT_WORDS];
+    int length[PASSAGES];
+    uint32_t r = 7;
+    TextBuffer lines = {0}, query = {0}, wanted = {0}, got = {0};
+    for (int i = 0; i < PASSAGES; i++) {
+        length[i] = TITLE_WORDS + 1 + (int)(next_random(&r) % TEXT_WORDS);
+        text_string(&lines, "{\"title\":\"");
+        for (int w = 0; w < length[i]; w++) {
+            passage[i][w] = (int)(next_random(&r) % VOCABULARY);
+            text_format(&lines, "%s%s", w == TITLE_WORDS ? "\",\"text\":\"" : w ? " " : "", corpus_word(passage[i][w]));
+        }
+        text_string(&lines, "\"}\n");
+    }
+    put("animals.jsonl", lines.text);
+    run(0, "./data/make_corpus -i $T/animals.jsonl -o $T/animals.db && "
+           "gzip <$T/animals.jsonl | ./data/make_corpus -i - -o $T/again.db && cmp $T/animals.db $T/again.db");
+    Search *s = search_open(files_path("animals.db"), &e);
+    if (!s) fail_msg("%s", e.text);
+    for (int k = 0; k < 60; k++) {
+        int words[3], n = 1 + k % 3, top = 1 + k % 7;
+        bool taken[PASSAGES] = {0};
+        text_clear(&query), text_clear(&wanted);
+        for (int q = 0; q < n; q++) {
+            words[q] = (int)(next_random(&r) % VOCABULARY);
+            text_format(&query, "%s%s", q ? ", " : "", corpus_word(words[q]));
+        }
+        for (int found = 1; found <= top; found++) {
+            int best = -1;
+            double most = 0;
+            for (int i = 0; i < PASSAGES; i++) {
+                const double score = taken[i] ? 0 : bm25(passage, length, i, words, n);
+                if (score > most * (1 + 1e-9)) best = i, most = score;
+            }
+            if (best < 0) break;
+            taken[best] = true;
+            text_format(&wanted, "Doc %d(Title: ", found);
+            for (int w = 0; w < length[best]; w++)
+                text_format(&wanted, "%s%s", w == TITLE_WORDS ? ") " : w ? " " : "", corpus_word(passage[best][w]));
+            text_string(&wanted, "\n");
+        }
+        if (!search_run(s, query.text, query.length, top, &got, &e)) fail_msg("%s", e.text);
+        assert_string_equal(got.text, wanted.text);
+    }
+    search_close(s);
+    text_free(&lines), text_free(&query), text_free(&wanted), text_free(&got);
+}
+
+/* What FTS5 would read as operators are words, and what is no word finds nothing. */
+static void test_search_queries(void **state) {
+    (void)state;
+    Error e;
+    put("docs.jsonl", "{\"title\":\"Caf\u00e9\",\"text\":\"Running costs: and 42 naive \\\"quotes\\\"\"}\n"
+                      "{\"contents\":\"\\\"Ada\\\"\\nThe first program\"}\n");
+    run(0, "./data/make_corpus -i $T/docs.jsonl -o $T/'a %41?#b.db' && chmod 444 $T/*.db");
+    static const char cafe[] = "Doc 1(Title: Caf\xc3\xa9) Running costs: and 42 naive \"quotes\"\n",
+                      ada[] = "Doc 1(Title: \"Ada\") The first program\n";
+    static const struct {
+        const char *query;
+        size_t n; /* 0: the length of the text */
+        const char *result;
+    } cases[] = {{"cafe", 0, cafe},
+                 {"CAFE\xcc\x81", 0, cafe},
+                 {"ran run runs", 0, cafe},
+                 {"AND", 0, cafe},
+                 {"na\xc3\xafve", 0, cafe},
+                 {"\"quotes", 0, cafe},
+                 {"quotes*", 0, cafe},
+                 {"NOT 42", 0, cafe},
+                 {"ada\0OR x", 8, ada},
+                 {"\xff\xc3 ada \xed\xa0\x80", 0, ada},
+                 {"title:ada", 0, ada},
+                 {"text:title", 0, SEARCH_NONE},
+                 {"qu*", 0, SEARCH_NONE},
+                 {"", 0, SEARCH_NONE},
+                 {"\"", 0, SEARCH_NONE},
+                 {"\0", 1, SEARCH_NONE},
+                 {"NEAR(", 0, SEARCH_NONE},
+                 {"^ - + : {} () ' ; -- /* OR", 0, SEARCH_NONE},
+                 {"x'; DROP TABLE docs; --", 0, SEARCH_NONE},
+                 {"\xf0\x9f\x98\x80", 0, SEARCH_NONE},                 /* an emoji */
+                 {"\xf0\x91\xbd\x90\xf0\x91\xbd\x91", 0, SEARCH_NONE}, /* digits that are no token of FTS5's Unicode */
+                 {"\xf0\x91\xbd\x90 ada", 0, ada}};
+    TextBuffer got = {0};
+    Search *s = search_open(files_path("a %41?#b.db"), &e);
+    if (!s) fail_msg("%s", e.text);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const size_t n = cases[i].n ? cases[i].n : strlen(cases[i].query);
+        if (!search_run(s, cases[i].query, n, 3, &got, &e)) fail_msg("%s: %s", cases[i].query, e.text);
+        assert_string_equal(got.text, cases[i].result);
+    }
+    /* 1 MiB of one letter, and of words of which only the first 32 are read */
+    TextBuffer large = {0};
+    for (int i = 0; i < 1 << 20; i++) text_string(&large, "a");
+    assert_true(search_run(s, large.text, large.length, 3, &got, &e));
+    assert_string_equal(got.text, SEARCH_NONE);
+    text_clear(&large);
+    for (int i = 0; i < 1 << 16; i++) text_string(&large, i == 32 ? "ada " : "zebra quagga ");
+    assert_true(search_run(s, large.text, large.length, 3, &got, &e));
+    assert_string_equal(got.text, SEARCH_NONE);
+    text_clear(&large);
+    for (int i = 0; i < 1 << 16; i++) text_string(&large, i == 31 ? "ada " : "zebra ");
+    assert_true(search_run(s, large.text, large.length, 3, &got, &e));
+    assert_string_equal(got.text, ada);
+    text_free(&large);
+    search_close(s);
+    text_free(&got);
+    run(0, "ls $T | grep -c 'a %41?#b'");
+    assert_string_equal(out, "1\n"); /* nothing was written next to it */
+    /* the tool: its arguments */
+    Tools t = {0};
+    const json_t *many = json_pack("{s:s,s:i}", "query", "ada", "top_k", 21);
+    assert_false(tools_add(&t, "search", &e));
+    assert_holds(e.text, "search: give the corpus: search=FILE");
+    char spec[300];
+    snprintf(spec, sizeof spec, "search=%s", files_path("a %41?#b.db"));
+    assert_true(tools_add(&t, spec, &e));
+    assert_int_equal(tool_run(&t.tool[0], many, &got, &e), TOOL_WRONG);
+    assert_string_equal(got.text, "top_k must be from 1 to 20");
+    assert_false(tools_add(&t, spec, &e));
+    assert_string_equal(e.text, "tool search: there are two of this name");
+    text_free(&got);
+    json_decref((json_t *)many);
+    tools_free(&t);
+}
+
+/* Passages of documents; files that are no corpus. */
+static void test_corpus(void **state) {
+    (void)state;
+    put("numbers.jsonl", "{\"title\":\"N\",\"text\":\" 1 2\\t3 4\\n5 6 7 \",\"id\":3,\"url\":\"u\"}\n");
+    run(0,
+        "./data/make_corpus -i $T/numbers.jsonl -o $T/n.db --chunk-words 3 --overlap 1 2>&1 && ./data/show --all $T/n.db");
+    assert_holds(out, "1 documents, 3 passages | fields that are not stored: id, url");
+    assert_holds(out, "passages: 3, titles: 1, bytes of text: 15\n"
+                      "-- passage 0: N\n1 2\t3\n-- passage 1: N\n3 4\n5\n-- passage 2: N\n5 6 7\n");
+    run(0, "./data/make_corpus -i $T/numbers.jsonl -o $T/n.db --chunk-words 0 && ./data/show --json $T/n.db");
+    assert_string_equal(out, "{\"title\":\"N\",\"text\":\"1 2\\t3 4\\n5 6 7\"}\n");
+    put("twice.jsonl", "{\"id\":1,\"text\":\"a\"}\n{\"id\":1,\"text\":\"b\"}\n");
+    static const char *const bad[][2] = {
+        {"./data/make_corpus -i $T/twice.jsonl -o $T/new.db",
+         "line 2: field 'id': an earlier document has the same id"},
+        {"echo '{\"text\":\" \"}' | ./data/make_corpus -i - -o $T/new.db", "line 1: field 'text': has no word of text"},
+        {"echo '{\"title\":\"a\"}' | ./data/make_corpus -i - -o $T/new.db", "line 1: has no field 'text'"},
+        {"echo '{\"text\":3}' | ./data/make_corpus -i - -o $T/new.db", "field 'text': is a number, expected a string"},
+        {"./data/make_corpus -i /dev/null -o $T/new.db", "there is no document in the input"},
+        {"./data/show $T/cut.db", "cut.db: the corpus is cut off: "},
+        {"./data/show $T/short.db", "short.db: the corpus is cut off after 20 bytes"},
+        {"./data/show $T/other.db", "an SQLite database, but no corpus"},
+        {"cat $T/n.db | ./data/show -", "a corpus is read in place; give the name of its file"}};
+    run(0,
+        "head -c 5000 $T/n.db >$T/cut.db; head -c 20 $T/n.db >$T/short.db; sed 's/fts5(title/fts5(titel/' $T/n.db >$T/other.db");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) refused_output("new.db", 1, bad[i][0], bad[i][1]);
+    refused_output("new.db", 2, "./data/make_corpus -i $T/twice.jsonl -o $T/new.db --chunk-words 3 --overlap 3",
+                   "--overlap must be below --chunk-words");
+    Error e;
+    static const char *const files[][2] = {{"numbers.jsonl", "is no corpus; data/make_corpus makes one"},
+                                           {"nothing.db", "cannot open: No such file or directory"},
+                                           {".", "is not a regular file"}};
+    for (size_t i = 0; i < 3; i++) {
+        assert_null(search_open(files_path(files[i][0]), &e));
+        assert_holds(e.text, files[i][1]);
+    }
 }
 
 /* ---- formats --------------------------------------------------------------------------------------------------- */
@@ -248,7 +448,8 @@ static void test_runs(void **state) {
     free(metrics);
     refused_output("grpo.bin", 1, GRPO "--tools calculator",
                    "this model's chat template has no format of calls of its own; give --tool-format");
-    refused_output("grpo.bin", 1, GRPO "--tools abacus " FORMAT, "--tools: tool 'abacus': unknown, must be calculator");
+    refused_output("grpo.bin", 1, GRPO "--tools abacus " FORMAT,
+                   "--tools: tool 'abacus': unknown, must be calculator, search=FILE");
     refused_output("grpo.bin", 1, GRPO "--tools calculator,calculator " FORMAT,
                    "tool calculator: there are two of this name");
     refused_output("grpo.bin", 2, GRPO "--max-turns 3", "--max-turns: used only with --tools");
@@ -395,10 +596,11 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_rewards),        cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

@@ -444,7 +444,7 @@ static inline void option_help(const Option *o, const char *standard, int width)
 static inline size_t options_program(const char *text, const char **name) {
     static const char *const programs =
         "train_sft|train_rm|train_ppo|train_dpo|train_grpo|generate|evaluate|make_shard|"
-        "make_tasks|make_prefs|pick|show";
+        "make_tasks|make_prefs|make_corpus|pick|show";
     char word[16];
     *name = text;
     if (!strncmp(*name, "./", 2)) *name += 2;

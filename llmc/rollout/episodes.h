@@ -33,7 +33,7 @@
 #include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
 #include "../tools/tool_format.h"  /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
 #include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_forget, tool_programs_next, ... */
-#include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, Tool, Tools, ... */
+#include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, TOOL_BROKEN, TOOL_DONE, ... */
 #include "prompts.h"               /* PromptText */
 #include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
 #include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, trajectory_stop_name, ... */
@@ -87,7 +87,7 @@ static inline EpisodeOptions episode_defaults(void) {
                   "how often a call without an episode is repeated after its program failed"),                         \
     OPTION_INT   ("tool-line-max",               0, &(o).line_max,         64, 1 << 30, "maximum bytes of a line of --tool-cmd"), \
     OPTION_REAL  ("max-tool-failures",           0, &(o).max_failures,     0, 1,                                       \
-                  "end the run if programs failed in more than this fraction of the completions"),                     \
+                  "end the run if tools failed in more than this fraction of the completions"),                     \
     OPTION_CHOICE("reward-aggregator",           0, &(o).aggregator,       "last|sum",                                 \
                   "how the rewards of a completion's turns, given by --tool-cmd, become one"),                         \
     OPTION_TEXT  ("tool-format",                 0, &(o).format,           "NAME",                                     \
@@ -195,7 +195,7 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
                              {&o->start_timeout, programs, command},
                              {&o->retries, programs, command},
                              {&o->line_max, programs, command},
-                             {&o->max_failures, programs, command},
+                             {&o->max_failures, on, tools},
                              {&o->aggregator, programs, command}};
     options_refuse_unused(table, use, sizeof use / sizeof *use);
 }
@@ -363,8 +363,11 @@ static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *
                           json_pack("{s:s,s:i,s:i,s:s,s:O}", "op", "call", "turn", p->y->turns - 1, "call", k, "name",
                                     tool->name, "arguments", call->arguments),
                           EPISODE_CALL + k);
-        else if (tool_run(tool, call->arguments, &result)) episodes_result(x, p, k, result.text, result.length, false);
-        else episodes_error(x, p, k, result.text);
+        else switch (tool_run(tool, call->arguments, &result, &x->programs.why)) {
+            case TOOL_DONE: episodes_result(x, p, k, result.text, result.length, false); break;
+            case TOOL_WRONG: episodes_error(x, p, k, result.text); break;
+            case TOOL_BROKEN: episodes_fail(x, p); break;
+            }
     }
     text_free(&result);
 }
@@ -638,7 +641,7 @@ static inline bool episodes_finish(void *context, Error *e) {
     const int64_t failed = x->failed, samples = x->samples;
     x->failed = x->samples = 0;
     return failed <= x->o.max_failures * (double)samples ||
-           error_set(e, "%lld of %lld completions were lost because a program failed (--max-tool-failures %g): %.500s",
+           error_set(e, "%lld of %lld completions were lost because a tool failed (--max-tool-failures %g): %.500s",
                      (long long)failed, (long long)samples, x->o.max_failures, x->programs.why.text);
 }
 

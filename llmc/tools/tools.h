@@ -1,6 +1,7 @@
 /* tools.h - the tools that a model may call: their names, schemas and arguments, and the built-in ones.
  *
- *   calculator      {"expression": text}     arithmetic in exact fractions (calculator.h)
+ *   calculator      {"expression": text}            arithmetic in exact fractions (calculator.h)
+ *   search=FILE     {"query": text, "top_k": 3}     passages of a corpus (search.h)
  *
  * A tool's schema is OpenAI's: {"type": "function", "function": {"name", "description", "parameters": JSON schema}}.
  * Arguments are compared with it before a call is run: required arguments, types (string, number, integer, boolean,
@@ -12,7 +13,7 @@
  *     if (!tools_add(&t, "calculator", &e)) die("%s", e.text);
  *     json_t *arguments = json_pack("{s:s}", "expression", "12*34");
  *     Tool *tool = tools_find(&t, "calculator");
- *     const bool ok = tool_check(tool, arguments, &result) && tool_run(tool, arguments, &result);
+ *     const bool ok = tool_check(tool, arguments, &result) && tool_run(tool, arguments, &result, &e) == TOOL_DONE;
  *     printf("%s%s\n", ok ? "" : "failed: ", result.text);                                        // 408
  *     text_free(&result);
  *     json_decref(arguments);
@@ -21,23 +22,32 @@
 #ifndef LLMC_TOOLS_TOOLS_H
 #define LLMC_TOOLS_TOOLS_H
 
-#include "../base/error.h"             /* error_set, Error, xrealloc, xstrdup */
+#include "../base/error.h"             /* Error, error_set, xrealloc, xstrdup */
 #include "../base/json_text.h"         /* json_utf8 */
-#include "../base/text.h"              /* text_format, TextBuffer, text_clear */
+#include "../base/text.h"              /* TextBuffer, text_format, text_clear */
 #include "../reward/verify_rational.h" /* rational_available */
 #include "calculator.h"                /* calculator */
+#include "search.h"                    /* SEARCH_TOP, SEARCH_TOP_MAX, Search, search_close, ... */
 #include <assert.h>
 #include <jansson.h>
 
-#define TOOLS_BUILT_IN "calculator"
+#define TOOLS_BUILT_IN "calculator, search=FILE"
 
-typedef enum { TOOL_CALCULATOR, TOOL_PROGRAM } ToolKind;
+typedef enum { TOOL_CALCULATOR, TOOL_SEARCH, TOOL_PROGRAM } ToolKind;
+
+/* How a call of a built-in tool ended. */
+typedef enum {
+    TOOL_DONE,  /* it has a result */
+    TOOL_WRONG, /* the result is what the model did wrong */
+    TOOL_BROKEN /* our machinery failed: there is no result */
+} ToolEnd;
 
 typedef struct Tool {
     ToolKind kind;
     char *name;
     json_t *schema;
-    int program; /* TOOL_PROGRAM: index of the program that has it */
+    int program;    /* TOOL_PROGRAM: index of the program that has it */
+    Search *search; /* TOOL_SEARCH: the corpus */
     int64_t calls;
 } Tool;
 
@@ -49,6 +59,7 @@ typedef struct Tools {
 static inline void tools_free(Tools *t) {
     for (int i = 0; i < t->count; i++) {
         free(t->tool[i].name);
+        search_close(t->tool[i].search);
         json_decref(t->tool[i].schema);
     }
     free(t->tool);
@@ -87,8 +98,33 @@ static inline json_t *tool_schema(const char *name, const char *about, const cha
                      "description", argument_about, "required", argument);
 }
 
+/* The schema of `search`. */
+static inline json_t *tool_search_schema(void) {
+    json_t *schema =
+               tool_schema("search", "Searches documents for the words of a query.", "query", "words to search for"),
+           *parameters = json_object_get(json_object_get(schema, "function"), "parameters");
+    json_object_set_new(
+        json_object_get(parameters, "properties"), "top_k",
+        json_pack("{s:s,s:s,s:i}", "type", "integer", "description", "number of documents", "default", SEARCH_TOP));
+    return schema;
+}
+
+/* Adds the tool `search` with its corpus. */
+static inline bool tools_add_search(Tools *t, const char *path, Error *e) {
+    if (!*path) return error_set(e, "search: give the corpus: search=FILE; data/make_corpus makes one");
+    Search *search = search_open(path, e);
+    if (!search || !tools_add_schema(t, TOOL_SEARCH, tool_search_schema(), e)) {
+        search_close(search);
+        return false;
+    }
+    t->tool[t->count - 1].search = search;
+    return true;
+}
+
 /* Adds the built-in tool of --tools NAME. */
 static inline bool tools_add(Tools *t, const char *spec, Error *e) {
+    if (!strncmp(spec, "search", 6) && (!spec[6] || spec[6] == '='))
+        return tools_add_search(t, spec[6] ? spec + 7 : "", e);
     if (!strcmp(spec, "calculator"))
         return rational_available(e) &&
                tools_add_schema(t, TOOL_CALCULATOR,
@@ -171,13 +207,30 @@ static inline void tools_unknown(const Tools *t, const char *name, TextBuffer *w
 
 /* ---- built-in tools -------------------------------------------------------------------------------------------- */
 
-/* Runs a call of a built-in tool, whose arguments tool_check() has accepted. Returns false with the reason in *result if
- * it fails. */
-static inline bool tool_run(Tool *t, const json_t *arguments, TextBuffer *result) {
+static inline ToolEnd tool_run_calculator(const json_t *arguments, TextBuffer *result) {
     const json_t *expression = json_object_get(arguments, "expression");
+    return calculator(json_string_value(expression), json_string_length(expression), result) ? TOOL_DONE : TOOL_WRONG;
+}
+
+static inline ToolEnd tool_run_search(const Tool *t, const json_t *arguments, TextBuffer *result, Error *e) {
+    const json_t *query = json_object_get(arguments, "query"), *given = json_object_get(arguments, "top_k");
+    const double top = given ? json_number_value(given) : SEARCH_TOP;
+    if (!(top >= 1 && top <= SEARCH_TOP_MAX)) {
+        text_format(result, "top_k must be from 1 to %d", SEARCH_TOP_MAX);
+        return TOOL_WRONG;
+    }
+    return search_run(t->search, json_string_value(query), json_string_length(query), (int)top, result, e)
+               ? TOOL_DONE
+               : TOOL_BROKEN;
+}
+
+/* Runs a call of a built-in tool, whose arguments tool_check() has accepted. *result: its result, or what the model did
+ * wrong. *e: why our machinery failed. */
+static inline ToolEnd tool_run(Tool *t, const json_t *arguments, TextBuffer *result, Error *e) {
     text_clear(result);
+    if (t->kind == TOOL_SEARCH) return tool_run_search(t, arguments, result, e);
     assert(t->kind == TOOL_CALCULATOR);
-    return calculator(json_string_value(expression), json_string_length(expression), result);
+    return tool_run_calculator(arguments, result);
 }
 
 #endif
