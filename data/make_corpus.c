@@ -30,7 +30,6 @@ static const OptionAbout about = {
     "[options]", "Makes a corpus of documents in JSON lines, for --tools search=FILE.\n\n"
                  "  make_corpus -i docs.jsonl -o corpus.db\n"
                  "  make_corpus -i a.jsonl.gz -i b.jsonl --chunk-words 200 --overlap 20 -o corpus.db\n"
-                 "  make_tasks --task lookup --corpus-output - --count 1 -o /dev/null | make_corpus -i - -o corpus.db\n"
                  "  show corpus.db\n\n"
                  "A document has a text and may have a title and an id; or contents, as in Search-R1's corpora."};
 

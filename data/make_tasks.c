@@ -7,13 +7,15 @@
  *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
  *   --format chat     {"prompt","completion"}                records of kind chat, for train_sft
  */
-#include "../llmc/base/error.h"           /* Error, usage_error, die, checked_object, ... */
-#include "../llmc/base/io.h"              /* writer_write, Writer, XXH3_64bits, writer_abort, ... */
+#include "../llmc/base/error.h"           /* usage_error, Error, die, checked_object, ... */
+#include "../llmc/base/io.h"              /* writer_write, Writer, writer_commit, writer_open, ... */
 #include "../llmc/base/options.h"         /* OPTION_INT, OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, ... */
+#include "../llmc/base/output.h"          /* OUTPUT_WRITTEN, output_add, OutputPaths, output_distinct, ... */
 #include "../llmc/base/random.h"          /* Random, random_real, RANDOM_TASK, random_start */
-#include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
+#include "../llmc/base/text.h"            /* text_clear, text_free, TextBuffer, TokenList, ... */
 #include "../llmc/records/shard.h"        /* Record, shard_add, RECORD_CHAT, RECORD_PROMPT, ... */
-#include "../llmc/reward/task.h"          /* TASK_NAMES, Task, TaskKind, TASK_KINDS, ... */
+#include "../llmc/reward/task.h"          /* TASK_NAMES, Task, TaskKind, TaskOptions, ... */
+#include "../llmc/reward/task_tools.h"    /* task_facts, task_lookup_document */
 #include "../llmc/reward/tasks.h"         /* task_check, task_problem, task_solve */
 #include "../llmc/reward/verify.h"        /* rewards_verify */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
@@ -29,7 +31,7 @@ enum { AS_AUTO, AS_JSONL, AS_SHARD };
 enum { DRAWS_MAX = 200000 }; /* draws for one record before its task counts as exhausted */
 
 static struct {
-    const char *task, *output, *tokenizer, *template, *tool_format;
+    const char *task, *output, *corpus, *tokenizer, *template, *tool_format;
     int64_t count, seed, level, digits, min_digits, items, largest;
     int split, format, as, style;
     double noise;
@@ -47,7 +49,8 @@ static const OptionAbout about = {
                  "  make_tasks --task add --digits 2 --count 2000 --format chat --noise 0.3 -o sft.shard\n"
                  "  make_tasks --task add --digits 2 --count 1000 -o train.shard\n"
                  "  make_tasks --task add --digits 2 --count 200 --split heldout -o heldout.shard\n"
-                 "  make_tasks --task add:2,countdown:1,word:1 --level 3 --count 5 | jq .\n\n"
+                 "  make_tasks --task add:2,countdown:1,word:1 --level 3 --count 5 | jq .\n"
+                 "  make_tasks --task lookup --corpus-output facts.jsonl -o tasks.shard\n\n"
                  "data/README.md describes the tasks; a higher level asks for larger problems."};
 
 static const Option table[] = {
@@ -71,6 +74,8 @@ static const Option table[] = {
                 "bigmul, lookup: how calls are written: " TOOL_FORMATS " (default: that of the template)"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output", 'o', &o.output, "FILE", "output file; - is standard output, .zst compresses"),
+    OPTION_TEXT("corpus-output", 0, &o.corpus, "FILE",
+                "lookup: write the facts of --seed, as documents for make_corpus"),
     OPTION_CHOICE("format", 0, &o.format, "prompt|chat", "prompts with reference answers, or with demonstrations"),
     OPTION_CHOICE("as", 0, &o.as, "auto|jsonl|shard",
                   "output format; auto writes a shard if FILE ends in .shard or .shard.zst"),
@@ -287,6 +292,45 @@ static bool output_record(Output *out, const Task *t, const char *name, const ch
     return good;
 }
 
+/* ---- the corpus ------------------------------------------------------------------------------------------------- */
+
+/* Writes the facts of lookup as documents. */
+static void write_corpus(const TaskOptions *options) {
+    Error e;
+    Writer out;
+    TextBuffer title = {0}, text = {0};
+    const int64_t facts = task_facts(options);
+    bool good = writer_open(&out, o.corpus, &e);
+    for (int64_t i = 0; good && i < facts; i++) {
+        text_clear(&title), text_clear(&text);
+        task_lookup_document((uint64_t)o.seed, facts, i, &title, &text);
+        json_t *row = json_pack("{s:s,s:s}", "title", title.text, "text", text.text);
+        char *line = checked_object(json_dumps(row, JSON_COMPACT), "a line of JSON");
+        good = writer_write(&out, line, strlen(line), &e) && writer_write(&out, "\n", 1, &e);
+        free(line);
+        json_decref(row);
+    }
+    if (!good || !writer_commit(&out, &e)) die("%s", e.text);
+    text_free(&title), text_free(&text);
+    fprintf(stderr, "make_tasks: %s: %lld facts\n", o.corpus, (long long)facts);
+}
+
+/* Refuses --corpus-output where it would write nothing, or over the records. */
+static void check_corpus(const Mix *mix) {
+    Error e;
+    OutputPaths files = {0};
+    bool lookup = false;
+    if (!o.corpus) return;
+    for (int i = 0; i < mix->count; i++) lookup = lookup || mix->kind[i] == TASK_LOOKUP;
+    if (!lookup) usage_error("--corpus-output: used only for the task lookup, which has facts");
+    if (!strcmp(o.corpus, "-") && !strcmp(o.output, "-"))
+        usage_error("--corpus-output and -o: both are standard output; give each its own path");
+    output_add(&files, "corpus-output", o.corpus, OUTPUT_WRITTEN);
+    output_add(&files, "output", o.output, OUTPUT_WRITTEN);
+    if (!output_distinct(&files, &e)) usage_error("%s", e.text);
+    output_free(&files);
+}
+
 /* ---- the records ----------------------------------------------------------------------------------------------- */
 
 /* Draws a problem of the split that is not in this file yet; false if DRAWS_MAX draws gave none. The prompt of guess is
@@ -308,7 +352,9 @@ int main(int argc, char **argv) {
                                  (int)o.items, o.largest,     (TaskStyle)o.style};
     Mix mix = mix_parse(o.task, &options);
     if (o.noise > 0 && o.format != FORMAT_CHAT) usage_error("--noise applies to demonstrations; give --format chat");
+    check_corpus(&mix);
     signal(SIGPIPE, SIG_IGN);
+    if (o.corpus) write_corpus(&options);
     Output out;
     Seen seen = {0};
     Task t = {0};

@@ -3,13 +3,14 @@
  *
  * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_corpus, data/show and data/make_tasks. */
 #include "../llmc/base/error.h"        /* Error */
-#include "../llmc/base/text.h"         /* text_free, TextBuffer, text_string, text_format, ... */
+#include "../llmc/base/text.h"         /* text_free, TextBuffer, text_string, text_clear, ... */
+#include "../llmc/reward/task_tools.h" /* task_lookup_result */
 #include "../llmc/tools/calculator.h"  /* calculator */
 #include "../llmc/tools/search.h"      /* SEARCH_NONE, search_run, search_open, Search, ... */
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tools.h"       /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* run, assert_holds, out, refused_output, ... */
+#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -272,6 +273,35 @@ static void test_corpus(void **state) {
         assert_null(search_open(files_path(files[i][0]), &e));
         assert_holds(e.text, files[i][1]);
     }
+}
+
+/* What demonstrations of lookup show is what the tool finds. */
+static void test_lookup(void **state) {
+    (void)state;
+    Error e;
+    TextBuffer shown = {0}, found = {0};
+    run(0,
+        "./data/make_tasks --task lookup --largest 60 --seed 5 --count 20 --corpus-output $T/facts.jsonl -o /dev/null && "
+        "./data/make_corpus -i $T/facts.jsonl -o $T/facts.db");
+    Search *s = search_open(files_path("facts.db"), &e);
+    if (!s) fail_msg("%s", e.text);
+    int several = 0;
+    for (int64_t key = 0; key < 60; key++) {
+        char query[16];
+        const int n = snprintf(query, sizeof query, "k%lld", (long long)key);
+        text_clear(&shown);
+        task_lookup_result(5, 60, key, &shown);
+        assert_true(search_run(s, query, (size_t)n, SEARCH_TOP, &found, &e));
+        assert_string_equal(shown.text, found.text);
+        several += strstr(shown.text, "Doc 3(") != NULL;
+    }
+    assert_in_range(several, 5, 40);
+    search_close(s);
+    text_free(&shown), text_free(&found);
+    refused_output("facts.jsonl", 2, "./data/make_tasks --task add --corpus-output $T/facts.jsonl",
+                   "--corpus-output: used only for the task lookup");
+    refused_output("same.jsonl", 2, "./data/make_tasks --task lookup --corpus-output $T/same.jsonl -o $T/same.jsonl",
+                   "both are ");
 }
 
 /* ---- formats --------------------------------------------------------------------------------------------------- */
@@ -596,11 +626,12 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
-                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
-                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
-                                       cmocka_unit_test(test_rewards),        cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries),  cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),          cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

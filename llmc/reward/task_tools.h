@@ -6,7 +6,8 @@
  *   guess    Guess my number, 1 to 31.  23          a program that answers turns  -
  *
  * The facts of lookup are drawn by the seed alone: "k17 leads to k83." for each key; --items 2 asks for two steps
- * ("What does k17 lead to in two steps?"). The held-out problems ask for other keys. guess is a game: doc/agents.md has
+ * ("What does k17 lead to in two steps?"). The held-out problems ask for other keys; files about the same facts have the
+ * same seed. guess is a game: doc/agents.md has
  * its program.
  *
  * A demonstration has steps before its completion: {"name", "arguments", "result"} for a call, {"said", "result"} for a
@@ -17,7 +18,7 @@
 #define LLMC_REWARD_TASK_TOOLS_H
 
 #include "../base/random.h"  /* Random, random_below, random_between, RANDOM_TASK, ... */
-#include "../base/text.h"    /* text_format, text_string */
+#include "../base/text.h"    /* text_format, TextBuffer, text_free, text_string */
 #include "task.h"            /* Task, TaskOptions, task_knob, task_wrong_number */
 #include "task_arithmetic.h" /* task_power */
 
@@ -77,14 +78,36 @@ static inline void task_lookup_problem(const TaskOptions *o, Random *r, Task *t)
     text_format(&t->key, "lookup %lld", (long long)t->value[0]);
 }
 
+/* Writes the document of fact number i: its title, and its text. */
+static inline void task_lookup_document(uint64_t seed, int64_t facts, int64_t i, TextBuffer *title, TextBuffer *text) {
+    text_format(title, "k%lld", (long long)i);
+    text_format(text, "k%lld leads to k%lld.", (long long)i, (long long)task_fact(seed, facts, i));
+}
+
+/* Writes what the tool `search` finds for a key (tools/search.h): its own document, which has the key twice, then those
+ * that lead to it, in their order; all have the same length. At most three. */
+static inline void task_lookup_result(uint64_t seed, int64_t facts, int64_t key, TextBuffer *out) {
+    int found = 0;
+    for (int64_t i = -1; i < facts && found < 3; i++) {
+        const int64_t at = i < 0 ? key : i;
+        if (i >= 0 && (i == key || task_fact(seed, facts, i) != key)) continue;
+        text_format(out, "Doc %d(Title: ", ++found);
+        TextBuffer text = {0};
+        task_lookup_document(seed, facts, at, out, &text);
+        text_format(out, ") %s\n", text.text);
+        text_free(&text);
+    }
+}
+
 static inline void task_lookup_solve(const TaskOptions *o, bool wrong, Random *r, Task *t) {
     const int64_t facts = task_facts(o);
     for (int i = 1; i < t->count; i++) {
-        char query[32], result[96];
+        char query[32];
+        TextBuffer result = {0};
         snprintf(query, sizeof query, "k%lld", (long long)t->value[i - 1]);
-        snprintf(result, sizeof result, "Doc 1(Title: k%lld) k%lld leads to k%lld.\n", (long long)t->value[i - 1],
-                 (long long)t->value[i - 1], (long long)t->value[i]);
-        task_step(t, "search", "query", query, result);
+        task_lookup_result(r->seed, facts, t->value[i - 1], &result);
+        task_step(t, "search", "query", query, result.text);
+        text_free(&result);
     }
     const int64_t right = t->value[t->count - 1];
     int64_t said = right;
