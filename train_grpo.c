@@ -24,21 +24,23 @@
 #include "llmc/base/program.h"              /* program_start */
 #include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
-#include "llmc/loss/advantage.h"            /* AdvantageStats, SCALE_REWARDS_CHOICES, ScaleRewards, ... */
+#include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
 #include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, AdvantageEstimator, ADVANTAGE_CHOICES, ... */
+#include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
 #include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
 #include "llmc/loss/kl.h"                   /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
 #include "llmc/loss/kl_control.h"           /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
-#include "llmc/loss/policy.h"               /* POLICY_VESPO, PolicyLossConfig, EntropyControl, POLICY_RLOO, ... */
+#include "llmc/loss/policy.h"               /* POLICY_VESPO, POLICY_RLOO, PolicyLossConfig, EntropyControl, ... */
 #include "llmc/loss/scalar.h"               /* LossMetric */
 #include "llmc/model/micro_plan.h"          /* MicroPlan */
-#include "llmc/model/transformer.h"         /* ModelOutput, model_backward, model_forward */
+#include "llmc/model/transformer.h"         /* ModelOutput */
 #include "llmc/model/workspace.h"           /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"            /* metrics_set, metrics_phase, Metrics, metrics_warn */
 #include "llmc/report/run_facts.h"          /* RUN_SAMPLING, RUN_REWARD, RunPhase */
 #include "llmc/reward/rewards.h"            /* rewards_add_model */
-#include "llmc/rollout/episodes.h"          /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
+#include "llmc/rollout/episodes.h"          /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS, episodes_on */
 #include "llmc/rollout/evaluation.h"        /* Evaluation */
+#include "llmc/train/credit.h"              /* CREDIT_ADVANTAGE_OPTIONS, CREDIT_LOSS_OPTIONS, Credit, ... */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
 #include "llmc/train/generation.h"          /* Generation, generation_forward, generation_forget, ... */
 #include "llmc/train/generation_options.h"  /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
@@ -57,6 +59,7 @@ static struct {
     ReferenceSync sync;
     RolloutDumpOptions rollouts;
     DistillerOptions distill;
+    CreditOptions credit;
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
@@ -87,6 +90,7 @@ static const Option options[] = {
     OPTION_CHOICE("advantage-estimator",         0, &o.advantage,   ADVANTAGE_CHOICES,
                   "advantages of a group: as in GRPO, or of another method"),
     OPTION_INT   ("pass-k",                      0, &o.pass_k,      1, 4096, "pass_k: completions of which the best counts"),
+    CREDIT_ADVANTAGE_OPTIONS(o.credit),
     OPTION_CHOICE("multi-objective-aggregation", 0, &o.aggregation, "sum_then_normalize|normalize_then_sum",
                   "how to combine several rewards: as in GRPO, or as in GDPO"),
     OPTION_FLAG  ("mask-truncated-completions",  0, &o.mask_truncated,
@@ -148,6 +152,7 @@ static const Option options[] = {
                   "train on this fraction of the tokens, those with the highest entropy"),
     OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
                   "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
+    CREDIT_LOSS_OPTIONS(o.credit),
     DISTILLER_OPTIONS(o.distill),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
@@ -176,6 +181,7 @@ typedef struct Run {
     KlControl beta;
     RolloutDump dump;
     Distiller distiller;        /* with --teacher, or for an exact KL */
+    Credit credit;              /* of turns */
     float *advantage;           /* (completions) */
     float *penalty;             /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;              /* (tokens) top-entropy mask */
@@ -186,11 +192,12 @@ typedef struct Run {
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
 
-static bool group_differs(const Generation *g, int32_t group) {
+static bool group_differs(const Run *r, int32_t group) {
+    const Generation *g = &r->g;
     const int32_t G = (int32_t)g->o->generations;
     float reward[G];
     for (int32_t k = 0; k < G; k++) reward[k] = g->scored[group * G + k].reward;
-    return advantage_group_differs(reward, G);
+    return advantage_group_differs(reward, G) || credit_group_differs(&r->credit, g, group);
 }
 
 /* Samples and scores P groups of completions. Dynamic sampling (DAPO, sec. 3.2) replaces groups whose rewards are all
@@ -217,7 +224,7 @@ static void sample_and_score(Run *r) {
         }
         if (!o.dynamic_sampling) break;
         for (int32_t i = kept; i < P; i++)
-            if (group_differs(g, i)) generation_swap_groups(g, i, kept++);
+            if (group_differs(r, i)) generation_swap_groups(g, i, kept++);
         if (kept == P || round == o.resample) break;
         r->resampled += P - kept;
         generation_forget(g, kept * G);
@@ -280,6 +287,7 @@ static AdvantageStats compute_advantages(Run *r) {
         advantage_estimate((AdvantageEstimator)o.advantage, g->reward, g->offset, P, G, o.pass_k, r->advantage, &stats);
     } else if (o.loss == POLICY_RLOO) advantage_rloo(g->reward, P, G, false, r->advantage, &stats);
     else advantage_group(g->reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
+    credit_advantages(&r->credit, g, (ScaleRewards)o.scale, penalised ? r->penalty : NULL, r->advantage);
     if (penalised) { /* the metrics are those of the rewards alone */
         for (int32_t i = 0; i < g->completions; i++) g->reward[i] = g->scored[i].reward;
         advantage_batch_stats(g->reward, g->completions, &stats);
@@ -316,12 +324,12 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
     double loss = 0;
     int32_t mine, last;
+    credit_begin(&r->credit, g, first, end);
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
     dist_grads_begin(&t->grads, plan->micros);
     for (int32_t m = 0; m < plan->micros; m++) {
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
-        const ModelOutput out = {.logp = x.logp, .entropy = x.entropy};
         PolicyBatch b = {.completions = x.count,
                          .offset = x.offset,
                          .advantage = r->advantage + x.first,
@@ -333,12 +341,13 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .entropy = x.entropy,
                          .keep = keep ? keep + x.at : NULL};
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
-        else model_forward(&t->model, &r->work, &g->batch, (float)o.g.temperature, &out);
-        loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
+        else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature);
+        credit_give(&r->credit, &x, &b, r->distiller.advantage);
+        loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats) + credit_llds(&r->credit, &x, &b, n.tokens);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
         if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
-        else model_backward(&t->model, &r->work, &g->batch, (float)o.g.temperature, x.dlogp, dentropy, NULL);
+        else loss += credit_backward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, dentropy);
         trainer_count_flops(t, &t->model, &g->batch, 3);
     }
     loss = dist_total(&t->dist, loss);
@@ -375,7 +384,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
         metrics_set(m, "dynamic_sampling/reward", r->drawn > 0 ? r->drawn_reward / r->drawn : NAN);
     }
     generation_log(&r->g);
-    if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path)
+    if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !credit_any(&r->credit, &r->g, r->advantage))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
     if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
 }
@@ -386,6 +395,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
+    credit_log(&r->credit, &r->g);
     if (on_policy()) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
 
@@ -489,6 +499,7 @@ static void open_run(Run *r) {
     r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
+    credit_open(&r->credit, &o.credit, g);
     load_counters(r);
     rollout_dump_open(&r->dump, &o.rollouts, g);
     r->dump.work = &r->work;
@@ -519,8 +530,10 @@ static bool train(Run *r) {
         sample_and_score(r);
         score_old_policy(r);
         const AdvantageStats advantages = compute_advantages(r);
-        const RolloutValues values = {
-            .advantage = r->advantage, .old_logp = !on_policy(), .ref_logp = o.beta > 0 && !exact_kl()};
+        const RolloutValues values = {.advantage = r->advantage,
+                                      .token_advantage = r->credit.advantage,
+                                      .old_logp = !on_policy(),
+                                      .ref_logp = o.beta > 0 && !exact_kl()};
         int32_t dumped = 0; /* the first completion of the last step */
         for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
             const int32_t n = g->completions, size = n / (int32_t)o.steps_per_generation;
@@ -537,6 +550,8 @@ static bool train(Run *r) {
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
             if (last || i == steps - 1) log_kl(r, advantages.reward);
+            if (g->engine.turns && rewarded() && (last || i == steps - 1))
+                credit_log_right(&r->credit, g, &t->model, &r->work, on_policy() ? g->logp : g->old_logp, r->advantage);
             if (o.g.val.count && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "%s %.3f | length %.1f | entropy %.3f | %.0f tok/s",
@@ -586,6 +601,23 @@ static void check_distillation(void) {
                            : "--kl-estimator exact in the reward has not");
 }
 
+/* Rejects combinations of the credit of turns with what has one advantage for a whole completion, or sets it in another
+ * way. */
+static void check_credit(void) {
+    const bool level = o.credit.level != CREDIT_TRAJECTORY;
+    credit_check(&o.credit, options, episodes_on(&o.g.episodes), !on_policy());
+    if (level && (o.loss == POLICY_VESPO || o.loss == POLICY_GMPO || o.loss == POLICY_RLOO))
+        usage_error(
+            "--advantage-level: --loss-type vespo, gmpo and rloo have one advantage for all tokens of a completion");
+    if (level && (o.aggregation || o.advantage))
+        usage_error("--advantage-level: cannot be combined with --advantage-estimator and "
+                    "--multi-objective-aggregation normalize_then_sum");
+    if (level && !rewarded()) usage_error("--advantage-level: there are no rewards (--reward none)");
+    if (o.credit.observation > 0 && (o.distill.teacher.path || exact_kl()))
+        usage_error("--observation-ce: cannot be combined with --teacher and --kl-estimator exact");
+    if (o.credit.level == CREDIT_GIGPO) o.scale = o.credit.norm ? SCALE_NONE : SCALE_GROUP;
+}
+
 /* Rejects options without effect, and warns about those that have none as long as every step has a new generation. */
 static void check_options(void) {
     const bool cispo = o.loss == POLICY_CISPO, soft = o.loss == POLICY_SAPO || o.loss == POLICY_VESPO;
@@ -595,8 +627,9 @@ static void check_options(void) {
         {&o.epsilon_high, !soft, "not used by --loss-type sapo and vespo"},
         {&o.delta, !soft && !cispo && !gmpo, "not used by --loss-type sapo, vespo, cispo and gmpo"},
         {&o.importance, takes_importance(), "this --loss-type has a level of its own"},
-        {&o.scale, o.loss != POLICY_RLOO && !o.aggregation && !o.advantage,
-         "not used by --loss-type rloo, --multi-objective-aggregation normalize_then_sum and other advantages"},
+        {&o.scale, o.loss != POLICY_RLOO && !o.aggregation && !o.advantage && o.credit.level != CREDIT_GIGPO,
+         "not used by --loss-type rloo, --multi-objective-aggregation normalize_then_sum and other advantages; "
+         "--advantage-level gigpo has --gigpo-norm"},
         {&o.advantage, o.loss != POLICY_RLOO && !o.aggregation,
          "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
         {&o.pass_k, o.advantage == ADVANTAGE_PASS_K, "used only by --advantage-estimator pass_k"},
@@ -625,6 +658,7 @@ static void check_options(void) {
     trainer_check_options(&o.t, options, &o.g.epochs, false);
     distiller_check(&o.distill, options, o.g.temperature);
     check_distillation();
+    check_credit();
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
@@ -668,6 +702,7 @@ int main(int argc, char **argv) {
     o.sync = reference_sync_options();
     o.rollouts = rollout_dump_options();
     o.distill = distiller_options();
+    o.credit = credit_defaults();
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.top_entropy = 1;
@@ -685,6 +720,7 @@ int main(int argc, char **argv) {
     rollout_dump_close(&r->dump);
     trainer_write(&r->t, stopped);
     distiller_close(&r->distiller);
+    credit_close(&r->credit);
     if (o.beta > 0) reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);

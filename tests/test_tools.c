@@ -592,6 +592,50 @@ static void test_rewards(void **state) {
                    "--mask-stopped: 'tired' is no reason for which a completion ends");
 }
 
+/* Turns with advantages of their own, LLDS, the cross-entropy of observations and masked turns: the metrics, and that each
+ * changes the model; options without effect. */
+static void test_credit(void **state) {
+    (void)state;
+    static const char *const done =
+        "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"state\":{\"a\":1},\"id\":\\2}";
+#define TURNS GRPO "--tool-cmd 'sh $T/paid.sh' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
+    static const struct {
+        const char *options, *metric;
+    } cases[] = {{"", "\"llds/right\":"},
+                 {"--advantage-level turn --turn-weight 2", "\"llds/right\":"},
+                 {"--advantage-level return --turn-gamma 0.5", "\"llds/right\":"},
+                 {"--advantage-level gigpo --gigpo-norm none", "\"gigpo/state_size\":"},
+                 {"--observation-ce 0.5", "\"observation_ce\":"},
+                 {"--num-iterations 2", "\"llds/right\":"},
+                 {"--num-iterations 2 --llds-coef 5", "\"llds/active\":"}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    char *model[CASES];
+    put_program("paid.sh", HELLO ",\"episodes\":true", "", done);
+    for (int i = 0; i < CASES; i++) {
+        char command[900];
+        snprintf(command, sizeof command, TURNS "%s && sha1sum $T/grpo.bin", cases[i].options);
+        run(0, command);
+        model[i] = strdup(out);
+        char *metrics = text_of(files_path("m.jsonl"));
+        assert_holds(metrics, cases[i].metric);
+        free(metrics);
+        for (int k = 0; k < i; k++) assert_string_not_equal(model[i], model[k]);
+    }
+    for (int i = 0; i < CASES; i++) free(model[i]);
+    refused_output("grpo.bin", 2, GRPO "--advantage-level turn",
+                   "--advantage-level: used only with --tools or --tool-cmd");
+    refused_output("grpo.bin", 2, TURNS "--turn-weight 2", "--turn-weight: used only by --advantage-level turn");
+    refused_output("grpo.bin", 2, TURNS "--llds-coef 1",
+                   "--llds-coef: the likelihood has not changed in the only step");
+    refused_output("grpo.bin", 2, TURNS "--advantage-level gigpo --scale-rewards batch",
+                   "--scale-rewards: not used by");
+    refused_output("grpo.bin", 2, TURNS "--advantage-level turn --loss-type gmpo",
+                   "--advantage-level: --loss-type vespo, gmpo and rloo have one advantage");
+    refused_output("grpo.bin", 2, TURNS "--advantage-level turn --advantage-estimator opo",
+                   "--advantage-level: cannot be combined with --advantage-estimator");
+    refused_output("grpo.bin", 2, GRPO "--mask-error-turns", "--mask-error-turns: used only with --tools");
+}
+
 #define REFUSED(program, part)                                                                                         \
     refused_output("out.jsonl", 1, GENERATE "--tool-workers 1 -o $T/out.jsonl " program, part)
 
@@ -626,12 +670,12 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries),  cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),          cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),  cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),      cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),       cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_credit),         cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

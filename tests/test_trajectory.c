@@ -1,19 +1,22 @@
 /* test_trajectory.c - completions of several turns: the engine against uncached forward passes of the whole sequence, and
  * independence of slots; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
  * calls; the tokens after a turn against the chat templates that wrote them; the calculator against exact values. */
-#include "../llmc/base/error.h"         /* Error, xcalloc, xmalloc */
-#include "../llmc/base/random.h"        /* random_below, Random, random_start, random_normal */
-#include "../llmc/loss/gae.h"           /* gae */
-#include "../llmc/model/batch.h"        /* Batch */
-#include "../llmc/model/config.h"       /* ModelConfig, gpt2_config */
-#include "../llmc/model/model.h"        /* Model, model_free, model_new */
-#include "../llmc/model/pack.h"         /* batch_clear, batch_free, batch_new, batch_completion, ... */
-#include "../llmc/model/tensors.h"      /* INIT_ONE, TENSOR_COUNT */
-#include "../llmc/model/transformer.h"  /* ModelOutput, model_forward */
-#include "../llmc/model/workspace.h"    /* Workspace, workspace_free, workspace_new */
-#include "../llmc/rollout/rollout.h"    /* Completion, rollout_free, Rollout, RolloutRequest, ... */
-#include "../llmc/rollout/trajectory.h" /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, trajectory_free, ... */
-#include "cpu_device.h"                 /* B, D, close_device, open_device_one_thread */
+#include "../llmc/base/error.h"               /* xcalloc, Error, xmalloc */
+#include "../llmc/base/random.h"              /* random_below, Random, random_start, random_normal */
+#include "../llmc/loss/gae.h"                 /* gae */
+#include "../llmc/model/batch.h"              /* Batch */
+#include "../llmc/model/config.h"             /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"              /* Model, model_free, model_download, model_new, ... */
+#include "../llmc/model/pack.h"               /* batch_free, batch_new, batch_clear, batch_sequence, ... */
+#include "../llmc/model/tensors.h"            /* INIT_ONE, TENSOR_COUNT */
+#include "../llmc/model/transformer.h"        /* ModelOutput, model_forward */
+#include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutRequest, ... */
+#include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, ... */
+#include "../llmc/train/credit.h"             /* Credit, CreditOptions, credit_backward, credit_begin, ... */
+#include "../llmc/train/generation.h"         /* Generation, GenerationSlice, generation_fill */
+#include "../llmc/train/generation_options.h" /* GenerationOptions */
+#include "cpu_device.h"                       /* B, D, close_device, open_device_one_thread */
 
 enum { VOCAB = 29, CONTEXT = 1024, PROMPT = 20, REQUESTS = 24, NEW = 760, LONG = 640, STOP = 7 };
 
@@ -307,12 +310,14 @@ static void test_pack(void **state) {
     const int32_t tokens[] = {3, 1, 4, 1, 5, 9, 2};
     Trajectory *y = trajectory_new(7);
     memcpy(y->drawn, "\1\1\0\0\0\1\1", 7);
+    y->first = 5;
     trajectory_turn(y);
     y->stop = STOP_MAX_TURNS;
     y->reward = -0.25f;
+    y->end_reward = 0.75f;
     y->turn_reward[0] = 1.5f;
+    y->malformed[0] = 1;
     y->state[1] = 0x123456789abcdef0u;
-    y->first = 5;
     y->counts.failed_calls = 3;
     int32_t words[64];
     const int64_t n = trajectory_pack(y, 7, words);
@@ -327,6 +332,14 @@ static void test_pack(void **state) {
     assert_true(z->state[1] == y->state[1]);
     assert_int_equal(z->drawn_count, 4);
     assert_memory_equal(z->drawn_ids, ((int32_t[]){3, 1, 9, 2}), 4 * sizeof(int32_t));
+    assert_true(z->end_reward == 0.75f && z->start[0] == 0 && z->start[1] == 5);
+    /* turns whose call could not be read become context, unless nothing is left */
+    assert_true(trajectory_mask_errors(z, tokens, 7));
+    assert_memory_equal(z->drawn, "\0\0\0\0\0\1\1", 7);
+    assert_true(z->drawn_count == 2 && z->masked == 2 && z->drawn_ids[0] == 9 && z->drawn_ids[1] == 2);
+    z->malformed[1] = 1;
+    assert_false(trajectory_mask_errors(z, tokens, 7));
+    assert_int_equal(z->drawn_count, 2);
     trajectory_free(y), trajectory_free(z);
 }
 
@@ -366,9 +379,105 @@ static void test_gae(void **state) {
         if (drawn[t]) assert_true(fabs(A[at++] - wanted[t]) < 1e-5);
 }
 
+/* ---- the cross-entropy of observations -------------------------------------------------------------------------- */
+
+enum { SIDE = 3, LENGTH = 12, ALL = 4 * (SIDE + LENGTH) };
+
+/* The loss of four completions from passes over their whole sequences: sum a_t log pi of the drawn tokens, and alpha times
+ * the mean cross-entropy of the observed ones of the completions that count. */
+static double observation_loss(const Model *m, const Workspace *w, const Generation *g, const float *a, double alpha) {
+    double loss = 0, observed = 0, n = 0;
+    Batch b = batch_new(SIDE + LENGTH, SIDE + LENGTH, 1);
+    for (int32_t i = 0, t = 0; i < 4; i++) {
+        const Completion *c = &g->scored[i].completion;
+        int32_t tokens[SIDE + LENGTH];
+        float logp[SIDE + LENGTH];
+        memcpy(tokens, g->train.tokens + SIDE * g->scored[i].prompt, SIDE * sizeof *tokens);
+        memcpy(tokens + SIDE, c->tokens, (size_t)c->count * sizeof *tokens);
+        batch_clear(&b);
+        batch_sequence(&b, tokens, NULL, SIDE + c->count);
+        model_forward(m, w, &b, 0.8f, &(ModelOutput){.logp = logp});
+        for (int32_t k = 0; k < c->count; k++) {
+            const double own = logp[SIDE - 1 + k];
+            if (c->trajectory->drawn[k]) loss += a[t++] * own;
+            else if (g->counts[i]) observed -= own, n++;
+        }
+    }
+    batch_free(&b);
+    return loss + alpha * observed / n;
+}
+
+/* The gradient of --observation-ce is that of central differences along itself, and its loss that of whole sequences. */
+static void test_observation_ce(void **state) {
+    (void)state;
+    Error e;
+    Random r = random_start(11, 0);
+    Model m = random_model(0.3, 5);
+    Workspace w;
+    int32_t prompts[2 * SIDE];
+    int64_t prompt[] = {0, SIDE, 2 * SIDE};
+    const GenerationOptions how = {.prompts = 2, .generations = 2, .max_completion = LENGTH};
+    const CreditOptions options = {.observation = 0.7};
+    Generation g = {.o = &how, .rows = ALL};
+    Credit c;
+    float a[ALL], entropy[ALL], dentropy[ALL] = {0}, logp[ALL];
+    int32_t offset[5] = {0};
+    uint8_t counts[] = {1, 1, 0, 1};
+    for (int i = 0; i < 2 * SIDE; i++) prompts[i] = (int32_t)random_below(&r, VOCAB);
+    g.train.tokens = prompts;
+    g.train.offset = prompt;
+    g.counts = counts;
+    g.scored = xcalloc(4, sizeof *g.scored);
+    for (int i = 0; i < 4; i++) {
+        Completion *y = &g.scored[i].completion;
+        g.scored[i].prompt = i / 2;
+        *y = (Completion){
+            .tokens = xcalloc(LENGTH, sizeof(int32_t)), .count = LENGTH - i, .trajectory = trajectory_new(LENGTH)};
+        for (int k = 0; k < y->count; k++) {
+            y->tokens[k] = (int32_t)random_below(&r, VOCAB);
+            y->trajectory->drawn[k] = k < 2 || random_below(&r, 2);
+        }
+        trajectory_count(y->trajectory, y->tokens, y->count);
+        offset[i + 1] = offset[i] + y->trajectory->drawn_count;
+    }
+    for (int t = 0; t < offset[4]; t++) a[t] = (float)random_normal(&r) / 8;
+    assert_true(workspace_new(&w, &m, ALL, ALL, ALL, true, 0, &e));
+    credit_open(&c, &options, &g);
+    g.batch = batch_new(ALL, ALL, ALL);
+    const GenerationSlice x = {
+        .count = 4, .offset = offset, .counts = counts, .logp = logp, .dlogp = a, .entropy = entropy};
+    generation_fill(&g, &g.batch, 0, 4, prompts, prompt);
+    credit_begin(&c, &g, 0, 4);
+    credit_forward(&c, &g, &x, &m, &w, 0.8f);
+    B->zero(D, m.grads, m.parameters * sizeof(float));
+    double loss = credit_backward(&c, &g, &x, &m, &w, 0.8f, dentropy), square = 0, side[2];
+    for (int t = 0; t < offset[4]; t++) loss += (double)a[t] * logp[t];
+    const double wanted = observation_loss(&m, &w, &g, a, 0.7);
+    if (!(fabs(loss - wanted) < 1e-5 * fabs(wanted))) fail_msg("%g is not %g", loss, wanted);
+    float *grad = xmalloc(m.parameters * sizeof *grad), *at = xmalloc(m.parameters * sizeof *at),
+          *to = xmalloc(m.parameters * sizeof *to);
+    B->download(D, grad, m.grads, m.parameters * sizeof *grad);
+    model_download(&m, 0, at, m.parameters);
+    for (size_t i = 0; i < m.parameters; i++) square += (double)grad[i] * grad[i];
+    const double step = 0.002 * fabs(wanted) / square;
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < m.parameters; i++) to[i] = at[i] + (float)((k ? step : -step) * grad[i]);
+        model_upload(&m, 0, to, m.parameters);
+        side[k] = observation_loss(&m, &w, &g, a, 0.7);
+    }
+    const double slope = (side[1] - side[0]) / (2 * step);
+    if (!(fabs(slope - square) < 5e-3 * square)) fail_msg("slope %g, gradient %g", slope, square);
+    for (int i = 0; i < 4; i++) completion_free(&g.scored[i].completion);
+    free(g.scored), free(grad), free(at), free(to);
+    credit_close(&c);
+    batch_free(&g.batch);
+    workspace_free(&w, &m);
+    model_free(&m);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns), cmocka_unit_test(test_one_turn),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),       cmocka_unit_test(test_one_turn),
                                        cmocka_unit_test(test_turn_tokens), cmocka_unit_test(test_pack),
-                                       cmocka_unit_test(test_gae)};
+                                       cmocka_unit_test(test_gae),         cmocka_unit_test(test_observation_ce)};
     return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
 }

@@ -52,7 +52,7 @@ typedef struct EpisodeOptions {
     double tool_timeout, start_timeout, max_failures;
     int aggregator; /* an EpisodeAggregator */
     const char *mask_stopped;
-    bool mask_void;
+    bool mask_void, mask_errors;
     double parse_penalty;
     int64_t max_turns, max_turn_tokens, max_calls, max_parallel, max_response, max_parse_errors;
     double timeout;
@@ -132,6 +132,7 @@ typedef struct Episode {
     uint64_t id; /* of the sample */
     const PromptText *record;
     double end_reward;
+    uint64_t state;       /* hash of the state that the answer to the last turn names; 0: none */
     bool invalid;         /* the call of the last turn could not be read */
     bool over;            /* the trajectory ends instead of a next turn */
     int32_t read;         /* turns whose text is among the messages */
@@ -163,6 +164,8 @@ typedef struct Episodes {
                 "leave completions that ended for these reasons (stop/REASON) out of the loss"),                       \
     OPTION_FLAG("mask-void-turns",     0, &(o).mask_void,                                                              \
                 "leave completions out of the loss if a turn has neither a readable call nor an answer"),              \
+    OPTION_FLAG("mask-error-turns",    0, &(o).mask_errors,                                                            \
+                "leave turns whose call cannot be read out of the loss"),                                              \
     OPTION_REAL("parse-error-penalty", 0, &(o).parse_penalty, 0, 1e6,                                                  \
                 "subtracted from the reward for each turn whose call cannot be read")
 // clang-format on
@@ -180,6 +183,7 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
     const bool on = episodes_on(o), programs = o->commands.count > 0;
     const OptionUse use[] = {{&o->mask_stopped, on, tools},
                              {&o->mask_void, on, tools},
+                             {&o->mask_errors, on, tools},
                              {&o->parse_penalty, on, tools},
                              {&o->format, on, tools},
                              {&o->max_turns, on, tools},
@@ -208,6 +212,7 @@ static inline void episode_forget_calls(Episode *p) {
     p->call = NULL;
     p->role = NULL;
     p->count = 0;
+    p->state = 0;
     p->invalid = false;
 }
 
@@ -391,6 +396,17 @@ static inline float episode_turns_reward(const Episodes *x, const Trajectory *y)
     return (float)reward;
 }
 
+/* Notes the state of the environment that an answer names, any JSON value: turns that follow equal states are compared by
+ * --advantage-level gigpo. The states of several calls of a turn are one together. */
+static inline void episodes_state(Episode *p, const json_t *value) {
+    const json_t *state = json_object_get(value, "state");
+    if (!state || json_is_null(state)) return;
+    char *text = json_dumps(state, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY);
+    p->state ^=
+        XXH3_64bits_withSeed(text, strlen(text), (uint64_t)json_integer_value(json_object_get(value, "call")) + 1);
+    free(text);
+}
+
 /* Takes the answer to a call or a step. Returns false if it is not one. */
 static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *r) {
     const bool step = r->tag == EPISODE_STEP;
@@ -401,6 +417,7 @@ static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *
     const bool done = json_is_true(json_object_get(r->value, "done"));
     if (!episode_reward(r->value, &reward) || (!text && !(step || done))) return false;
     *total = (float)episode_sum(*total, reward);
+    episodes_state(p, r->value);
     if (step) p->role = xstrdup(role ? role : "user");
     if (done) p->y->stop = STOP_TOOL_STOPPED;
     else if (!text) p->y->stop = STOP_COMPLETED;
@@ -414,6 +431,7 @@ static inline void episodes_take_end(Episodes *x, Episode *p, const ToolReply *r
     double reward = NAN;
     if (!r->value || !episode_reward(r->value, &reward)) p->y->stop = STOP_TOOL_FAILED;
     p->y->reward = (float)episode_sum(p->y->reward, reward);
+    p->y->end_reward = (float)episode_sum(p->y->end_reward, reward);
     if (--p->waiting > 0 && p->y->stop != STOP_TOOL_FAILED) return;
     x->failed += p->y->stop == STOP_TOOL_FAILED;
     tool_programs_forget(&x->programs, p);
@@ -480,6 +498,7 @@ static inline bool episodes_calls(Episodes *x, Episode *p, const char *said, siz
     y->counts.text_after_call += calls.text_after;
     y->counts.overrun_bytes += (int32_t)calls.overrun;
     y->counts.parse_errors += calls.malformed;
+    y->malformed[y->turns - 1] = calls.malformed;
     p->parse_errors = calls.malformed ? p->parse_errors + 1 : 0;
     const int64_t left = x->o.max_calls ? x->o.max_calls - y->counts.calls : INT32_MAX;
     const int run = calls.count < left ? calls.count : (int)left;
@@ -550,7 +569,7 @@ static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Er
                          .sample = p->sample,
                          .ids = x->ids.ids,
                          .count = x->ids.count,
-                         .state = hash,
+                         .state = p->state ? p->state : hash,
                          .over = over};
     return ok;
 }

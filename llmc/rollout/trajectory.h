@@ -22,7 +22,7 @@
 #ifndef LLMC_ROLLOUT_TRAJECTORY_H
 #define LLMC_ROLLOUT_TRAJECTORY_H
 
-#include "../base/error.h" /* xcalloc, xrealloc, xmalloc */
+#include "../base/error.h" /* xrealloc, xcalloc, xmalloc */
 #include <jansson.h>
 #include <math.h>
 #include <stdbool.h>
@@ -61,14 +61,18 @@ typedef struct Trajectory {
     TrajectoryCounts counts;
     int32_t turns;      /* turns that the model has begun */
     float *turn_reward; /* (turns) given with the answer to a turn; NaN: none */
-    uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations */
+    uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations; 0: the prompt */
+    int32_t *start;     /* (turns) index of its first token */
+    int32_t *malformed; /* (turns) 1: a call of the turn could not be read */
     float reward;       /* of the environment for the whole trajectory; NaN: none */
+    float end_reward;   /* of it: given at the end, not with the answer to a turn; NaN: none */
     json_t *messages;   /* its turns and their answers as OpenAI's messages; NULL: not kept */
     int32_t thought;    /* tokens before the end of its thinking (thinking.h); -1: none is marked */
     int32_t waits;      /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
+    int32_t masked;     /* tokens that were drawn and that trajectory_mask_errors() made context */
     /* while it is sampled */
     int32_t first;       /* index of the first token of the turn */
     int32_t cached;      /* tokens whose keys and values are in the cache */
@@ -96,19 +100,23 @@ static inline bool trajectory_truncated(TrajectoryStop stop) {
 
 static inline void trajectory_free(Trajectory *y) {
     if (!y) return;
-    free(y->drawn), free(y->turn_reward), free(y->state), free(y->drawn_ids);
+    free(y->drawn), free(y->turn_reward), free(y->state), free(y->start), free(y->malformed), free(y->drawn_ids);
     json_decref(y->messages);
     free(y);
 }
 
-/* Begins the next turn. */
+/* Begins the next turn, at token y->first. */
 static inline void trajectory_turn(Trajectory *y) {
     if (y->turns == y->turns_room) {
         y->turns_room = y->turns_room ? 2 * y->turns_room : 8;
         y->turn_reward = (float *)xrealloc(y->turn_reward, (size_t)y->turns_room, sizeof *y->turn_reward);
         y->state = (uint64_t *)xrealloc(y->state, (size_t)y->turns_room, sizeof *y->state);
+        y->start = (int32_t *)xrealloc(y->start, (size_t)y->turns_room, sizeof *y->start);
+        y->malformed = (int32_t *)xrealloc(y->malformed, (size_t)y->turns_room, sizeof *y->malformed);
     }
     y->turn_reward[y->turns] = NAN;
+    y->start[y->turns] = y->first;
+    y->malformed[y->turns] = 0;
     y->state[y->turns++] = 0;
 }
 
@@ -116,7 +124,7 @@ static inline void trajectory_turn(Trajectory *y) {
 static inline Trajectory *trajectory_new(size_t room) {
     Trajectory *y = (Trajectory *)xcalloc(1, sizeof *y);
     y->drawn = (uint8_t *)xcalloc(room + 1, 1);
-    y->reward = NAN;
+    y->reward = y->end_reward = NAN;
     y->thought = -1;
     trajectory_turn(y);
     return y;
@@ -142,6 +150,24 @@ static inline json_t *trajectory_runs(const Trajectory *y, int32_t n) {
     return runs;
 }
 
+/* Makes the tokens of turns whose call could not be read context, as if they had been observed: they leave every loss and
+ * normaliser (tinker's mask_error_turns). tokens: (n) of the completion. Returns false, and changes nothing, if no token
+ * would be left. */
+static inline bool trajectory_mask_errors(Trajectory *y, const int32_t *tokens, int32_t n) {
+    const int32_t before = y->drawn_count;
+    int32_t turn = 0, left = 0;
+    for (int pass = 0; pass < 2; pass++, turn = 0)
+        for (int32_t i = 0; i < n; i++) {
+            while (turn + 1 < y->turns && y->start[turn + 1] <= i) turn++;
+            left += !pass && y->drawn[i] && !y->malformed[turn];
+            if (pass && left && y->malformed[turn]) y->drawn[i] = 0;
+        }
+    if (!left) return false;
+    trajectory_count(y, tokens, n);
+    y->masked += before - y->drawn_count;
+    return true;
+}
+
 /* Whether a turn of a trajectory has neither a readable call nor a final answer: its call could not be read, or a limit
  * cut it off (SimpleTIR: 2509.02479). */
 static inline bool trajectory_void(const Trajectory *y) {
@@ -158,11 +184,11 @@ static inline float trajectory_reward(const Trajectory *y, float score) {
 
 /* ---- between ranks --------------------------------------------------------------------------------------------- */
 
-enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 4 + TRAJECTORY_COUNTS };
+enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 5 + TRAJECTORY_COUNTS };
 
 /* The number of 32-bit words of trajectory_pack(). */
 static inline int64_t trajectory_words(const Trajectory *y, int32_t tokens) {
-    return TRAJECTORY_HEAD + 3 * (int64_t)y->turns + (tokens + 3) / 4;
+    return TRAJECTORY_HEAD + 5 * (int64_t)y->turns + (tokens + 3) / 4;
 }
 
 /* Writes a trajectory of `tokens` tokens as words to `to`, without its messages. Returns their number. */
@@ -172,9 +198,14 @@ static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32
     *at++ = y->turns;
     *at++ = y->first;
     memcpy(at++, &y->reward, sizeof y->reward);
+    memcpy(at++, &y->end_reward, sizeof y->end_reward);
     memcpy(at, &y->counts, sizeof y->counts);
     at += TRAJECTORY_COUNTS;
     memcpy(at, y->turn_reward, (size_t)y->turns * sizeof *y->turn_reward);
+    at += y->turns;
+    memcpy(at, y->start, (size_t)y->turns * sizeof *y->start);
+    at += y->turns;
+    memcpy(at, y->malformed, (size_t)y->turns * sizeof *y->malformed);
     at += y->turns;
     memcpy(at, y->state, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;
@@ -192,9 +223,14 @@ static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *
     at++;
     y->first = *at++;
     memcpy(&y->reward, at++, sizeof y->reward);
+    memcpy(&y->end_reward, at++, sizeof y->end_reward);
     memcpy(&y->counts, at, sizeof y->counts);
     at += TRAJECTORY_COUNTS;
     memcpy(y->turn_reward, at, (size_t)y->turns * sizeof *y->turn_reward);
+    at += y->turns;
+    memcpy(y->start, at, (size_t)y->turns * sizeof *y->start);
+    at += y->turns;
+    memcpy(y->malformed, at, (size_t)y->turns * sizeof *y->malformed);
     at += y->turns;
     memcpy(y->state, at, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;

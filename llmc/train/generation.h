@@ -66,8 +66,8 @@
 #include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_count_in_loss, ... */
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
-#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
-#include "../rollout/trajectory.h"   /* trajectory_words, Trajectory, trajectory_pack, trajectory_reward, ... */
+#include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
+#include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_mask_errors, trajectory_pack, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
@@ -108,7 +108,8 @@ typedef struct Generation {
     uint8_t *counts; /* (completions) 0: left out of the loss */
     int32_t *offset; /* (completions + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
-    MicroPlan plan;                                                                /* the result of generation_plan() */
+    bool observe;          /* batches have room for the observed tokens as targets: generation_observe() */
+    MicroPlan plan;        /* the result of generation_plan() */
     int32_t *slice_offset; /* (completions + 1) offsets of the last slice */
     double gen_seconds, reward_seconds;
     /* ranks */
@@ -529,6 +530,17 @@ static inline void generation_score(Generation *g, int32_t first, int32_t n) {
     free(all), free(mine), free(scores);
 }
 
+/* The reward of completion i without that of its turns: the parts of --reward, what the environment gave at the end, and
+ * --parse-error-penalty. 0 if there is none of them. */
+static inline float generation_outcome(const Generation *g, int32_t i) {
+    const ScoredCompletion *s = &g->scored[i];
+    const Trajectory *y = s->completion.trajectory;
+    double sum = y && !isnan(y->end_reward) ? (double)y->end_reward : 0;
+    for (int k = 0; k < g->rewards.count; k++)
+        if (!isnan(s->parts[k])) sum += g->rewards.weight[k] * (double)s->parts[k];
+    return (float)(sum - (y ? g->o->episodes.parse_penalty * y->counts.parse_errors : 0));
+}
+
 static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
     const int32_t G = (int32_t)g->o->generations;
     for (int32_t k = 0; k < G; k++) {
@@ -580,9 +592,12 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
     g->offset[0] = 0;
     for (int32_t i = 0; i < g->completions; i++) {
         const Completion *c = &g->scored[i].completion;
+        const bool left =
+            !c->trajectory || !g->o->episodes.mask_errors || trajectory_mask_errors(c->trajectory, c->tokens, c->count);
         g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
         if (c->trajectory && !episodes_count_in_loss(&g->episodes, c->trajectory)) g->counts[i] = 0;
+        if (!left) g->counts[i] = 0;
         g->reward[i] = g->scored[i].reward;
         const uint8_t *drawn = completion_mask(c);
         for (int32_t k = 0, at = g->offset[i]; k < c->count; k++)
@@ -599,7 +614,7 @@ static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int
     for (int32_t i = first; i < end; i++) {
         const Completion *c = &g->scored[i].completion;
         const int32_t prompt = prompts_length(&g->train, g->scored[i].prompt);
-        BatchSize size = {c->count - 1, completion_drawn(c), 2};
+        BatchSize size = {c->count - 1, g->observe ? c->count : completion_drawn(c), 2};
         if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
         micro_plan_add(&g->plan, size);
     }
@@ -640,6 +655,21 @@ static inline GenerationSlice generation_pack(Generation *g, int32_t first, int3
     batch_clear(&g->batch);
     generation_fill(g, &g->batch, first, end, g->train.tokens, g->train.offset);
     return generation_slice(g, first, end);
+}
+
+/* Adds the observed tokens of completions [first, end), which generation_pack() has packed, to the batch's targets, in order
+ * after the drawn ones. */
+static inline void generation_observe(Generation *g, int32_t first, int32_t end) {
+    Batch *b = &g->batch;
+    int segment = 0;
+    for (int32_t i = first; i < end; i++) {
+        const Completion *c = &g->scored[i].completion;
+        const uint8_t *drawn = completion_mask(c);
+        segment += i == first || i % g->o->generations == 0; /* the prompt's */
+        for (int32_t k = 1; drawn && k < c->count; k++)
+            if (!drawn[k]) batch_target(b, b->segment[segment].start + k - 1, c->tokens[k]);
+        segment += c->count > 1;
+    }
 }
 
 /* This rank's completions among [first, end), which must be within one part: [*mine, *last). */

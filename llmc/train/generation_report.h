@@ -182,7 +182,7 @@ static inline void generation_log_turns(Generation *g) {
         const Completion *c = &g->scored[i].completion;
         const Trajectory *y = c->trajectory;
         stops[y->stop]++;
-        observed += c->count - y->drawn_count;
+        observed += c->count - y->drawn_count - y->masked;
         turns += y->turns;
         most = y->turns > most ? y->turns : most;
         for (int k = 0; k < TRAJECTORY_COUNTS; k++) ((int32_t *)&sum)[k] += ((const int32_t *)&y->counts)[k];
@@ -271,7 +271,7 @@ static inline void generation_log(Generation *g) {
         for (int ended = 0; ended < 2; ended++) {
             const Completion *c = &g->scored[i].completion;
             if (ended && !c->finished) continue;
-            const int32_t n = completion_drawn(c);
+            const int32_t n = completion_drawn(c) + (c->trajectory ? c->trajectory->masked : 0);
             sum[ended] += n;
             count[ended]++;
             least[ended] = fmin(least[ended], n);
