@@ -4,7 +4,7 @@
  * validation split, and writes both shards at the end. After a failure no file is left behind. Unusual properties of the
  * data are counted and reported at the end.
  */
-#include "../llmc/base/error.h"           /* Error, die, usage_error, warn, ... */
+#include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
@@ -24,8 +24,9 @@
 #include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_load, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "row_batch.h"                    /* RowMade, RowBatch, ROW_BATCH_ALONE, row_batch_clear, ... */
-#include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_COUNT, row_peek, ... */
+#include "row_fields.h"                   /* ROW_TEXT, FIELD_PROMPT, row_field, FIELD_COUNT, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
+#include "wordings.h"                     /* WORDINGS_PER_ROW_MAX, Wordings, wordings_close, wordings_open */
 #include <ctype.h>
 #include <signal.h>
 
@@ -33,11 +34,12 @@ static struct {
     OptionList inputs;
     const char *output, *val_output, *tokenizer, *template, *separator, *template_path, *template_kwargs, *date, *model;
     int kind, truncation;
-    int64_t max_tokens, limit, seed;
+    const char *wordings;
+    int64_t max_tokens, limit, seed, wordings_per_row;
     double val_fraction;
     bool skip_bad, quiet, assistant_only, help_fields;
     MixingOptions mix;
-} o = {.template = "auto", .assistant_only = true, .mix = {.temperature = 2}};
+} o = {.template = "auto", .assistant_only = true, .wordings_per_row = 1, .mix = {.temperature = 2}};
 
 static Inputs inputs;        /* the files of --input and --mix */
 static bool mixes;           /* the training records are a mixture of the files */
@@ -46,6 +48,7 @@ static char *model_template; /* of --model, or NULL */
 
 static Rows rows = {.step_separator = "\\n"};
 static RowWorkers workers;
+static Wordings wordings;
 
 /* An option that names a field. */
 #define FIELD_OPTION(field, option, names, help, decides)                                                              \
@@ -104,6 +107,11 @@ static const Option options[] = {
     OPTION_TEXT("rejected-template", 0, &rows.fields.pattern[FIELD_REJECTED], "TEXT",
                 "rejected made of several fields"),
     OPTION_TEXT("text-template", 0, &rows.fields.pattern[FIELD_TEXT], "TEXT", "text made of several fields"),
+    OPTION_TEXT("wordings", 0, &o.wordings, "FILE",
+                "prompts, and completions, in several wordings, of which each row gets one at random: JSON lines of "
+                "prompt, completion and the task of the rows that they are for"),
+    OPTION_INT("wordings-per-row", 0, &o.wordings_per_row, 1, WORDINGS_PER_ROW_MAX,
+               "number of different wordings that each row is written in, if there are as many"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
     OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier for lines without a task, such as gsm8k or exact"),
     OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
@@ -448,7 +456,9 @@ static void check_used(const json_t *row) {
         {&rows.system, !text, "not used for records of kind text"},
         {&o.max_tokens, !text, "not used for records of kind text"},
         {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
-        {&o.seed, o.val_output || drawn, "used only with --val-output or a mixture"},
+        {&o.seed, o.val_output || drawn || o.wordings, "used only with --val-output, a mixture or --wordings"},
+        {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
+        {&o.wordings, row && !text, "not used for records of kind text"},
         {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
         {&o.mix.stop, !o.limit || o.mix.stop == MIX_STEPS, "--limit sets the number of records; give only one of them"},
     };
@@ -657,6 +667,31 @@ static void summarize(int64_t skipped, const Error *first) {
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
+/* Reads the file of --wordings. Until a row has its own, the first wording stands for all. */
+static void open_wordings(void) {
+    Error e;
+    if (!o.wordings) return;
+    if (!wordings_open(&wordings, o.wordings, (int)o.wordings_per_row, (uint64_t)o.seed, &e))
+        die("--wordings: %s", e.text);
+    const RowFieldId field[] = {FIELD_PROMPT, FIELD_COMPLETION};
+    const char *pattern[] = {wordings.item[0].prompt, wordings.item[0].completion};
+    for (int i = 0; i < 2; i++) {
+        char name[40];
+        row_template_option(field[i], name);
+        if (!pattern[i]) continue;
+        if (rows.fields.pattern[field[i]]) usage_error("--wordings and --%s: give only one of them", name);
+        if (rows.fields.name[field[i]])
+            usage_error("--wordings and --%s: give only one of them", row_field[field[i]].option);
+        rows.fields.pattern[field[i]] = pattern[i];
+        rows.fields.pattern_option[field[i]] = "wordings";
+    }
+    rows.wordings = &wordings;
+    for (int i = 0; i < wordings.count; i++)
+        if (row_pattern_has_label(&rows.fields, wordings.item[i].prompt) ||
+            row_pattern_has_label(&rows.fields, wordings.item[i].completion))
+            rows.fields.label_in_pattern = true;
+}
+
 static void check_patterns(void) {
     Error e;
     for (int i = 0; i < FIELD_COUNT; i++) {
@@ -667,6 +702,7 @@ static void check_patterns(void) {
         if (rows.fields.name[i]) usage_error("--%s and --%s: give only one of them", option, name);
         *pattern = row_unescape(*pattern);
         if (!row_pattern_check(*pattern, NULL, &e)) usage_error("--%s: %s", name, e.text);
+        if (row_pattern_has_label(&rows.fields, *pattern)) rows.fields.label_in_pattern = true;
     }
 }
 
@@ -704,6 +740,12 @@ static void check_options(void) {
     rows.step_separator = row_unescape(rows.step_separator);
     rows.system = row_unescape(rows.system);
     check_patterns();
+    open_wordings();
+    if (rows.fields.name[FIELD_MESSAGES] && (rows.fields.name[FIELD_PROMPT] || rows.fields.pattern[FIELD_PROMPT]))
+        usage_error("--messages-field and %s: both give the prompt; give only one of them",
+                    o.wordings                          ? "--wordings"
+                    : rows.fields.pattern[FIELD_PROMPT] ? "--prompt-template"
+                                                        : "--prompt-field");
     o.separator = row_unescape(o.separator);
     rows.kind = (RowKind)o.kind;
     rows.truncation = (RowTruncation)o.truncation;
@@ -816,6 +858,7 @@ int main(int argc, char **argv) {
     rows_free(&rows);
     inputs_close(&inputs);
     free(made);
+    wordings_close(&wordings);
     for (int i = 0; i < 2; i++) token_list_free(&sides[i].text), token_list_free(&sides[i].trains);
     return 0;
 }

@@ -23,13 +23,14 @@
 
 #include "../llmc/base/error.h"     /* Error, xmalloc, xrealloc, xcalloc, ... */
 #include "../llmc/base/io.h"        /* io_hash */
-#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_blank, jsonl_error, jsonl_parse, ... */
+#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_blank, jsonl_parse, ... */
 #include "../llmc/base/text.h"      /* TextBuffer, TextSlice, text_free, TokenList */
 #include "../llmc/records/shard.h"  /* Record */
 #include "../llmc/text/chat.h"      /* chat_template_free, chat_template_parse */
 #include "../llmc/text/tokenizer.h" /* tokenizer_share, tokenizer_unshare, tokenizer_use_threads */
-#include "row_fields.h"             /* FIELD_COUNT, row_kind_name, ROW_AUTO, ROW_TEXT, ... */
+#include "row_fields.h"             /* FIELD_COUNT, row_kind_name, FIELD_COMPLETION, FIELD_PROMPT, ... */
 #include "rows.h"                   /* Rows, ROW_BAD, ROW_MADE, NOTE_COUNT, ... */
+#include "wordings.h"               /* WORDINGS_PER_ROW_MAX, wordings_draw */
 #include <omp.h>
 
 enum {
@@ -232,6 +233,26 @@ static inline void row_document_convert(RowLine *l, Rows *r, uint64_t seed) {
     m->key = io_hash(l->document.text, l->document.length, seed);
 }
 
+/* Converts a row in each of its wordings. */
+static inline void row_word(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
+    Error e;
+    Rows *r = w->rows;
+    int chosen[WORDINGS_PER_ROW_MAX];
+    const json_t *value = row_peek(&r->fields, w->line.row, FIELD_TASK);
+    const char *task = json_is_string(value) ? json_string_value(value) : r->task_name ? r->task_name : "";
+    const int count = wordings_draw(r->wordings, task, (uint64_t)l->number, chosen);
+    if (!count) {
+        jsonl_error(&w->line, NULL, &e, "has the task '%.80s', for which %s has no wording", task, r->wordings->path);
+        row_made_bad(row_line_more(l), &e);
+    }
+    for (int i = 0; i < count; i++) {
+        r->fields.pattern[FIELD_PROMPT] = r->wordings->item[chosen[i]].prompt;
+        r->fields.pattern[FIELD_COMPLETION] = r->wordings->item[chosen[i]].completion;
+        do row_make_next(l, w, any, seed);
+        while (r->more);
+    }
+}
+
 /* Converts a line. */
 static inline void row_line_convert(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
     Error e;
@@ -247,6 +268,10 @@ static inline void row_line_convert(RowLine *l, RowWorker *w, bool any, uint64_t
     if (jsonl_blank(j) && !l->too_long) return;
     if (!(l->too_long ? jsonl_too_long(j, &e) : jsonl_parse(j, &e))) {
         row_made_bad(row_line_more(l), &e);
+        return;
+    }
+    if (w->rows->wordings) {
+        row_word(l, w, any, seed);
         return;
     }
     do row_make_next(l, w, any, seed);
@@ -297,6 +322,7 @@ static inline bool row_worker_open(RowWorker *w, const Rows *rows, Error *e) {
                     .truncation = rows->truncation,
                     .kind = rows->kind,
                     .stop = rows->stop,
+                    .wordings = rows->wordings,
                     .train_all = rows->train_all,
                     .texts = rows->texts};
     row_fields_begin(&w->own.fields);

@@ -95,6 +95,9 @@ typedef struct RowFields {
     const char *name[FIELD_COUNT];    /* given by the user, or NULL: those of the table */
     const char *pattern[FIELD_COUNT]; /* text with {name} for fields that replaces the field, or NULL */
 
+    bool label_in_pattern; /* a pattern has {label}, so that the field is not the label of a completion */
+    const char *pattern_option[FIELD_COUNT]; /* the option that it is from; NULL: the field's own */
+
     json_t *made[FIELD_COUNT]; /* texts of the patterns for the current row */
     const char *used[ROW_USED_MAX];
     size_t used_length[ROW_USED_MAX]; /* names that have been read, without the rest of a path */
@@ -163,10 +166,16 @@ static inline bool row_is_used(const RowFields *f, const char *key) {
     return false;
 }
 
+/* Whether messages are no prompt, because the user named another one. */
+static inline bool row_prompt_named(const RowFields *f) {
+    return !f->name[FIELD_MESSAGES] && (f->name[FIELD_PROMPT] || f->pattern[FIELD_PROMPT]);
+}
+
 /* Copies the first name of the field that the row has, even with the value null, to name[size]. Returns the place of that
  * name in the table or in the user's option, which outlive the row; NULL if the row has none. */
 static inline const char *row_name(const RowFields *f, json_t *row, RowFieldId field, char *name, size_t size) {
     const char *given = f->name[field];
+    if (field == FIELD_MESSAGES && row_prompt_named(f)) return NULL;
     for (const char *s = given ? given : row_field[field].names; *s;) {
         const size_t n = given ? strlen(s) : strcspn(s, "|"), kept = n < size ? n : size - 1;
         memcpy(name, s, kept);
@@ -295,6 +304,19 @@ static inline bool row_pattern_check(const char *pattern, bool *fields, Error *e
     return any || fields || error_set(e, "'%.60s': has no {field}", pattern);
 }
 
+/* Whether a pattern, or NULL, has {name} for one of the names of the label. */
+static inline bool row_pattern_has_label(const RowFields *f, const char *pattern) {
+    char brace[64];
+    if (!pattern || f->name[FIELD_LABEL]) return false;
+    for (const char *s = row_field[FIELD_LABEL].names; *s;) {
+        const size_t n = strcspn(s, "|");
+        snprintf(brace, sizeof brace, "{%.*s}", (int)n, s);
+        if (strstr(pattern, brace)) return true;
+        s += n + (s[n] == '|');
+    }
+    return false;
+}
+
 /* Appends the text of a pattern for this row; every field that it names must have a value. option: the pattern's option, for
  * messages. f: the fields are marked as read; may be NULL. */
 static inline bool row_fill(RowFields *f, const Jsonl *j, json_t *row, const char *pattern, const char *option,
@@ -321,7 +343,8 @@ static inline bool row_patterns(RowFields *f, const Jsonl *j, json_t *row, Error
         if (!f->pattern[i]) continue;
         TextBuffer text = {0};
         char option[40];
-        const bool ok = row_fill(f, j, row, f->pattern[i], row_template_option((RowFieldId)i, option), &text, e);
+        const char *named = f->pattern_option[i] ? f->pattern_option[i] : row_template_option((RowFieldId)i, option);
+        const bool ok = row_fill(f, j, row, f->pattern[i], named, &text, e);
         if (ok) f->made[i] = json_stringn(text.text, text.length);
         text_free(&text);
         if (!ok) return false;
@@ -396,7 +419,8 @@ static inline RowKind row_kind(const RowFields *f, json_t *row) {
     char name[128], task[64];
     if (row_has(f, row, FIELD_CHOSEN) && row_has(f, row, FIELD_REJECTED)) return ROW_PREFERENCE;
     if ((prompt || turns) && row_peek(f, row, FIELD_COMPLETIONS) && row_peek(f, row, FIELD_LABELS)) return ROW_STEP;
-    if (((prompt && completion) || answered) && row_has(f, row, FIELD_LABEL)) return ROW_UNPAIRED;
+    if (((prompt && completion) || answered) && row_has(f, row, FIELD_LABEL) && !f->label_in_pattern)
+        return ROW_UNPAIRED;
     if (messages && !completion && !answered && row_peek(f, row, FIELD_ANSWER)) return ROW_PROMPT;
     if (messages) return ROW_CHAT;
     if (prompt && (f->pattern[FIELD_PROMPT] || row_peek(f, row, FIELD_PROMPT))) {

@@ -31,8 +31,9 @@
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "../llmc/text/chat.h"            /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
-#include "row_fields.h"                   /* row_called, row_read, FIELD_MESSAGES, FIELD_PROMPT, ... */
+#include "row_fields.h"                   /* row_read, row_called, FIELD_MESSAGES, FIELD_PROMPT, ... */
 #include "row_messages.h"                 /* RowMessages, row_messages_free, row_said_by_assistant, row_message, ... */
+#include "wordings.h"                     /* Wordings */
 
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
 
@@ -66,8 +67,9 @@ typedef struct Rows {
     Tokenizer tokenizer;
     ChatTemplate chat;
     int32_t stop;
-    bool train_all; /* kind chat: the mask is 1 on all tokens */
-    bool texts;     /* the template was chosen for rows of texts, so that no row may have several messages */
+    const Wordings *wordings; /* or NULL */
+    bool train_all;           /* kind chat: the mask is 1 on all tokens */
+    bool texts;               /* the template was chosen for rows of texts, so that no row may have several messages */
 
     /* the current record; its buffers are reused */
     int32_t notes[NOTE_COUNT]; /* occurrences in the row */
@@ -410,6 +412,18 @@ static inline bool row_render_prompt(Rows *r, const Jsonl *j, json_t *row, const
     return ok;
 }
 
+/* Removes the messages of a row whose prompt is another field: they would be read as its prompt once it is a row again. */
+static inline void row_drop_messages(Rows *r, json_t *others) {
+    for (const char *s = row_field[FIELD_MESSAGES].names; *s;) {
+        const size_t n = strcspn(s, "|");
+        char *name = xstrndup(s, n);
+        if (json_object_get(others, name)) row_unread(&r->fields, "field '%.80s', which is not read", name);
+        json_object_del(others, name);
+        free(name);
+        s += n + (s[n] == '|');
+    }
+}
+
 /* Returns the fields of a prompt record as a JSON object, or "": those of the row that are not part of the record, and
  * the messages of a prompt that is not a single text. */
 static inline const char *row_others(Rows *r, json_t *row, const RowMessages *m, bool text) {
@@ -427,6 +441,7 @@ static inline const char *row_others(Rows *r, json_t *row, const RowMessages *m,
     json_object_foreach(row, key, value) {
         if (json_is_null(value)) json_object_del(others, key);
     }
+    if (row_prompt_named(&r->fields)) row_drop_messages(r, others);
     if (!text || m->count > 1) {
         json_object_set(others, "messages", m->list);
         json_object_del(others, "prompt"); /* the text of the messages */
@@ -813,6 +828,7 @@ static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e)
     text_clear(&r->key);
     row_fields_clear(&r->fields);
     memset(r->notes, 0, sizeof r->notes);
+    if (r->wordings) row_read(&r->fields, row, FIELD_TASK);
     RowResult result = row_patterns(&r->fields, j, row, e) ? make[r->kind](r, j, row, e) : ROW_BAD;
     if (result == ROW_BAD) r->more = false;
     if (!again && result != ROW_BAD) row_note_unread(r, row);

@@ -2,9 +2,11 @@
  * of row, with invalid rows among them.
  *
  * Needs ./data/make_shard. */
-#include "../llmc/base/text.h" /* text_string, TextBuffer, text_format, text_free */
-#include "files.h"             /* files_path, files_directory, files_get, files_setup, ... */
-#include "shell.h"             /* said, put, run, assert_holds, ... */
+#include "../llmc/base/error.h"    /* Error */
+#include "../llmc/base/text.h"     /* text_string, TextBuffer, text_format, text_free */
+#include "../llmc/records/shard.h" /* Shard, Record, record_free, shard_close, ... */
+#include "files.h"                 /* files_path, files_directory, files_get, files_setup, ... */
+#include "shell.h"                 /* said, run, put, assert_holds, ... */
 
 enum { ROWS = 1500 }; /* more than 65536 bytes, below which one thread converts a batch */
 
@@ -175,10 +177,113 @@ static void test_damaged(void **state) {
     assert_same(1, "-i $T/c.jsonl -i $T/b.jsonl", "b.jsonl: line 1: is a row of kind text");
 }
 
+/* ---- wordings -------------------------------------------------------------------------------------------------- */
+
+/* The text of record i of $T/x.shard, whose tokens are bytes. The result must be freed. */
+static char *record_text(const Shard *s, int64_t i) {
+    Error e;
+    Record r = {0};
+    if (!shard_record(s, i, &r, &e)) fail_msg("%s", e.text);
+    char *text = calloc((size_t)r.count + 1, 1);
+    for (int k = 0; k < r.count; k++) text[k] = r.tokens[k] < 256 ? (char)r.tokens[k] : '$';
+    record_free(&r);
+    return text;
+}
+
+/* Each row gets one wording of its task, all equally often; with several per row they differ. */
+static void test_wordings(void **state) {
+    (void)state;
+    Error e;
+    Shard s;
+    TextBuffer b = {0};
+    for (int i = 0; i < ROWS; i++)
+        text_format(&b, "{\"task\":\"%s\",\"a\":%d,\"label\":\"l%d\"}\n", i % 5 ? "three" : "one", i, i);
+    put("r.jsonl", b.text);
+    put("w.jsonl", "{\"task\":\"three\",\"prompt\":\"A{a}:\",\"completion\":\"{label}\"}\n"
+                   "{\"task\":\"three\",\"prompt\":\"B{{{a}}}:\",\"completion\":\"{label}\"}\n"
+                   "{\"task\":\"three\",\"prompt\":\"C{label}:\",\"completion\":\"{a}\"}\n"
+                   "{\"task\":\"one\",\"prompt\":\"D{a}:\",\"completion\":\"{label}\"}\n");
+    for (int per = 1; per <= 3; per++) {
+        char command[200], expected[64];
+        int seen[4] = {0};
+        snprintf(command, sizeof command, "-i $T/r.jsonl --wordings $T/w.jsonl --wordings-per-row %d", per);
+        snprintf(expected, sizeof expected, "x.shard: chat, %d records", ROWS * 4 / 5 * per + ROWS / 5);
+        assert_same(0, command, expected);
+        snprintf(command, sizeof command,
+                 "data/make_shard -o $T/x.shard -i $T/r.jsonl --wordings $T/w.jsonl "
+                 "--wordings-per-row %d",
+                 per);
+        run(0, command);
+        assert_null(strstr(said, "which is not read"));
+        if (!shard_open(&s, files_path("x.shard"), &e)) fail_msg("%s", e.text);
+        int64_t record = 0;
+        for (int i = 0; i < ROWS; i++) {
+            int of_row[4] = {0};
+            for (int k = 0; k < (i % 5 ? per : 1); k++) {
+                char *text = record_text(&s, record++), right[4][40];
+                snprintf(right[0], 40, "A%d:l%d$", i, i), snprintf(right[1], 40, "B{%d}:l%d$", i, i);
+                snprintf(right[2], 40, "Cl%d:%d$", i, i), snprintf(right[3], 40, "D%d:l%d$", i, i);
+                assert_in_range(*text, 'A', 'D');
+                assert_string_equal(text, right[*text - 'A']);
+                assert_true((*text == 'D') == !(i % 5));
+                assert_int_equal(of_row[*text - 'A']++, 0);
+                seen[*text - 'A']++;
+                free(text);
+            }
+        }
+        assert_int_equal(record, s.count);
+        /* of 1200 rows each wording has a third per wording of a row: the deviation is at most sqrt(1200 2/9) = 16 */
+        for (int k = 0; k < 3; k++) assert_in_range(seen[k], 400 * per - 80, 400 * per + 80);
+        shard_close(&s);
+    }
+#define WORDED "data/make_shard -o $T/x.shard -i $T/r.jsonl --wordings $T/"
+    put("none.jsonl", "{\"task\":\"two\",\"prompt\":\"A{a}:\",\"completion\":\"{label}\"}\n");
+    put("half.jsonl", "{\"prompt\":\"A{a}:\",\"completion\":\"{label}\"}\n{\"prompt\":\"B{a}:\"}\n");
+    put("field.jsonl", "{\"prompt\":\"A{b}:\",\"completion\":\"{label}\"}\n");
+    put("key.jsonl", "{\"prompt\":\"A{a}:\",\"answer\":\"{label}\"}\n");
+    put("brace.jsonl", "{\"prompt\":\"A{a:\"}\n"), put("empty.jsonl", "\n");
+    run(1, WORDED "none.jsonl"), assert_holds(said, "line 1: has the task 'one', for which ");
+    run(1, WORDED "half.jsonl"),
+        assert_holds(said, "line 2: field 'completion': is in some of the wordings, but not in");
+    run(1, WORDED "field.jsonl"), assert_holds(said, "line 1: has no field 'b' (--wordings)");
+    run(1, WORDED "key.jsonl"), assert_holds(said, "field 'answer': is not one of a wording");
+    run(1, WORDED "brace.jsonl"), assert_holds(said, "a brace is neither part of {field} nor doubled");
+    run(1, WORDED "empty.jsonl"), assert_holds(said, "empty.jsonl: has no wording");
+    run(2, WORDED "w.jsonl --prompt-template '{a}'"), assert_holds(said, "give only one of them");
+    run(2, "data/make_shard -o $T/x.shard -i $T/r.jsonl --prompt-field a --kind prompt --wordings-per-row 2"),
+        assert_holds(said, "used only with --wor");
+    text_free(&b);
+}
+
+/* A prompt that the user names comes before messages of the row, which are then no prompt and do not become one again. */
+static void test_named_prompt(void **state) {
+    (void)state;
+    put("m.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"q\":\"Question\",\"answer\":\"3\"}\n");
+    static const char *const options[] = {"--prompt-field q", "--prompt-template 'Q: {q}'"}, *const prompts[] = {
+                                                                                                 "Question",
+                                                                                                 "Q: Question"};
+    for (int i = 0; i < 2; i++) {
+        char command[200];
+        Error e;
+        Shard s;
+        Record r = {0};
+        snprintf(command, sizeof command, "data/make_shard -o $T/x.shard -i $T/m.jsonl %s", options[i]);
+        run(0, command);
+        assert_holds(said, "field 'messages', which is not read: 1");
+        if (!shard_open(&s, files_path("x.shard"), &e) || !shard_record(&s, 0, &r, &e)) fail_msg("%s", e.text);
+        assert_string_equal(r.text, prompts[i]);
+        assert_null(strstr(r.fields, "messages"));
+        record_free(&r), shard_close(&s);
+    }
+    run(2, "data/make_shard -o $T/x.shard -i $T/m.jsonl --prompt-field q --messages-field messages");
+    assert_holds(said, "--messages-field and --prompt-field: both give the prompt");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat),    cmocka_unit_test(test_model_template), cmocka_unit_test(test_preferences),
-        cmocka_unit_test(test_prompts), cmocka_unit_test(test_text),           cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_chat),     cmocka_unit_test(test_model_template), cmocka_unit_test(test_preferences),
+        cmocka_unit_test(test_prompts),  cmocka_unit_test(test_text),           cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_wordings), cmocka_unit_test(test_named_prompt),
     };
     return cmocka_run_group_tests_name("make_shard", tests, setup, teardown);
 }

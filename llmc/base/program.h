@@ -113,7 +113,7 @@ static inline const char *program_processor(char *name, size_t size) {
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "model name : %255[^\n]", model) == 1) break;
     if (f) fclose(f);
-    snprintf(name, size, "%s", model);
+    snprintf(name, size, "%.*s", (int)size - 1, model);
     return name;
 }
 

@@ -30,7 +30,8 @@ enum {
     RANDOM_SHOTS_,
     RANDOM_PICK_,
     RANDOM_DUMP_,
-    RANDOM_ENVIRONMENT_
+    RANDOM_ENVIRONMENT_,
+    RANDOM_WORDING_
 };
 #define RANDOM_STREAM(n)   ((uint64_t)(n) << 56)
 #define RANDOM_INIT        RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
@@ -44,6 +45,7 @@ enum {
 #define RANDOM_SHOTS       RANDOM_STREAM(RANDOM_SHOTS_)   /* examples in a prompt: + the prompt's number */
 #define RANDOM_PICK        RANDOM_STREAM(RANDOM_PICK_)    /* choice of rows: index = the row's number */
 #define RANDOM_ENVIRONMENT RANDOM_STREAM(RANDOM_ENVIRONMENT_) /* seeds of episodes: + sequence id */
+#define RANDOM_WORDING     RANDOM_STREAM(RANDOM_WORDING_)     /* wordings of rows: index = the row's number << 8 */
 #define RANDOM_DUMP        RANDOM_STREAM(RANDOM_DUMP_)        /* samples for --rollouts: + (step << 24) + sample */
 
 typedef struct Random {
