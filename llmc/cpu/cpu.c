@@ -1,13 +1,13 @@
 /* cpu.c - the CPU backend: fills in the table of backend.h.
  *
- *   gemm.h        the device, and matrix products: through oneDNN, or in bfloat16 on AMX tiles
+ *   gemm.h        the device, and matrix products: through oneDNN, or in bfloat16 our own
  *   norm.h        row-wise operations
  *   lora.h        low-rank adapters
  *   dora.h        lengths of adapted rows
  *   quantized.h   products with quantised matrices
  *   rotary.h      rotary positions, and the norm of queries and keys
  *   attention.h   blocked attention over segments with shared prefixes
- *   head.h        log-probabilities, entropy, sampling (head_tiles.h: in bfloat16 on AMX tiles)
+ *   head.h        log-probabilities, entropy, sampling (head_tiles.h: in bfloat16)
  *   divergence.h  the divergence of two models' distributions
  *   peak.h        the arithmetic peak that the trainers compare their speed with
  *
@@ -22,7 +22,7 @@
 #include "attention_backward.h" /* cpu_attention_backward */
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
-#include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves */
+#include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves, head_tiles_kept */
 #include "tiles.h"              /* tiles_count, tiles_available */
 #include "tiles_product.h"      /* tiles_sums_count */
 
@@ -104,8 +104,8 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
         const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
         const size_t left = taught ? divergence_tiles_left(chunk, width, Vp) : 0;
         const size_t right = taught ? divergence_tiles_right(chunk, u->width, Vp) : 0;
-        const size_t floats =
-            cpu_most(head_tiles_floats(rows), drawn) + tiles_sums_count(omp_get_max_threads()) + low + panels;
+        const size_t floats = cpu_most(head_tiles_floats(rows) + head_tiles_kept(rows, Vp), drawn) +
+                              tiles_sums_count(omp_get_max_threads()) + low + panels;
         return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
                (u->weights + cpu_most(left, cpu_most(operand, head)) + cpu_most(right, cpu_most(operand, turned))) *
                    sizeof(uint16_t);

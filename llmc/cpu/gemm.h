@@ -4,7 +4,7 @@
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
- * Products are oneDNN's (its C API), except that those in bfloat16 are our own (tiles_product.h) on a processor with AMX.
+ * Products are oneDNN's (its C API), except that those in bfloat16 are our own (tiles_product.h).
  *
  * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
  * by address, and gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and
@@ -13,7 +13,7 @@
  * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
  * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
- * On tiles, one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
+ * There, one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
  * its own operands: a row gives the same bits in any batch, of the sampler or of the trainer, with any number of threads.
  *
  * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are

@@ -10,6 +10,7 @@
 #include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
 #include "gemm.h"             /* Device, gemm_nt, cpu_scratch, gemm_nn, ... */
 #include "head_tiles.h"       /* HeadRow, head_tiles */
+#include "tiles.h"            /* CPU_TILES */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 
 #define HEAD_CHUNK ((size_t)26 << 20)

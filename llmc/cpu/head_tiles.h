@@ -1,9 +1,10 @@
-/* head_tiles.h - the language-model head in bfloat16 on the processor's tiles, without logits in memory.
+/* head_tiles.h - the language-model head in bfloat16, without logits of all rows in memory.
  *
  * The tokens are divided into blocks of HEAD_BLOCK. A first pass computes the logits of each block and keeps four
  * statistics of them; a second pass computes the logits again, turns them, while they are in registers, into their
- * gradient in bfloat16, and multiplies that by the block of the output matrix and by h. Computing the logits twice is a
- * third more arithmetic, and saves writing and reading them in float32 (412 MB for 1024 rows of GPT-2's vocabulary).
+ * gradient in bfloat16, and multiplies that by the block of the output matrix and by h. On AMX, computing the logits twice
+ * is a third more arithmetic, and saves writing and reading them in float32 (412 MB for 1024 rows of GPT-2's vocabulary).
+ * Without AMX arithmetic is dearer: if a gradient is wanted, the first pass keeps the logits of fewer rows at a time.
  *
  * Requesting a gradient changes no value, and no result depends on the number of threads.
  */
@@ -13,10 +14,18 @@
 #include "../model/backend.h" /* Head */
 #include "gemm.h"             /* cpu_tiles_product, Device, cpu_tiles_pack, cpu_tiles_turn, ... */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
-#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesHead, TilesProduct, ... */
+#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesProduct, TilesHead, ... */
 #include <math.h>
 
+#define HEAD_KEPT ((size_t)26 << 20) /* most logits that are kept */
 enum { HEAD_BLOCK = 2048, HEAD_TILES_ROWS = 4096 /* rows that are processed at a time */ };
+
+/* The number of rows that are processed at a time, with a gradient or without one. */
+static inline int head_tiles_most(int padded_vocab, bool gradient) {
+    if (tiles_amx() || !gradient) return HEAD_TILES_ROWS;
+    const size_t fit = HEAD_KEPT / TILES_BLOCK_SIZE / tiles_blocks(padded_vocab);
+    return fit < 1 ? TILES_BLOCK : fit > HEAD_TILES_ROWS / TILES_BLOCK ? HEAD_TILES_ROWS : (int)fit * TILES_BLOCK;
+}
 
 /* Statistics of a row of logits, with y = (z - max) / temperature: the maximum and its token, log sum_v exp(y_v), and
  * sum_v p_v y_v (for the entropy). */
@@ -35,6 +44,11 @@ static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab)
 static inline size_t head_tiles_floats(int rows) {
     const size_t n = (size_t)(rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS);
     return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4);
+}
+/* The same for the logits that are kept. */
+static inline size_t head_tiles_kept(int rows, int padded_vocab) {
+    const int most = head_tiles_most(padded_vocab, true);
+    return tiles_amx() ? 0 : tiles_count(rows < most ? rows : most, padded_vocab);
 }
 
 #ifdef CPU_TILES
@@ -98,6 +112,13 @@ static inline void head_tiles_values(const Head *a, TilesHead *t, int first, int
     }
 }
 
+/* The gradient of a block's logits that were kept. */
+static inline void head_tiles_gradient(const TilesProduct *logits) {
+    const int strips = (int)tiles_blocks(logits->rows);
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)logits->rows * (size_t)logits->cols))
+    for (int strip = 0; strip < strips; strip++) tiles_head_strip(logits, strip);
+}
+
 /* Rows first .. first + n - 1. */
 static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     const int C = a->channels, Vp = a->padded_vocab, block = Vp < HEAD_BLOCK ? Vp : HEAD_BLOCK;
@@ -107,14 +128,17 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     uint16_t *h_rows = gemm_half(d, 0, head_tiles_halves(n, C, Vp)), *h_pairs = h_rows + tiles_count(n, C),
              *gradient = h_pairs + tiles_count(n, C);
     uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block);
-    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, head_tiles_floats(n), sizeof(float));
     const size_t statistics = (size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS;
-    float *max = d->logits + statistics, *log_sum = max + n, *entropy = log_sum + n, *target_logit = entropy + n;
+    const size_t kept = a->dlogp ? head_tiles_kept(n, Vp) : 0;
+    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, kept + head_tiles_floats(n), sizeof(float));
+    float *max = d->logits + kept + statistics, *log_sum = max + n, *entropy = log_sum + n, *target_logit = entropy + n;
     TilesHead t = {.inverse_temperature = 1.0f / a->temperature,
                    .cap = a->cap,
                    .vocab = a->vocab,
                    .target = (const int32_t *)a->target + first,
-                   .statistics = d->logits,
+                   .statistics = d->logits + kept,
+                   .logits = kept ? d->logits : NULL,
+                   .panels = (int)tiles_blocks(Vp),
                    .target_logit = target_logit,
                    .max = max,
                    .log_sum = log_sum,
@@ -143,7 +167,8 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
         const int tokens = tiles_least(block, Vp - t.first);
         logits.cols = tokens;
         logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
-        cpu_tiles_product(&logits);
+        if (kept) head_tiles_gradient(&logits);
+        else cpu_tiles_product(&logits);
         cpu_tiles_turn(weight_turned, logits.b, tokens, C, true);
         dh.depth = tokens;
         dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
@@ -158,8 +183,9 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
 }
 
 static inline void head_tiles(Device *d, const Head *a) {
-    for (int first = 0; first < a->rows; first += HEAD_TILES_ROWS)
-        head_tiles_rows(d, a, first, tiles_least(HEAD_TILES_ROWS, a->rows - first));
+    const int most = head_tiles_most(a->padded_vocab, a->dlogp != NULL);
+    for (int first = 0; first < a->rows; first += most)
+        head_tiles_rows(d, a, first, tiles_least(most, a->rows - first));
 }
 
 #endif

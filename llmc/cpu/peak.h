@@ -18,7 +18,7 @@
 #include "../model/backend.h" /* DTYPE_BF16 */
 #include "gemm.h"             /* Device */
 #include "product.h"          /* CPU_VEC */
-#include "tiles.h"            /* CPU_TILES, tiles_configure */
+#include "tiles.h"            /* CPU_TILES, tiles_amx, tiles_configure */
 #include <stdio.h>
 #include <sys/stat.h>
 #ifdef __AVX512BF16__
@@ -106,7 +106,7 @@ static inline double peak_of(const Device *d) {
     if (d->dtype == DTYPE_BF16) {
         double (*run)(volatile float *) = peak_pairs;
 #ifdef CPU_TILES
-        if (d->tiles) run = peak_tiles;
+        if (d->tiles && tiles_amx()) run = peak_tiles;
 #endif
         const double bf16 = peak_measure(run);
         if (bf16 > peak) peak = bf16;

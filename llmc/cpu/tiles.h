@@ -1,6 +1,7 @@
-/* tiles.h - packed bfloat16 operands for the processor's tiles (AMX), and exp and tanh of 16 floats.
+/* tiles.h - packed bfloat16 operands of products, and exp and tanh of 16 floats.
  *
- * A tile has 16 rows of 64 bytes. Operands are packed in blocks of 32 x 32 bfloat16, 2 KB each, in two forms:
+ * The layout is that of the processor's tiles (AMX): 16 rows of 64 bytes. AVX512-BF16 reads it as well. Operands are
+ * packed in blocks of 32 x 32 bfloat16, 2 KB each, in two forms:
  *
  *   rows    a plain row-major block, as the left operand of tdpbf16ps: its upper and lower half are tiles
  *   pairs   [2 halves of the columns][16 pairs of rows][16 columns][2 rows of the pair], as the right operand
@@ -10,8 +11,8 @@
  * 0. The same weights w [M, K] are the right operand w^T [K, M] of a forward pass and w [M, K] of a gradient; the blocks of
  * one become those of the other by tiles_turn_team().
  *
- * Sizes and tiles_available() always exist. The rest exists only where the compiler may use AMX (cpu.c compiled for level
- * bf16), and may run only if tiles_available().
+ * Sizes and tiles_available() always exist. The rest exists only where the compiler may use AMX and AVX512-BF16 (cpu.c
+ * compiled for level bf16), and may run only if tiles_available(); functions of tiles only if tiles_amx().
  */
 #ifndef LLMC_CPU_TILES_H
 #define LLMC_CPU_TILES_H
@@ -34,13 +35,30 @@ static inline size_t tiles_blocks(int n) { return ((size_t)n + TILES_BLOCK - 1) 
 /* Number of bfloat16 in a packed matrix of n x depth. */
 static inline size_t tiles_count(int n, int depth) { return tiles_blocks(n) * tiles_blocks(depth) * TILES_BLOCK_SIZE; }
 
-/* Returns whether this process may use the tiles: this code was compiled for them, oneDNN's limit ONEDNN_MAX_CPU_ISA
- * includes them, and the kernel grants the permission that it requires (arch_prctl(2)). */
+/* Returns whether this process may use AMX: this code was compiled for it, oneDNN's limit ONEDNN_MAX_CPU_ISA includes it,
+ * and the kernel grants the permission that it requires (arch_prctl(2)). */
+static inline bool tiles_amx(void) {
+#ifdef CPU_TILES
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, UNKNOWN = 0, NO, YES };
+    static int known; /* threads that ask at the same time find the same answer */
+    int answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (answer == UNKNOWN) {
+        const bool amx = dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx &&
+                         !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+        answer = amx ? YES : NO;
+        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+    }
+    return answer == YES;
+#else
+    return false;
+#endif
+}
+
+/* Returns whether products in bfloat16 are those of tiles_product.h: by AMX or, without it, by AVX512-BF16. */
 static inline bool tiles_available(void) {
 #ifdef CPU_TILES
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx &&
-           !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+    const dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+    return isa == dnnl_cpu_isa_avx512_core_bf16 || isa == dnnl_cpu_isa_avx512_core_amx;
 #else
     return false;
 #endif

@@ -1,4 +1,5 @@
-/* tiles_product.h - products of packed bfloat16 matrices with float32 sums on the processor's tiles (AMX).
+/* tiles_product.h - products of packed bfloat16 matrices with float32 sums, on the processor's tiles (AMX) or by dot
+ * products of pairs (AVX512-BF16).
  *
  *   C[rows, cols] = A[rows, depth] B[depth, cols], then an epilogue (TilesEpilogue)
  *
@@ -6,14 +7,15 @@
  * KB) stay in the second-level cache, by a range of panels of B. Up to TILES_STEPS blocks (24 KB) of a panel stay in the
  * first-level cache while the strips pass, by loads that do not displace them (tileloaddt1). Four tiles are 32 x 32 sums:
  * one block of the depth takes four loads and four products. The epilogue of 32 x 32 sums runs during the products of the
- * next ones, a few rows per block, because the tiles leave the vector units idle.
+ * next ones, a few rows per block, because the tiles leave the vector units idle. Without AMX, the sums of up to 12 rows by
+ * 32 columns are in registers, and the epilogue of a block follows its products.
  *
  * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
  */
 #ifndef LLMC_CPU_TILES_PRODUCT_H
 #define LLMC_CPU_TILES_PRODUCT_H
 
-#include "tiles.h" /* TILES_BLOCK, TILES_BLOCK_SIZE, tiles_blocks, TILES_INLINE, ... */
+#include "tiles.h" /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
 #include <math.h>
 #include <omp.h>
 #include <stdbool.h>
@@ -27,6 +29,7 @@ enum {
     TILES_GROUP = 12,              /* most panels in a unit, if the depth takes several passes */
     TILES_UNITS = 4,               /* fewest units for each thread, if there are as many */
     TILES_CACHED = 256,            /* most blocks of A in the second-level cache */
+    TILES_VECTOR_ROWS = 12,        /* without AMX: most rows whose sums are in registers together */
     TILES_HEAD_GROUPS = 8,         /* the head: groups of columns with statistics of their own */
     TILES_HEAD_STATISTICS = 4 * 16 /* the head: numbers per row and group */
 };
@@ -47,6 +50,8 @@ typedef struct TilesHead {
      * y = (z - m) / temperature, sum of y e^y, and the token (int32) of the maximum */
     float *statistics;
     float *target_logit; /* (rows) */
+    float *logits;       /* z in blocks of 32 x 32, [rows / 32][all tokens / 32], if they are kept; or NULL */
+    int panels;          /* all tokens / 32 */
     /* for TILES_HEAD_GRADIENT, (rows) each */
     const float *max, *log_sum, *entropy, *dlogp, *dentropy; /* dentropy: or NULL */
     uint16_t *gradient;                                      /* rows x cols, packed in rows */
@@ -160,6 +165,12 @@ TILES_INLINE __m512 tiles_head_gradient(const TilesHead *h, int r, __m512 z, __m
     return g;
 }
 
+/* The block of kept logits of row `row` .. and token `token` .. */
+TILES_INLINE float *tiles_logits(const TilesHead *h, int row, int token) {
+    return h->logits +
+           ((size_t)(row / TILES_BLOCK) * (size_t)h->panels + (size_t)(token / TILES_BLOCK)) * TILES_BLOCK_SIZE;
+}
+
 /* The epilogue of row i of the pending sums, x and y, for the head. */
 TILES_INLINE void tiles_finish_head(const TilesProduct *p, TilesEpilogue epilogue, const TilesPending *q, int i,
                                     int group, __m512 x, __m512 y) {
@@ -176,6 +187,11 @@ TILES_INLINE void tiles_finish_head(const TilesProduct *p, TilesEpilogue epilogu
             _mm512_mask_compressstoreu_ps(h->target_logit + r, (__mmask16)(1 << hit % 16), hit < 16 ? x : y);
         const size_t at = ((size_t)group * (size_t)p->rows + (size_t)r) * TILES_HEAD_STATISTICS;
         tiles_statistics(h, h->statistics + at, token, x, y, in0, in1);
+        if (h->logits) {
+            float *z = tiles_logits(h, q->row, token) + TILES_BLOCK * i;
+            _mm512_store_ps(z, x);
+            _mm512_store_ps(z + 16, y);
+        }
         return;
     }
     const size_t steps = tiles_blocks(p->cols);
@@ -257,9 +273,66 @@ TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int
     _tile_stored(3, c + 16 * TILES_BLOCK + 16, 4 * TILES_BLOCK);
 }
 
+/* c [r, 32] = `steps` blocks of r rows of a strip by as many of a panel, by dot products of pairs (vdpbf16ps), with the
+ * sums in registers. `ahead` cache lines per block are prefetched from `next` on. */
+TILES_INLINE void tiles_vector_rows(const int r, float *c, const uint16_t *a, const uint16_t *b, int steps,
+                                    const char *next, int ahead) {
+    __m512 left[TILES_VECTOR_ROWS], right[TILES_VECTOR_ROWS];
+    for (int i = 0; i < r; i++) left[i] = right[i] = _mm512_setzero_ps();
+    for (int s = 0; s < steps; s++, a += TILES_BLOCK_SIZE, b += TILES_BLOCK_SIZE) {
+        for (int i = 0; i < ahead; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        for (int pair = 0; pair < TILES_BLOCK / 2; pair++) {
+            const __m512bh b0 = (__m512bh)_mm512_load_si512(b + TILES_BLOCK * pair);
+            const __m512bh b1 = (__m512bh)_mm512_load_si512(b + TILES_BLOCK_SIZE / 2 + TILES_BLOCK * pair);
+#pragma GCC unroll 12
+            for (int i = 0; i < r; i++) {
+                int32_t both;
+                memcpy(&both, a + TILES_BLOCK * i + 2 * pair, sizeof both);
+                const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
+                left[i] = _mm512_dpbf16_ps(left[i], x, b0);
+                right[i] = _mm512_dpbf16_ps(right[i], x, b1);
+            }
+        }
+    }
+    for (int i = 0; i < r; i++) {
+        _mm512_store_ps(c + TILES_BLOCK * i, left[i]);
+        _mm512_store_ps(c + TILES_BLOCK * i + 16, right[i]);
+    }
+}
+
+/* tiles_sums() without tiles: only the first `rows` rows of c are computed, in groups of at most TILES_VECTOR_ROWS. */
+static inline void tiles_sums_vector(float *c, const uint16_t *a, const uint16_t *b, int steps, int rows,
+                                     const char *next, int ahead) {
+    const int groups = (rows + TILES_VECTOR_ROWS - 1) / TILES_VECTOR_ROWS, lines = (ahead + groups - 1) / groups;
+    for (int first = 0, group = 0; group < groups; group++) {
+        const int r = (rows - first + groups - group - 1) / (groups - group);
+        float *to = c + TILES_BLOCK * first;
+        const uint16_t *from = a + TILES_BLOCK * first;
+        switch (r) {
+#define ROWS(n)                                                                                                        \
+    case n: tiles_vector_rows(n, to, from, b, steps, next, lines); break;
+            ROWS(1)
+            ROWS(2)
+            ROWS(3)
+            ROWS(4)
+            ROWS(5)
+            ROWS(6)
+            ROWS(7)
+            ROWS(8)
+            ROWS(9)
+            ROWS(10)
+            ROWS(11)
+            ROWS(12)
+#undef ROWS
+        }
+        first += r;
+        next += (size_t)(lines * steps) * 64;
+    }
+}
+
 /* Strips strip0 .. strip1 - 1 by panels panel0 .. panel1 - 1. sums: the thread's scratch memory. */
-TILES_INLINE void tiles_unit(const TilesProduct *p, TilesEpilogue epilogue, const TilesPlan *plan, int unit,
-                             float *sums) {
+TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogue epilogue, const TilesPlan *plan,
+                             int unit, float *sums) {
     const int steps = (int)tiles_blocks(p->depth), group = unit % plan->groups;
     const int strip0 = unit / plan->groups * plan->block;
     const int strip1 = tiles_least(strip0 + plan->block, (int)tiles_blocks(p->rows));
@@ -283,7 +356,13 @@ TILES_INLINE void tiles_unit(const TilesProduct *p, TilesEpilogue epilogue, cons
                     float *sum = sums + (size_t)slot * TILES_BLOCK_SIZE;
                     const bool begin = first == 0, last = first + n == steps;
                     float *c = begin && !last ? sum : fresh[turn];
-                    tiles_sums(c, a, b, n, p, epilogue, &q, group, next, panel + 1 < panel1 ? ahead : 0);
+                    const int more = panel + 1 < panel1 ? ahead : 0;
+                    if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more);
+                    else {
+                        tiles_finish(p, epilogue, &q, q.rows, group);
+                        tiles_sums_vector(c, a, b, n, tiles_least(TILES_BLOCK, p->rows - (strip0 + i) * TILES_BLOCK),
+                                          next, more);
+                    }
                     next += (size_t)(ahead * n) * 64;
                     q.rows = 0;
                     q.done = 0;
@@ -303,28 +382,52 @@ TILES_INLINE void tiles_unit(const TilesProduct *p, TilesEpilogue epilogue, cons
     tiles_finish(p, epilogue, &q, q.rows, group);
 }
 
-#define TILES_TEAM(name, epilogue)                                                                                     \
+/* TILES_HEAD_GRADIENT of kept logits: strip `strip` of a product of p->rows rows and p->cols tokens. */
+static inline void tiles_head_strip(const TilesProduct *p, int strip) {
+    const TilesHead *h = p->head;
+    const int row = strip * TILES_BLOCK, rows = tiles_least(TILES_BLOCK, p->rows - row);
+    const size_t steps = tiles_blocks(p->cols);
+    for (int column = 0; column < p->cols; column += TILES_BLOCK) {
+        const int token = h->first + column, left = h->vocab - token;
+        const __mmask16 in0 = tiles_mask16(left), in1 = tiles_mask16(left - 16);
+        const float *z = tiles_logits(h, row, token);
+        uint16_t *to = h->gradient + ((size_t)strip * steps + (size_t)(column / TILES_BLOCK)) * TILES_BLOCK_SIZE;
+        for (int i = 0; i < rows; i++, z += TILES_BLOCK, to += TILES_BLOCK) {
+            const int hit = h->target[row + i] - token;
+            const __m512 x = tiles_head_gradient(h, row + i, _mm512_load_ps(z), in0, hit);
+            const __m512 y = tiles_head_gradient(h, row + i, _mm512_load_ps(z + 16), in1, hit - 16);
+            _mm512_store_si512(to, tiles_round(x, y));
+        }
+    }
+}
+
+#define TILES_TEAM(name, amx, epilogue)                                                                                \
     static inline void name(const TilesProduct *p, const TilesPlan *plan) {                                            \
         float *sums = p->sums + (size_t)omp_get_thread_num() * tiles_sums_count(1);                                    \
-        tiles_configure();                                                                                             \
+        if (amx) tiles_configure();                                                                                    \
         _Pragma("omp for schedule(dynamic, 1)") for (int unit = 0; unit < plan->blocks * plan->groups; unit++)         \
-            tiles_unit(p, epilogue, plan, unit, sums);                                                                 \
-        _tile_release();                                                                                               \
+            tiles_unit(amx, p, epilogue, plan, unit, sums);                                                            \
+        if (amx) _tile_release();                                                                                      \
     }
-TILES_TEAM(tiles_team_store, TILES_STORE)
-TILES_TEAM(tiles_team_add, TILES_ADD)
-TILES_TEAM(tiles_team_statistics, TILES_STATISTICS)
-TILES_TEAM(tiles_team_head_gradient, TILES_HEAD_GRADIENT)
+TILES_TEAM(tiles_team_store, true, TILES_STORE)
+TILES_TEAM(tiles_team_add, true, TILES_ADD)
+TILES_TEAM(tiles_team_statistics, true, TILES_STATISTICS)
+TILES_TEAM(tiles_team_head_gradient, true, TILES_HEAD_GRADIENT)
+TILES_TEAM(vector_team_store, false, TILES_STORE)
+TILES_TEAM(vector_team_add, false, TILES_ADD)
+TILES_TEAM(vector_team_statistics, false, TILES_STATISTICS)
+TILES_TEAM(vector_team_head_gradient, false, TILES_HEAD_GRADIENT)
 
 /* Computes the product; called by all threads of a team, or by one thread outside of parallel regions. */
 static inline void tiles_product_team(const TilesProduct *p) {
     if (p->rows <= 0 || p->cols <= 0 || p->depth <= 0) return;
     const TilesPlan plan = tiles_plan(p, omp_get_num_threads());
+    const bool amx = tiles_amx();
     switch (p->epilogue) {
-    case TILES_STORE: tiles_team_store(p, &plan); break;
-    case TILES_ADD: tiles_team_add(p, &plan); break;
-    case TILES_STATISTICS: tiles_team_statistics(p, &plan); break;
-    case TILES_HEAD_GRADIENT: tiles_team_head_gradient(p, &plan); break;
+    case TILES_STORE: amx ? tiles_team_store(p, &plan) : vector_team_store(p, &plan); break;
+    case TILES_ADD: amx ? tiles_team_add(p, &plan) : vector_team_add(p, &plan); break;
+    case TILES_STATISTICS: amx ? tiles_team_statistics(p, &plan) : vector_team_statistics(p, &plan); break;
+    case TILES_HEAD_GRADIENT: amx ? tiles_team_head_gradient(p, &plan) : vector_team_head_gradient(p, &plan); break;
     }
 }
 
