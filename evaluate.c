@@ -8,6 +8,7 @@
  *     ./evaluate -c sft.bin -i val.shard --reference base.bin          exact KL between two models, token by token
  *     ./evaluate -i tasks.shard --audit-tests                          prompts of the task code with tests that prove nothing
  *     ./evaluate -i held_out.shard --reward-model rm.bin               a reward model's accuracy, margin, calibration
+ *     ./evaluate -i pairs.shard --judge judge.bin --completions labelled.jsonl    a judge's accuracy, biases, labels
  *
  * With several files, which are of one kind, `files` lists the figures of each, and those beside it are of all together.
  *
@@ -23,6 +24,7 @@
  *   with --reference, also the exact KL divergences between two models (llmc/rollout/comparison.h): on the tokens of a chat
  *   or token shard, or on the samples of a prompt shard
  *   preference, unpaired, step shard   a reward model, without -c (llmc/reward/evaluation_reward.h has the figures)
+ *   preference shard with --judge      a language model as a judge, without -c (llmc/judge/pairs.h has the figures)
  *
  * loss is the mean of -ln p over the predicted tokens; its error is the standard error of this ratio of sums over
  * records or windows; perplexity is exp(loss). bits_per_byte is the bits of all ordinary tokens divided by their bytes
@@ -33,13 +35,17 @@
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
 #include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
-#include "llmc/base/json_text.h"           /* json_dump_short */
+#include "llmc/base/json_text.h"           /* json_utf8, json_dump_short */
 #include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
-#include "llmc/base/text.h"                /* TextBuffer, text_string, text_clear, text_free, ... */
-#include "llmc/device.h"                   /* DeviceKind, DTYPE_AUTO, backend_open, device_dtype */
+#include "llmc/base/text.h"                /* TextBuffer, text_free, text_string, text_clear, ... */
+#include "llmc/device.h"                   /* DeviceKind, backend_open, device_dtype, DTYPE_AUTO */
+#include "llmc/judge/judge.h"              /* Judge, judge_close, judge_open, judge_use */
+#include "llmc/judge/judge_options.h"      /* judge_given, JUDGE_BY_PAIR, JUDGE_OF_PAIRS, JUDGE_OPTIONS, ... */
+#include "llmc/judge/judged.h"             /* judge_figures_json, judge_figures_text, judge_open_rewards */
+#include "llmc/judge/pairs.h"              /* JudgeEvaluation, judge_length_bias, JudgedPair, PairTexts, ... */
 #include "llmc/model/backend.h"            /* Backend, Device, Dtype */
 #include "llmc/model/batch.h"              /* Batch */
 #include "llmc/model/model.h"              /* model_sync */
@@ -48,11 +54,11 @@
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
-#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, Record, ... */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
 #include "llmc/report/run_facts.h"         /* run_lineage_name */
-#include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
+#include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin, ... */
 #include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
 #include "llmc/reward/code_reward.h"       /* CODE_REWARD_ALL, CodeVerdict, code_reward */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
@@ -61,8 +67,8 @@
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
-#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
-#include "llmc/rollout/inference.h"        /* DataFile, data_file_close, data_file_open, json_line, ... */
+#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, wilson_interval, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, data_file_close, json_line, data_file_open, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, completion_mask, ... */
@@ -74,6 +80,7 @@ static struct {
     InferenceOptions m;
     SamplingOptions s;
     CodeOptions code;
+    JudgeOptions judge;
     OptionList inputs;
     const char *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
@@ -119,6 +126,7 @@ static const Option options[] = {
                   "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
     OPTION_CHOICE("prm-aggregation",    0, &o.aggregation,    PRM_AGGREGATION_CHOICES,
                   "how a process reward model combines the step probabilities of a completion"),
+    JUDGE_OPTIONS(o.judge),
     OPTION_GROUP("Comparison"),
     OPTION_TEXT("reference",            0, &o.reference,      "FILE",
                 "a second model with the same tokens: exact KL divergences between both, over the whole vocabulary"),
@@ -531,8 +539,9 @@ typedef struct Tasks {
     const Sampling *how;
     bool rewarded; /* by rewards or by the judge */
     CodeJudge code;
-    Writer out; /* --completions */
-    Work *work; /* --reference */
+    Judge language_judge; /* of the parts `judge` of the rewards */
+    Writer out;           /* --completions */
+    Work *work;           /* --reference */
     Loss *loss;
     int32_t budget;                          /* --think-tokens: of this run; 0: none */
     double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
@@ -673,6 +682,15 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     }
 }
 
+/* Reports how the judge did. */
+static void report_judge(const Judge *j) {
+    TextBuffer figures = {0};
+    judge_figures_text(&j->sums, &figures);
+    fprintf(stderr, "judge: %s\n", figures.text);
+    json_object_set_new(result, "judge", judge_figures_json(&j->sums));
+    text_free(&figures);
+}
+
 static int by_task(const void *a, const void *b, void *prompts) {
     const PromptText *what = ((const Prompts *)prompts)->what;
     const int64_t i = *(const int64_t *)a, j = *(const int64_t *)b;
@@ -777,6 +795,9 @@ static void open_tasks(Tasks *t, const Shard *s) {
     } else if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
                                             (int32_t)o.s.max_new, &e))
         usage_error("%s", e.text);
+    if (!judge_open_rewards(&t->language_judge, &o.judge, &t->rewards, options, model.backend, model.device,
+                            (uint64_t)o.s.seed, &e))
+        die("%s", e.text);
     open_code(t);
     int64_t scorable;
     if (t->rewards.count && !prompts_scorable(&t->prompts, &t->rewards, &scorable, &e)) die("--reward: %s", e.text);
@@ -934,6 +955,7 @@ static void evaluate_prompts(const Shard *s) {
     report_tasks(&t, count);
     if (inputs.count > 1) report_files(&t, count);
     report_table("all", &t.all, t.rewarded);
+    if (t.language_judge.open) report_judge(&t.language_judge);
     if (t.work) {
         run_batch(&work, &loss);
         report_comparison(&work);
@@ -941,6 +963,7 @@ static void evaluate_prompts(const Shard *s) {
     }
     fprintf(stderr, "%lld tokens in %.2f s, %.0f tok/s\n", (long long)engine.tokens, seconds,
             (double)engine.tokens / seconds);
+    judge_close(&t.language_judge);
     if (o.reward_model) reward_model_close(&t.judge);
     else if (t.rewarded) rewards_close(&t.rewards);
     code_judge_close(&t.code);
@@ -1143,6 +1166,83 @@ static void evaluate_reward_model(const Shard *s) {
     backend->close(device);
 }
 
+/* ---- a judge of pairs -------------------------------------------------------------------------------------------- */
+
+/* Writes a labelled pair to the file of --completions. */
+static bool write_pair(void *writer, const JudgedPair *x, Error *e) {
+    json_t *row = json_object();
+    json_object_set_new(row, "prompt", json_utf8(x->prompt, strlen(x->prompt)));
+    json_object_set_new(row, "chosen", json_utf8(x->chosen, strlen(x->chosen)));
+    json_object_set_new(row, "rejected", json_utf8(x->rejected, strlen(x->rejected)));
+    set_number(row, "p", x->p);
+    set_number(row, "p_first", x->first);
+    set_number(row, "p_second", x->second);
+    const bool ok = json_line((Writer *)writer, row, e);
+    json_decref(row);
+    return ok && (!program_stopping() || error_set(e, "stopped by a signal"));
+}
+
+static void report_pairs(const JudgeEvaluation *v, const Judge *j, double seconds) {
+    const double log_loss = v->calibration.sum.log_loss / v->calibration.sum.count,
+                 ece = calibration_error(&v->calibration);
+    double low = NAN, high = NAN;
+    if (v->pairs > 0) wilson_interval(v->right / v->pairs, v->pairs, &low, &high);
+    fprintf(stderr, "judge on %.0f pairs", v->pairs);
+    if (v->unanswered > 0) fprintf(stderr, ", and %.0f without an answer", v->unanswered);
+    fprintf(
+        stderr,
+        "\n  accuracy %.2f %%, 95 %% interval %.2f to %.2f; one order only %.2f %%; mean probability of the label %.4f\n",
+        100 * v->right / v->pairs, 100 * low, 100 * high, 100 * v->single / v->pairs, v->agreement / v->pairs);
+    fprintf(stderr, "  length bias %.4f\n  log loss %.4f, expected calibration error %.2f %%\n", judge_length_bias(v),
+            log_loss, 100 * ece);
+    print_calibration(&v->calibration);
+    report_judge(j);
+    fprintf(stderr, "%.2f s, %.0f pairs/s\n", seconds, v->pairs / seconds);
+    set_number(result, "accuracy", v->right / v->pairs);
+    set_number(result, "accuracy_low", low);
+    set_number(result, "accuracy_high", high);
+    set_number(result, "single_order_accuracy", v->single / v->pairs);
+    set_number(result, "agreement", v->agreement / v->pairs);
+    set_number(result, "length_bias", judge_length_bias(v));
+    set_number(result, "log_loss", log_loss);
+    set_number(result, "ece", ece);
+    set_count(result, "pairs", (int64_t)v->pairs);
+    set_count(result, "unanswered", (int64_t)v->unanswered);
+    json_object_set_new(result, "calibration", calibration_json(&v->calibration));
+}
+
+/* Labels the pairs of a preference shard by the judge. */
+static void evaluate_judge(const Shard *s) {
+    Error e;
+    const Backend *backend;
+    Device *device;
+    Judge j;
+    PairTexts texts;
+    Writer out;
+    JudgeEvaluation v = judge_evaluation();
+    const int64_t count = o.most && o.most < s->count ? o.most : s->count;
+    if (!s->count) die("%s: the shard is empty", s->name);
+    o.m.dtype = device_dtype((DeviceKind)o.m.device, o.m.dtype);
+    if (!backend_open((DeviceKind)o.m.device, (Dtype)o.m.dtype, &backend, &device, &e) ||
+        !judge_open(&j, &o.judge, backend, device, (uint64_t)o.s.seed, &e) || !judge_use(&j, JUDGE_BY_PAIR, &e) ||
+        !pair_texts_open(&texts, s, &e) || (o.completions && !writer_open(&out, o.completions, &e)))
+        die("%s", e.text);
+    json_object_set_new(result, "model", json_string(j.local.name));
+    set_lineage(j.local.file.lineage);
+    const double start = clock_seconds();
+    const bool ok =
+        judge_evaluate(&v, &j, &texts, s, count, o.completions ? write_pair : NULL, o.completions ? &out : NULL, &e);
+    if (!ok && o.completions) writer_abort(&out);
+    if (!ok || (o.completions && !writer_commit(&out, &e))) die("%s", e.text);
+    if (texts.unwrapped)
+        warn("%s: %lld of %lld prompts are no single message of a user; they are read with their special tokens",
+             s->name, (long long)texts.unwrapped, (long long)count);
+    report_pairs(&v, &j, clock_seconds() - start);
+    pair_texts_close(&texts);
+    judge_close(&j);
+    backend->close(device);
+}
+
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 static void check_usage(void) {
@@ -1152,8 +1252,8 @@ static void check_usage(void) {
     const char *const files[] = {o.m.checkpoint, inputs.count ? inputs.path[0] : NULL, o.reward_model};
     int pipes = 0;
     for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
-    if (!o.m.checkpoint && !o.reward_model && !o.audit)
-        usage_error("-c/--checkpoint is required (or --reward-model, or --audit-tests)");
+    if (!o.m.checkpoint && !o.reward_model && !o.audit && !judge_given(&o.judge))
+        usage_error("-c/--checkpoint is required (or --reward-model, --judge, or --audit-tests)");
     if (o.audit && (o.m.checkpoint || o.reward_model))
         usage_error("--audit-tests: needs no model; leave -c and --reward-model out");
     if (!inputs.count) usage_error("-i/--input is required");
@@ -1193,7 +1293,8 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
-        {&o.completions, prompts, only_prompts},
+        {&o.completions, prompts || (scored && judge_given(&o.judge)),
+         "used only for a prompt shard, and for pairs with --judge"},
         CODE_USES(o.code, prompts, only_prompts),
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
@@ -1208,13 +1309,22 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
 
 /* Checks the options against the kind of the data. scored: data that only a reward model can score. */
 static void check_kind(const Shard *s, const char *kind, bool scored) {
-    if (scored && !o.reward_model)
+    const bool pairs = scored && judge_given(&o.judge);
+    if (pairs && s->kind != RECORD_PREFERENCE)
+        usage_error("--judge: labels the pairs of a preference shard, not of kind %s", kind);
+    if (pairs && o.reward_model)
+        usage_error("--judge and --reward-model: give only one of them for a preference shard");
+    if (pairs && inputs.count > 1) usage_error("--judge: labels one preference shard; give -i once");
+    if (scored && !o.reward_model && !pairs)
         die("%s: a shard of kind %s, expected chat or prompt; a reward model (--reward-model) can score it", s->name,
             kind);
     if (scored && o.m.checkpoint)
         usage_error("-c/--checkpoint: a shard of kind %s is scored by --reward-model only; leave -c out", kind);
     if (o.audit && s->kind != RECORD_PROMPT) usage_error("--audit-tests: reads a prompt shard, not %s", kind);
     if (!scored && !o.m.checkpoint && !o.audit) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
+    if (scored || s->kind != RECORD_PROMPT)
+        judge_refuse_unused(&o.judge, options, pairs ? JUDGE_OF_PAIRS : 0,
+                            "used only for a preference shard, and for prompts with --reward judge=...");
     refuse_unused(!scored && s->kind == RECORD_CHAT, !scored && s->kind == RECORD_PROMPT, scored);
     if (o.reward_model && !scored && s->kind != RECORD_PROMPT)
         usage_error("--reward-model: scores preference, unpaired, step and prompt shards, not %s", kind);
@@ -1260,6 +1370,7 @@ int main(int argc, char **argv) {
     o.completion_only = true;
     o.reward_timeout = 60;
     o.code = code_defaults();
+    o.judge = judge_defaults();
     options_parse_all(options, &about, argc, argv);
     check_usage();
     program_start();
@@ -1281,7 +1392,8 @@ int main(int argc, char **argv) {
     json_object_set_new(result, "data",
                         several ? json_sprintf("%s and %d more", file.name, inputs.count - 1) : json_string(file.name));
     json_object_set_new(result, "kind", json_string(kind));
-    if (scored) evaluate_reward_model(&shard);
+    if (scored && judge_given(&o.judge)) evaluate_judge(&shard);
+    else if (scored) evaluate_reward_model(&shard);
     else if (o.audit) audit_tests(&shard);
     else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
     else if (several) evaluate_losses(records ? &shard : NULL);

@@ -41,41 +41,45 @@
  *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/ask.h"               /* Ask, ask_close, ask_open, ask_text */
-#include "data/row_fields.h"        /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
-#include "data/row_messages.h"      /* RowMessages, row_messages_free */
-#include "data/rows.h"              /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
-#include "llmc/base/clock.h"        /* clock_seconds */
-#include "llmc/base/error.h"        /* die, Error, usage_error, xrealloc, ... */
-#include "llmc/base/file_kind.h"    /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
-#include "llmc/base/io.h"           /* Writer, writer_abort, writer_commit, writer_open, ... */
-#include "llmc/base/json_text.h"    /* json_utf8 */
-#include "llmc/base/jsonl.h"        /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
-#include "llmc/base/line_editor.h"  /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
-#include "llmc/base/options.h"      /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
-#include "llmc/base/program.h"      /* program_signal, program_stopping, program_on_signal, program_start */
-#include "llmc/base/terminal.h"     /* terminal_escapes */
-#include "llmc/base/text.h"         /* TextBuffer, TokenList, text_free, text_clear, ... */
-#include "llmc/device.h"            /* DTYPE_AUTO */
-#include "llmc/model/config.h"      /* gpt2_config_named */
-#include "llmc/model/model_text.h"  /* ModelText */
-#include "llmc/records/shard.h"     /* Shard, RECORD_PROMPT, Record, record_free, ... */
-#include "llmc/reward/code_judge.h" /* CODE_USES, CODE_OPTIONS, code_defaults */
-#include "llmc/rollout/episodes.h"  /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
-#include "llmc/rollout/inference.h" /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
-#include "llmc/rollout/prompts.h"   /* PromptText */
-#include "llmc/rollout/rollout.h"   /* RolloutRequest, Completion, Rollout, Sampling, ... */
-#include "llmc/rollout/scoring.h"   /* Score, scoring_asked, SCORING_OPTIONS, Scoring, ... */
-#include "llmc/rollout/sequence.h"  /* Sequence, sequence_free, sequence_new, sequence_set, ... */
-#include "llmc/rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
-#include "llmc/rollout/thinking.h"  /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
-#include "llmc/text/chat.h"         /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
-#include "llmc/text/tokenizer.h"    /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
+#include "data/ask.h"                 /* Ask, ask_close, ask_open, ask_text */
+#include "data/row_fields.h"          /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
+#include "data/row_messages.h"        /* RowMessages, row_messages_free */
+#include "data/rows.h"                /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
+#include "llmc/base/clock.h"          /* clock_seconds */
+#include "llmc/base/error.h"          /* die, Error, usage_error, xrealloc, ... */
+#include "llmc/base/file_kind.h"      /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
+#include "llmc/base/io.h"             /* Writer, writer_abort, writer_commit, writer_open, ... */
+#include "llmc/base/json_text.h"      /* json_utf8 */
+#include "llmc/base/jsonl.h"          /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
+#include "llmc/base/line_editor.h"    /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
+#include "llmc/base/options.h"        /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
+#include "llmc/base/program.h"        /* program_signal, program_stopping, program_on_signal, program_start */
+#include "llmc/base/terminal.h"       /* terminal_escapes */
+#include "llmc/base/text.h"           /* TextBuffer, TokenList, text_free, text_clear, ... */
+#include "llmc/device.h"              /* DTYPE_AUTO */
+#include "llmc/judge/judge.h"         /* Judge, judge_close */
+#include "llmc/judge/judge_options.h" /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
+#include "llmc/judge/judged.h"        /* judge_figures_text, judge_open_rewards */
+#include "llmc/model/config.h"        /* gpt2_config_named */
+#include "llmc/model/model_text.h"    /* ModelText */
+#include "llmc/records/shard.h"       /* Shard, RECORD_PROMPT, Record, record_free, ... */
+#include "llmc/reward/code_judge.h"   /* CODE_USES, CODE_OPTIONS, code_defaults */
+#include "llmc/rollout/episodes.h"    /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
+#include "llmc/rollout/inference.h"   /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
+#include "llmc/rollout/prompts.h"     /* PromptText */
+#include "llmc/rollout/rollout.h"     /* RolloutRequest, Completion, Rollout, Sampling, ... */
+#include "llmc/rollout/scoring.h"     /* Score, scoring_asked, SCORING_OPTIONS, Scoring, ... */
+#include "llmc/rollout/sequence.h"    /* Sequence, sequence_free, sequence_new, sequence_set, ... */
+#include "llmc/rollout/stop_text.h"   /* stop_text_cut, stop_text_longest */
+#include "llmc/rollout/thinking.h"    /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
+#include "llmc/text/chat.h"           /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
+#include "llmc/text/tokenizer.h"      /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 
 static struct {
     InferenceOptions m;
     SamplingOptions s;
     ScoringOptions r;
+    JudgeOptions judge;
     const char *input, *output, *system, *template, *shots, *output_field;
     int64_t samples, shot_count;
     int keep;
@@ -104,6 +108,7 @@ static const Option options[] = {
     EPISODE_OPTIONS(o.episodes),
     THINKING_OPTIONS(o.think),
     SCORING_OPTIONS(o.r),
+    JUDGE_OPTIONS(o.judge),
     OPTION_CHOICE("keep",      0,   &o.keep,    "all|best|worst|best-worst",
                 "samples of a prompt that are written, by their reward"),
     OPTION_GROUP("Output"),
@@ -131,6 +136,7 @@ static const OptionAbout about = {
 static Inference model;
 static Sampling sampling;
 static Scoring scoring;
+static Judge judge;
 static Ask ask;
 
 enum { KEEP_ALL, KEEP_BEST, KEEP_WORST, KEEP_BEST_WORST };
@@ -566,6 +572,9 @@ static void open_scoring(const Items *items, int32_t max_new) {
     if (!scoring_open(&scoring, &o.r, &model, (uint64_t)o.s.seed, items->longest, max_new, &note, &e))
         usage_error("%s", e.text);
     if (note.text[0]) warn("%s", note.text);
+    if (!judge_open_rewards(&judge, &o.judge, &scoring.rewards, options, model.backend, model.device,
+                            (uint64_t)o.s.seed, &e))
+        die("%s", e.text);
     for (int64_t i = 0; i < items->count && scoring.on; i++) {
         bool one;
         if (!scoring_possible(&scoring, &items->what[i], &one, &e)) die("prompt %lld: %s", (long long)i, e.text);
@@ -588,6 +597,11 @@ static void report_scores(void) {
     if (tally.none && o.keep != KEEP_ALL)
         fprintf(stderr, ", %lld prompt%s left out without a scored sample", (long long)tally.none, PLURAL(tally.none));
     fputc('\n', stderr);
+    if (!judge.open) return;
+    TextBuffer figures = {0};
+    judge_figures_text(&judge.sums, &figures);
+    fprintf(stderr, "judge %s\n", figures.text);
+    text_free(&figures);
 }
 
 /* Opens budget forcing. Returns the maximum number of tokens of a completion. */
@@ -648,6 +662,7 @@ static void many_prompts(const Items *items) {
                 (long long)(done * o.samples), PLURAL(done * o.samples), (long long)engine.tokens, seconds,
                 (double)engine.tokens / seconds);
     report_scores();
+    judge_close(&judge);
     scoring_close(&scoring);
     if (episodes_on(&o.episodes)) episodes_close(&episodes);
     thinking_close(&thinking);
@@ -930,6 +945,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.reward_cmd, many, "used only for JSON lines"},
         {&o.r.reward_model, many, "used only for JSON lines"},
         {&o.r.reward_timeout, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.judge.file, many && o.r.reward, "used only with --reward judge=..."},
         CODE_USES(o.r.code, scored, "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
@@ -968,6 +984,7 @@ int main(int argc, char **argv) {
     o.samples = 1;
     o.shot_count = 3;
     o.r.reward_timeout = 60;
+    o.judge = judge_defaults();
     o.r.code = code_defaults();
     const int first = options_parse(options, &about, argc, argv);
     check_usage(argc, argv, first);

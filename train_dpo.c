@@ -26,6 +26,7 @@
 #include "llmc/base/text.h"                  /* TextBuffer, text_format, text_free */
 #include "llmc/dist/dist.h"                  /* DIST_FIELDS, dist_add, dist_share, dist_sum, ... */
 #include "llmc/dist/grads.h"                 /* dist_grads_begin */
+#include "llmc/judge/judge_options.h"        /* JUDGE_OPTIONS, judge_given */
 #include "llmc/loss/kto.h"                   /* KTO_KTO, KtoBatch, kto_clamp, kto_loss */
 #include "llmc/loss/preference.h"            /* PreferenceBatch, PreferenceNormaliser, PreferencePair, ... */
 #include "llmc/model/batch.h"                /* Batch */
@@ -38,6 +39,7 @@
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
 #include "llmc/records/labelled.h"           /* labelled_eval_sets, labelled_rows */
 #include "llmc/records/mix.h"                /* Mix, mix_epochs, mix_free, mix_next, ... */
+#include "llmc/records/mix_options.h"        /* MIXING_OPTIONS */
 #include "llmc/records/pairs.h"              /* Pair */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_phase, Metrics, metrics_final, metrics_set, ... */
@@ -48,7 +50,7 @@
 #include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
 #include "llmc/train/generation_options.h"   /* GENERATION_REWARD_OPTIONS, GenerationOptions, ... */
 #include "llmc/train/generation_report.h"    /* generation_evaluate, generation_show, generation_compare */
-#include "llmc/train/mixing.h"               /* MIXING_OPTIONS, mixing_begin, mixing_check, mixing_inputs, ... */
+#include "llmc/train/mixing.h"               /* mixing_begin, mixing_check, mixing_inputs, mixing_log, ... */
 #include "llmc/train/online_pairs.h"         /* OnlinePairs, ONLINE_NASH_MD, ONLINE_DPO, ONLINE_OPTIONS, ... */
 #include "llmc/train/preference_options.h"   /* preference_options_reference, PREFERENCE_OPTIONS, ... */
 #include "llmc/train/preference_reference.h" /* preference_reference_run, preference_reference_open, ... */
@@ -95,6 +97,7 @@ static const Option options[] = {
                 "leave out prompts with more tokens"),
     OPTION_INT ("max-completion-length", 'g', &o.g.max_completion,     1, 1 << 20, "maximum tokens per completion"),
     ROLLOUT_SAMPLING_OPTIONS(o.g, 0.01, "sampling temperature"),
+    JUDGE_OPTIONS(o.g.judge),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),
@@ -479,7 +482,8 @@ static bool train_on_shard(Run *r) {
 static void score_rollouts(void *online, Generation *fixed, float *score, float *gold) {
     (void)gold;
     online_judge((OnlinePairs *)online, fixed->scored, fixed->completions);
-    for (int32_t i = 0; i < fixed->completions; i++) score[i] = fixed->scored[i].reward;
+    const bool compared = fixed->o->judges_pairs; /* a completion alone has no score then */
+    for (int32_t i = 0; i < fixed->completions; i++) score[i] = compared ? NAN : fixed->scored[i].reward;
 }
 
 /* Opens the file of --rollouts. */
@@ -588,6 +592,7 @@ int main(int argc, char **argv) {
     preference_options_check(&o.l, options);
     preference_reference_check(&o.r, preference_options_reference(&o.l), o.l.unpaired, o.t.lora_rank > 0 || o.t.adapter,
                                options);
+    o.g.judges_pairs = o.online.on && judge_given(&o.g.judge) && !o.g.reward && !o.g.reward_cmd;
     online_check(&o.online, &o.g, &o.l, &o.r, options);
     o.l.single = o.online.on && o.online.kind == ONLINE_NASH_MD;
     program_start();

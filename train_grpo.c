@@ -24,6 +24,7 @@
 #include "llmc/base/program.h"              /* program_start */
 #include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
+#include "llmc/judge/judge_options.h"       /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
 #include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, AdvantageEstimator, ADVANTAGE_CHOICES, ... */
 #include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
@@ -154,6 +155,7 @@ static const Option options[] = {
                   "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
     CREDIT_LOSS_OPTIONS(o.credit),
     DISTILLER_OPTIONS(o.distill),
+    JUDGE_OPTIONS(o.g.judge),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),

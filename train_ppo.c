@@ -28,6 +28,7 @@
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_complete, dist_cut, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
+#include "llmc/judge/judge_options.h"      /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
 #include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
@@ -182,6 +183,7 @@ static const Option options[] = {
                 "weight of the pretraining loss (InstructGPT: 27.8)"),
     OPTION_INT ("ptx-tokens",       0, &o.ptx_tokens,      2, 1 << 24,
                 "tokens of pretraining text per optimizer step"),
+    JUDGE_OPTIONS(o.g.judge),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),
     TRAINER_OPTIMIZER_OPTIONS(o.t),

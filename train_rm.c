@@ -2,6 +2,7 @@
  *
  *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin)
  *                                     + c mean (s_chosen + s_rejected)^2
+ *                                   with --soft-labels the cross-entropy with the probabilities sigma(margin)
  *   --kind orm   unpaired shard     L = mean -log sigma(+-s)      s at the last token: is the completion right?
  *   --kind prm   step shard         L = mean -log sigma(+-s_k)    s_k at the last token of step k: is it right so far?
  *
@@ -14,7 +15,7 @@
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* xcalloc, warn, Error, die, ... */
+#include "llmc/base/error.h"            /* xcalloc, warn, die, Error, ... */
 #include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/text.h"             /* TextBuffer, text_format, text_free */
@@ -31,13 +32,14 @@
 #include "llmc/records/inputs.h"        /* inputs_close, Inputs, inputs_add */
 #include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
+#include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
 #include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
 #include "llmc/report/metrics.h"        /* Metrics, metrics_phase, metrics_set, metrics_set_of, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/calibration.h"    /* calibration_error, Calibration, calibration_add_label, ... */
 #include "llmc/reward/reward_model.h"   /* REWARD_MODEL_BT, REWARD_MODEL_PRM, REWARD_MODEL_CHOICES, ... */
-#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
+#include "llmc/train/mixing.h"          /* mixing_begin, mixing_check, mixing_inputs, mixing_log, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, trainer_go_on, trainer_pause, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_EVALUATION_OPTIONS, TRAINER_LORA_OPTIONS, ... */
 
@@ -76,6 +78,9 @@ static const Option options[] = {
     OPTION_GROUP("Loss"),
     OPTION_FLAG("use-margin",                 0, &o.margin,
                 "bt: subtract each pair's margin from its score difference"),
+    OPTION_FLAG("soft-labels",                0, &o.loss.soft,
+                "bt: each pair's margin is the log-odds of its label (data/pick --pairs p), and the loss the cross-entropy "
+                "with that probability"),
     OPTION_REAL("label-smoothing",            0, &o.loss.label_smoothing, 0, 0.499,
                 "probability that a label is wrong"),
     OPTION_REAL("center-rewards-coefficient", 0, &o.loss.center,          0, 1e6,
@@ -130,6 +135,19 @@ static void check_labels(const Labelled *d) {
     if (labels && (!good || good == labels))
         warn("%s: all %lld labels are %s: there is nothing to distinguish", d->shard->name, (long long)labels,
              good ? "good" : "bad");
+}
+
+/* Ends the program if no pair has the probability of --soft-labels: a margin of 0 is that of a coin toss. */
+static void check_soft(const Labelled *d) {
+    int64_t unknown = 0;
+    if (!o.loss.soft) return;
+    for (int64_t i = 0; i < d->count; i++) unknown += d->pairs.pair[i].margin == 0;
+    if (unknown == d->count)
+        die("--soft-labels: no pair of %s has a margin; data/pick --pairs p writes the log-odds of a judge's labels",
+            d->shard->name);
+    if (unknown)
+        warn("--soft-labels: %lld of %lld pairs of %s have no margin: their label is taken as a coin toss",
+             (long long)unknown, (long long)d->count, d->shard->name);
 }
 
 /* Keeps only the label of the last step of each solution. */
@@ -256,7 +274,7 @@ static void pack_records(Run *r, const Labelled *d, int32_t first, int32_t end) 
     for (int32_t i = first; i < end; i++) {
         if (o.kind == REWARD_MODEL_BT) {
             const Pair *p = &d->pairs.pair[r->own[i]];
-            r->margin[r->pairs++] = o.margin ? p->margin : 0;
+            r->margin[r->pairs++] = o.margin || o.loss.soft ? p->margin : 0;
             pair_pack_scores(&r->batch, p, o.sharing);
         } else {
             const Example *x = &d->examples.example[r->own[i]];
@@ -403,7 +421,9 @@ static void check_options(void) {
     const bool pairs = o.kind == REWARD_MODEL_BT;
     const OptionUse use[] = {
         {&o.loss.center, pairs, "used only with --kind bt"},
-        {&o.margin, pairs, "used only with --kind bt"},
+        {&o.margin, pairs && !o.loss.soft, "used only with --kind bt, without --soft-labels"},
+        {&o.loss.soft, pairs, "used only with --kind bt"},
+        {&o.loss.label_smoothing, !o.loss.soft, "not used by --soft-labels, which has a probability for each label"},
         {&o.sharing, pairs, "used only with --kind bt"},
         {&o.last_step, o.kind == REWARD_MODEL_PRM, "used only with --kind prm"},
         {&o.eval_on_start, o.val.count > 0, "used only with --val"},
@@ -545,6 +565,7 @@ int main(int argc, char **argv) {
     if (o.val.count) r->held = labelled_eval_sets(&val, &held, o.t.max_eval_samples);
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
+    check_soft(&data);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)
         warn("%s: steps end in different tokens: a completion that is scored later will count as one step",

@@ -2,13 +2,14 @@
  *
  *     data/pick -i samples.jsonl --where 'right and finished' --group index --max-per-group 4 --dedupe text --as sft -o rft.jsonl
  *     data/pick -i samples.jsonl --group index --pairs reward --min-margin 0.2 -o prefs.jsonl
+ *     data/pick -i labelled.jsonl --pairs p --tie 0.1 -o prefs.jsonl
  *
  * Rows are JSON lines, such as those that generate and evaluate write. Each row passes these steps in this order, whatever
  * the order of the options:
  *
  *     --join, --set                         fields are added
  *     --where                               rows that do not meet the condition are dropped
- *     --spin, --unpaired                    rows that cannot become such a row are dropped
+ *     --spin, --unpaired, --pairs without groups    rows that cannot become such a row are dropped
  *     --dedupe, --decontaminate, --drop-near    rows that repeat an earlier row or a test set are dropped
  *     --rate                                groups are dropped by their share of right rows, over all rows that were read
  *     --best, --max-per-group               of each group some rows stay
@@ -20,7 +21,7 @@
  * as text. Random choices are functions of (seed, number of the row), so equal input gives equal output. The output has the
  * order of the input unless it is shuffled.
  */
-#include "../llmc/base/error.h"     /* Error, usage_error, error_set, xstrndup, ... */
+#include "../llmc/base/error.h"     /* Error, usage_error, warn, error_set, ... */
 #include "../llmc/base/io.h"        /* XXH3_64bits, XXH3_64bits_withSeed, writer_write, Writer, ... */
 #include "../llmc/base/json_text.h" /* json_dump_short */
 #include "../llmc/base/jsonl.h"     /* jsonl_error, jsonl_close, jsonl_next, jsonl_open, ... */
@@ -29,7 +30,7 @@
 #include "../llmc/base/random.h"    /* RANDOM_PICK, random_bits */
 #include "../llmc/base/text.h"      /* TextBuffer, text_append, text_clear, text_free */
 #include "../llmc/records/inputs.h" /* Inputs, inputs_add, inputs_check, inputs_close, ... */
-#include "condition.h"              /* Condition, condition_free, condition_holds, condition_parse */
+#include "condition.h"              /* Condition, condition_free, condition_holds, condition_parse, ... */
 #include "keys.h"                   /* keys_at, keys_free, Keys, keys_bytes, ... */
 #include "row_fields.h"             /* row_get, FIELD_COMPLETION, RowFieldId, row_missing, ... */
 #include "words.h"                  /* words_split, Contamination, Words, words_free, ... */
@@ -43,7 +44,7 @@ static struct {
     const char *output, *where, *group, *rate, *by, *pairs, *chosen_field, *dedupe, *near_field, *decontaminate, *join,
         *on;
     int64_t max_per_group, best, pairs_per_group, ngram, sample, seed, max_memory;
-    double min_margin, near, overlap;
+    double min_margin, tie, near, overlap;
     bool all_pairs, spin, unpaired, shuffle, skip_bad, stats, quiet;
     int as;
 } o = {.output = "-", .near_field = "completion", .chosen_field = "answer", .near = -1, .ngram = 8};
@@ -93,7 +94,9 @@ static const Option options[] = {
     OPTION_TEXT  ("by",       0, &o.by,     "FIELD", "number by which --best chooses"),
     OPTION_GROUP("Pairs and labels"),
     OPTION_TEXT  ("pairs",    0, &o.pairs,  "FIELD",
-                  "write the completions of a group with the highest and the lowest value as chosen and rejected"),
+                  "write the completions of a group with the highest and the lowest value as chosen and rejected; without "
+                  "--group, FIELD is the probability that a row's chosen completion is better than its rejected one"),
+    OPTION_REAL  ("tie",      0, &o.tie,    0, 0.5, "drop pairs whose probability is closer to 1/2 than this"),
     OPTION_REAL  ("min-margin", 0, &o.min_margin, 0, 1e300, "the difference of a pair's values must be above this"),
     OPTION_FLAG  ("all-pairs", 0, &o.all_pairs, "write all pairs of a group"),
     OPTION_INT   ("pairs-per-group", 0, &o.pairs_per_group, 0, 1e9,
@@ -173,8 +176,8 @@ static struct {
 } joined;
 
 static struct {
-    int64_t read, where, unlabelled, equal, repeated, contaminated, near, rate, per_group, ties, valueless, unsampled,
-        unjoined, written;
+    int64_t read, where, unlabelled, equal, tied, repeated, contaminated, near, rate, per_group, ties, valueless,
+        unsampled, unjoined, written;
     double reward, length;
     int64_t rewards, lengths;
 } tally;
@@ -432,8 +435,34 @@ static bool group_of(json_t *row, int64_t *group, Error *e) {
     return true;
 }
 
-/* Makes the fields of --spin and --unpaired. *keep: false if the row has no such fields. */
+/* Makes a pair of a row with chosen, rejected and the probability p that the former is better (--pairs without --group): the
+ * likelier one becomes chosen, and its log-odds the margin. */
+static bool label_pair(json_t *row, bool *keep, Error *e) {
+    json_t *chosen = json_object_get(row, "chosen"), *rejected = json_object_get(row, "rejected");
+    double p;
+    if (!chosen || !rejected)
+        return jsonl_error(&reader, NULL, e, "has no chosen and rejected; give --group to make pairs of completions");
+    if (!number_of(row, o.pairs, &p, e)) return false;
+    *keep = !isnan(p);
+    tally.valueless += !*keep;
+    if (!*keep) return true;
+    if (p < 0 || p > 1) return jsonl_error(&reader, o.pairs, e, "is %g, expected a probability", p);
+    *keep = fabs(p - 0.5) >= o.tie && p != 0.5;
+    tally.tied += !*keep;
+    if (p < 0.5) {
+        json_incref(chosen);
+        json_object_set(row, "chosen", rejected);
+        json_object_set_new(row, "rejected", chosen);
+        p = 1 - p;
+    }
+    const double sure = fmin(p, 1 - 1e-12); /* a margin is finite */
+    json_object_set_new(row, "margin", json_real(log(sure) - log1p(-sure)));
+    return true;
+}
+
+/* Makes the fields of --spin, of --unpaired and of labelled pairs. *keep: false if the row has no such fields. */
 static bool label(json_t *row, bool *keep, Error *e) {
+    if (o.pairs && !o.group) return label_pair(row, keep, e);
     if (o.spin) {
         json_t *chosen = row_get(row, o.chosen_field), *said = completion_of(row);
         if (!chosen) return row_missing(&reader, row, o.chosen_field, "chosen-field", e);
@@ -494,9 +523,10 @@ static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
     }
     Kept k = {.number = tally.read - 1, .group = group};
     if (o.by && !number_of(row, o.by, &k.by, e)) return false;
-    if (o.pairs && !number_of(row, o.pairs, &k.value, e)) return false;
-    if (o.pairs && !completion_of(row)) return jsonl_error(&reader, NULL, e, "has no completion for --pairs");
-    if (o.pairs && isnan(k.value)) {
+    const bool pairs = o.pairs && o.group;
+    if (pairs && !number_of(row, o.pairs, &k.value, e)) return false;
+    if (pairs && !completion_of(row)) return jsonl_error(&reader, NULL, e, "has no completion for --pairs");
+    if (pairs && isnan(k.value)) {
         tally.valueless++;
         return true;
     }
@@ -510,7 +540,7 @@ static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
 /* Takes a row through the steps up to the groups. */
 static bool take(json_t *row, Error *e) {
     int64_t group;
-    bool holds = true, repeated = false, changed = o.join || set.count || o.spin || o.unpaired;
+    bool holds = true, repeated = false, changed = o.join || set.count || o.spin || o.unpaired || (o.pairs && !o.group);
     tally.read++;
     if (o.join && !join(row, e)) return false;
     if (!set_fields(row, e) || !group_of(row, &group, e)) return false;
@@ -662,7 +692,7 @@ static void make_units(void) {
         for (int64_t i = 0; i < n && !o.pairs; i++) add_unit(row[i], -1, 0);
     }
     free(order);
-    if (!o.pairs) qsort(units, (size_t)unit_count, sizeof *units, by_place);
+    if (!o.pairs || !o.group) qsort(units, (size_t)unit_count, sizeof *units, by_place);
     if (o.sample && o.sample < unit_count) {
         tally.unsampled = unit_count - o.sample;
         for (int64_t i = 0; i < unit_count; i++) units[i].rank = rank_of(RANK_SAMPLE, units[i].a, units[i].b);
@@ -819,6 +849,7 @@ static void summarize(int64_t skipped, const Error *first) {
         say(tally.where, "dropped by --where");
         say(tally.unlabelled, "without right");
         say(tally.equal, "equal to the reference");
+        say(tally.tied, "pairs too close to call");
         say(tally.repeated, "repeated");
         say(tally.contaminated, "in the test set");
         say(tally.near, "near another");
@@ -930,10 +961,10 @@ static void check_options(void) {
         {&o.max_per_group, grouped, "used only with --group"},
         {&o.best, grouped, "used only with --group"},
         {&o.by, o.best > 0, "used only with --best"},
-        {&o.pairs, grouped, "used only with --group"},
-        {&o.min_margin, o.pairs != NULL, "used only with --pairs"},
-        {&o.all_pairs, o.pairs != NULL, "used only with --pairs"},
-        {&o.pairs_per_group, o.pairs != NULL, "used only with --pairs"},
+        {&o.tie, o.pairs && !grouped, "used only with --pairs without --group"},
+        {&o.min_margin, o.pairs && grouped, "used only with --pairs and --group"},
+        {&o.all_pairs, o.pairs && grouped, "used only with --pairs and --group"},
+        {&o.pairs_per_group, o.pairs && grouped, "used only with --pairs and --group"},
         {&o.chosen_field, o.spin, "used only with --spin"},
         {&o.seed, o.sample || o.shuffle || o.max_per_group || o.pairs_per_group,
          "used only with --sample, --shuffle, --max-per-group or --pairs-per-group"},

@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #include "../llmc/base/error.h"               /* Error */
-#include "../llmc/base/random.h"              /* Random, random_below, random_normal, random_real, ... */
+#include "../llmc/base/random.h"              /* Random, random_normal, random_start, random_below, ... */
 #include "../llmc/loss/reward.h"              /* loss_bradley_terry, RewardLoss, loss_binary */
 #include "../llmc/reward/calibration.h"       /* calibration_error, calibration_add_label, calibration_add_pair, ... */
 #include "../llmc/reward/evaluation_reward.h" /* RankedScore, rank_auc */
@@ -122,7 +122,7 @@ static void finite_differences(void **state) {
     static const double smoothing[] = {0, 0.1, 0.499}, center[] = {0, 0.01, 2};
     Random r = random_start(5, 0);
     for (int k = 0; k < 9; k++) {
-        const RewardLoss o = {smoothing[k % 3], center[k / 3]};
+        const RewardLoss o = {.label_smoothing = smoothing[k % 3], .center = center[k / 3]};
         float score[2 * N], margin[N], dscore[2 * N];
         long double s[2 * N];
         uint8_t label[2 * N];
@@ -154,6 +154,38 @@ static void finite_differences(void **state) {
             near(dscore[i], (double)slope, 3e-7, "slope of labels");
         }
     }
+}
+
+/* The cross-entropy with the probability p of each label, whose log-odds are the margin; its slope is S(d) - p. */
+static void soft_labels(void **state) {
+    (void)state;
+    enum { N = 5 };
+    static const double p[N] = {0.5, 0.75, 0.99, 0.2, 1 - 1e-6};
+    const RewardLoss o = {.center = 0.3, .soft = true};
+    Random r = random_start(6, 0);
+    float score[2 * N], margin[N], dscore[2 * N];
+    for (int i = 0; i < N; i++) {
+        margin[i] = (float)log(p[i] / (1 - p[i]));
+        for (int k = 0; k < 2; k++) score[2 * i + k] = (float)(2 * random_normal(&r));
+    }
+    const long double h = 1e-5L;
+    for (int at = -1; at < 2 * N; at++) {
+        long double sum[2] = {0, 0};
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < N; i++) {
+                const long double c = score[2 * i] + (at == 2 * i) * (side ? h : -h),
+                                  d = score[2 * i + 1] + (at == 2 * i + 1) * (side ? h : -h);
+                const long double label = 1 / (1 + expl(-(long double)margin[i]));
+                sum[side] += label * minus_log_sigmoid(c - d) + (1 - label) * minus_log_sigmoid(d - c);
+                sum[side] += 0.3L * (c + d) * (c + d);
+            }
+        const double loss = loss_bradley_terry(&o, score, margin, N, N, dscore);
+        if (at < 0) near(loss, (double)sum[0] / N, 1e-13, "soft labels");
+        else near(dscore[at], (double)((sum[1] - sum[0]) / (2 * h * N)), 3e-7, "slope of soft labels");
+    }
+    const RewardLoss plain = {.soft = true};
+    loss_bradley_terry(&plain, score, margin, N, 1, dscore);
+    near(dscore[2], 1 / (1 + exp(score[3] - score[2])) - 0.75, 1e-6, "S(d) - p");
 }
 
 /* Nothing overflows. A NaN loss stays NaN, so that the trainer's check detects it. */
@@ -267,7 +299,8 @@ static void notes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(golden_values), cmocka_unit_test(finite_differences),
-                                       cmocka_unit_test(extremes),      cmocka_unit_test(calibration),
-                                       cmocka_unit_test(hidden_rules),  cmocka_unit_test(notes)};
+                                       cmocka_unit_test(soft_labels),   cmocka_unit_test(extremes),
+                                       cmocka_unit_test(calibration),   cmocka_unit_test(hidden_rules),
+                                       cmocka_unit_test(notes)};
     return cmocka_run_group_tests_name("loss_reward", tests, NULL, NULL);
 }

@@ -9,8 +9,8 @@
 #include "../llmc/base/random.h" /* random_below, Random, random_start */
 #include "../llmc/base/text.h"   /* TextBuffer, text_format, text_free */
 #include "files.h"               /* files_assert_error */
-#include "models.h"              /* refused, lines_of, json_line_of, json_text_of, ... */
-#include "shell.h"               /* out, run, put, said, ... */
+#include "models.h"              /* refused, lines_of, json_text_of, json_line_of, ... */
+#include "shell.h"               /* out, run, said, assert_holds, ... */
 
 static const Jsonl place = {.name = "x", .line = 7};
 
@@ -462,6 +462,7 @@ static void pairs(void **state) {
     assert_string_equal(json_text_of(row, "answer"), "c3"); /* both rows have it */
     assert_null(json_object_get(row, "row"));
     json_decref(row);
+
     /* true is above false */
     int decided = 0;
     for (int g = 0; g < GROUPS; g++) {
@@ -494,6 +495,38 @@ static void labels(void **state) {
     json_decref(row);
     run(0, "data/pick -i $T/samples.jsonl --unpaired -q | data/make_shard -i - -o $T/u.shard");
     assert_holds(said, "unpaired, ");
+}
+
+/* Rows with a judge's probability: the likelier completion is chosen, the margin is the log-odds. */
+static void judged_pairs(void **state) {
+    (void)state;
+    static const double p[] = {0.9, 0.2, 0.55, 0.5, 1, 0.35};
+    char text[1000] = "";
+    for (int i = 0; i < 6; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text),
+                 "{\"prompt\":\"q%d\",\"chosen\":\"a\",\"rejected\":\"b\",\"p\":%g}\n", i, p[i]);
+    strcat(text, "{\"prompt\":\"q6\",\"chosen\":\"a\",\"rejected\":\"b\",\"p\":null}\n");
+    put("judged.jsonl", text);
+    run(0, "./data/pick -i $T/judged.jsonl --pairs p --tie 0.1");
+    assert_holds(said, "7 rows read, 4 written, 2 pairs too close to call, 1 without a value for --pairs");
+    static const int kept[] = {0, 1, 4, 5};
+    for (int i = 0; i < 4; i++) {
+        json_t *row = json_line_of(out, i);
+        const double q = fmax(p[kept[i]], 1 - p[kept[i]]), sure = fmin(q, 1 - 1e-12);
+        assert_string_equal(json_text_of(row, "chosen"), p[kept[i]] > 0.5 ? "a" : "b");
+        assert_string_equal(json_text_of(row, "rejected"), p[kept[i]] > 0.5 ? "b" : "a");
+        assert_near(json_number_of(row, "margin"), log(sure / (1 - sure)), 1e-9 * json_number_of(row, "margin") + 1e-9);
+        assert_null(json_object_get(row, "p"));
+        json_decref(row);
+    }
+    put("odd.jsonl", "{\"chosen\":\"a\",\"rejected\":\"b\",\"p\":1.5}\n");
+    run(1, "./data/pick -i $T/odd.jsonl --pairs p");
+    assert_holds(said, "is 1.5, expected a probability");
+    put("odd.jsonl", "{\"completion\":\"a\",\"p\":0.5}\n");
+    run(1, "./data/pick -i $T/odd.jsonl --pairs p");
+    assert_holds(said, "has no chosen and rejected; give --group");
+    run(2, "./data/pick -i $T/odd.jsonl --pairs p --group index --tie 0.1");
+    assert_holds(said, "--tie: used only with --pairs without --group");
 }
 
 static void equations(void **state) {
@@ -559,7 +592,7 @@ static void bad_input(void **state) {
     refused(2, "data/pick -i $T/samples.jsonl --where 'right and'", "--where: ends after");
     refused(1, "data/pick -i $T/samples.jsonl --where 'prompt > 1' -o $T/kept",
             "samples.jsonl: line 1: field 'prompt': is a string, which cannot be compared so with a number");
-    refused(2, "data/pick -i $T/samples.jsonl --pairs reward", "--pairs: used only with --group");
+    refused(1, "data/pick -i $T/samples.jsonl --pairs reward", "has no chosen and rejected; give --group");
     refused(2, "data/pick -i $T/samples.jsonl --group index --best 2", "--best needs");
     refused(2, "data/pick -i $T/samples.jsonl --group index --rate 0.5", "expected LOW,HIGH");
     refused(2, "data/pick -i $T/samples.jsonl --group index --rate 0.9,0.5", "expected LOW,HIGH");
@@ -612,6 +645,7 @@ int main(void) {
         cmocka_unit_test(random_choices),
         cmocka_unit_test(pairs),
         cmocka_unit_test(labels),
+        cmocka_unit_test(judged_pairs),
         cmocka_unit_test(equations),
         cmocka_unit_test(fields),
         cmocka_unit_test(bad_input),

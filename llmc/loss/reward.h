@@ -2,6 +2,8 @@
  *
  *   Bradley-Terry   pairs (c, r) with scores s_c, s_r and margin m:   x = s_c - s_r - m
  *                     L = mean[ -(1 - e) log sigma(x) - e log sigma(-x) ] + c mean[ (s_c + s_r)^2 ]
+ *     with soft labels, p = sigma(m) is the probability that c is better (Lee et al. 2023, RLAIF, 2.2):   d = s_c - s_r
+ *                     L = mean[ -p log sigma(d) - (1 - p) log sigma(-d) ] + c mean[ (s_c + s_r)^2 ]
  *   binary          labels y in {0, 1}:   t = y (1 - e) + (1 - y) e
  *                     L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ]
  *
@@ -20,12 +22,14 @@
 #define LLMC_LOSS_REWARD_H
 
 #include "scalar.h" /* log_sigmoid, sigmoid */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 typedef struct RewardLoss {
     double label_smoothing; /* e: the probability that a label is wrong (Mitchell 2023, cDPO, eq. 3, for preferences) */
     double center;          /* c (Eisenstein et al. 2023, 2312.09244, eq. 2); 0: none */
+    bool soft;              /* the margins are log-odds of the labels; without smoothing */
 } RewardLoss;
 
 /* Bradley-Terry (Ouyang et al. 2022, eq. 1), with the margin of Touvron et al. 2023 (Llama 2, eq. 2). Without smoothing
@@ -35,11 +39,12 @@ typedef struct RewardLoss {
  * skips it. Returns this micro-batch's contribution to L. */
 static inline double loss_bradley_terry(const RewardLoss *o, const float *score, const float *margin, int64_t pairs,
                                         double normaliser, float *dscore) {
-    const double N = normaliser, e = o->label_smoothing;
+    const double N = normaliser;
     double sum = 0;
     for (int64_t i = 0; i < pairs; i++) {
         const double chosen = score[2 * i], rejected = score[2 * i + 1], both = chosen + rejected;
-        const double x = chosen - rejected - (margin ? margin[i] : 0);
+        const double m = margin ? margin[i] : 0, x = chosen - rejected - (o->soft ? 0 : m);
+        const double e = o->soft ? sigmoid(-m) : o->label_smoothing; /* probability that rejected is better */
         const double gap = sigmoid(x) - (1 - e), pull = 2 * o->center * both;
         sum -= (1 - e) * log_sigmoid(x);
         if (e > 0) sum -= e * log_sigmoid(-x);

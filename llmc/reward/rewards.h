@@ -31,6 +31,7 @@
  *   command                  -                             the program of --reward-cmd (reward_command.h)
  *   model                    FILE, or none                 a reward model's normalised score (reward_model.h); without
  *                                                          argument, that of --reward-model. The trainers only
+ *   judge                    score|rubric|pair|group       a language model's verdict (../judge/judged.h)
  *
  * MAX defaults to the maximum length of sampled completions. A part that could not be scored is NaN. The sum is over
  * the other parts (TRL's nansum) and is NaN if no part has a value; trainers exclude such completions.
@@ -42,7 +43,7 @@
 #ifndef LLMC_REWARD_REWARDS_H
 #define LLMC_REWARD_REWARDS_H
 
-#include "../base/error.h"   /* error_set, Error, xcalloc, xstrndup, ... */
+#include "../base/error.h"   /* error_set, Error, xstrndup, xcalloc, ... */
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
 #include "code_reward.h"     /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
@@ -66,7 +67,8 @@ typedef enum {
     REWARD_LENGTH,
     REWARD_RANDOM,
     REWARD_COMMAND,
-    REWARD_MODEL
+    REWARD_MODEL,
+    REWARD_JUDGE
 } RewardKind;
 
 typedef struct RewardPart {
@@ -85,7 +87,10 @@ typedef struct Rewards {
     RewardCommand command; /* not running if there is none */
     /* Computes part k, a reward model's, of n completions: scores[i * stride]. Set by programs with such models. */
     bool (*score_model)(void *context, int k, const RewardInput *in, int n, float *scores, int stride, Error *e);
-    void *context;    /* its first argument */
+    void *context; /* its first argument */
+    /* The same for a part `judge` of this mode (judge/judged.h). Set by programs with a judge. */
+    bool (*score_judge)(void *judge, int mode, const RewardInput *in, int n, float *scores, int stride, Error *e);
+    void *judge;      /* its first argument */
     CodeScorer *code; /* runs programs (code_judge.h); NULL: completions that are programs cannot be scored */
     char *program;
     uint64_t seed;
@@ -126,6 +131,7 @@ static inline double reward_repetition(const void *items, size_t count, size_t s
     return distinct == grams ? 0 : penalty * (1.0 - (double)distinct / (double)grams);
 }
 
+#define REWARD_JUDGES  "score|rubric|pair|group" /* in the order of JudgeMode (judge/judge_options.h) */
 #define REWARD_FORMATS "think|hash|boxed|answer" /* in the order of reward_format_pattern() */
 
 static inline const char *reward_format_pattern(int format) {
@@ -216,6 +222,12 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         if (ok && v[0] >= 0 && v[1] > 0 && v[1] <= 1) return true;
         return error_set(e, "reward code=%.*s: must be all, fraction or threshold/P with 0 < P <= 1", (int)n, text);
     }
+    case REWARD_JUDGE: {
+        char *word = xstrndup(text, n);
+        v[0] = option_choice_index(REWARD_JUDGES, word);
+        free(word);
+        return v[0] >= 0 || error_set(e, "reward judge=%.*s: must be one of %s", (int)n, text, REWARD_JUDGES);
+    }
     case REWARD_MODEL: p->path = n ? xstrndup(text, n) : NULL; return true;
     case REWARD_CHECK:
         if (p->check == VERIFY_COUNTDOWN && n == 3 && !memcmp(text, "all", n)) {
@@ -251,7 +263,8 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"length", REWARD_LENGTH, 0},
                  {"random", REWARD_RANDOM, 0},
                  {"command", REWARD_COMMAND, 0},
-                 {"model", REWARD_MODEL, 0}};
+                 {"model", REWARD_MODEL, 0},
+                 {"judge", REWARD_JUDGE, 0}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(name, kinds[i].name)) {
             p->kind = kinds[i].kind;
@@ -275,7 +288,7 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         return error_set(
             e,
             "reward '%s': unknown, must be verify, exact, em, f1, choice, numeric, math, hash, countdown, sort, "
-            "brackets, code, regex, format, cosine, overlong, repetition, length, random, command or model",
+            "brackets, code, regex, format, cosine, overlong, repetition, length, random, command, model or judge",
             name);
     at += n;
     n = 0;
@@ -327,6 +340,14 @@ static inline int rewards_models(const Rewards *r) {
     int n = 0;
     for (int i = 0; i < r->count; i++) n += r->part[i].kind == REWARD_MODEL;
     return n;
+}
+
+/* The modes of the parts that a judge scores, as bits 1 << JudgeMode; 0: there are none. */
+static inline unsigned rewards_judge_modes(const Rewards *r) {
+    unsigned modes = 0;
+    for (int i = 0; i < r->count; i++)
+        if (r->part[i].kind == REWARD_JUDGE) modes |= 1u << (int)r->part[i].value[0];
+    return modes;
 }
 
 /* Adds a part of weight 1, `model`, for the reward model of a separate option, unless the parts have it. */
@@ -417,13 +438,14 @@ static inline bool rewards_unknown(const Rewards *r, int k, const RewardInput *i
                      in->task ? in->task : "");
 }
 
-/* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program
- * or a reward model is taken to score everything. Fails if the record's task is unknown. */
+/* Whether a completion of a record can be scored: whether a part has a value, here for an empty completion. A program,
+ * a reward model or a judge is taken to score everything. Fails if the record's task is unknown. */
 static inline bool rewards_scorable(const Rewards *r, const RewardInput *in, bool *scorable, Error *e) {
     *scorable = false;
     for (int k = 0; k < r->count; k++) {
         float value = 0;
-        const bool any = r->part[k].kind == REWARD_COMMAND || r->part[k].kind == REWARD_MODEL;
+        const RewardKind kind = r->part[k].kind;
+        const bool any = kind == REWARD_COMMAND || kind == REWARD_MODEL || kind == REWARD_JUDGE;
         if (!any && !reward_part(r, &r->part[k], in, NULL, &value)) return rewards_unknown(r, k, in, e);
         *scorable = *scorable || !isnan(value);
     }
@@ -472,6 +494,11 @@ static inline bool rewards_score(Rewards *r, const RewardInput *in, int n, float
         if (r->part[k].kind == REWARD_MODEL) {
             if (!r->score_model) ok = error_set(e, "reward model: no reward model can be used here");
             ok = ok && r->score_model(r->context, k, in, n, parts + k, r->count, e);
+            continue;
+        }
+        if (r->part[k].kind == REWARD_JUDGE) {
+            if (!r->score_judge) ok = error_set(e, "reward judge: give the judge, as --judge FILE");
+            ok = ok && r->score_judge(r->judge, (int)r->part[k].value[0], in, n, parts + k, r->count, e);
             continue;
         }
         if (r->part[k].kind == REWARD_COMMAND) {

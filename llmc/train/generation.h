@@ -45,10 +45,14 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, Error, die, warn, ... */
-#include "../base/options.h"         /* OptionUse, options_parsed, options_refuse_unused */
+#include "../base/error.h"           /* xcalloc, Error, die, usage_error, ... */
+#include "../base/options.h"         /* options_parsed, OptionUse, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
+#include "../judge/judge.h"          /* Judge, judge_close, judge_mode_name, judge_open */
+#include "../judge/judge_options.h"  /* JudgeMode, judge_given, JUDGE_MODES, JudgeOptions, ... */
+#include "../judge/judged.h"         /* judge_attach, judge_cost */
+#include "../judge/local.h"          /* JudgeLocal */
 #include "../model/batch.h"          /* Batch */
 #include "../model/micro_plan.h"     /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
 #include "../model/model.h"          /* Model */
@@ -71,7 +75,7 @@
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
-#include "trainer.h"                 /* Trainer, trainer_open_files, state_int, trainer_check_shard, ... */
+#include "trainer.h"                 /* Trainer, trainer_file, trainer_open_files, state_int, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -87,10 +91,11 @@ typedef struct Generation {
     const GenerationOptions *o; /* the command line */
     Trainer *t;
     Prompts train, val;
-    Rewards rewards;     /* empty if the trainer scores in another way */
-    CodeJudge code;      /* runs completions that are programs; not open: there are none */
-    RewardModel *models; /* (rewards.count) those of the parts that are reward models */
-    RewardModel *judge;  /* scores held-out completions; NULL: there is no reward model */
+    Rewards rewards;      /* empty if the trainer scores in another way */
+    CodeJudge code;       /* runs completions that are programs; not open: there are none */
+    RewardModel *models;  /* (rewards.count) those of the parts that are reward models */
+    RewardModel *judge;   /* scores held-out completions; NULL: there is no reward model */
+    Judge language_judge; /* --judge; scores the parts `judge` of the rewards */
     Rollout engine;
     Episodes episodes; /* the tools of --tools; its turns are the engine's */
     Sampling sampling;
@@ -141,6 +146,9 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     if (verify && !none &&
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
+    const unsigned modes = rewards_judge_modes(&g->rewards);
+    if (modes && !judge_given(&o->judge)) usage_error("--reward judge: give the judge, as --judge FILE");
+    if (!o->judges_pairs) judge_refuse_unused(&o->judge, *options_parsed(), modes, "used only with --reward judge=...");
     g->files = mixing_inputs(&o->mix, &o->input);
     trainer_open_files(&g->train.shard, &g->files, false);
 }
@@ -289,10 +297,41 @@ static inline bool generation_score_model(void *generation, int k, const RewardI
     return ok;
 }
 
+/* Prints what the judge costs. G: completions of a prompt that it compares. */
+static inline void generation_say_judge(const Generation *g, int64_t G) {
+    const Judge *j = &g->language_judge;
+    for (int m = 0; m < JUDGE_MODES && g->t->dist.rank == 0 && !g->t->o->quiet; m++) {
+        const int64_t cost = judge_cost(j, (JudgeMode)m, G);
+        if (!j->form[m].used) continue;
+        fprintf(stderr, "judge   %s: ", judge_mode_name((JudgeMode)m));
+        if (cost)
+            fprintf(stderr, "%lld questions per prompt, %lld per generation\n", (long long)cost,
+                    (long long)(cost * g->o->prompts));
+        else
+            fprintf(stderr, "a question for each criterion of the rubric and each of %lld completions\n", (long long)G);
+    }
+}
+
+/* Opens the judge of --judge, if it is given. */
+static inline void generation_open_judge(Generation *g) {
+    Error e;
+    Trainer *t = g->t;
+    Judge *j = &g->language_judge;
+    const JudgeOptions *o = &g->o->judge;
+    if (!judge_given(o)) return;
+    if (!judge_open(j, o, t->backend, t->device, (uint64_t)t->o->seed, &e) || !judge_attach(j, &g->rewards, &e))
+        die("%s", e.text);
+    j->group = (int32_t)g->o->generations;
+    trainer_file(t, "judge", o->file, j->local.file.hash);
+    if (j->hash) trainer_file(t, "judge-template", o->template ? o->template : o->principles, j->hash);
+    generation_say_judge(g, g->o->generations);
+}
+
 /* Opens the reward models among the parts of --reward. path: of --reward-model, or NULL. Call it after
  * generation_open_prompts(). */
 static inline void generation_open_models(Generation *g, const char *path) {
     Rewards *r = &g->rewards;
+    generation_open_judge(g);
     if (!rewards_models(r)) return;
     g->models = (RewardModel *)xcalloc((size_t)r->count, sizeof *g->models);
     r->score_model = generation_score_model;
@@ -391,6 +430,7 @@ static inline void generation_close(Generation *g) {
     for (int k = 0; g->models && k < g->rewards.count; k++)
         if (g->rewards.part[k].kind == REWARD_MODEL) reward_model_close(&g->models[k]);
     free(g->models);
+    judge_close(&g->language_judge);
     rewards_close(&g->rewards);
     if (g->engine.turns) episodes_close(&g->episodes);
     code_judge_close(&g->code);
@@ -485,7 +525,10 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
         in[i] = prompts_input(&g->train, scored[i].prompt, scored[i].text, scored[i].text_length, c, scored[i].id,
                               (int32_t)g->o->max_completion);
     }
+    const JudgeLocal *judge = &g->language_judge.local;
+    const int64_t judged = judge->rows;
     trainer_require(g->t, !K || rewards_score(&g->rewards, in, count, parts, total, &e), &e);
+    if (judge->rows > judged) g->t->flops += model_flops(&judge->model.config, (double)(judge->rows - judged), 0, 0, 1);
     for (int32_t i = 0; i < count; i++) {
         const Trajectory *y = scored[i].completion.trajectory;
         scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count ? NAN : total[i]);

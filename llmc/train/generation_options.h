@@ -18,20 +18,22 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"      /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
-#include "../reward/code_judge.h" /* CODE_OPTIONS, CodeOptions, code_defaults */
-#include "../rollout/episodes.h"  /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
-#include "../rollout/rollout.h"   /* ROLLOUT_SAMPLING_OPTIONS */
-#include "mixing.h"               /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
-#include "trainer_options.h"      /* TRAINER_EVALUATION_OPTIONS */
+#include "../base/options.h"        /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
+#include "../judge/judge_options.h" /* JudgeOptions, judge_defaults */
+#include "../records/mix_options.h" /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
+#include "../reward/code_judge.h"   /* CODE_OPTIONS, CodeOptions, code_defaults */
+#include "../rollout/episodes.h"    /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
+#include "../rollout/rollout.h"     /* ROLLOUT_SAMPLING_OPTIONS */
+#include "trainer_options.h"        /* TRAINER_EVALUATION_OPTIONS */
 
 typedef struct GenerationOptions {
     MixingOptions mix;
     CodeOptions code;
+    JudgeOptions judge;
     OptionList input, val;
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
-    bool eval_on_start;
+    bool eval_on_start, judges_pairs; /* judges_pairs: a trainer asks the judge about its own pairs */
     int64_t eval_steps, eval_samples, sample_count;
     OptionList stop;
     EpisodeOptions episodes;
@@ -42,6 +44,7 @@ typedef struct GenerationOptions {
 static inline GenerationOptions generation_defaults(void) {
     GenerationOptions o = {.mix = mixing_defaults(),
                            .code = code_defaults(),
+                           .judge = judge_defaults(),
                            .max_prompt = 512,
                            .epochs = 1,
                            .prompts = 8,

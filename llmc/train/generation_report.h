@@ -12,11 +12,14 @@
 #include "../base/error.h"              /* die, Error, xcalloc, PLURAL, ... */
 #include "../base/random.h"             /* RANDOM_EVAL */
 #include "../base/text.h"               /* text_format, TextBuffer, text_free */
-#include "../dist/dist.h"               /* dist_complete, dist_cut, dist_max, dist_sum */
+#include "../dist/dist.h"               /* dist_sum, DIST_FIELDS, dist_complete, dist_cut, ... */
+#include "../judge/judge.h"             /* Judge */
+#include "../judge/judged.h"            /* JUDGE_FIGURES, JudgeFigure, judge_figures */
+#include "../judge/labels.h"            /* JudgeSums */
 #include "../loss/advantage.h"          /* Spread, spread_of */
 #include "../records/eval_sets.h"       /* eval_set_size */
 #include "../records/mix.h"             /* mix_epochs */
-#include "../report/metrics.h"          /* metrics_set, Metrics, metrics_set_of, metrics_line, ... */
+#include "../report/metrics.h"          /* metrics_set, Metrics, metrics_warn, metrics_set_of, ... */
 #include "../report/run_facts.h"        /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/code_judge.h"       /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"          /* Rewards */
@@ -82,6 +85,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     Sampling how = g->sampling;
     how.stream = RANDOM_EVAL;
     const TrainerPause pause = trainer_pause(g->t, RUN_EVALUATION);
+    const JudgeSums judged = g->language_judge.sums; /* those of the evaluation are not the step's */
     const int64_t count = g->val.count;
     const int ranks = g->t->dist.ranks, rank = g->t->dist.rank;
     double *cost = (double *)xcalloc((size_t)count, sizeof *cost);
@@ -93,6 +97,7 @@ static inline Evaluation generation_evaluate(Generation *g, const char *when) {
     if (!evaluate_tasks(&v, &g->engine, &how, &g->val, cut[rank], cut[rank + 1] - cut[rank], &g->t->text, rewards, NULL,
                         NULL, &e))
         die("%s: %s", g->val.shard.name, e.text);
+    g->language_judge.sums = judged;
     dist_complete(&g->t->dist, outcome, cut, sizeof *outcome);
     for (int k = 0; k < g->held.count && g->held.told; k++) {
         Evaluation part = v;
@@ -252,6 +257,38 @@ static inline void generation_log_code(Generation *g) {
     j->timed = 0;
 }
 
+/* Sets the metrics of the judge, over all ranks, and begins to count again. Warns the first time that it hardly ever answers
+ * with a label, and that questions do not fit its context. Collective. */
+static inline void generation_log_judge(Generation *g) {
+    Metrics *m = &g->t->metrics;
+    Judge *j = &g->language_judge;
+    JudgeSums s = j->sums;
+    JudgeFigure figure[JUDGE_FIGURES];
+    char key[64];
+    if (!j->open) return;
+    j->sums = (JudgeSums){0};
+    dist_sum(&g->t->dist, DIST_FIELDS(s));
+    const int n = judge_figures(&s, figure);
+    for (int i = 0; i < n; i++) {
+        snprintf(key, sizeof key, "judge/%s", figure[i].name);
+        metrics_set(m, key, figure[i].value);
+    }
+    if (s.mass < 0.5 * s.answered && !j->warned_mass) {
+        metrics_warn(
+            m,
+            "the judge answers with one of its labels with a probability of only %.2g: it does not know the form "
+            "of the question",
+            s.mass / s.answered);
+        j->warned_mass = true;
+    }
+    if (s.too_long > 0 && !j->warned_long) {
+        metrics_warn(
+            m, "%.0f of %.0f questions do not fit the judge's context of %d tokens; what they ask about is not scored",
+            s.too_long, s.questions, j->local.model.config.context);
+        j->warned_long = true;
+    }
+}
+
 /* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
 static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
@@ -287,6 +324,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "timing_s/gen", g->gen_seconds);
     metrics_set(m, "timing_s/reward", g->reward_seconds);
     generation_log_code(g);
+    generation_log_judge(g);
     metrics_set(m, "epoch", mix_epochs(&g->mixture));
     mixing_log(&g->mixture, m);
     if (g->engine.turns) generation_log_turns(g);

@@ -7,7 +7,8 @@
  *
  * Owns the prompts, the sampling engines, the reward model and the completions of one step (generation.h has the
  * policy's part). The score of a completion is the reward model's score plus the verifiers' reward, minus
- * missing_eos_penalty if the completion was truncated. A pair is left out if one of its completions could not be
+ * missing_eos_penalty if the completion was truncated. With --judge and without --reward, a judge compares the two in both
+ * orders (../judge/judge.h): the probability P that the first is better is its score, that of the second is 1 - P. A pair is left out if one of its completions could not be
  * scored. Errors end the program (see trainer.h).
  *
  *     OnlinePairs p;
@@ -28,6 +29,9 @@
 #include "../base/clock.h"             /* clock_seconds */
 #include "../base/error.h"             /* xcalloc, usage_error, Error, die */
 #include "../base/options.h"           /* OPTION_REAL, OPTION_FLAG, OPTION_CHOICE, OPTION_GROUP, ... */
+#include "../judge/judge.h"            /* JudgePair, judge_pairs, judge_use */
+#include "../judge/judge_options.h"    /* JUDGE_BY_PAIR, JUDGE_OF_PAIRS, judge_refuse_unused */
+#include "../judge/judged.h"           /* JudgeRecord, judge_slice, judge_record, judge_record_free */
 #include "../loss/preference.h"        /* PreferenceConfig, PreferenceStats */
 #include "../model/config.h"           /* ModelConfig */
 #include "../model/model.h"            /* Model */
@@ -36,21 +40,23 @@
 #include "../report/metrics.h"         /* metrics_set, metrics_phase, Metrics */
 #include "../report/run_facts.h"       /* RUN_REWARD, RUN_SAMPLING, RunPhase */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_preference, ... */
+#include "../reward/verify_answer.h"   /* RewardInput */
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
-#include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_item, prompts_request, ... */
+#include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_input, prompts_item, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
-#include "generation.h"                /* Generation, generation_longest_prompt, generation_bytes, ... */
+#include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
 #include "generation_report.h"         /* generation_check_evaluation, generation_log */
 #include "preference_options.h"        /* PreferenceOptions */
 #include "preference_reference.h"      /* PreferenceReferenceOptions */
-#include "trainer.h"                   /* Trainer */
+#include "trainer.h"                   /* Trainer, trainer_require */
 
 #define ONLINE_CHOICES "online_dpo|xpo|nash_md"
 typedef enum { ONLINE_DPO, ONLINE_XPO, ONLINE_NASH_MD } OnlineKind; /* in the order of ONLINE_CHOICES */
 
 typedef struct OnlineOptions {
     bool on, drop_ties;
+    double tie;
     int kind;
     const char *reward_model;
     double missing_eos_penalty, xpo_alpha, mixture_coef;
@@ -71,6 +77,8 @@ static inline OnlineOptions online_options(void) { return (OnlineOptions){.xpo_a
                   "penalty on the score of a completion without a stop token"),                                        \
     OPTION_FLAG  ("drop-ties",           0, &(o).drop_ties,                                                            \
                   "leave out pairs with equal scores; otherwise the first completion is the chosen one"),              \
+    OPTION_REAL  ("tie",                 0, &(o).tie,                 0, 0.5,                                         \
+                  "leave out pairs that the judge prefers with a probability closer to 1/2 than this"),                \
     OPTION_REAL  ("xpo-alpha",           0, &(o).xpo_alpha,           0, 1e6, "xpo: weight of the optimism term"),     \
     OPTION_REAL  ("mixture-coef",        0, &(o).mixture_coef,        0, 1,                                            \
                   "nash_md: weight of the reference in the mixture")
@@ -85,6 +93,7 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
         {&o->reward_model, o->on, online},
         {&o->missing_eos_penalty, o->on, online},
         {&o->drop_ties, o->on, online},
+        {&o->tie, g->judges_pairs, "used only with --online and --judge without --reward"},
         {&o->xpo_alpha, o->on && o->kind == ONLINE_XPO, "used only with --online-loss xpo"},
         {&o->mixture_coef, o->on && o->kind == ONLINE_NASH_MD, "used only with --online-loss nash_md"},
         {&g->reward, o->on, online},
@@ -102,12 +111,15 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
     generation_refuse_unused(g, table, g->reward_cmd != NULL);
+    if (!o->on || g->judges_pairs) judge_refuse_unused(&g->judge, table, o->on ? JUDGE_OF_PAIRS : 0, online);
     if (!o->on) return;
     if (l->unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
     if (r->precompute)
         usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");
-    if (!o->reward_model && !g->reward && !g->reward_cmd)
-        usage_error("--online: give --reward-model, --reward or --reward-cmd to score the pairs");
+    if (!o->reward_model && !g->reward && !g->reward_cmd && !g->judges_pairs)
+        usage_error("--online: give --reward-model, --reward, --reward-cmd or --judge to score the pairs");
+    if (g->judges_pairs && o->reward_model)
+        usage_error("--judge and --reward-model: give only one of them to choose between two completions");
     if (o->kind != ONLINE_DPO && r->none)
         usage_error("--reference-free: --online-loss xpo and nash_md sample from the reference");
     if (o->kind == ONLINE_NASH_MD && (strcmp(l->losses, "sigmoid") || l->rpo_alpha > 0 || o->drop_ties))
@@ -160,6 +172,11 @@ static inline void online_open_prompts(OnlinePairs *p) {
         p->g.judge = &p->judge;
     }
     generation_open_models(&p->g, NULL);
+    if (p->g.o->judges_pairs) {
+        Error e;
+        if (!judge_use(&p->g.language_judge, JUDGE_BY_PAIR, &e)) die("%s", e.text);
+        generation_say_judge(&p->g, 2);
+    }
     generation_check_evaluation(&p->g);
 }
 
@@ -211,6 +228,36 @@ static inline void online_judge(OnlinePairs *p, ScoredCompletion *scored, int32_
     free(item), free(score);
 }
 
+/* Asks the judge which completion of each pair is better. */
+static inline void online_compare(OnlinePairs *p) {
+    Error e;
+    Generation *g = &p->g;
+    const size_t n = (size_t)p->count;
+    JudgePair *pair = (JudgePair *)xcalloc(n, sizeof *pair);
+    JudgeRecord *record = (JudgeRecord *)xcalloc(n, sizeof *record);
+    double *better = (double *)xcalloc(n, sizeof *better);
+    for (int32_t i = 0; i < p->count; i++) {
+        const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
+        const RewardInput in = prompts_input(&g->train, a->prompt, a->text, a->text_length, &a->completion, a->id, 0);
+        record[i] = judge_record(&in);
+        pair[i] = (JudgePair){.prompt = judge_slice(record[i].prompt),
+                              .answer = judge_slice(in.answer),
+                              .a = {a->text, a->text_length},
+                              .b = {b->text, b->text_length},
+                              .key = a->id};
+    }
+    trainer_require(g->t, judge_pairs(&g->language_judge, pair, p->count, better, NULL, &e), &e);
+    for (int32_t i = 0; i < p->count; i++) {
+        ScoredCompletion *both[] = {online_completion(p, i, 0), online_completion(p, i, 1)};
+        for (int k = 0; k < 2; k++) {
+            both[k]->reward = (float)(k ? 1 - better[i] : better[i]);
+            if (!both[k]->completion.finished) both[k]->reward -= (float)p->o->missing_eos_penalty;
+        }
+        judge_record_free(&record[i]);
+    }
+    free(pair), free(record), free(better);
+}
+
 /* Samples and scores two completions of each prompt of a step. */
 static inline void online_draw(OnlinePairs *p) {
     Generation *g = &p->g;
@@ -227,6 +274,7 @@ static inline void online_draw(OnlinePairs *p) {
         generation_score_completions(g, p->second, p->count);
         online_judge(p, p->second, p->count);
     }
+    if (g->o->judges_pairs) online_compare(p);
     g->gen_seconds = judging - start;
     g->reward_seconds = clock_seconds() - judging;
     metrics_phase(&g->t->metrics, phase);
@@ -234,7 +282,14 @@ static inline void online_draw(OnlinePairs *p) {
 
 /* The probability that the completion with the higher score by `difference` is preferred. */
 static inline double online_preference(const OnlinePairs *p, double difference) {
+    if (p->g.o->judges_pairs) return fmin(fmax((1 + difference) / 2, 0), 1);
     return reward_model_preference(p->o->reward_model ? &p->judge : NULL, difference);
+}
+
+/* Whether a pair is left out because its scores are too close. */
+static inline bool online_tied(const OnlinePairs *p, const ScoredCompletion *a, const ScoredCompletion *b) {
+    const double difference = fabs((double)a->reward - b->reward);
+    return (p->o->drop_ties && difference == 0) || difference < 2 * p->o->tie;
 }
 
 /* Makes a set of the step's scored pairs, the better completion chosen. nash_md: a set of the policy's completions
@@ -243,7 +298,7 @@ static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
     completion_set_clear(s);
     for (int32_t i = 0; i < p->count; i++) {
         const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
-        if (isnan(a->reward) || isnan(b->reward) || (p->o->drop_ties && a->reward == b->reward)) continue;
+        if (isnan(a->reward) || isnan(b->reward) || online_tied(p, a, b)) continue;
         const bool nash = p->kind == ONLINE_NASH_MD, first = nash || a->reward >= b->reward;
         const Completion *w = first ? &a->completion : &b->completion, *l = first ? &b->completion : &a->completion;
         const Pair pair = {.prompt = prompts_tokens(&p->g.train, a->prompt),

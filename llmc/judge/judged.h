@@ -1,0 +1,374 @@
+/* judged.h - rewards of completions by a judge: the parts `judge=score`, `judge=rubric`, `judge=pair` and `judge=group`.
+ *
+ *   score    its expected score, as 0 to 1
+ *   rubric   sum_j w_j P(yes)_j / sum_j w_j over the criteria of the record's field `rubric`: a list of texts, or of
+ *            {"text": "...", "weight": w} with w > 0
+ *   pair     the mean over its opponents of the probability of being better: all other completions of its prompt, a drawn
+ *            number of them, or the record's answer (--judge-opponents)
+ *   group    its expected score in a question that lists all completions of its prompt, in random order
+ *
+ * A completion that could not be judged is NaN: its question does not fit the judge's context, its record has no rubric or
+ * no answer to compare with, it has no opponent.
+ *
+ *     judge_attach(&judge, &rewards, &e);                 // the parts of --reward; fails if one of them cannot be asked
+ *     rewards_score(&rewards, in, n, parts, totals, &e);
+ */
+#ifndef LLMC_JUDGE_JUDGED_H
+#define LLMC_JUDGE_JUDGED_H
+
+#include "../base/error.h"           /* xcalloc, xcalloc, Error, Error, ... */
+#include "../base/options.h"         /* Option, Option */
+#include "../base/random.h"          /* RANDOM_JUDGE, RANDOM_JUDGE, Random, Random, ... */
+#include "../base/text.h"            /* TextSlice, TextSlice, text_string, text_string, ... */
+#include "../model/backend.h"        /* Backend, Backend, Device, Device */
+#include "../reward/rewards.h"       /* Rewards, Rewards, REWARD_JUDGE, REWARD_JUDGE, ... */
+#include "../reward/verify_answer.h" /* RewardInput, RewardInput, VerifySpan, VerifySpan, ... */
+#include "judge.h"                   /* Judge, Judge, JudgePair, JudgePair, ... */
+#include "judge_options.h"           /* JudgeMode, JudgeMode, JUDGE_BY_RUBRIC, JUDGE_BY_RUBRIC, ... */
+#include "labels.h"                  /* JudgeSums, JudgeSums */
+#include "question.h"                /* JudgeQuestion, JudgeQuestion, JUDGE_ANSWER, JUDGE_ANSWER, ... */
+
+/* The texts of a completion's record for a question. */
+typedef struct JudgeRecord {
+    char *prompt, *messages; /* owned */
+    json_t *fields;
+} JudgeRecord;
+
+/* Appends messages: the content of a lone message, else each after its role. */
+static inline void judge_append_messages(const json_t *messages, bool roles, TextBuffer *out) {
+    size_t i;
+    const json_t *message;
+    json_array_foreach(messages, i, message) {
+        const json_t *content = json_object_get(message, "content"), *calls = json_object_get(message, "tool_calls");
+        const char *role = json_string_value(json_object_get(message, "role"));
+        if (i) text_string(out, "\n\n");
+        if (roles) text_format(out, "%s: ", role ? role : "user");
+        if (json_is_string(content)) text_append(out, json_string_value(content), json_string_length(content));
+        else if (json_is_array(content) || json_is_object(content) || calls) {
+            char *text = json_dumps(calls ? calls : content, JSON_COMPACT | JSON_ENCODE_ANY);
+            text_string(out, text ? text : "");
+            free(text);
+        }
+    }
+}
+
+static inline JudgeRecord judge_record(const RewardInput *in) {
+    JudgeRecord r = {.fields = verify_fields(in)};
+    const json_t *given = json_object_get(r.fields, "messages");
+    const VerifySpan said = verify_completion(in);
+    TextBuffer prompt = {0}, all = {0};
+    text_clear(&prompt);
+    text_clear(&all);
+    if (json_array_size(given)) judge_append_messages(given, json_array_size(given) > 1, &prompt);
+    else text_string(&prompt, in->prompt ? in->prompt : "");
+    if (json_array_size(given)) judge_append_messages(given, true, &all);
+    else text_format(&all, "user: %s", prompt.text);
+    text_string(&all, "\n\n");
+    if (in->messages) judge_append_messages(in->messages, true, &all);
+    else {
+        text_string(&all, "assistant: ");
+        text_append(&all, said.s, said.n);
+    }
+    r.prompt = prompt.text;
+    r.messages = all.text;
+    return r;
+}
+
+static inline void judge_record_free(JudgeRecord *r) {
+    free(r->prompt), free(r->messages);
+    json_decref(r->fields);
+}
+
+static inline TextSlice judge_slice(const char *text) { return (TextSlice){text ? text : "", text ? strlen(text) : 0}; }
+
+static inline TextSlice judge_said(const RewardInput *in) {
+    const VerifySpan said = verify_completion(in);
+    return (TextSlice){said.s, said.n};
+}
+
+/* The question about one completion. */
+static inline JudgeQuestion judge_question(const Judge *j, const RewardInput *in, const JudgeRecord *r) {
+    JudgeQuestion q = {0};
+    q.field[JUDGE_PROMPT] = judge_slice(r->prompt);
+    q.field[JUDGE_COMPLETION] = judge_said(in);
+    q.field[JUDGE_ANSWER] = judge_slice(in->answer);
+    q.field[JUDGE_MESSAGES] = judge_slice(r->messages);
+    q.field[JUDGE_PRINCIPLE] = judge_principle(j, in->id);
+    q.field[JUDGE_SCALE] = judge_slice(j->scale);
+    return q;
+}
+
+/* ---- score and rubric -------------------------------------------------------------------------------------------- */
+
+static inline bool judge_scores(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value, Error *e) {
+    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)n + 1, sizeof *q);
+    for (int i = 0; i < n; i++) q[i] = judge_question(j, &in[i], &r[i]);
+    const bool ok = judge_ask(j, JUDGE_BY_SCORE, q, n, false, value, e);
+    free(q);
+    return ok;
+}
+
+/* Reads criterion k of a rubric. */
+static inline bool judge_criterion(const json_t *rubric, size_t k, TextSlice *text, double *weight, Error *e) {
+    const json_t *item = json_array_get(rubric, k), *value = json_object_get(item, "text"),
+                 *w = json_object_get(item, "weight");
+    if (json_is_string(item)) value = item;
+    *text = judge_slice(json_string_value(value));
+    *weight = w ? json_number_value(w) : 1;
+    if (!text->length) return error_set(e, "rubric: criterion %zu is neither a text nor an object with a text", k);
+    return (isfinite(*weight) && *weight > 0) ||
+           error_set(e, "rubric: the weight of criterion %zu must be a number above 0", k);
+}
+
+static inline bool judge_rubrics(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
+                                 Error *e) {
+    int64_t count = 0, at = 0;
+    bool ok = true;
+    for (int i = 0; i < n; i++) count += (int64_t)json_array_size(json_object_get(r[i].fields, "rubric"));
+    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)count + 1, sizeof *q);
+    double *weight = (double *)xcalloc((size_t)count + 1, sizeof *weight),
+           *p = (double *)xcalloc((size_t)count + 1, sizeof *p);
+    for (int i = 0; i < n; i++) {
+        const json_t *rubric = json_object_get(r[i].fields, "rubric");
+        for (size_t k = 0; ok && k < json_array_size(rubric); k++, at++) {
+            q[at] = judge_question(j, &in[i], &r[i]);
+            ok = judge_criterion(rubric, k, &q[at].field[JUDGE_RUBRIC], &weight[at], e);
+        }
+    }
+    ok = ok && judge_ask(j, JUDGE_BY_RUBRIC, q, count, false, p, e);
+    at = 0;
+    for (int i = 0; ok && i < n; i++) { /* a criterion without an answer makes the whole NaN */
+        const size_t criteria = json_array_size(json_object_get(r[i].fields, "rubric"));
+        double sum = 0, all = 0;
+        for (size_t k = 0; k < criteria; k++, at++) {
+            sum += weight[at] * p[at];
+            all += weight[at];
+        }
+        value[i] = criteria ? sum / all : NAN;
+        j->sums.unscorable += !criteria;
+    }
+    free(q), free(weight), free(p);
+    return ok;
+}
+
+/* ---- pair -------------------------------------------------------------------------------------------------------- */
+
+/* The pairs of a group of G completions: edge (a, b) of indices; b -1: the record's answer. */
+typedef struct JudgeEdges {
+    int (*edge)[2];
+    int64_t count;
+} JudgeEdges;
+
+static inline void judge_add_edge(JudgeEdges *x, int a, int b) {
+    x->edge = (int(*)[2])xrealloc(x->edge, (size_t)x->count + 1, sizeof *x->edge);
+    x->edge[x->count][0] = a;
+    x->edge[x->count++][1] = b;
+}
+
+/* Adds the pairs of completions first ... first+G-1. With a number N of opponents, completions in random order are placed on
+ * a circle, and each meets those up to N / 2 places away; with an odd N also the one opposite. */
+static inline void judge_group_edges(const Judge *j, uint64_t key, int first, int G, JudgeEdges *x) {
+    const int64_t N = j->opponents;
+    const bool all = N == 0 || N >= G - 1;
+    int64_t *order = (int64_t *)xcalloc((size_t)G, sizeof *order);
+    for (int i = 0; i < G; i++) order[i] = i;
+    for (int i = 0; N < 0 && i < G; i++) judge_add_edge(x, first + i, -1);
+    for (int i = 0; all && i < G; i++)
+        for (int k = i + 1; k < G; k++) judge_add_edge(x, first + i, first + k);
+    if (!all && N > 0) {
+        Random random = random_start(j->seed, RANDOM_JUDGE + (3ull << 54) + key);
+        random_shuffle(&random, order, G);
+        for (int d = 1; d <= N / 2; d++)
+            for (int i = 0; i < G; i++) judge_add_edge(x, first + (int)order[i], first + (int)order[(i + d) % G]);
+        for (int i = 0; N % 2 && i < G / 2; i++)
+            judge_add_edge(x, first + (int)order[i], first + (int)order[(i + G / 2) % G]);
+    }
+    free(order);
+}
+
+/* The end of the group that begins with completion `first`: consecutive completions of one prompt, at most j->group. */
+static inline int judge_group_end(const Judge *j, const RewardInput *in, int first, int n) {
+    int end = first + 1;
+    while (end < n && in[end].prompt_ids == in[first].prompt_ids && in[end].prompt == in[first].prompt &&
+           (!j->group || end - first < j->group))
+        end++;
+    return end;
+}
+
+static inline bool judge_tournament(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
+                                    Error *e) {
+    JudgeEdges x = {0};
+    for (int first = 0, end; first < n; first = end) {
+        end = judge_group_end(j, in, first, n);
+        judge_group_edges(j, in[first].id, first, end - first, &x);
+    }
+    JudgePair *pair = (JudgePair *)xcalloc((size_t)x.count + 1, sizeof *pair);
+    double *p = (double *)xcalloc((size_t)x.count + 1, sizeof *p);
+    int *met = (int *)xcalloc((size_t)n + 1, sizeof *met);
+    int64_t count = 0;
+    for (int64_t i = 0; i < x.count; i++) {
+        const int a = x.edge[i][0], b = x.edge[i][1];
+        if (b < 0 && (!in[a].answer || !*in[a].answer)) continue;
+        memcpy(x.edge[count], x.edge[i], sizeof *x.edge);
+        pair[count++] = (JudgePair){.prompt = judge_slice(r[a].prompt),
+                                    .answer = judge_slice(in[a].answer),
+                                    .a = judge_said(&in[a]),
+                                    .b = b < 0 ? judge_slice(in[a].answer) : judge_said(&in[b]),
+                                    .key = in[a].id};
+    }
+    const bool ok = judge_pairs(j, pair, count, p, NULL, e);
+    for (int i = 0; i < n; i++) value[i] = 0;
+    for (int64_t i = 0; ok && i < count; i++) {
+        const int a = x.edge[i][0], b = x.edge[i][1];
+        if (isnan(p[i])) continue;
+        value[a] += p[i];
+        met[a]++;
+        if (b < 0) continue;
+        value[b] += 1 - p[i];
+        met[b]++;
+    }
+    for (int i = 0; i < n; i++) {
+        j->sums.unscorable += !met[i];
+        value[i] = met[i] ? value[i] / met[i] : NAN;
+    }
+    free(x.edge), free(pair), free(p), free(met);
+    return ok;
+}
+
+/* ---- group ------------------------------------------------------------------------------------------------------- */
+
+/* Scores completions first ... end-1, which are listed together in random order. */
+static inline bool judge_group(Judge *j, const RewardInput *in, const JudgeRecord *r, int first, int end, double *value,
+                               Error *e) {
+    const int G = end - first;
+    int64_t *order = (int64_t *)xcalloc((size_t)G, sizeof *order);
+    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)G, sizeof *q);
+    char(*number)[16] = (char(*)[16])xcalloc((size_t)G, sizeof *number);
+    double *p = (double *)xcalloc((size_t)G, sizeof *p);
+    TextBuffer list = {0};
+    Random random = random_start(j->seed, RANDOM_JUDGE + (3ull << 54) + in[first].id);
+    text_clear(&list);
+    for (int i = 0; i < G; i++) order[i] = i;
+    random_shuffle(&random, order, G);
+    for (int i = 0; i < G; i++) {
+        const TextSlice said = judge_said(&in[first + order[i]]);
+        text_format(&list, "Reply %d:\n", i + 1);
+        text_append(&list, said.text, said.length);
+        text_string(&list, "\n\n");
+        snprintf(number[i], sizeof number[i], "%d", i + 1);
+    }
+    for (int i = 0; i < G; i++) {
+        q[i] = judge_question(j, &in[first], &r[first]);
+        q[i].field[JUDGE_COMPLETIONS] = (TextSlice){list.text, list.length};
+        q[i].field[JUDGE_NUMBER] = judge_slice(number[i]);
+    }
+    const bool ok = judge_ask(j, JUDGE_BY_GROUP, q, G, true, p, e);
+    for (int i = 0; i < G; i++) value[first + order[i]] = p[i];
+    text_free(&list);
+    free(order), free(q), free(number), free(p);
+    return ok;
+}
+
+/* ---- the reward part --------------------------------------------------------------------------------------------- */
+
+/* Judges n completions by a mode; consecutive ones of a prompt are a group. scores[i * stride], NaN: not judged. */
+static inline bool judge_completions(Judge *j, JudgeMode m, const RewardInput *in, int n, float *scores, int stride,
+                                     Error *e) {
+    JudgeRecord *r = (JudgeRecord *)xcalloc((size_t)n + 1, sizeof *r);
+    double *value = (double *)xcalloc((size_t)n + 1, sizeof *value);
+    bool ok = true;
+    for (int i = 0; i < n; i++) r[i] = judge_record(&in[i]);
+    switch (m) {
+    case JUDGE_BY_SCORE: ok = judge_scores(j, in, r, n, value, e); break;
+    case JUDGE_BY_RUBRIC: ok = judge_rubrics(j, in, r, n, value, e); break;
+    case JUDGE_BY_PAIR: ok = judge_tournament(j, in, r, n, value, e); break;
+    default:
+        for (int first = 0, end; ok && first < n; first = end) {
+            end = judge_group_end(j, in, first, n);
+            ok = judge_group(j, in, r, first, end, value, e);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        if (ok) scores[(size_t)i * (size_t)stride] = (float)value[i];
+        judge_record_free(&r[i]);
+    }
+    free(r), free(value);
+    return ok;
+}
+
+/* The callback of rewards.h. */
+static inline bool judge_score_part(void *judge, int mode, const RewardInput *in, int n, float *scores, int stride,
+                                    Error *e) {
+    return judge_completions((Judge *)judge, (JudgeMode)mode, in, n, scores, stride, e);
+}
+
+/* Lets the judge score the parts `judge=...` of the rewards. */
+static inline bool judge_attach(Judge *j, Rewards *r, Error *e) {
+    for (int k = 0; k < r->count; k++)
+        if (r->part[k].kind == REWARD_JUDGE && !judge_use(j, (JudgeMode)r->part[k].value[0], e)) return false;
+    r->score_judge = judge_score_part;
+    r->judge = j;
+    return true;
+}
+
+/* Opens the judge of the options for the parts `judge=...` of the rewards, if there are any. Fails if they need one that is not
+ * given. table: the program's options, of which those without effect are rejected. */
+static inline bool judge_open_rewards(Judge *j, const JudgeOptions *o, Rewards *r, const Option *table,
+                                      const Backend *b, Device *d, uint64_t seed, Error *e) {
+    const unsigned modes = rewards_judge_modes(r);
+    if (modes && !judge_given(o)) return error_set(e, "--reward judge: give the judge, as --judge FILE");
+    judge_refuse_unused(o, table, modes, "used only with --reward judge=...");
+    return !modes || (judge_open(j, o, b, d, seed, e) && judge_attach(j, r, e));
+}
+
+/* ---- cost and metrics -------------------------------------------------------------------------------------------- */
+
+/* The questions about a group of G completions; 0 if it depends on the records (rubric). */
+static inline int64_t judge_cost(const Judge *j, JudgeMode m, int64_t G) {
+    if (m == JUDGE_BY_RUBRIC) return 0;
+    if (m != JUDGE_BY_PAIR) return G;
+    if (j->opponents < 0) return 2 * G;
+    const int64_t N = j->opponents && j->opponents < G - 1 ? j->opponents : G - 1;
+    return N % 2 && G % 2 ? G * (N - 1) : G * N;
+}
+
+/* A figure of the sums. */
+typedef struct JudgeFigure {
+    const char *name;
+    double value;
+} JudgeFigure;
+
+enum { JUDGE_FIGURES = 9 };
+
+/* Sets the figures of the sums that are defined, and returns their number. */
+static inline int judge_figures(const JudgeSums *s, JudgeFigure f[JUDGE_FIGURES]) {
+    int n = 0;
+    f[n++] = (JudgeFigure){"questions", s->questions};
+    if (s->pairs > 0) f[n++] = (JudgeFigure){"position_bias", s->bias / s->pairs};
+    if (s->pairs > 0) f[n++] = (JudgeFigure){"consistency", s->consistent / s->pairs};
+    if (s->answered > 0) f[n++] = (JudgeFigure){"label_mass", s->mass / s->answered};
+    f[n++] = (JudgeFigure){"too_long", s->too_long};
+    f[n++] = (JudgeFigure){"unreadable", s->unreadable};
+    f[n++] = (JudgeFigure){"unscorable", s->unscorable};
+    return n;
+}
+
+/* Appends the figures that are not 0: "32 questions, label_mass 0.98, consistency 0.91". */
+static inline void judge_figures_text(const JudgeSums *s, TextBuffer *out) {
+    JudgeFigure f[JUDGE_FIGURES];
+    const int n = judge_figures(s, f);
+    text_format(out, "%.0f questions", s->questions);
+    for (int i = 1; i < n; i++)
+        if (f[i].value != 0) text_format(out, ", %s %.4g", f[i].name, f[i].value);
+}
+
+/* The figures as a JSON object. The caller owns it. */
+static inline json_t *judge_figures_json(const JudgeSums *s) {
+    json_t *object = json_object();
+    JudgeFigure f[JUDGE_FIGURES];
+    const int n = judge_figures(s, f);
+    for (int i = 0; i < n; i++) json_object_set_new(object, f[i].name, json_real(f[i].value));
+    return object;
+}
+
+#endif
