@@ -36,7 +36,7 @@
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
 #include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
 #include "llmc/base/json_text.h"           /* json_utf8, json_dump_short */
-#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, OPTION_FLAG, ... */
+#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, option_given, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
@@ -62,9 +62,11 @@
 #include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
 #include "llmc/reward/code_reward.h"       /* CODE_REWARD_ALL, CodeVerdict, code_reward */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
-#include "llmc/reward/reward_model.h"      /* RewardModel, reward_model_close, PRM_AGGREGATION_CHOICES, PRM_MIN, ... */
+#include "llmc/reward/reward_model.h"      /* RewardModel, REWARD_MODEL_PRM, reward_model_close, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
+#include "llmc/rollout/beam_search.h"      /* BeamKind, SEARCH_BEAM, SEARCH_KINDS, SEARCH_DVTS, ... */
+#include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, wilson_interval, ... */
@@ -72,9 +74,9 @@
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, completion_mask, ... */
-#include "llmc/rollout/thinking.h"         /* THINKING_BUDGETS, thinking_on, THINKING_INFINITE, Thinking, ... */
+#include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
-#include "llmc/text/tokenizer.h"           /* Tokenizer, tokenizer_token */
+#include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
 
 static struct {
     InferenceOptions m;
@@ -89,6 +91,7 @@ static struct {
     int aggregation;
     EpisodeOptions episodes;
     ThinkingOptions think;
+    BeamOptions search;
 } o;
 
 static const Option options[] = {
@@ -125,8 +128,9 @@ static const Option options[] = {
     OPTION_TEXT  ("reward-model",       0, &o.reward_model,   "FILE",
                   "reward model to evaluate, or to choose among samples (best@k, weighted@k)"),
     OPTION_CHOICE("prm-aggregation",    0, &o.aggregation,    PRM_AGGREGATION_CHOICES,
-                  "how a process reward model combines the step probabilities of a completion"),
+                  "how a process reward model combines the step probabilities; the default is last with --search"),
     JUDGE_OPTIONS(o.judge),
+    SEARCH_OPTIONS(o.search),
     OPTION_GROUP("Comparison"),
     OPTION_TEXT("reference",            0, &o.reference,      "FILE",
                 "a second model with the same tokens: exact KL divergences between both, over the whole vocabulary"),
@@ -543,6 +547,7 @@ typedef struct Tasks {
     Writer out;           /* --completions */
     Work *work;           /* --reference */
     Loss *loss;
+    const char *search;                      /* --search: the method that is running */
     int32_t budget;                          /* --think-tokens: of this run; 0: none */
     double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
     Error error;                             /* error of the first line that could not be written; see failed */
@@ -574,6 +579,7 @@ static void write_completion(Tasks *t, const EvaluationSample *s) {
     json_object_set_new(row, "tokens", tokens);
     json_object_set_new(row, "finished", json_boolean(c->finished));
     json_object_set_new(row, "logprob", json_real(logprob));
+    if (t->search) json_object_set_new(row, "search", json_string(t->search));
     if (t->budget && t->budget < THINKING_INFINITE) set_count(row, "think_budget", t->budget);
     if (t->budget) thinking_row(row, c);
     else episode_row(row, c);
@@ -745,7 +751,7 @@ static void open_reward_model(RewardModel *r, const Backend *b, Device *d) {
     Error e;
     if (!reward_model_open(r, o.reward_model, b, d, (int)o.micro_tokens, &e)) die("%s", e.text);
     r->aggregation = (PrmAggregation)o.aggregation;
-    if (o.aggregation != PRM_MIN && r->note.kind != REWARD_MODEL_PRM)
+    if (option_given(&o.aggregation) && o.aggregation != PRM_MIN && r->note.kind != REWARD_MODEL_PRM)
         usage_error("--prm-aggregation: %s is not a process reward model", r->name);
 }
 
@@ -754,6 +760,41 @@ static void check_reward_model(const RewardModel *r, const FitSide *other, int32
     Error e, note = {0};
     if (!reward_model_fits(r, other, longest, &note, &e)) die("%s", e.text);
     if (note.text[0]) warn("%s", note.text);
+}
+
+static const char *const search_names[] = {"best-of-n", "beam", "dvts", "rebase"};
+
+/* Reads the methods of --search. Returns their number. */
+static int search_methods(BeamKind kind[SEARCH_KINDS]) {
+    int n = 0;
+    for (const char *at = o.search.methods; at && *at;) {
+        const size_t length = strcspn(at, ",");
+        const int k = option_choice_index(SEARCH_CHOICES, strndupa(at, length));
+        if (k < 0) usage_error("--search: '%.*s' is none of " SEARCH_CHOICES, (int)length, at);
+        for (int i = 0; i < n; i++)
+            if (kind[i] == (BeamKind)k) usage_error("--search: %s is given twice", search_names[k]);
+        kind[n++] = (BeamKind)k;
+        at += length + (at[length] == ',');
+    }
+    if (o.search.methods && !n) usage_error("--search: no method is named");
+    return n;
+}
+
+/* Checks what search needs before anything is drawn, and sets the separator. */
+static void check_search(const RewardModel *prm) {
+    const int32_t step = prm->note.step_token;
+    if (!o.search.methods) return;
+    if (prm->note.kind != REWARD_MODEL_PRM)
+        die("--search: %s is %s reward model; the steps of a solution are scored by a process model (train_rm --kind prm)",
+            prm->name, prm->note.kind == REWARD_MODEL_BT ? "a Bradley-Terry" : "an outcome");
+    inference_need_tokenizer(&model);
+    if (!o.search.separator) {
+        if (step < 0) die("--search: %s does not say what ends a step; give --step-separator", prm->name);
+        size_t n;
+        const char *text = tokenizer_token(&model.text.tokenizer, step, &n);
+        o.search.separator = xstrndup(text, n);
+    }
+    if (!*o.search.separator) usage_error("--step-separator: the text is empty");
 }
 
 /* Opens the sandbox if completions are programs, and reads their tests. */
@@ -791,6 +832,7 @@ static void open_tasks(Tasks *t, const Shard *s) {
         const int64_t most = t->prompts.longest + o.s.max_new;
         const FitSide policy = fit_model(model.name, &model.model.config, &model.file);
         check_reward_model(&t->judge, &policy, most <= limit ? (int32_t)most : limit + 1);
+        check_search(&t->judge);
         t->all.judge = &t->judge;
     } else if (t->rewarded && !rewards_open(&t->rewards, o.reward, o.reward_cmd, o.reward_timeout, (uint64_t)o.s.seed,
                                             (int32_t)o.s.max_new, &e))
@@ -885,6 +927,58 @@ static void run_budgets(Tasks *t, Rollout *engine, Thinking *thinking, Sampling 
     report_thinking(run, n);
 }
 
+/* ---- search ---- */
+
+static json_t *search_json(const BeamFigures *f) {
+    json_t *figures = json_object();
+    set_count(figures, "n", f->n);
+    set_number(figures, "accuracy", f->accuracy);
+    set_number(figures, "accuracy_error", f->accuracy_error);
+    set_number(figures, "majority", f->majority);
+    set_number(figures, "weighted", f->weighted);
+    set_number(figures, "pass", f->pass);
+    set_number(figures, "results", f->results);
+    set_number(figures, "finished", f->finished);
+    set_number(figures, "tokens", f->tokens);
+    set_number(figures, "prm_tokens", f->prm_tokens);
+    set_number(figures, "flops", f->flops);
+    return figures;
+}
+
+/* Runs the methods of --search on the prompts. */
+static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max) {
+    Error e;
+    BeamSearch x;
+    BeamKind kind[SEARCH_KINDS];
+    const int methods = search_methods(kind), n = (int)o.samples;
+    const int64_t most = o.s.slots / n < count ? o.s.slots / n : count;
+    json_t *all = json_object();
+    double *right = (double *)xcalloc((size_t)count + 1, sizeof *right);
+    if (!beam_new(&x, &o.search, &model.model, &model.text, &t->judge, most > 1 ? (int)most : 1, n, t->prompts.longest,
+                  new_max, &e))
+        die("%s; lower --slots", e.text);
+    fprintf(stderr, "  search with %d solutions of a prompt\n", n);
+    fputs("  | method    |      accuracy | majority | weighted |   any | results |  tokens | of the reward model |\n",
+          stderr);
+    for (int i = 0; i < methods; i++) {
+        BeamFigures f;
+        t->search = search_names[kind[i]];
+        if (!beam_evaluate(&x, kind[i], n, how, &t->prompts, count, &model.text, t->all.code,
+                           o.completions ? take_completion : NULL, t, right, &f, &e))
+            fail_tasks(t, e.text);
+        if (t->failed) fail_tasks(t, t->error.text);
+        fprintf(stderr, "  | %-9s |", t->search);
+        cell(f.accuracy, f.accuracy_error);
+        fprintf(stderr, " %8.1f | %8.1f | %5.1f | %7.1f | %7.1f | %19.1f |\n", 100 * f.majority, 100 * f.weighted,
+                100 * f.pass, f.results, f.tokens, f.prm_tokens);
+        json_object_set_new(all, t->search, search_json(&f));
+    }
+    t->search = NULL;
+    json_object_set_new(result, "search", all);
+    beam_free(&x);
+    free(right);
+}
+
 /* Opens budget forcing for each budget. Returns their number; *new_max: maximum tokens of a completion. */
 static int open_thinking(Thinking thinking[THINKING_BUDGETS], const Sampling *how, int32_t longest, int *new_max) {
     Error e;
@@ -946,7 +1040,6 @@ static void evaluate_prompts(const Shard *s) {
     if (budgets) run_budgets(&t, &engine, thinking, &how, budgets, outcome, count, start);
     else run_tasks(&t, &engine, &how, outcome, count, start);
     const double seconds = clock_seconds() - start;
-    if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     report_json(result, &t.all, t.rewarded);
     set_count(result, "samples", o.samples);
     set_count(result, "seed", o.s.seed);
@@ -956,6 +1049,8 @@ static void evaluate_prompts(const Shard *s) {
     if (inputs.count > 1) report_files(&t, count);
     report_table("all", &t.all, t.rewarded);
     if (t.language_judge.open) report_judge(&t.language_judge);
+    if (o.search.methods) run_search(&t, &how, count, new_max);
+    if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     if (t.work) {
         run_batch(&work, &loss);
         report_comparison(&work);
@@ -1269,6 +1364,38 @@ static void check_usage(void) {
     if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
 }
 
+/* Rejects options of --search that have no effect, and what it cannot do; sets its defaults. */
+static void refuse_unused_search(void) {
+    static const char only[] = "used only with --search";
+    BeamKind kind[SEARCH_KINDS];
+    bool uses[SEARCH_KINDS] = {false};
+    const int methods = search_methods(kind);
+    for (int i = 0; i < methods; i++) uses[kind[i]] = true;
+    const bool steps = uses[SEARCH_BEAM] || uses[SEARCH_DVTS] || uses[SEARCH_REBASE];
+    const OptionUse use[] = {
+        {&o.search.width, uses[SEARCH_BEAM] || uses[SEARCH_DVTS], "used only by beam and dvts"},
+        {&o.search.iterations, steps, "used only by beam, dvts and rebase"},
+        {&o.search.lookahead, steps, "used only by beam, dvts and rebase"},
+        {&o.search.separator, methods > 0, only},
+        {&o.search.filter, uses[SEARCH_BEAM] || uses[SEARCH_REBASE], "used only by beam and rebase"},
+        {&o.search.sort, uses[SEARCH_BEAM], "used only by beam"},
+        {&o.search.balance, uses[SEARCH_REBASE], "used only by rebase"}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (!methods) return;
+    if (!o.reward_model) usage_error("--search: needs a process reward model, --reward-model");
+    if (!option_given(&o.samples)) o.samples = 4;
+    if (!option_given(&o.s.temperature)) o.s.temperature = 0.8;
+    if (!option_given(&o.aggregation)) o.aggregation = PRM_LAST;
+    if (o.samples < 1) usage_error("--search: needs --num-samples, the number of solutions");
+    if ((uses[SEARCH_BEAM] || uses[SEARCH_DVTS]) && o.samples % o.search.width)
+        usage_error("--num-samples %lld: beam and dvts need a multiple of --beam-width %lld", (long long)o.samples,
+                    (long long)o.search.width);
+    if (o.s.repetition_penalty != 1) usage_error("--search: cannot be used with --repetition-penalty");
+    if (thinking_on(&o.think) || episodes_on(&o.episodes))
+        usage_error("--search: cannot be used with --think-tokens, --tools or --tool-cmd");
+    if (o.reference) usage_error("--search: cannot be used with --reference");
+}
+
 /* Rejects options that a kind of data does not use: chat, prompts, or what only a reward model scores; none: tokens. */
 static void refuse_unused(bool chat, bool prompts, bool scored) {
     static const char only_prompts[] = "used only for a prompt shard",
@@ -1289,6 +1416,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.episodes.tools, prompts, only_prompts},
         {&o.episodes.commands, prompts, only_prompts},
         {&o.think.tokens, prompts, only_prompts},
+        {&o.search.methods, prompts, only_prompts},
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
@@ -1301,6 +1429,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
     thinking_refuse_unused(&o.think, options);
+    refuse_unused_search();
     if (thinking_on(&o.think) && episodes_on(&o.episodes))
         usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");
     if (thinking_on(&o.think) && o.reference) usage_error("--think-tokens: cannot be used with --reference");
@@ -1365,6 +1494,7 @@ int main(int argc, char **argv) {
     o.s = sampling_options(1, 256);
     o.episodes = episode_defaults();
     o.think = thinking_defaults();
+    o.search = beam_defaults();
     o.samples = 8;
     o.micro_tokens = 4096;
     o.completion_only = true;

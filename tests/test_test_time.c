@@ -1,33 +1,61 @@
 /* test_test_time.c - test-time compute: budget forcing against a reference that knows nothing of the engine, and against
  * plain samples. Needs ./generate and ./evaluate. */
-#include "../llmc/base/error.h"       /* Error */
-#include "../llmc/base/random.h"      /* random_uniform */
-#include "../llmc/model/model.h"      /* Model, model_free */
-#include "../llmc/model/model_text.h" /* ModelText */
-#include "../llmc/rollout/rollout.h"  /* Sampling, RolloutRequest, Completion, Rollout, ... */
-#include "../llmc/rollout/thinking.h" /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
-#include "models.h"                   /* refused, MODELS_VOCAB, models_argmax, models_random, ... */
-#include "shell.h"                    /* assert_holds, run, put */
+#include "../llmc/base/error.h"          /* Error, xcalloc, xstrdup */
+#include "../llmc/base/random.h"         /* RANDOM_SEARCH, Random, random_normal, random_start, ... */
+#include "../llmc/base/text.h"           /* token_list_append, token_list_free */
+#include "../llmc/cpu/cpu.h"             /* backend_cpu */
+#include "../llmc/model/batch.h"         /* Batch */
+#include "../llmc/model/config.h"        /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"         /* Model, model_free, model_new */
+#include "../llmc/model/model_file.h"    /* model_save */
+#include "../llmc/model/model_load.h"    /* ModelFile, model_file_free */
+#include "../llmc/model/model_text.h"    /* ModelText */
+#include "../llmc/model/pack.h"          /* batch_free, batch_new, batch_segment, batch_target */
+#include "../llmc/model/tensors.h"       /* INIT_ONE, TENSOR_COUNT, TENSOR_valuew */
+#include "../llmc/model/transformer.h"   /* ModelOutput, model_forward, model_logits */
+#include "../llmc/model/workspace.h"     /* workspace_free, Workspace, workspace_new */
+#include "../llmc/records/shard.h"       /* RECORD_PROMPT, ShardWriter */
+#include "../llmc/reward/reward_model.h" /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
+#include "../llmc/rollout/beam_search.h" /* beam_path, SEARCH_DVTS, BeamKind, BeamTree, ... */
+#include "../llmc/rollout/rollout.h"     /* Sampling, RolloutRequest, Completion, Rollout, ... */
+#include "../llmc/rollout/thinking.h"    /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
+#include "../llmc/text/tokenizer.h"      /* tokenizer_store */
+#include "files.h"                       /* files_path */
+#include "models.h"                      /* refused, MODELS_VOCAB, assert_near, models_random, ... */
+#include "shell.h"                       /* assert_holds, run, put, said */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
 
 /* ---- a reference ----------------------------------------------------------------------------------------------- */
 
-/* The token at which the cumulative distribution after n tokens exceeds the uniform number of (stream, index), from an
- * uncached pass over all tokens, in double. */
+/* The logits after n tokens, from an uncached pass over all of them. */
+static const float *last_logits(const Model *m, const int32_t *ids, int n) {
+    static float z[MODELS_VOCAB];
+    Error e;
+    Workspace w;
+    Batch b = batch_new(n, 1, 1);
+    if (!workspace_new(&w, m, n, 1, 1, false, 0, &e)) fail_msg("%s", e.text);
+    batch_segment(&b, ids, n, 0, -1);
+    batch_target(&b, n - 1, 0);
+    if (!model_logits(m, &w, &b, z, &e)) fail_msg("%s", e.text);
+    workspace_free(&w, m), batch_free(&b);
+    return z;
+}
+
+/* The token at which the cumulative distribution after n tokens exceeds the uniform number of (stream, index), in double;
+ * the likeliest one at temperature 0. */
 static int32_t draw(const Model *m, const int32_t *ids, int n, double temperature, uint64_t seed, uint64_t stream,
                     uint64_t index) {
-    float *logits = models_logits(m, ids, n);
-    const float *z = logits + (size_t)(n - 1) * MODELS_VOCAB;
-    const double u = random_uniform(seed, stream, index);
+    const float *z = last_logits(m, ids, n);
+    const double u = random_uniform(seed, stream, index), top = z[models_argmax(z)];
     double sum = 0, below = 0;
     int32_t v = 0;
-    for (int k = 0; k < MODELS_VOCAB; k++) sum += exp((z[k] - z[models_argmax(z)]) / temperature);
+    if (temperature == 0) return models_argmax(z);
+    for (int k = 0; k < MODELS_VOCAB; k++) sum += exp((z[k] - top) / temperature);
     for (; v < MODELS_VOCAB - 1; v++) {
-        below += exp((z[v] - z[models_argmax(z)]) / temperature) / sum;
+        below += exp((z[v] - top) / temperature) / sum;
         if (below > u) break;
     }
-    free(logits);
     return v;
 }
 
@@ -258,12 +286,315 @@ static void refusals(void **state) {
 #undef GENERATE
 }
 
+/* ---- search ---------------------------------------------------------------------------------------------------- */
+
+enum { STEP = 'n', STOP = 'e', LIMIT = 40, MOST = 400 };
+
+/* A solution of the reference: the prompt and what was drawn. */
+typedef struct Plain {
+    int32_t ids[CONTEXT];
+    int n, tree;
+    uint64_t path;
+    bool finished, over;
+    double score;
+} Plain;
+
+typedef struct PlainSearch {
+    const Model *policy, *judge;
+    const RolloutRequest *q;
+    const Sampling *how;
+    BeamKind kind;
+    PrmAggregation aggregation;
+    int n, width, iterations, lookahead;
+    bool filter, sort;
+    Plain live[16], result[MOST];
+    int lives, results;
+} PlainSearch;
+
+/* Draws a step, or the rest. */
+static void plain_step(const PlainSearch *x, Plain *b, double temperature, bool to_end) {
+    while (!b->over) {
+        b->ids[b->n] =
+            draw(x->policy, b->ids, b->n, temperature, x->how->seed, RANDOM_SEARCH + (b->path >> 8), (uint64_t)b->n);
+        const int32_t token = b->ids[b->n++];
+        b->finished = token == STOP;
+        b->over = b->finished || b->n - x->q->prompt_len >= LIMIT;
+        if (token == STEP && !to_end) break;
+    }
+}
+
+/* The score as reward_model.h defines it, from one pass over the whole solution. */
+static double plain_score(const PlainSearch *x, const Plain *b) {
+    Error e;
+    Workspace w;
+    Batch batch = batch_new(CONTEXT, CONTEXT, 1);
+    int32_t ids[CONTEXT];
+    float value[CONTEXT];
+    int n = b->n;
+    double total = 1;
+    memcpy(ids, b->ids, sizeof ids);
+    if (b->finished) n--;
+    if (n == x->q->prompt_len || ids[n - 1] != STEP) ids[n++] = STEP;
+    if (!workspace_new(&w, x->judge, CONTEXT, CONTEXT, 1, false, 0, &e)) fail_msg("%s", e.text);
+    batch_segment(&batch, ids, n, 0, -1);
+    for (int i = x->q->prompt_len; i < n; i++)
+        if (ids[i] == STEP && (i + 1 == n || ids[i + 1] != STEP)) batch_target(&batch, i, 0);
+    model_forward(x->judge, &w, &batch, 1, &(ModelOutput){.value = value});
+    for (int i = 0; i < batch.targets; i++) {
+        const double p = 1 / (1 + exp(-value[i]));
+        total = x->aggregation == PRM_LAST ? p : x->aggregation == PRM_MIN ? fmin(total, p) : total * p;
+    }
+    workspace_free(&w, x->judge), batch_free(&batch);
+    return total;
+}
+
+static void plain_take_best(PlainSearch *x, int keep) {
+    Plain next[16];
+    int n = 0;
+    bool taken[16] = {false};
+    for (; keep > 0; keep--) {
+        int best = -1;
+        for (int i = 0; i < x->lives; i++)
+            if (!taken[i] && (best < 0 || x->live[i].score > x->live[best].score)) best = i;
+        if (best < 0) break;
+        taken[best] = true;
+    }
+    for (int i = 0; i < x->lives; i++)
+        for (int k = 0; taken[i] && k < x->width; k++) {
+            next[n] = x->live[i];
+            next[n++].path = beam_path(x->live[i].path, (uint64_t)k);
+        }
+    memcpy(x->live, next, sizeof next);
+    x->lives = n;
+}
+
+static void plain_beam(PlainSearch *x) {
+    int kept = 0;
+    for (int i = 0; i < x->lives; i++) {
+        bool equal = false;
+        if (x->live[i].over) {
+            x->result[x->results++] = x->live[i];
+            continue;
+        }
+        for (int k = 0; k < kept; k++)
+            equal = equal ||
+                    (x->live[k].n == x->live[i].n && !memcmp(x->live[k].ids, x->live[i].ids, (size_t)x->live[i].n * 4));
+        if (!(equal && x->filter)) x->live[kept++] = x->live[i];
+    }
+    x->lives = kept;
+    if (x->kind != SEARCH_REBASE) {
+        plain_take_best(x, x->n / x->width);
+        return;
+    }
+    Plain next[16];
+    double weight[16], sum = 0;
+    int copies[16], left = x->n - x->results, all = left, n = 0;
+    for (int i = 0; i < kept; i++) sum += weight[i] = exp(x->live[i].score / 0.1);
+    for (int i = 0; i < kept; i++) left -= copies[i] = (int)floor(all * weight[i] / sum);
+    while (kept && left-- > 0) {
+        int best = -1;
+        double most = -1;
+        for (int i = 0; i < kept; i++)
+            if (all * weight[i] / sum - copies[i] > most) most = all * weight[best = i] / sum - copies[i];
+        copies[best]++;
+    }
+    for (int i = 0; i < kept; i++)
+        for (int k = 0; k < copies[i]; k++) {
+            next[n] = x->live[i];
+            next[n++].path = beam_path(x->live[i].path, (uint64_t)k);
+        }
+    memcpy(x->live, next, sizeof next);
+    x->lives = n;
+}
+
+static void plain_dvts(PlainSearch *x, bool last) {
+    Plain next[16];
+    int n = 0;
+    for (int tree = 0; tree < x->n / x->width; tree++) {
+        int best = -1;
+        for (int i = 0; i < x->lives; i++)
+            if (x->live[i].tree == tree && (best < 0 || x->live[i].score > x->live[best].score)) best = i;
+        for (int i = 0; best >= 0 && (last || x->live[best].over) && i < x->lives; i++)
+            if (x->live[i].tree == tree) x->result[x->results++] = x->live[i];
+        for (int k = 0; best >= 0 && !last && !x->live[best].over && k < x->width; k++) {
+            next[n] = x->live[best];
+            next[n++].path = beam_path(x->live[best].path, (uint64_t)k);
+        }
+    }
+    memcpy(x->live, next, sizeof next);
+    x->lives = n;
+}
+
+static void plain_search(PlainSearch *x) {
+    const int iterations = x->kind == SEARCH_BEST_OF_N ? 1 : x->iterations;
+    for (x->lives = 0; x->lives < x->n; x->lives++) {
+        Plain *b = &x->live[x->lives];
+        *b = (Plain){.n = x->q->prompt_len, .tree = x->lives / x->width};
+        memcpy(b->ids, x->q->prompt, (size_t)b->n * sizeof *b->ids);
+        b->path = beam_path(beam_path(x->q->id, 0), (uint64_t)x->lives);
+    }
+    for (int it = 0; it < iterations && x->lives; it++) {
+        const bool last = it + 1 == iterations;
+        for (int i = 0; i < x->lives; i++) {
+            plain_step(x, &x->live[i], x->how->temperature, last);
+            Plain ahead = x->live[i];
+            for (int k = 0; k < x->lookahead && !last; k++) plain_step(x, &ahead, 0, false);
+            x->live[i].score = plain_score(x, &ahead);
+        }
+        if (x->kind == SEARCH_DVTS) plain_dvts(x, last);
+        else plain_beam(x);
+    }
+    for (int i = 0; x->sort && i < x->results; i++)
+        for (int k = i + 1; k < x->results; k++)
+            if (x->result[k].score > x->result[i].score) {
+                const Plain held = x->result[i];
+                x->result[i] = x->result[k];
+                x->result[k] = held;
+            }
+    if (x->results > x->n) x->results = x->n;
+}
+
+/* A process model whose probabilities are neither 0 nor 1, so that no rounding decides which solution is better. */
+static Model random_judge(void) {
+    Error e;
+    Model m;
+    ModelConfig c = gpt2_config(2, 2, 32, MODELS_VOCAB, CONTEXT);
+    c.value_head = 1;
+    if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
+    Random r = random_start(9, 0);
+    float *w = xcalloc(m.parameters, sizeof *w);
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (size_t k = m.tensor[i].offset; k < m.tensor[i].offset + m.tensor[i].size; k++)
+            w[k] = (float)((i == TENSOR_valuew ? 0.1 : 0.3) * random_normal(&r)) + (m.tensor[i].init == INIT_ONE);
+    m.backend->weights_upload(m.device, m.weights, w, m.parameters);
+    free(w);
+    return m;
+}
+
+/* The results of the search for all prompts at once, and one by one, equal those of the reference. */
+static void search_equals_the_reference(void **state) {
+    (void)state;
+    Error e;
+    const ModelText text = text_of_bytes();
+    RewardModel prm = {.model = random_judge(), .note = {.kind = REWARD_MODEL_PRM, .step_token = STEP}};
+    Model policy = models_random(CONTEXT);
+    Sampling s = sampling(LIMIT, STOP);
+    Work w = {0};
+    int many = 0, unfinished = 0;
+    work_prompts(&w, 1);
+    token_list_append(&prm.text.ends, STOP);
+    if (!reward_model_reserve(&prm, 600, &e)) fail_msg("%s", e.text);
+    static const struct {
+        BeamKind kind;
+        PrmAggregation aggregation;
+        int n, width, iterations, lookahead;
+        bool filter, sort;
+    } settings[] = {
+        {SEARCH_BEST_OF_N, PRM_MIN, 5, 4, 40, 0, false, false}, {SEARCH_BEAM, PRM_LAST, 4, 2, 40, 0, true, false},
+        {SEARCH_BEAM, PRM_PRODUCT, 8, 4, 3, 2, false, true},    {SEARCH_DVTS, PRM_LAST, 6, 2, 40, 0, false, false},
+        {SEARCH_DVTS, PRM_MIN, 4, 4, 2, 1, false, false},       {SEARCH_REBASE, PRM_LAST, 6, 4, 40, 0, false, false}};
+    for (size_t k = 0; k < sizeof settings / sizeof *settings; k++) {
+        const BeamOptions o = {.separator = "n",
+                               .width = settings[k].width,
+                               .iterations = settings[k].iterations,
+                               .lookahead = settings[k].lookahead,
+                               .balance = 0.1,
+                               .filter = settings[k].filter,
+                               .sort = settings[k].sort};
+        BeamTree tree[REQUESTS], alone[REQUESTS];
+        BeamSearch x;
+        prm.aggregation = settings[k].aggregation;
+        if (!beam_new(&x, &o, &policy, &text, &prm, REQUESTS, 8, PROMPT, LIMIT, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < REQUESTS; i++)
+            alone[i] = tree[i] =
+                (BeamTree){.prompt = w.prompt[i], .prompt_len = w.request[i].prompt_len, .id = (uint64_t)i};
+        if (!beam_run(&x, settings[k].kind, settings[k].n, &s, tree, REQUESTS, &e)) fail_msg("%s", e.text);
+        for (int i = 0; i < REQUESTS; i++) {
+            if (!beam_run(&x, settings[k].kind, settings[k].n, &s, &alone[i], 1, &e)) fail_msg("%s", e.text);
+            PlainSearch *y = xcalloc(1, sizeof *y);
+            RolloutRequest q = w.request[i];
+            q.id = (uint64_t)i;
+            *y = (PlainSearch){.policy = &policy,
+                               .judge = &prm.model,
+                               .q = &q,
+                               .how = &s,
+                               .kind = settings[k].kind,
+                               .aggregation = prm.aggregation,
+                               .n = settings[k].n,
+                               .width = settings[k].width,
+                               .iterations = settings[k].iterations,
+                               .lookahead = settings[k].lookahead,
+                               .filter = settings[k].filter,
+                               .sort = settings[k].sort};
+            plain_search(y);
+            assert_int_equal(tree[i].results, y->results);
+            assert_int_equal(alone[i].results, y->results);
+            for (int r = 0; r < y->results; r++) {
+                const Completion *c = &tree[i].result[r].completion;
+                assert_int_equal(c->count, y->result[r].n - q.prompt_len);
+                assert_memory_equal(c->tokens, y->result[r].ids + q.prompt_len, (size_t)c->count * sizeof(int32_t));
+                assert_int_equal(c->finished, y->result[r].finished);
+                assert_near(tree[i].result[r].score, y->result[r].score, 1e-4);
+                assert_near(alone[i].result[r].score, y->result[r].score, 1e-4);
+                unfinished += !c->finished;
+            }
+            many += y->results > 1;
+            free(y);
+            beam_tree_free(&tree[i]), beam_tree_free(&alone[i]);
+        }
+        beam_free(&x);
+    }
+    assert_true(many > 20 && unfinished > 5);
+    token_list_free(&prm.text.ends);
+    workspace_free(&prm.work, &prm.model), batch_free(&prm.batch);
+    free(prm.value), free(prm.owner), free(prm.steps);
+    model_free(&policy), model_free(&prm.model);
+}
+
+/* What search refuses, before it draws. */
+static void search_refusals(void **state) {
+    (void)state;
+    Error e;
+    ShardWriter w = models_shard("sums.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&w, "1+2=", "add", "3", "");
+    models_commit(&w);
+    Model m = random_judge();
+    ModelFile f = {.lineage = json_array(), .head = true};
+    if (!tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
+    if (!model_save(&m, &f, files_path("bt.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
+    f.reward = xstrdup("{\"kind\":\"prm\",\"mean\":0,\"deviation\":1,\"step_token\":126}");
+    if (!model_save(&m, &f, files_path("prm.bin"), false, NULL, NULL, &e)) fail_msg("%s", e.text);
+    model_file_free(&f), model_free(&m);
+    m = models_random(CONTEXT);
+    models_save(&m, "policy.bin", false, NULL);
+    model_free(&m);
+#define EVALUATE "./evaluate -c $T/policy.bin -i $T/sums.shard --completions $T/kept -g 9 "
+    refused(2, EVALUATE "--search beam", "--search: needs a process reward model");
+    refused(2, EVALUATE "--reward-model $T/prm.bin --search beam,bfs", "'bfs' is none of best-of-n|beam|dvts|rebase");
+    refused(2, EVALUATE "--reward-model $T/prm.bin --search beam,beam", "beam is given twice");
+    refused(2, EVALUATE "--reward-model $T/prm.bin --search dvts --num-samples 6", "need a multiple of --beam-width 4");
+    refused(2, EVALUATE "--reward-model $T/prm.bin --search best-of-n --lookahead 1", "--lookahead: used only by");
+    refused(2, EVALUATE "--reward-model $T/prm.bin --beam-width 2", "--beam-width: used only by beam and dvts");
+    refused(1, EVALUATE "--reward-model $T/bt.bin --search beam", "is a Bradley-Terry reward model; the steps");
+    /* the random model never writes this separator among its first 32 steps */
+    run(1, EVALUATE "--reward-model $T/prm.bin --search beam --num-samples 32 --step-separator '~~~~~~'");
+    assert_holds(said, "--step-separator: none of the first 32 samples has one");
+    run(0, EVALUATE "--reward-model $T/prm.bin --search best-of-n,dvts --num-samples 4 --step-separator n --slots 1");
+    json_t *row = json_line_of(out, 0), *search = json_object_get(row, "search");
+    assert_int_equal(json_number_of(json_object_get(search, "dvts"), "n"), 4);
+    assert_near(json_number_of(json_object_get(search, "best-of-n"), "results"), 4, 0);
+    json_decref(row);
+#undef EVALUATE
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(forced_equals_the_reference),
                                        cmocka_unit_test(infinite_is_plain),
                                        cmocka_unit_test(an_end_of_several_tokens),
                                        cmocka_unit_test(scaling),
                                        cmocka_unit_test(budgets),
-                                       cmocka_unit_test(refusals)};
+                                       cmocka_unit_test(refusals),
+                                       cmocka_unit_test(search_equals_the_reference),
+                                       cmocka_unit_test(search_refusals)};
     return cmocka_run_group_tests_name("test_time", tests, models_setup, models_teardown);
 }

@@ -32,7 +32,8 @@ enum {
     RANDOM_DUMP_,
     RANDOM_ENVIRONMENT_,
     RANDOM_WORDING_,
-    RANDOM_JUDGE_
+    RANDOM_JUDGE_,
+    RANDOM_SEARCH_
 };
 #define RANDOM_STREAM(n)   ((uint64_t)(n) << 56)
 #define RANDOM_INIT        RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
@@ -49,6 +50,7 @@ enum {
 #define RANDOM_WORDING     RANDOM_STREAM(RANDOM_WORDING_)     /* wordings of rows: index = the row's number << 8 */
 #define RANDOM_DUMP        RANDOM_STREAM(RANDOM_DUMP_)        /* samples for --rollouts: + (step << 24) + sample */
 #define RANDOM_JUDGE       RANDOM_STREAM(RANDOM_JUDGE_) /* rationales, opponents, principles of a judge: + a question */
+#define RANDOM_SEARCH      RANDOM_STREAM(RANDOM_SEARCH_) /* search: + 56 bits of the hash of a solution's path */
 
 typedef struct Random {
     uint64_t seed, stream, index;

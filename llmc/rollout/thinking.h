@@ -131,6 +131,7 @@ static inline int32_t thinking_ended(const Thinking *x, const Completion *c, boo
     return stopped ? thinking_tokens(x->how->texts.tokenizer, turn, n, stopped) : 1;
 }
 
+/* The turn's last `remove` tokens will be removed and ids appended; ids NULL: nothing is appended. */
 static inline bool thinking_park(Thinking *x, const RolloutSample *who, int32_t remove, const TokenList *ids,
                                  int32_t turn_tokens) {
     if (x->count == x->capacity) {
@@ -139,7 +140,7 @@ static inline bool thinking_park(Thinking *x, const RolloutSample *who, int32_t 
     }
     x->answers[x->count++] = (RolloutAnswer){.request = who->request,
                                              .sample = who->sample,
-                                             .ids = ids ? ids->ids : NULL,
+                                             .ids = ids ? ids->ids : x->closing.ids,
                                              .count = ids ? ids->count : 0,
                                              .remove = remove,
                                              .turn_tokens = turn_tokens};
