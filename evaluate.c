@@ -63,7 +63,7 @@
 #include "llmc/reward/code_reward.h"       /* CODE_REWARD_ALL, CodeVerdict, code_reward */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, REWARD_MODEL_PRM, reward_model_close, ... */
-#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/beam_search.h"      /* BeamKind, SEARCH_BEAM, SEARCH_KINDS, SEARCH_DVTS, ... */
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
@@ -73,7 +73,7 @@
 #include "llmc/rollout/inference.h"        /* DataFile, data_file_close, json_line, data_file_open, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
-#include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, completion_mask, ... */
+#include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
 #include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
@@ -87,6 +87,9 @@ static struct {
     const char *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
+    int64_t reward_workers;
+    bool reward_group;
+    int scope; /* a RewardScope */
     bool completion_only, audit;
     int aggregation;
     EpisodeOptions episodes;
@@ -122,6 +125,11 @@ static const Option options[] = {
                 "reward program: reads one JSON line per completion, prints one number per line"),
     OPTION_REAL("reward-timeout",       0, &o.reward_timeout, 0.01, 1e6,
                 "seconds that --reward-cmd may take for the samples of one prompt"),
+    OPTION_INT ("reward-workers",       0, &o.reward_workers, 1, 256, "copies of --reward-cmd that run at once"),
+    OPTION_FLAG("reward-group",         0, &o.reward_group,
+                "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),
+    OPTION_CHOICE("reward-scope",       0, &o.scope,          "last|all",
+                "what checks and rewards read of a completion of several turns: the last turn, or what the model wrote in all"),
     OPTION_FLAG("audit-tests",          0, &o.audit,
                 "without a model, list the prompts of the task code whose tests an empty program passes"),
     OPTION_GROUP("Reward models"),
@@ -840,6 +848,8 @@ static void open_tasks(Tasks *t, const Shard *s) {
     if (!judge_open_rewards(&t->language_judge, &o.judge, &t->rewards, options, model.backend, model.device,
                             (uint64_t)o.s.seed, &e))
         die("%s", e.text);
+    if (o.reward_cmd && !rewards_workers(&t->rewards, (int)o.reward_workers, o.reward_group, &e))
+        usage_error("%s", e.text);
     open_code(t);
     int64_t scorable;
     if (t->rewards.count && !prompts_scorable(&t->prompts, &t->rewards, &scorable, &e)) die("--reward: %s", e.text);
@@ -1000,6 +1010,7 @@ static void evaluate_prompts(const Shard *s) {
     Rollout engine;
     Episodes episodes;
     Sampling how = inference_sampling(&model, &o.s);
+    how.scope = (RewardScope)o.scope;
     how.stream = RANDOM_EVAL;
     if (o.samples && how.temperature == 0)
         usage_error("--temperature 0: greedy samples are identical; give "
@@ -1420,6 +1431,9 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.reward_workers, o.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.reward_group, o.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.scope, episodes_on(&o.episodes), "used only with --tools or --tool-cmd"},
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
         {&o.completions, prompts || (scored && judge_given(&o.judge)),
          "used only for a prompt shard, and for pairs with --judge"},
@@ -1499,6 +1513,7 @@ int main(int argc, char **argv) {
     o.micro_tokens = 4096;
     o.completion_only = true;
     o.reward_timeout = 60;
+    o.reward_workers = 1;
     o.code = code_defaults();
     o.judge = judge_defaults();
     options_parse_all(options, &about, argc, argv);

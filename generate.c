@@ -67,7 +67,7 @@
 #include "llmc/rollout/episodes.h"    /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/inference.h"   /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/prompts.h"     /* PromptText */
-#include "llmc/rollout/rollout.h"     /* RolloutRequest, Completion, Rollout, Sampling, ... */
+#include "llmc/rollout/rollout.h"     /* RolloutRequest, Completion, Rollout, RewardScope, ... */
 #include "llmc/rollout/scoring.h"     /* Score, scoring_asked, SCORING_OPTIONS, Scoring, ... */
 #include "llmc/rollout/sequence.h"    /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/rollout/stop_text.h"   /* stop_text_cut, stop_text_longest */
@@ -946,6 +946,10 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.reward_model, many, "used only for JSON lines"},
         {&o.r.reward_timeout, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.judge.file, many && o.r.reward, "used only with --reward judge=..."},
+        {&o.r.reward_workers, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.r.reward_group, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o.r.scope, scored && episodes_on(&o.episodes),
+         "used only with --tools or --tool-cmd, and --reward or the like"},
         CODE_USES(o.r.code, scored, "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
@@ -985,6 +989,7 @@ int main(int argc, char **argv) {
     o.shot_count = 3;
     o.r.reward_timeout = 60;
     o.judge = judge_defaults();
+    o.r.reward_workers = 1;
     o.r.code = code_defaults();
     const int first = options_parse(options, &about, argc, argv);
     check_usage(argc, argv, first);
@@ -1008,6 +1013,7 @@ int main(int argc, char **argv) {
     if (!is_shard || o.template) inference_need_tokenizer(&model);
     if (o.template && !ask_open(&ask, o.template, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
     sampling = inference_sampling(&model, &o.s);
+    sampling.scope = (RewardScope)o.r.scope;
 
     const bool many = writes_lines();
     if (!many) inference_few_threads(&model, 1);

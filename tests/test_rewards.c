@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "../llmc/base/clock.h"            /* clock_seconds */
-#include "../llmc/base/error.h"            /* xcalloc, Error, xmalloc */
+#include "../llmc/base/error.h"            /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"           /* Random, random_between, random_start */
 #include "../llmc/reward/reward_command.h" /* reward_parse, reward_command_line */
 #include "../llmc/reward/rewards.h"        /* rewards_score, rewards_open, Rewards, rewards_close, ... */
@@ -901,6 +901,16 @@ static void test_other_parts(void **state) {
     assert_float_equal(score_one("format=answer", &in), 0, 0);
     assert_float_equal(score_one("length=40/0.01", &in), -0.1f, 1e-7f);
     assert_float_equal(score_one("length=10", &in), -0.006f, 1e-7f);
+    /* turns and calls; a completion without turns has one, and no call */
+    assert_float_equal(score_one("turns=1/0.25", &in), 0, 0);
+    assert_float_equal(score_one("tool-use", &in), 0, 0);
+    assert_float_equal(score_one("tool-use=0/2", &in), 1, 0);
+    in.turns = 4, in.calls = 3;
+    assert_float_equal(score_one("turns=2/0.25", &in), -0.5f, 1e-7f);
+    assert_float_equal(score_one("turns=2", &in), -0.2f, 1e-7f);
+    assert_float_equal(score_one("tool-use", &in), 1, 0);
+    assert_float_equal(score_one("tool-use=1/2", &in), 0, 0);
+    assert_float_equal(score_one("tool-use=3/3", &in), 1, 0);
     assert_float_equal(score_one("cosine", &in), (float)(0.75 + 0.25 * cos(0.3 * M_PI)), 1e-6f);
     assert_float_equal(score_one("overlong", &in), 0, 0); /* cache 20 of 100 */
     in.tokens = 90;
@@ -980,6 +990,10 @@ static void test_specification(void **state) {
                {"repetition=2/1", "penalty <= 0"},
                {"length", "needs a target"},
                {"length=x", "must be"},
+               {"turns", "needs a target of at least 1"},
+               {"turns=0", "needs a target of at least 1"},
+               {"tool-use=3/2", "the minimum and the maximum number of calls"},
+               {"tool-use=-1", "the minimum and the maximum number of calls"},
                {"format=xml", "must be one of think|hash|boxed|answer"},
                {"regex=abc", "must be /pattern/flags"},
                {"regex=/abc", "must be /pattern/flags"},
@@ -1041,7 +1055,7 @@ static void run_program(const char *program, double timeout, int n, const char *
     if (message) {
         assert_message(&e, message);
         assert_message(&e, "reward command '");
-        assert_int_equal(r.command.process.pid, 0);
+        assert_int_equal(r.command.worker[0].process.pid, 0);
         assert_false(rewards_score(&r, in, n, part, total, &e));
         assert_message(&e, "has ended");
     }
@@ -1104,7 +1118,7 @@ static void test_command_values(void **state) {
     in[1].task = "exact";
     in[2].task = "exact";
     assert_true(rewards_open(&r, "numeric:10,command:2", program, 20, 1, 0, &e));
-    const pid_t pid = r.command.process.pid;
+    const pid_t pid = r.command.worker[0].process.pid;
     in[0].completion = "tab\t7";
     assert_true(rewards_score(&r, in, 3, part, total, &e));
     assert_float_equal(part[1], -1.5, 0);
@@ -1114,7 +1128,7 @@ static void test_command_values(void **state) {
     assert_true(isnan(total[2]));       /* "nan" is no number to compare with, so there is no verdict */
     assert_true(rewards_score(&r, in, 1, part, total, &e));
     assert_float_equal(part[1], -4.5, 0);
-    assert_int_equal(r.command.process.pid, pid);
+    assert_int_equal(r.command.worker[0].process.pid, pid);
     rewards_close(&r);
     FILE *f = fopen(path, "r");
     assert_non_null(fgets(line, sizeof line, f));
@@ -1154,6 +1168,61 @@ static void test_command_large(void **state) {
         rewards_close(&r);
     }
     free(in), free(part), free(total), free(text);
+}
+
+/* Several workers answer what one does, in the order of the completions; a group is one line with a list. */
+static void test_command_workers(void **state) {
+    (void)state;
+    enum { N = 100 };
+    static const char *const programs[] = {
+        "sed -u 's/.*\"completion\":\"\\([0-9]*\\)\".*/\\1/'",
+        "perl -ne '$| = 1; select undef, undef, undef, 0.002; /completion\":\"(\\d+)/ and print \"$1\\n\"'",
+        "perl -ne '$| = 1; @x = /completion\":\"(\\d+)/g; $n = @x; print \"[\" . "
+        "join(\",\", map { /7$/ ? \"null\" : $n * 1000 + $_ } @x) . \"]\\n\"'"};
+    RewardInput in[N];
+    float part[N], total[N];
+    char text[N][8];
+    Error e;
+    for (int i = 0; i < N; i++) {
+        snprintf(text[i], sizeof text[i], "%d", i);
+        in[i] = (RewardInput){.completion = text[i], .group = i / 4};
+    }
+    for (int workers = 1; workers <= 8; workers += workers == 1 ? 2 : 5)
+        for (int kind = 0; kind < 3; kind++) {
+            Rewards r;
+            const int before = open_files();
+            assert_true(rewards_open(&r, "command", programs[kind], 20, 1, 0, &e));
+            assert_true(rewards_workers(&r, workers, kind == 2, &e));
+            assert_int_equal(r.command.workers, workers);
+            for (int times = 0; times < 2; times++) {
+                const int n = times ? N - 4 : N;
+                if (!rewards_score(&r, in, n, part, total, &e)) fail_msg("%s", e.text);
+                for (int i = 0; i < n; i++) {
+                    if (kind == 2 && isnan(total[i])) assert_int_equal(i % 10, 7);
+                    else assert_float_equal(total[i], kind == 2 ? 4000 + i : i, 0);
+                }
+            }
+            rewards_close(&r);
+            assert_int_equal(open_files(), before);
+        }
+    static const struct {
+        const char *program, *message;
+    } bad[] = {{"while read -r x; do echo 1; done", "is '1', must be a list of 4 numbers or nulls"},
+               {"while read -r x; do echo '[1,2,3]'; done", "must be a list of 4 numbers"},
+               {"while read -r x; do echo '[1,2,3,\"4\"]'; done", "must be a list of 4 numbers"},
+               {"while read -r x; do echo '[1,2,3,1e99]'; done", "must be a list of 4 numbers"},
+               {"read -r x; printf '[1,2,3,4]\\n[1'; sleep 100", "0 of 3 answers after 0.3 seconds"},
+               {"read -r x; exit 0", "ended with exit status 0 after 0 of "}};
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        Rewards r;
+        assert_true(rewards_open(&r, "command", bad[i].program, i == 4 ? 0.3 : 20, 1, 0, &e));
+        assert_true(rewards_workers(&r, 9, true, &e));
+        assert_false(rewards_score(&r, in, N, part, total, &e));
+        if (i != 4) assert_message(&e, bad[i].message);
+        assert_false(rewards_score(&r, in, N, part, total, &e));
+        assert_message(&e, "has ended");
+        rewards_close(&r);
+    }
 }
 
 /* A write to a dead program must not end this process, whatever SIGPIPE's action is, and must leave no signal
@@ -1204,14 +1273,24 @@ static void test_command_line(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),        cmocka_unit_test(test_nasty),
-                                       cmocka_unit_test(test_numbers),        cmocka_unit_test(test_bytes),
-                                       cmocka_unit_test(test_math),           cmocka_unit_test(test_squad),
-                                       cmocka_unit_test(test_text),           cmocka_unit_test(test_check_answer),
-                                       cmocka_unit_test(test_final_answer),   cmocka_unit_test(test_golden),
-                                       cmocka_unit_test(test_other_parts),    cmocka_unit_test(test_specification),
-                                       cmocka_unit_test(test_command_faults), cmocka_unit_test(test_command_values),
-                                       cmocka_unit_test(test_command_large),  cmocka_unit_test(test_command_sigpipe),
-                                       cmocka_unit_test(test_command_line),   cmocka_unit_test(test_gsm8k_rewritten)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),
+                                       cmocka_unit_test(test_nasty),
+                                       cmocka_unit_test(test_numbers),
+                                       cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_math),
+                                       cmocka_unit_test(test_squad),
+                                       cmocka_unit_test(test_text),
+                                       cmocka_unit_test(test_check_answer),
+                                       cmocka_unit_test(test_final_answer),
+                                       cmocka_unit_test(test_golden),
+                                       cmocka_unit_test(test_other_parts),
+                                       cmocka_unit_test(test_specification),
+                                       cmocka_unit_test(test_command_faults),
+                                       cmocka_unit_test(test_command_values),
+                                       cmocka_unit_test(test_command_large),
+                                       cmocka_unit_test(test_command_workers),
+                                       cmocka_unit_test(test_command_sigpipe),
+                                       cmocka_unit_test(test_command_line),
+                                       cmocka_unit_test(test_gsm8k_rewritten)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

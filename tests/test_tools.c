@@ -582,6 +582,18 @@ static void test_rewards(void **state) {
     assert_holds(metrics, "\"tools/calculator/calls\":");
     assert_holds(metrics, "\"rollout/parked_share\":0");
     free(metrics);
+    /* all turns as the text, two programs, groups as lines */
+    put("reward.sh", "while read -r line; do echo \"$line\" >>$T/lines$$; echo '[1,null,0,0.5]'; done");
+    run(0,
+        "rm $T/lines*; " GRPO "--tools calculator " FORMAT
+        " --reward command,tool-use:0.1,turns=2:1 --reward-scope all "
+        "--reward-cmd 'sh $T/reward.sh' --reward-workers 2 --reward-group --metrics $T/m.jsonl && cat $T/lines* | "
+        "sed 's/\"completion\":\"<c>/&\\n/g' | grep -c '^{\"group\".*\"completion\":\"<c>$' && ls $T/lines* | wc -l");
+    assert_holds(out, "8\n2\n");
+    metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"rewards/command/mean\":0.5,");
+    assert_holds(metrics, "\"rewards/tool-use/mean\":");
+    free(metrics);
     /* with every reason masked no token is trained on */
     run(0, GRPO "--tools calculator " FORMAT " --metrics $T/m.jsonl --mask-stopped "
                 "completed,max_tokens,context_overflow,max_turns,parse_error");

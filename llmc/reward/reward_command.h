@@ -1,6 +1,6 @@
 /* reward_command.h - rewards computed by a user's program, in any language.
  *
- * The program is started once by `sh -c` and runs as long as the trainer. For every completion it reads one line of
+ * The program is started once by `sh -c`, or as several workers, and runs as long as the trainer. For every completion it reads one line of
  * JSON on its standard input and must write one line on its standard output, in the same order: a finite number, or
  * null / none / nan if it cannot score the completion. Its standard error is the trainer's.
  *
@@ -17,6 +17,12 @@
  *         r = json.loads(line)
  *         print(float(r["answer"] in r["completion"]), flush=True)
  *
+ * With `groups`, a line has all completions to a prompt, {"group":[{...},{...}]}, and the answer is a list of as many numbers
+ * or nulls, [1, 0.5]: for rewards that compare them.
+ *
+ * Several workers get the lines in turn: line k goes to worker k mod workers. What a program answers must not depend on the
+ * lines before.
+ *
  * The program may answer line by line, in blocks, or after reading all its input (../base/process.h). If it ends (exit
  * status or signal), exceeds the timeout of a batch, or writes a line that is not a number or too many lines, it is
  * killed and the call fails with an Error. Closing ends its input, and processes of its group that still run half a
@@ -26,35 +32,74 @@
 #define LLMC_REWARD_REWARD_COMMAND_H
 
 #include "../base/clock.h"     /* clock_seconds */
-#include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, checked_object, ... */
+#include "../base/error.h"     /* Error, error_set, xcalloc, xrealloc, ... */
 #include "../base/json_text.h" /* json_utf8 */
 #include "../base/process.h"   /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
+#include "../base/text.h"      /* TextBuffer, text_append, text_free */
 #include "verify_answer.h"     /* RewardInput, verify_span, verify_space, VerifySpan, ... */
 
-enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line */
+enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line; of a group: 64 times as many */
+
+/* A copy of the program. */
+typedef struct RewardWorker {
+    Process process;
+    char *line; /* the JSON line being sent, or NULL */
+    size_t length, sent;
+    TextBuffer answer;        /* output not yet parsed */
+    int lines, written, read; /* of the batch: its lines, those that it was given, and its answers */
+} RewardWorker;
 
 typedef struct RewardCommand {
     const char *program;
     double timeout; /* seconds per batch */
-    Process process;
-    char *line; /* the JSON line being sent, or NULL */
-    size_t length, sent;
-    char answer[REWARD_LINE_MAX]; /* output not yet parsed */
-    size_t answer_length;
+    bool groups;    /* a line has all completions of a group */
+    RewardWorker *worker;
+    int workers;
 } RewardCommand;
+
+/* What is scored at once: line k is of completions [first[k], first[k+1]); worker w has lines w, w + workers, ... */
+typedef struct RewardBatch {
+    const RewardInput *in;
+    const int *first;
+    int lines;
+    float *scores;
+    int stride;
+} RewardBatch;
 
 /* Ends the program: closes its input, waits up to half a second, then kills its process group. */
 static inline void reward_command_close(RewardCommand *c) {
-    process_close(&c->process);
-    free(c->line);
-    c->line = NULL;
+    for (int i = 0; i < c->workers; i++) { /* all inputs first, so that the workers end together */
+        RewardWorker *w = &c->worker[i];
+        if (w->process.in) close(w->process.in);
+        w->process.in = 0;
+    }
+    for (int i = 0; i < c->workers; i++) {
+        process_close(&c->worker[i].process);
+        free(c->worker[i].line);
+        text_free(&c->worker[i].answer);
+    }
+    free(c->worker);
+    c->worker = NULL;
+    c->workers = 0;
+}
+
+/* Starts another copy of the program. */
+static inline bool reward_command_worker(RewardCommand *c, Error *e) {
+    Error why;
+    c->worker = (RewardWorker *)xrealloc(c->worker, (size_t)c->workers + 1, sizeof *c->worker);
+    c->worker[c->workers] = (RewardWorker){0};
+    if (process_open(&c->worker[c->workers].process, c->program, &why)) {
+        c->workers++;
+        return true;
+    }
+    reward_command_close(c);
+    return error_set(e, "reward command '%.300s': %s", c->program, why.text);
 }
 
 /* Starts `program`; `timeout` > 0 is the maximum time of a batch in seconds. */
 static inline bool reward_command_open(RewardCommand *c, const char *program, double timeout, Error *e) {
-    Error why;
     *c = (RewardCommand){.program = program, .timeout = timeout};
-    return process_open(&c->process, program, &why) || error_set(e, "reward command '%.300s': %s", program, why.text);
+    return reward_command_worker(c, e);
 }
 
 /* Kills the program and sets the error to the formatted reason. */
@@ -65,9 +110,11 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    process_kill(&c->process);
-    free(c->line);
-    c->line = NULL;
+    for (int i = 0; i < c->workers; i++) {
+        process_kill(&c->worker[i].process);
+        free(c->worker[i].line);
+        c->worker[i].line = NULL;
+    }
     return error_set(e, "reward command '%.300s': %s", c->program, what);
 }
 
@@ -88,8 +135,8 @@ static inline void reward_command_turns(json_t *line, const RewardInput *in) {
     json_object_set_new(line, "stop", json_string(in->stop));
 }
 
-/* The JSON line of one completion, with its newline; allocated with malloc(). */
-static inline char *reward_command_line(const RewardInput *in, size_t *length) {
+/* A completion as a JSON object. */
+static inline json_t *reward_command_object(const RewardInput *in) {
     json_t *line = json_object(), *fields = verify_fields(in);
     reward_command_text(line, "prompt", verify_span(in->prompt));
     reward_command_text(line, "completion", verify_completion(in));
@@ -97,13 +144,31 @@ static inline char *reward_command_line(const RewardInput *in, size_t *length) {
     reward_command_text(line, "task", verify_span(in->task));
     json_object_update_missing(line, fields);
     if (in->messages) reward_command_turns(line, in);
-    char *text = (char *)checked_object(json_dumps(line, JSON_COMPACT), "a line for the reward command");
-    json_decref(line), json_decref(fields);
+    json_decref(fields);
+    return line;
+}
+
+/* A JSON value as a line with its newline, allocated with malloc(). Takes the reference. */
+static inline char *reward_command_dump(json_t *value, size_t *length) {
+    char *text = (char *)checked_object(json_dumps(value, JSON_COMPACT), "a line for the reward command");
+    json_decref(value);
     *length = strlen(text);
     text = (char *)xrealloc(text, *length + 2, 1);
     text[(*length)++] = '\n';
     text[*length] = 0;
     return text;
+}
+
+/* The JSON line of one completion, with its newline; allocated with malloc(). */
+static inline char *reward_command_line(const RewardInput *in, size_t *length) {
+    return reward_command_dump(reward_command_object(in), length);
+}
+
+/* The JSON line of the n completions of a group. */
+static inline char *reward_command_group(const RewardInput *in, int n, size_t *length) {
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, reward_command_object(&in[i]));
+    return reward_command_dump(json_pack("{s:o}", "group", list), length);
 }
 
 /* Parses one answer line (without its newline): a finite decimal number, or null / none / nan for NaN. The text is
@@ -124,85 +189,172 @@ static inline bool reward_parse(const char *text, size_t n, float *score) {
     return n && end == text + n && isfinite(*score);
 }
 
-/* Parses the complete lines in c->answer; false if a line is not a number or there is one too many. */
-static inline bool reward_command_take(RewardCommand *c, float *scores, int stride, int *answers, int sent, int n,
-                                       Error *e) {
-    size_t from = 0;
-    for (char *end; (end = (char *)memchr(c->answer + from, '\n', c->answer_length - from));
-         from = (size_t)(end - c->answer) + 1) {
-        *end = 0;
-        if (*answers == sent)
-            return reward_command_fail(c, e, "wrote '%.100s', one answer more than the %d completion%s it was given",
-                                       c->answer + from, sent, sent == 1 ? "" : "s");
-        if (!reward_parse(c->answer + from, (size_t)(end - c->answer) - from,
-                          &scores[(size_t)*answers * (size_t)stride]))
-            return reward_command_fail(c, e, "answer %d of %d is '%.100s', must be a number or null", *answers + 1, n,
-                                       c->answer + from);
-        ++*answers;
+/* Parses the answer to a group of n completions: a list of n numbers or nulls. The text is followed by a NUL. */
+static inline bool reward_parse_group(const char *text, size_t length, int n, float *scores, int stride) {
+    json_t *list = json_loadb(text, length, 0, NULL);
+    bool good = json_array_size(list) == (size_t)n;
+    for (int i = 0; good && i < n; i++) {
+        const json_t *value = json_array_get(list, (size_t)i);
+        const double score = json_number_value(value);
+        good = json_is_null(value) || (json_is_number(value) && isfinite((float)score));
+        scores[i * stride] = json_is_null(value) ? NAN : (float)score;
     }
-    c->answer_length -= from;
-    memmove(c->answer, c->answer + from, c->answer_length);
-    if (c->answer_length < sizeof c->answer - 1) return true;
-    c->answer[80] = 0;
+    json_decref(list);
+    return good;
+}
+
+/* Takes an answer of worker `index`: text[0..n), followed by a NUL. */
+static inline bool reward_worker_answer(RewardCommand *c, int index, const RewardBatch *b, const char *text, size_t n,
+                                        Error *e) {
+    RewardWorker *w = &c->worker[index];
+    if (w->read == w->written)
+        return reward_command_fail(c, e, "wrote '%.100s', one answer more than the %d %s%s it was given", text,
+                                   w->written, c->groups ? "group" : "completion", w->written == 1 ? "" : "s");
+    const int line = index + w->read * c->workers, at = b->first[line], count = b->first[line + 1] - at;
+    float *scores = b->scores + (size_t)at * (size_t)b->stride;
+    if (c->groups && !reward_parse_group(text, n, count, scores, b->stride))
+        return reward_command_fail(c, e, "answer %d of %d is '%.100s', must be a list of %d numbers or nulls",
+                                   w->read + 1, w->lines, text, count);
+    if (!c->groups && !reward_parse(text, n, scores))
+        return reward_command_fail(c, e, "answer %d of %d is '%.100s', must be a number or null", w->read + 1, w->lines,
+                                   text);
+    w->read++;
+    return true;
+}
+
+/* Parses the complete lines of a worker; false if one is not an answer or there is one too many. */
+static inline bool reward_worker_take(RewardCommand *c, int index, const RewardBatch *b, Error *e) {
+    TextBuffer *t = &c->worker[index].answer;
+    const size_t most = (size_t)REWARD_LINE_MAX * (c->groups ? 64 : 1) - 1;
+    size_t from = 0;
+    for (char *end; t->length && (end = (char *)memchr(t->text + from, '\n', t->length - from));
+         from = (size_t)(end - t->text) + 1) {
+        *end = 0;
+        if (!reward_worker_answer(c, index, b, t->text + from, (size_t)(end - t->text) - from, e)) return false;
+    }
+    if (from) memmove(t->text, t->text + from, t->length - from);
+    t->length -= from;
+    if (t->length < most) return true;
+    t->text[80] = 0;
     return reward_command_fail(
-        c, e, "answer %d of %d starts with '%s' and has no newline after %d bytes, must be a number or null",
-        *answers + 1, n, c->answer, REWARD_LINE_MAX - 1);
+        c, e, "answer %d of %d starts with '%s' and has no newline after %zu bytes, must be a number or null",
+        c->worker[index].read + 1, c->worker[index].lines, t->text, most);
+}
+
+/* What a worker has written after its last line, at most 80 bytes. */
+static inline const char *reward_worker_rest(RewardWorker *w) {
+    if (w->answer.length > 80) w->answer.text[80] = 0;
+    return w->answer.length ? w->answer.text : NULL;
 }
 
 /* The program has not answered in time. */
-static inline bool reward_command_late(RewardCommand *c, int answers, int n, Error *e) {
-    c->answer[c->answer_length < 80 ? c->answer_length : 80] = 0;
-    const char *partial = c->answer_length ? c->answer : NULL;
+static inline bool reward_command_late(RewardCommand *c, int index, Error *e) {
+    RewardWorker *w = &c->worker[index];
+    const char *partial = reward_worker_rest(w);
     return reward_command_fail(
         c, e,
         "%d of %d answers after %g seconds%s%s%s; it must answer in time and flush its output, or raise the timeout",
-        answers, n, c->timeout, partial ? ", then '" : "", partial ? partial : "",
+        w->read, w->lines, c->timeout, partial ? ", then '" : "", partial ? partial : "",
         partial ? "' without a newline" : "");
 }
 
 /* The program has ended or closed a pipe. */
-static inline bool reward_command_lost(RewardCommand *c, int answers, int n, Error *e) {
+static inline bool reward_command_lost(RewardCommand *c, int index, Error *e) {
+    RewardWorker *w = &c->worker[index];
     Error why;
     char when[60];
-    snprintf(when, sizeof when, "after %d of %d answers", answers, n);
-    process_failed(&c->process, when, &why);
+    snprintf(when, sizeof when, "after %d of %d answers", w->read, w->lines);
+    process_failed(&w->process, when, &why);
     return reward_command_fail(c, e, "%s", why.text);
+}
+
+/* Moves bytes to and from a worker as far as possible without waiting. */
+static inline bool reward_worker_move(RewardCommand *c, int index, const RewardBatch *b, Error *e) {
+    RewardWorker *w = &c->worker[index];
+    while (w->read < w->lines) {
+        char bytes[1 << 14];
+        size_t moved;
+        if (!w->line && w->written < w->lines) {
+            const int line = index + w->written * c->workers, at = b->first[line];
+            w->line = c->groups ? reward_command_group(b->in + at, b->first[line + 1] - at, &w->length)
+                                : reward_command_line(b->in + at, &w->length);
+            w->sent = 0;
+        }
+        struct pollfd files[2] = {{.fd = w->process.out, .events = POLLIN},
+                                  {.fd = w->line ? w->process.in : -1, .events = POLLOUT}};
+        if (poll(files, 2, 0) <= 0) return true;
+        switch (process_wait(&w->process, w->line ? w->line + w->sent : NULL, w->line ? w->length - w->sent : 0, bytes,
+                             sizeof bytes, clock_seconds() + 1, &moved)) {
+        case PROCESS_LATE: return true;
+        case PROCESS_FAILED: return reward_command_lost(c, index, e);
+        case PROCESS_READ:
+            text_append(&w->answer, bytes, moved);
+            if (!reward_worker_take(c, index, b, e)) return false;
+            break;
+        case PROCESS_WROTE:
+            w->sent += moved;
+            if (w->sent < w->length) break;
+            free(w->line);
+            w->line = NULL;
+            w->written++;
+        }
+    }
+    return true;
+}
+
+/* Waits until a worker has written something or accepts input, or until the deadline. */
+static inline void reward_command_wait(const RewardCommand *c, double until) {
+    struct pollfd *files = (struct pollfd *)xcalloc(2 * (size_t)c->workers, sizeof *files);
+    const double left = until - clock_seconds();
+    for (int i = 0; i < c->workers; i++) {
+        const RewardWorker *w = &c->worker[i];
+        files[2 * i] = (struct pollfd){.fd = w->read < w->lines ? w->process.out : -1, .events = POLLIN};
+        files[2 * i + 1] = (struct pollfd){.fd = w->line ? w->process.in : -1, .events = POLLOUT};
+    }
+    if (left > 0) poll(files, 2 * (nfds_t)c->workers, (int)fmin(ceil(1e3 * left), 1e9));
+    free(files);
+}
+
+/* Moves lines until all are answered. */
+static inline bool reward_command_batch(RewardCommand *c, const RewardBatch *b, Error *e) {
+    const double until = clock_seconds() + c->timeout;
+    for (int i = 0; i < c->workers; i++) {
+        RewardWorker *w = &c->worker[i];
+        w->lines = (b->lines - i + c->workers - 1) / c->workers;
+        w->written = w->read = 0;
+    }
+    for (;;) {
+        int open = -1;
+        for (int i = 0; i < c->workers; i++) {
+            if (!reward_worker_move(c, i, b, e)) return false;
+            if (c->worker[i].read < c->worker[i].lines && open < 0) open = i;
+        }
+        if (open < 0) break;
+        if (clock_seconds() >= until) return reward_command_late(c, open, e);
+        reward_command_wait(c, until);
+    }
+    for (int i = 0; i < c->workers; i++) {
+        const char *rest = reward_worker_rest(&c->worker[i]);
+        if (rest)
+            return reward_command_fail(c, e, "wrote '%s' after its last answer, must write one %s", rest,
+                                       c->groups ? "list for each group" : "number for each completion");
+    }
+    return true;
 }
 
 /* Scores n completions; writes scores[i * stride], NaN = could not be scored. After a failure the program has ended and
  * every further call fails. */
 static inline bool reward_command_score(RewardCommand *c, const RewardInput *in, int n, float *scores, int stride,
                                         Error *e) {
-    const double until = clock_seconds() + c->timeout;
-    int sent = 0, answers = 0; /* lines written; answers read */
-    if (!c->process.pid) return error_set(e, "reward command '%.300s': has ended", c->program);
-    while (answers < n) {
-        if (sent < n && !c->line) {
-            c->line = reward_command_line(&in[sent], &c->length);
-            c->sent = 0;
-        }
-        size_t moved;
-        const char *line = c->line ? c->line + c->sent : NULL;
-        switch (process_wait(&c->process, line, line ? c->length - c->sent : 0, c->answer + c->answer_length,
-                             sizeof c->answer - 1 - c->answer_length, until, &moved)) {
-        case PROCESS_LATE: return reward_command_late(c, answers, n, e);
-        case PROCESS_FAILED: return reward_command_lost(c, answers, n, e);
-        case PROCESS_READ:
-            c->answer_length += moved;
-            if (!reward_command_take(c, scores, stride, &answers, sent, n, e)) return false;
-            break;
-        case PROCESS_WROTE:
-            c->sent += moved;
-            if (c->sent < c->length) break;
-            free(c->line);
-            c->line = NULL;
-            sent++;
-        }
-    }
-    if (!c->answer_length) return true;
-    c->answer[c->answer_length < 80 ? c->answer_length : 80] = 0;
-    return reward_command_fail(c, e, "wrote '%s' after its last answer, must write one number for each completion",
-                               c->answer);
+    if (!c->worker || !c->worker[0].process.pid) return error_set(e, "reward command '%.300s': has ended", c->program);
+    int *first = (int *)xcalloc((size_t)n + 1, sizeof *first), lines = 0;
+    for (int i = 0; i < n; i++)
+        if (!i || !c->groups || in[i].group != in[i - 1].group) first[lines++] = i;
+    first[lines] = n;
+    const RewardBatch b = {in, first, lines, scores, stride};
+    const bool ok = reward_command_batch(c, &b, e);
+    free(first);
+    return ok;
 }
 
 #endif

@@ -26,6 +26,8 @@
  *                                                          default 3, -1
  *   length                   TARGET/ALPHA                  -ALPHA |TARGET - tokens| (L1-Exact, arXiv 2503.04697);
  *                                                          ALPHA 0.0003
+ *   turns                    TARGET/ALPHA                  -ALPHA |TARGET - turns of the model|; ALPHA 0.1
+ *   tool-use                 MIN/MAX                       1 if the completion has MIN (1) to MAX (any number of) calls of tools
  *   random                   P                             control: 1 with probability P (0.5); the draw depends only
  *                                                          on (seed, id)
  *   command                  -                             the program of --reward-cmd (reward_command.h)
@@ -47,7 +49,7 @@
 #include "../base/options.h" /* option_choice_index */
 #include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
 #include "code_reward.h"     /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
-#include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score */
+#include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score, ... */
 #include "verify.h"          /* VERIFY_CODE, verify_score, VERIFY_COUNTDOWN, VERIFY_REGEX, ... */
 #include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
 #include "verify_pattern.h"  /* VerifyRegex, verify_regex_compile, verify_regex_free, verify_regex_match, ... */
@@ -65,6 +67,8 @@ typedef enum {
     REWARD_OVERLONG,
     REWARD_REPETITION,
     REWARD_LENGTH,
+    REWARD_TURNS,
+    REWARD_TOOL_USE,
     REWARD_RANDOM,
     REWARD_COMMAND,
     REWARD_MODEL,
@@ -164,6 +168,23 @@ static inline bool reward_numbers(const char *name, const char *text, size_t n, 
     return good;
 }
 
+/* TARGET/ALPHA of the part turns. */
+static inline bool reward_turns_argument(double *v, const char *text, size_t n, Error *e) {
+    v[0] = -1;
+    v[1] = 0.1;
+    if (n && !reward_numbers("turns", text, n, v, 2, e)) return false;
+    return v[0] >= 1 || error_set(e, "reward turns: needs a target of at least 1, as in turns=2 or turns=2/0.05");
+}
+
+/* MIN/MAX of the part tool-use. */
+static inline bool reward_tool_use_argument(double *v, const char *text, size_t n, Error *e) {
+    v[0] = 1;
+    v[1] = INFINITY;
+    if (n && !reward_numbers("tool-use", text, n, v, 2, e)) return false;
+    return (v[0] >= 0 && v[1] >= v[0]) ||
+           error_set(e, "reward tool-use=%g/%g: must be the minimum and the maximum number of calls", v[0], v[1]);
+}
+
 /* Reads the argument text[0..n) of a part: fills in defaults and checks the numbers. */
 static inline bool reward_argument(RewardPart *p, const char *name, const char *text, size_t n, int32_t max_tokens,
                                    Error *e) {
@@ -206,6 +227,8 @@ static inline bool reward_argument(RewardPart *p, const char *name, const char *
         v[1] = 0.0003;
         if (n && !reward_numbers(name, text, n, v, 2, e)) return false;
         return v[0] >= 0 || error_set(e, "reward length: needs a target >= 0, as in length=40 or length=40/0.01");
+    case REWARD_TURNS: return reward_turns_argument(v, text, n, e);
+    case REWARD_TOOL_USE: return reward_tool_use_argument(v, text, n, e);
     case REWARD_RANDOM:
         v[0] = 0.5;
         if (n && !reward_numbers(name, text, n, v, 1, e)) return false;
@@ -261,6 +284,8 @@ static inline bool reward_kind(const char *name, RewardPart *p) {
                  {"overlong", REWARD_OVERLONG, 0},
                  {"repetition", REWARD_REPETITION, 0},
                  {"length", REWARD_LENGTH, 0},
+                 {"turns", REWARD_TURNS, 0},
+                 {"tool-use", REWARD_TOOL_USE, 0},
                  {"random", REWARD_RANDOM, 0},
                  {"command", REWARD_COMMAND, 0},
                  {"model", REWARD_MODEL, 0},
@@ -288,7 +313,7 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         return error_set(
             e,
             "reward '%s': unknown, must be verify, exact, em, f1, choice, numeric, math, hash, countdown, sort, "
-            "brackets, code, regex, format, cosine, overlong, repetition, length, random, command, model or judge",
+            "brackets, code, regex, format, cosine, overlong, repetition, length, turns, tool-use, random, command, model or judge",
             name);
     at += n;
     n = 0;
@@ -390,6 +415,16 @@ failed:
     return false;
 }
 
+/* Starts more copies of the program, up to `workers`. groups: it gets all completions to a prompt at once. Fails if there is
+ * no program. */
+static inline bool rewards_workers(Rewards *r, int workers, bool groups, Error *e) {
+    if (!r->program) return error_set(e, "there is no reward program");
+    r->command.groups = groups;
+    while (r->command.workers < workers)
+        if (!reward_command_worker(&r->command, e)) return false;
+    return true;
+}
+
 /* ---- scoring --------------------------------------------------------------------------------------------------- */
 
 /* The check of the record's task, as rewards_verify(). program: the verdict of a completion that is a program, or NULL. */
@@ -428,6 +463,8 @@ static inline bool reward_part(const Rewards *r, const RewardPart *p, const Rewa
         return true;
     }
     case REWARD_LENGTH: *value = (float)(-v[1] * fabs(v[0] - in->tokens)); return true;
+    case REWARD_TURNS: *value = (float)(-v[1] * fabs(v[0] - (in->turns ? in->turns : 1))); return true;
+    case REWARD_TOOL_USE: *value = in->calls >= v[0] && in->calls <= v[1]; return true;
     default: *value = random_uniform(r->seed, RANDOM_REWARD + in->id, 0) < v[0] ? 1 : 0; return true;
     }
 }

@@ -38,6 +38,8 @@ typedef struct RewardInput {
     const int32_t *ids;                 /* (tokens) the completion's token ids, or NULL */
     const int32_t *prompt_ids;          /* (prompt_tokens) those of the prompt, for reward models, or NULL */
     int32_t prompt_tokens;
+    int32_t group;          /* number of its group in a batch; completions of a group are adjacent */
+    int32_t turns, calls;   /* of the model, and of tools; 0 turns: one */
     const char *stop;       /* why a completion of several turns ended; NULL: it has one turn */
     const json_t *messages; /* its turns and their answers, after the prompt's messages; or NULL */
 } RewardInput;

@@ -15,7 +15,7 @@
 #include "../reward/reward_model.h"  /* RewardItem */
 #include "../reward/rewards.h"       /* Rewards, rewards_scorable */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
+#include "rollout.h"                 /* Completion, RolloutRequest, completion_drawn, completion_drawn_ids, ... */
 #include "stop_text.h"               /* stop_text_decode */
 #include "trajectory.h"              /* trajectory_stop_name */
 
@@ -115,10 +115,13 @@ static inline RewardItem prompts_item(const Prompts *p, int64_t i, const Complet
                         .completion_len = c->count};
 }
 
-/* The text of a completion that rewards read: of several turns, that of the last one. Without the stop token or the stop
+/* The text of a completion that rewards read: of several turns, that of the last one, or of all tokens that the model drew
+ * (how->scope). Without the stop token or the stop
  * text that ended it. The caller frees it. *length: its bytes, among which there may be NULs; may be NULL. */
 static inline char *prompts_said(const Sampling *how, const ModelText *t, const Completion *c, size_t *length) {
     const int32_t first = c->trajectory ? c->trajectory->first : 0;
+    if (c->trajectory && how->scope == SCOPE_ALL)
+        return stop_text_decode(&how->texts, t, completion_drawn_ids(c), completion_drawn(c), length);
     return stop_text_decode(&how->texts, t, c->tokens + first, c->count - first, length);
 }
 
@@ -140,6 +143,8 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .ids = completion_drawn_ids(c),
                          .prompt_ids = prompts_tokens(p, i),
                          .prompt_tokens = prompts_length(p, i),
+                         .turns = c->trajectory ? c->trajectory->turns : 1,
+                         .calls = c->trajectory ? c->trajectory->counts.calls : 0,
                          .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
                          .messages = c->trajectory ? c->trajectory->messages : NULL};
 }

@@ -47,6 +47,9 @@
 
 enum { ROLLOUT_STOPS = 8 };
 
+/* What of a completion of several turns is its text: the last turn, or all that was drawn. */
+typedef enum { SCOPE_LAST, SCOPE_ALL } RewardScope;
+
 typedef struct Sampling {
     float temperature, top_p, min_p, repetition_penalty; /* temperature 0: greedy */
     int top_k;                                           /* 0: all */
@@ -55,6 +58,7 @@ typedef struct Sampling {
     int stops;
     StopTexts texts; /* texts that end a completion */
     uint64_t seed, stream;
+    RewardScope scope; /* of prompts_said() */
 } Sampling;
 
 static inline Sampling sampling_default(void) {

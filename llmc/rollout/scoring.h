@@ -19,7 +19,7 @@
 #define LLMC_ROLLOUT_SCORING_H
 
 #include "../base/error.h"           /* xcalloc, Error, error_set */
-#include "../base/options.h"         /* OPTION_TEXT, OPTION_CHOICE, OPTION_GROUP, OPTION_REAL */
+#include "../base/options.h"         /* OPTION_TEXT, OPTION_CHOICE, OPTION_FLAG, OPTION_GROUP, ... */
 #include "../model/model_fits.h"     /* FitSide, fit_model */
 #include "../model/model_text.h"     /* ModelText */
 #include "../reward/code_judge.h"    /* CodeOptions, CodeJudge, code_judge_close, code_judge_open */
@@ -30,11 +30,15 @@
 #include "evaluation.h"              /* evaluation_check_all */
 #include "inference.h"               /* Inference */
 #include "prompts.h"                 /* PromptText, prompts_said */
-#include "rollout.h"                 /* Completion, RolloutRequest, Sampling */
+#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
+#include "trajectory.h"              /* trajectory_stop_name */
 
 typedef struct ScoringOptions {
     const char *reward, *reward_cmd, *reward_model;
     double reward_timeout;
+    int64_t reward_workers;
+    bool reward_group;
+    int scope;       /* a RewardScope */
     int aggregation; /* a PrmAggregation */
     CodeOptions code;
 } ScoringOptions;
@@ -48,6 +52,11 @@ typedef struct ScoringOptions {
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout",    0, &(o).reward_timeout, 0.01, 1e6,                                                \
                 "seconds that --reward-cmd may take for the samples of one prompt"),                                   \
+    OPTION_INT ("reward-workers",    0, &(o).reward_workers, 1, 256, "copies of --reward-cmd that run at once"),       \
+    OPTION_FLAG("reward-group",      0, &(o).reward_group,                                                             \
+                "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),             \
+    OPTION_CHOICE("reward-scope",    0, &(o).scope,          "last|all",                                               \
+                "what rewards read of a completion of several turns: the last turn, or what the model wrote in all"),  \
     OPTION_TEXT("reward-model",      0, &(o).reward_model,   "FILE", "score the completions by this reward model"),    \
     OPTION_CHOICE("prm-aggregation", 0, &(o).aggregation,    PRM_AGGREGATION_CHOICES,                                  \
                 "how a process reward model combines the step probabilities of a completion")
@@ -85,7 +94,11 @@ static inline bool scoring_open(Scoring *s, const ScoringOptions *o, const Infer
     *s = (Scoring){.on = scoring_asked(o), .by_model = o->reward_model != NULL, .programs = o->code};
     if (!s->on) return true;
     if (!s->by_model) {
-        const bool ok = rewards_open(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, max_new, e);
+        bool ok = rewards_open(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, max_new, e);
+        if (ok && o->reward_cmd && !rewards_workers(&s->rewards, (int)o->reward_workers, o->reward_group, e)) {
+            rewards_close(&s->rewards);
+            ok = false;
+        }
         if (ok && !rewards_models(&s->rewards)) return true;
         if (ok) rewards_close(&s->rewards);
         s->on = false;
@@ -136,13 +149,17 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
                               .task = what->task,
                               .answer = what->answer,
                               .fields = what->fields,
-                              .tokens = c->count,
+                              .tokens = completion_drawn(c),
                               .max_tokens = how->max_new,
                               .finished = c->finished,
                               .id = q->id + (uint64_t)i,
-                              .ids = c->tokens,
+                              .ids = completion_drawn_ids(c),
                               .prompt_ids = q->prompt,
-                              .prompt_tokens = q->prompt_len};
+                              .prompt_tokens = q->prompt_len,
+                              .turns = c->trajectory ? c->trajectory->turns : 1,
+                              .calls = c->trajectory ? c->trajectory->counts.calls : 0,
+                              .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
+                              .messages = c->trajectory ? c->trajectory->messages : NULL};
         item[i] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
     double *right = (double *)xcalloc((size_t)n, sizeof *right);

@@ -149,6 +149,8 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     const unsigned modes = rewards_judge_modes(&g->rewards);
     if (modes && !judge_given(&o->judge)) usage_error("--reward judge: give the judge, as --judge FILE");
     if (!o->judges_pairs) judge_refuse_unused(&o->judge, *options_parsed(), modes, "used only with --reward judge=...");
+    if (o->reward_cmd && !rewards_workers(&g->rewards, (int)o->reward_workers, o->reward_group, &e))
+        usage_error("%s", e.text);
     g->files = mixing_inputs(&o->mix, &o->input);
     trainer_open_files(&g->train.shard, &g->files, false);
 }
@@ -394,7 +396,8 @@ static inline void generation_open(Generation *g) {
                              .repetition_penalty = (float)o->repetition_penalty,
                              .max_new = (int)o->max_completion,
                              .seed = (uint64_t)g->t->o->seed,
-                             .stream = RANDOM_ROLLOUT};
+                             .stream = RANDOM_ROLLOUT,
+                             .scope = (RewardScope)o->reward_scope};
     if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
     if (!sampling_add_words(&g->sampling, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
@@ -524,6 +527,7 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
         scored[i].text = prompts_said(&g->sampling, &g->t->text, c, &scored[i].text_length);
         in[i] = prompts_input(&g->train, scored[i].prompt, scored[i].text, scored[i].text_length, c, scored[i].id,
                               (int32_t)g->o->max_completion);
+        in[i].group = (int32_t)scored[i].prompt;
     }
     const JudgeLocal *judge = &g->language_judge.local;
     const int64_t judged = judge->rows;

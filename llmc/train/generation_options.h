@@ -18,11 +18,11 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"        /* OPTION_INT, OPTION_GROUP, OPTION_LIST, OPTION_REAL, ... */
+#include "../base/options.h"        /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
 #include "../judge/judge_options.h" /* JudgeOptions, judge_defaults */
 #include "../records/mix_options.h" /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "../reward/code_judge.h"   /* CODE_OPTIONS, CodeOptions, code_defaults */
-#include "../rollout/episodes.h"    /* EpisodeOptions, episode_defaults, episodes_refuse_unused */
+#include "../rollout/episodes.h"    /* EpisodeOptions, episode_defaults, episodes_on, episodes_refuse_unused */
 #include "../rollout/rollout.h"     /* ROLLOUT_SAMPLING_OPTIONS */
 #include "trainer_options.h"        /* TRAINER_EVALUATION_OPTIONS */
 
@@ -34,6 +34,9 @@ typedef struct GenerationOptions {
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
     bool eval_on_start, judges_pairs; /* judges_pairs: a trainer asks the judge about its own pairs */
+    bool reward_group;
+    int reward_scope; /* a RewardScope */
+    int64_t reward_workers;
     int64_t eval_steps, eval_samples, sample_count;
     OptionList stop;
     EpisodeOptions episodes;
@@ -55,6 +58,7 @@ static inline GenerationOptions generation_defaults(void) {
     o.repetition_penalty = 1;
     o.slots = 64;
     o.reward_timeout = 60;
+    o.reward_workers = 1;
     o.eval_steps = 50;
     o.eval_on_start = true;
     o.sample_count = 3;
@@ -88,7 +92,12 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_TEXT("reward-cmd",     0, &(o).reward_cmd,     "PROGRAM",                                                   \
                 "reward program: reads one JSON line per completion, prints one number per line"),                     \
     OPTION_REAL("reward-timeout", 0, &(o).reward_timeout, 0.01, 1e6,                                                   \
-                "seconds that --reward-cmd may take for one batch")
+                "seconds that --reward-cmd may take for one batch"),                                                   \
+    OPTION_INT ("reward-workers", 0, &(o).reward_workers, 1, 256, "copies of --reward-cmd that run at once"),          \
+    OPTION_FLAG("reward-group",   0, &(o).reward_group,                                                                \
+                "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),             \
+    OPTION_CHOICE("reward-scope", 0, &(o).reward_scope,   "last|all",                                                  \
+                "what rewards read of a completion of several turns: the last turn, or what the model wrote in all")
 
 #define GENERATION_EVALUATION_OPTIONS(o, t)                                                                               \
     OPTION_GROUP("Evaluation"),                                                                                        \
@@ -110,6 +119,9 @@ static inline void generation_refuse_unused(const GenerationOptions *o, const Op
         {&o->eval_steps, o->val.count > 0, "used only with --val"},
         {&o->eval_samples, o->val.count > 0, "used only with --val"},
         {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
+        {&o->reward_workers, o->reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o->reward_group, o->reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o->reward_scope, episodes_on(&o->episodes), "used only with --tools or --tool-cmd"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o->episodes, table);
