@@ -15,9 +15,9 @@
 #include "frozen.h"                /* frozen_check */
 #include "quant_blocks.h"          /* quant_random */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 54
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 55
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 54) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 55) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -77,6 +77,15 @@ static void test_memory(void **state) {
     assert_non_null(strstr(e.text, "the moon"));
     assert_non_null(strstr(e.text, "9223372036854775807"));
     assert_null(B->alloc(D, SIZE_MAX, "the moon", &e));
+    assert_null(B->alloc_zeroed(D, SIZE_MAX, "the stars", &e));
+    assert_non_null(strstr(e.text, "the stars"));
+    for (size_t bytes = 1; bytes < 100000000; bytes = bytes * 7 + 13) {
+        char *zeros = B->alloc_zeroed(D, bytes, "zeros", &e);
+        assert_int_equal((uintptr_t)zeros % 64, 0);
+        for (size_t i = 0; i < bytes; i += bytes / 1000 + 1) assert_int_equal(zeros[i], 0);
+        memset(zeros, 1, bytes);
+        B->release(D, zeros);
+    }
     void *nothing = B->alloc(D, 0, "nothing", &e);
     assert_non_null(nothing);
     B->release(D, nothing);

@@ -447,6 +447,12 @@ static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e)
     return backend_cpu()->alloc(d, bytes, what, e);
 }
 
+static void *counting_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    void *memory = counting_alloc(d, bytes, what, e);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+
 static size_t counted_since(size_t *before) {
     const size_t n = counted - *before;
     *before = counted;
@@ -464,6 +470,7 @@ static size_t check_memory(const ModelConfig *c) {
     Backend counting = *B;
     size_t before = counted = 0;
     counting.alloc = counting_alloc;
+    counting.alloc_zeroed = counting_zeroed;
     assert_true(model_new(&m, c, &counting, D, true, &e));
     assert_int_equal(counted_since(&before), model_bytes(c, &counting, true));
     assert_true(optimizer_new(&o, &m, &e));

@@ -700,6 +700,12 @@ static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e)
     counted += bytes;
     return backend_cpu()->alloc(d, bytes, what, e);
 }
+
+static void *counting_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    void *memory = counting_alloc(d, bytes, what, e);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
 static void *failing_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     if (counted == 0) {
         error_set(e, "out of memory: %zu bytes for %s", bytes, what);
@@ -709,6 +715,12 @@ static void *failing_alloc(Device *d, size_t bytes, const char *what, Error *e) 
     return backend_cpu()->alloc(d, bytes, what, e);
 }
 
+static void *failing_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    void *memory = failing_alloc(d, bytes, what, e);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+
 /* The predicted memory equals the memory that is requested from the device, and the arena ends where predicted: nothing
  * beyond it is touched. */
 static void test_memory(void **state) {
@@ -716,6 +728,7 @@ static void test_memory(void **state) {
     Error e;
     Backend counting = *backend_cpu();
     counting.alloc = counting_alloc;
+    counting.alloc_zeroed = counting_zeroed;
     ModelConfig c = small_config(2, 1);
     counted = 0;
     Model m;
@@ -753,6 +766,7 @@ static void test_out_of_memory(void **state) {
     (void)state;
     Backend failing = *backend_cpu();
     failing.alloc = failing_alloc;
+    failing.alloc_zeroed = failing_zeroed;
     ModelConfig c = small_config(4, 0);
     for (size_t at = 0; at < 4; at++) {
         Error e = {""};

@@ -141,6 +141,20 @@ static void test_normal(void **state) {
     assert_true(fabs(chi_square(count, CELLS, N / (double)CELLS)) < 4);
 }
 
+/* Draws in batches are the same as one after the other, from any counter on, also where its upper word changes. */
+static void test_normals(void **state) {
+    (void)state;
+    static const uint64_t start[] = {0, 3, 0xfffffff0u, UINT64_MAX - 50};
+    for (size_t s = 0; s < sizeof start / sizeof *start; s++)
+        for (size_t n = 0; n < 100; n += 33) {
+            Random one = {0x123456789abcdefu, RANDOM_INIT + 5, start[s]}, many = one;
+            float got[100];
+            random_normals(&many, 0.02, got, n);
+            for (size_t i = 0; i < n; i++) assert_true(got[i] == (float)(0.02 * random_normal(&one)));
+            assert_true(many.index == one.index);
+        }
+}
+
 static void test_shuffle(void **state) {
     (void)state;
     Random r = random_start(11, RANDOM_SHUFFLE);
@@ -174,7 +188,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_answers), cmocka_unit_test(test_layout),  cmocka_unit_test(test_streams_differ),
         cmocka_unit_test(test_uniform),       cmocka_unit_test(test_real),    cmocka_unit_test(test_below),
-        cmocka_unit_test(test_normal),        cmocka_unit_test(test_shuffle),
+        cmocka_unit_test(test_normal),        cmocka_unit_test(test_normals), cmocka_unit_test(test_shuffle),
     };
     return cmocka_run_group_tests_name("random", tests, NULL, NULL);
 }

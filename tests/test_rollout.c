@@ -644,12 +644,19 @@ static void *counting_alloc(Device *d, size_t bytes, const char *what, Error *e)
     return backend_cpu()->alloc(d, bytes, what, e);
 }
 
+static void *counting_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    void *memory = counting_alloc(d, bytes, what, e);
+    if (memory) memset(memory, 0, bytes);
+    return memory;
+}
+
 static void test_memory(void **state) {
     (void)state;
     Error e = {""};
     Model m = random_model(2, VOCAB, 2, 0.3, 13);
     Backend counting = *backend_cpu();
     counting.alloc = counting_alloc;
+    counting.alloc_zeroed = counting_zeroed;
     m.backend = &counting;
     Rollout r;
     counted = 0;

@@ -15,6 +15,7 @@
 #define LLMC_BASE_RANDOM_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* The upper bits separate the named streams from sequence ids, which are below 2^56. */
@@ -109,6 +110,43 @@ static inline int64_t random_between(Random *r, int64_t low, int64_t high) {
 static inline double random_normal(Random *r) {
     const double u = 1.0 - random_real(r), v = random_real(r);
     return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+
+enum { RANDOM_BATCH = 64 }; /* counters whose blocks random_batch() computes together */
+
+/* bits[i] = random_bits(seed, stream, index + i), in vectors. */
+static inline void random_batch(uint64_t seed, uint64_t stream, uint64_t index, uint64_t bits[RANDOM_BATCH]) {
+    uint32_t c0[RANDOM_BATCH], c1[RANDOM_BATCH], c2[RANDOM_BATCH], c3[RANDOM_BATCH];
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int i = 0; i < RANDOM_BATCH; i++) {
+        c0[i] = (uint32_t)(index + (uint64_t)i);
+        c1[i] = (uint32_t)((index + (uint64_t)i) >> 32);
+        c2[i] = (uint32_t)stream;
+        c3[i] = (uint32_t)(stream >> 32);
+    }
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+#pragma omp simd
+        for (int i = 0; i < RANDOM_BATCH; i++) {
+            const uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
+            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0;
+            c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
+            c1[i] = (uint32_t)p1;
+            c3[i] = (uint32_t)p0;
+        }
+    }
+    for (int i = 0; i < RANDOM_BATCH; i++) bits[i] = (uint64_t)c1[i] << 32 | c0[i];
+}
+
+/* out[i] = deviation times the next draw of random_normal(), for n draws. */
+static inline void random_normals(Random *r, double deviation, float *out, size_t n) {
+    uint64_t bits[RANDOM_BATCH];
+    for (size_t i = 0; i < n; i++) {
+        const size_t at = 2 * i % RANDOM_BATCH;
+        if (at == 0) random_batch(r->seed, r->stream, r->index + 2 * i, bits);
+        const double u = 1.0 - (double)(bits[at] >> 11) * 0x1p-53, v = (double)(bits[at + 1] >> 11) * 0x1p-53;
+        out[i] = (float)(deviation * (sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v)));
+    }
+    r->index += 2 * (uint64_t)n;
 }
 
 /* Fisher-Yates shuffle of n indices. */

@@ -71,18 +71,37 @@ static inline void cpu_close(Device *d) {
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
 
-static inline void *cpu_alloc(Device *d, size_t bytes, const char *what, Error *e) {
-    (void)d;
+/* Returns memory aligned to CPU_ALIGN, with zeros or uninitialised. What free() takes is stored before it. */
+static inline void *cpu_new(bool zeroed, size_t bytes, const char *what, Error *e) {
+    enum { CPU_ALIGN = 64 };
     /* Linux would grant more memory than the machine has, and kill the process when it uses it */
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    void *memory = bytes > machine ? NULL : aligned_alloc(64, (bytes + 64) / 64 * 64);
-    if (!memory) error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
+    const size_t all = bytes + 2 * CPU_ALIGN;
+    char *base = bytes > machine ? NULL : (char *)(zeroed ? calloc(all, 1) : malloc(all));
+    if (!base) {
+        error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
+        return NULL;
+    }
+    char *memory = base + 2 * CPU_ALIGN - (uintptr_t)base % CPU_ALIGN;
+    memcpy(memory - sizeof base, &base, sizeof base);
     return memory;
+}
+
+static inline void *cpu_alloc(Device *d, size_t bytes, const char *what, Error *e) {
+    (void)d;
+    return cpu_new(false, bytes, what, e);
+}
+
+static inline void *cpu_alloc_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    (void)d;
+    return cpu_new(true, bytes, what, e);
 }
 
 static inline void cpu_release(Device *d, void *memory) {
     (void)d;
-    free(memory);
+    char *base = NULL;
+    if (memory) memcpy(&base, (char *)memory - sizeof base, sizeof base);
+    free(base);
 }
 
 static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
@@ -135,7 +154,7 @@ static inline void cpu_weights_upload(Device *d, Weights *weights, const float *
 
 static inline void cpu_weights_release(Device *d, Weights *weights, size_t n) {
     gemm_weights_changed(d, (const float *)weights, n, true);
-    free(weights);
+    cpu_release(d, weights);
 }
 
 static inline void cpu_weights_changed(Device *d, const Weights *weights, size_t n) {
@@ -242,6 +261,7 @@ const Backend *CPU_BACKEND(void) {
                                   .close = cpu_close,
                                   .sync = cpu_sync,
                                   .alloc = cpu_alloc,
+                                  .alloc_zeroed = cpu_alloc_zeroed,
                                   .release = cpu_release,
                                   .scratch_bytes = cpu_scratch_bytes,
                                   .scratch_predict = cpu_scratch_predict,

@@ -154,6 +154,12 @@ static void *device_alloc(Device *d, size_t bytes, const char *what, Error *e) {
     return NULL;
 }
 
+static void *device_alloc_zeroed(Device *d, size_t bytes, const char *what, Error *e) {
+    void *memory = device_alloc(d, bytes, what, e);
+    if (memory) Deferred<&set_bytes>::call(d, memory, bytes);
+    return memory;
+}
+
 static void device_release(Device *d, void *memory) {
     auto known = d->held.find(memory);
     if (!memory || known == d->held.end()) return;
@@ -301,6 +307,7 @@ template <typename T> static Backend backend_table() {
     b.close = device_close;
     b.sync = device_sync;
     b.alloc = device_alloc;
+    b.alloc_zeroed = device_alloc_zeroed;
     b.release = device_release;
     b.scratch_bytes = device_scratch_bytes;
     b.scratch_predict = device_scratch_predict<T>;

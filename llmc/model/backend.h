@@ -305,6 +305,8 @@ typedef struct Backend {
     bool (*sync)(Device *d, Error *e);
     /* Allocates memory aligned to 64 bytes. On failure returns NULL, with a message that names `what` and the size. */
     void *(*alloc)(Device *d, size_t bytes, const char *what, Error *e);
+    /* The same, with zeros. On a CPU, pages that are never used take neither time nor memory. */
+    void *(*alloc_zeroed)(Device *d, size_t bytes, const char *what, Error *e);
     void (*release)(Device *d, void *memory);
     /* Device memory that operations hold in addition to what alloc() returned; scratch_predict() predicts it. */
     size_t (*scratch_bytes)(Device *d);

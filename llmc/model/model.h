@@ -97,8 +97,7 @@ static inline size_t model_grads_layout(const ModelConfig *c, Share share, size_
 static inline bool model_new_grads(Model *m, Error *e) {
     m->grads_count = model_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
     const size_t bytes = m->grads_count * sizeof(float);
-    m->grads = (Floats *)m->backend->alloc(m->device, bytes, "gradients", e);
-    if (m->grads) m->backend->zero(m->device, m->grads, bytes);
+    m->grads = (Floats *)m->backend->alloc_zeroed(m->device, bytes, "gradients", e);
     return m->grads != NULL;
 }
 
@@ -347,6 +346,8 @@ static inline void model_upload(const Model *m, size_t at, const float *host, si
     }
 }
 
+enum { MODEL_INIT_PART = 1 << 16 }; /* elements that a thread draws at a time */
+
 /* Initial values of one tensor, into host[t->size]: N(0, 0.02); residual projections are scaled by 1/sqrt(2L) (GPT-2,
  * section 2.3); the value head is N(0, 1/(C+1)) (Stiennon et al. 2020); weights of norms are 1 (0 if 1 is
  * added to them), biases 0 and the padding rows of wte and headw 0. An adapter's a is uniform in +-1/sqrt(columns) and
@@ -357,14 +358,26 @@ static inline void model_init_tensor(const ModelConfig *c, int tensor, const Ten
                              : t->init == INIT_HEAD   ? 1.0 / sqrt(c->width + 1.0)
                                                       : 0.02;
     const double bound = 1.0 / sqrt((double)t->columns); /* of adapters */
-    Random random = random_start(seed, RANDOM_INIT + t->stream);
     const bool rows_of_tokens = tensor == TENSOR_wte || tensor == TENSOR_headw;
     const size_t drawn = rows_of_tokens ? (size_t)c->vocab * (size_t)c->width : t->size;
-    for (size_t i = 0; i < t->size; i++)
-        host[i] = t->init == INIT_ZERO || i >= drawn ? 0.0f
-                  : t->init == INIT_ONE              ? 1.0f - (float)c->norm_plus_one
-                  : t->init == INIT_LORA             ? (float)(bound * (2 * random_real(&random) - 1))
-                                                     : (float)(deviation * random_normal(&random));
+    const int64_t parts = (int64_t)((t->size + MODEL_INIT_PART - 1) / MODEL_INIT_PART);
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int64_t part = 0; part < parts; part++) {
+        const size_t first = (size_t)part * MODEL_INIT_PART;
+        const size_t end = t->size - first < MODEL_INIT_PART ? t->size : first + MODEL_INIT_PART;
+        const size_t normals = drawn > first ? (drawn < end ? drawn : end) - first : 0;
+        Random random = random_start(seed, RANDOM_INIT + t->stream);
+        if (t->init == INIT_ZERO || t->init == INIT_ONE) {
+            for (size_t i = first; i < end; i++) host[i] = t->init == INIT_ZERO ? 0.0f : 1.0f - (float)c->norm_plus_one;
+        } else if (t->init == INIT_LORA) {
+            random.index = first;
+            for (size_t i = first; i < end; i++) host[i] = (float)(bound * (2 * random_real(&random) - 1));
+        } else {
+            random.index = 2 * first;
+            random_normals(&random, deviation, host + first, normals);
+            for (size_t i = first + normals; i < end; i++) host[i] = 0;
+        }
+    }
 }
 
 /* Initialises the weights of a new model from a seed. */

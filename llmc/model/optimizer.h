@@ -95,9 +95,7 @@ static inline size_t slice_offset(const Model *m, const Slice *s) {
 
 /* Allocates a zeroed array over the slices; NULL on failure. */
 static inline Floats *optimizer_array(const Optimizer *o, const Model *m, const char *what, Error *e) {
-    Floats *array = (Floats *)m->backend->alloc(m->device, o->count * sizeof(float), what, e);
-    if (array) m->backend->zero(m->device, array, o->count * sizeof(float));
-    return array;
+    return (Floats *)m->backend->alloc_zeroed(m->device, o->count * sizeof(float), what, e);
 }
 
 /* Copies weights [first, first + n), which were set from outside, to the masters. */

@@ -140,8 +140,7 @@ static inline bool workspace_new(Workspace *w, const Model *m, int rows, int tar
                                  int recompute, Error *e) {
     *w = (Workspace){.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};
     workspace_layout(w, &m->config, m->backend);
-    w->arena = m->backend->alloc(m->device, w->bytes, "activations", e);
-    if (w->arena) m->backend->zero(m->device, w->arena, w->bytes);
+    w->arena = m->backend->alloc_zeroed(m->device, w->bytes, "activations", e);
     return w->arena != NULL;
 }
 
@@ -184,8 +183,7 @@ static inline size_t kv_bytes(const ModelConfig *c, const Backend *b, int rows) 
 static inline bool kv_new(KVCache *kv, const Model *m, int rows, Error *e) {
     const size_t half = kv_bytes(&m->config, m->backend, rows) / 2;
     kv->rows = rows;
-    kv->k = (Acts *)m->backend->alloc(m->device, 2 * half, "key/value cache", e);
-    if (kv->k) m->backend->zero(m->device, kv->k, 2 * half);
+    kv->k = (Acts *)m->backend->alloc_zeroed(m->device, 2 * half, "key/value cache", e);
     kv->v = kv->k ? (Acts *)((char *)kv->k + half) : NULL;
     return kv->k != NULL;
 }
