@@ -53,6 +53,7 @@
 #include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "llmc/records/clusters.h"         /* CLUSTER_TRAINED, CLUSTER_UNKNOWN, ClusterTrained, ... */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
@@ -69,7 +70,7 @@
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
-#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, wilson_interval, ... */
+#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, data_file_close, json_line, data_file_open, ... */
 #include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
@@ -734,6 +735,53 @@ static void report_tasks(Tasks *t, int64_t done) {
     free(order), free(part);
 }
 
+/* The cluster of tasks that prompt i is of, or NULL. field: the one that names it. The result must be freed. */
+static char *prompt_cluster(const Prompts *p, int64_t i, const char *field) {
+    const PromptText *what = &p->what[i];
+    if (!strcmp(field, "task")) return *what->task ? xstrdup(what->task) : NULL;
+    json_t *fields = json_loads(what->fields, 0, NULL);
+    const json_t *value = json_object_get(fields, field);
+    char *name = json_is_string(value) ? xstrdup(json_string_value(value)) : NULL;
+    json_decref(fields);
+    return name;
+}
+
+/* Reports the same figures for each cluster of tasks of the shard, and whether the model was trained on it, according to its
+ * lineage. */
+static void report_clusters(Tasks *t, int64_t done) {
+    static const char *const trained[] = {"its training does not say whether it has seen them", "seen in training",
+                                          "not seen in training"};
+    const json_t *all = t->prompts.shard.clusters, *names = json_object_get(all, "clusters");
+    if (!json_array_size(names)) return;
+    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
+    char **own = (char **)xcalloc((size_t)done, sizeof *own);
+    json_t *clusters = json_object();
+    for (int64_t i = 0; i < done; i++)
+        own[i] = prompt_cluster(&t->prompts, i, json_string_value(json_object_get(all, "field")));
+    for (size_t k = 0; k < json_array_size(names); k++) {
+        const char *name = json_string_value(json_array_get(names, k));
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
+        int64_t n = 0;
+        for (int64_t i = 0; i < done; i++)
+            if (own[i] && !strcmp(own[i], name)) part[n++] = t->all.outcome[i];
+        if (!n) continue;
+        const ClusterTrained was = clusters_trained(model.file.lineage, name);
+        json_t *figures = json_object();
+        evaluation_summarise(&v, part, n);
+        report_json(figures, &v, t->rewarded);
+        json_object_set_new(figures, "seen",
+                            was == CLUSTER_UNKNOWN ? json_null() : json_boolean(was == CLUSTER_TRAINED));
+        json_object_set_new(clusters, name, figures);
+        TextBuffer title = {0};
+        text_format(&title, "cluster %s, %s", name, trained[was]);
+        report_table(title.text, &v, t->rewarded);
+        text_free(&title);
+    }
+    json_object_set_new(result, "clusters", clusters);
+    for (int64_t i = 0; i < done; i++) free(own[i]);
+    free(own), free(part);
+}
+
 /* Reports the same figures for each of several files. */
 static void report_files(Tasks *t, int64_t done) {
     Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
@@ -1057,6 +1105,7 @@ static void evaluate_prompts(const Shard *s) {
     set_count(result, "dropped", t.prompts.dropped);
     set_number(result, "temperature", o.s.temperature);
     report_tasks(&t, count);
+    report_clusters(&t, count);
     if (inputs.count > 1) report_files(&t, count);
     report_table("all", &t.all, t.rewarded);
     if (t.language_judge.open) report_judge(&t.language_judge);

@@ -9,9 +9,10 @@
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
 #include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
-#include "../llmc/base/text.h"            /* TokenList, TextBuffer, text_free, token_list_free, ... */
+#include "../llmc/base/text.h"            /* TokenList, token_list_free, TextBuffer, token_list_append, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
+#include "../llmc/records/clusters.h"     /* clusters_add, clusters_new, CLUSTERS_MAX */
 #include "../llmc/records/cursor.h"       /* cursor_taken */
 #include "../llmc/records/inputs.h"       /* Inputs, inputs_add, inputs_close */
 #include "../llmc/records/mix.h"          /* MIX_FIRST, MIX_STEPS, MIX_TEMPERATURE, Mix, ... */
@@ -31,7 +32,7 @@
 #include <signal.h>
 
 static struct {
-    OptionList inputs;
+    OptionList inputs, hold_out;
     const char *output, *val_output, *tokenizer, *template, *separator, *template_path, *template_kwargs, *date, *model;
     int kind, truncation;
     const char *wordings;
@@ -66,6 +67,9 @@ static const Option options[] = {
     OPTION_REAL("val-fraction", 0, &o.val_fraction, 0, 1, "fraction of the records written to --val-output"),
     OPTION_TEXT("val-output", 0, &o.val_output, "FILE",
                 "shard for held-out records; records with equal prompts stay together"),
+    OPTION_LIST("hold-out", 0, &o.hold_out, "FIELD=NAME",
+                "records whose FIELD is NAME, such as cluster=puzzles, go to --val-output, and none of them is trained "
+                "on; may be repeated"),
     OPTION_INT("seed", 0, &o.seed, 0, 9007199254740992, "random seed of the split and of a mixture"),
     OPTION_INT("limit", 0, &o.limit, 0, 1e15,
                "maximum number of records; of a mixture, the number of training records; 0: no limit"),
@@ -166,11 +170,15 @@ typedef struct Side {
     ShardWriter shard;
     TokenList text;   /* kind text: tokens of all documents */
     TokenList trains; /* of a mixture: for each record the number of tokens that the mask selects */
+    TokenList places; /* for each record the place of its cluster among `clusters`, or -1 */
     int64_t records, tokens, trained;
     int32_t longest;
 } Side;
 
 static Side sides[2]; /* training, validation */
+
+static json_t *clusters; /* clusters.h: of all records */
+static bool *held;       /* (o.hold_out.count) a row is of this cluster */
 
 static void give_up(void) {
     for (int i = 0; i < 2; i++)
@@ -229,15 +237,57 @@ static void open_sides(void) {
     free(blob);
 }
 
-/* Returns the split of a record, a function of the hash of its prompt and the seed: equal prompts share a split. */
-static Side *choose_side(uint64_t hash) {
+/* The name after "=" of value i of --hold-out. */
+static const char *held_name(int i) { return strchr(o.hold_out.items[i], '=') + 1; }
+
+/* Returns the split of a record: that of its cluster if it is held out, else a function of the hash of its prompt and the
+ * seed, so that equal prompts share a split. */
+static Side *choose_side(const RowMade *m) {
     if (!o.val_output) return &sides[0];
-    return &sides[(double)(hash >> 11) * 0x1p-53 < o.val_fraction];
+    for (int i = 0; m->cluster && i < o.hold_out.count; i++)
+        if (!strcmp(m->cluster, held_name(i))) {
+            held[i] = true;
+            return &sides[1];
+        }
+    return &sides[(double)(m->key >> 11) * 0x1p-53 < o.val_fraction];
+}
+
+/* Ends the program if no record is of a cluster that is to be held out. */
+static void check_held(void) {
+    for (int i = 0; i < o.hold_out.count; i++)
+        if (!held[i]) {
+            give_up();
+            die("--hold-out %s: no record is of this cluster", o.hold_out.items[i]);
+        }
+}
+
+/* Notes of which cluster the next record is. */
+static void add_cluster(Side *side, const RowMade *m) {
+    Error e;
+    const int place = m->cluster ? clusters_add(clusters, m->cluster) : -1;
+    if (place == -2) {
+        error_set(&e, "the records are of more than %d clusters; --cluster-field names another field", CLUSTERS_MAX);
+        fail(&e);
+    }
+    token_list_append(&side->places, place);
+}
+
+/* Writes into the shard of which clusters its records are, if there are any. */
+static void describe_clusters(Side *side) {
+    const json_t *names = json_object_get(clusters, "clusters");
+    if (!json_array_size(names)) return;
+    json_t *own = clusters_new(json_string_value(json_object_get(clusters, "field")));
+    for (int32_t i = 0; i < side->places.count; i++) {
+        const int32_t place = side->places.ids[i];
+        clusters_add(own, place < 0 ? NULL : json_string_value(json_array_get(names, (size_t)place)));
+    }
+    shard_describe(&side->shard, own);
+    json_decref(own);
 }
 
 static void add_record(RowMade *m) {
     Error e;
-    Side *side = choose_side(m->key);
+    Side *side = choose_side(m);
     const Record *r = &m->record;
     side->records++;
     side->tokens += r->count;
@@ -254,7 +304,10 @@ static void add_record(RowMade *m) {
         token_list_reserve(&side->text, (size_t)r->count);
         memcpy(side->text.ids + side->text.count, r->tokens, (size_t)r->count * sizeof *r->tokens);
         side->text.count += r->count;
-    } else if (!shard_add(&side->shard, r, &e)) fail(&e);
+        return;
+    }
+    add_cluster(side, m);
+    if (!shard_add(&side->shard, r, &e)) fail(&e);
 }
 
 /* Replaces the training records by a mixture of the files. If a file has a weight, the mixture ends with the record that
@@ -273,11 +326,15 @@ static void arrange_mixture(void) {
     }
     int64_t *record = (int64_t *)xmalloc((size_t)count * sizeof *record);
     Side *s = &sides[0];
+    TokenList places = {0};
     s->trained = 0;
     for (int64_t i = 0; i < count; i++) {
         record[i] = mix_next(&m);
         s->trained += s->trains.ids[record[i]];
+        token_list_append(&places, s->places.ids[record[i]]);
     }
+    token_list_free(&s->places);
+    s->places = places;
     shard_arrange(&s->shard, record, count);
     for (int k = 0; k < m.count && !o.quiet; k++)
         fprintf(stderr, "%s: mixture: %lld of the %lld records of %s, %.4g %%\n", program_invocation_short_name,
@@ -307,6 +364,7 @@ static void commit(void) {
         Side *s = &sides[i];
         if (!s->path) continue;
         s->open = false;
+        if (rows.kind != ROW_TEXT) describe_clusters(s);
         if (rows.kind == ROW_TEXT ? write_text(s, &e) : shard_commit(&s->shard, &e)) continue;
         if (!i && sides[1].fresh) unlink(sides[1].path);
         fail(&e);
@@ -456,6 +514,7 @@ static void check_used(const json_t *row) {
         {&rows.system, !text, "not used for records of kind text"},
         {&o.max_tokens, !text, "not used for records of kind text"},
         {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
+        {&o.hold_out, !text, "not used for records of kind text"},
         {&o.seed, o.val_output || drawn || o.wordings, "used only with --val-output, a mixture or --wordings"},
         {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
         {&o.wordings, row && !text, "not used for records of kind text"},
@@ -728,11 +787,30 @@ static void check_paths(void) {
     output_free(&p);
 }
 
+/* Checks the values of --hold-out; their field is that of the clusters. */
+static void check_hold_out(void) {
+    const char **field = &rows.fields.name[FIELD_CLUSTER];
+    if (o.hold_out.count && !o.val_output) usage_error("--hold-out requires --val-output");
+    held = (bool *)xcalloc((size_t)o.hold_out.count + 1, sizeof *held);
+    for (int i = 0; i < o.hold_out.count; i++) {
+        const char *value = o.hold_out.items[i], *equals = strchr(value, '=');
+        if (!equals || equals == value || !equals[1])
+            usage_error("--hold-out %s: is not FIELD=NAME, such as cluster=puzzles", value);
+        const size_t n = (size_t)(equals - value);
+        if (*field && (strlen(*field) != n || memcmp(*field, value, n)))
+            usage_error("--hold-out %s: the field of the clusters is already '%s'", value, *field);
+        if (!*field) *field = xstrndup(value, n);
+    }
+    clusters = clusters_new(*field ? *field : "cluster");
+}
+
 static void check_options(void) {
     if (!o.output) usage_error("-o/--output is required");
     if (!o.inputs.count && !o.mix.file && isatty(STDIN_FILENO)) usage_error("-i/--input is required");
     open_inputs();
-    if (o.val_output && o.val_fraction <= 0) usage_error("--val-output requires --val-fraction above 0");
+    if (o.val_output && o.val_fraction <= 0 && !o.hold_out.count)
+        usage_error("--val-output requires --val-fraction above 0, or --hold-out");
+    check_hold_out();
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
     check_paths();
     rows.answer_after = row_unescape(rows.answer_after);
@@ -851,6 +929,7 @@ int main(int argc, char **argv) {
         die("%s: contains no record%s%s", inputs.path[0], skipped ? "; " : "", skipped ? first.text : "");
     check_template();
     if (rows.kind != ROW_TEXT || found[FIELD_TEXT]) check_found(inputs.path[0]);
+    check_held();
     if (mixes) arrange_mixture();
     commit();
     summarize(skipped, &first);
@@ -859,6 +938,8 @@ int main(int argc, char **argv) {
     inputs_close(&inputs);
     free(made);
     wordings_close(&wordings);
-    for (int i = 0; i < 2; i++) token_list_free(&sides[i].text), token_list_free(&sides[i].trains);
+    for (int i = 0; i < 2; i++)
+        token_list_free(&sides[i].text), token_list_free(&sides[i].trains), token_list_free(&sides[i].places);
+    json_decref(clusters), free(held);
     return 0;
 }

@@ -21,14 +21,14 @@
 #ifndef DATA_ROW_BATCH_H
 #define DATA_ROW_BATCH_H
 
-#include "../llmc/base/error.h"     /* Error, xmalloc, xrealloc, xcalloc, ... */
+#include "../llmc/base/error.h"     /* Error, xmalloc, xrealloc, xstrdup, ... */
 #include "../llmc/base/io.h"        /* io_hash */
 #include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_blank, jsonl_parse, ... */
 #include "../llmc/base/text.h"      /* TextBuffer, TextSlice, text_free, TokenList */
 #include "../llmc/records/shard.h"  /* Record */
 #include "../llmc/text/chat.h"      /* chat_template_free, chat_template_parse */
 #include "../llmc/text/tokenizer.h" /* tokenizer_share, tokenizer_unshare, tokenizer_use_threads */
-#include "row_fields.h"             /* FIELD_COUNT, row_kind_name, FIELD_COMPLETION, FIELD_PROMPT, ... */
+#include "row_fields.h"             /* FIELD_CLUSTER, FIELD_COUNT, row_kind_name, row_peek, ... */
 #include "rows.h"                   /* Rows, ROW_BAD, ROW_MADE, NOTE_COUNT, ... */
 #include "wordings.h"               /* WORDINGS_PER_ROW_MAX, wordings_draw */
 #include <omp.h>
@@ -46,6 +46,7 @@ typedef struct RowMade {
     Error *error;    /* of ROW_BAD; owned */
     Record record;   /* of ROW_MADE; its arrays and texts are owned. Kind text: tokens and count */
     int64_t trained; /* number of tokens that the mask selects */
+    char *cluster;   /* of the row's tasks, or NULL; owned */
     uint64_t key;    /* hash that chooses the training or validation split */
     int32_t notes[NOTE_COUNT];
     char **unread; /* (unread_count) as in RowFields; owned */
@@ -88,6 +89,7 @@ static inline void row_made_free(RowMade *m) {
     for (int i = 0; i < 4; i++) free((char *)texts[i]);
     for (int i = 0; i < m->unread_count; i++) free(m->unread[i]);
     free(m->unread);
+    free(m->cluster);
     free(m->error);
     free(m->record.tokens);
     free(m->record.mask);
@@ -204,6 +206,21 @@ static inline void row_made_notes(RowMade *m, Rows *r) {
     f->unread_count = 0;
 }
 
+/* Takes the name of the row's cluster. */
+static inline void row_made_cluster(RowMade *m, Rows *r, const Jsonl *j) {
+    Error e;
+    char name[128];
+    json_t *value = row_peek(&r->fields, j->row, FIELD_CLUSTER);
+    if (!value || m->result != ROW_MADE) return;
+    const char *text = jsonl_value_text(j, value, row_called(&r->fields, j->row, FIELD_CLUSTER, name), &e);
+    if (text) {
+        m->cluster = xstrdup(text);
+        return;
+    }
+    m->result = ROW_BAD;
+    row_made_bad(m, &e);
+}
+
 /* Makes the next record of a row. */
 static inline void row_make_next(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
     Error e;
@@ -217,6 +234,7 @@ static inline void row_make_next(RowLine *l, RowWorker *w, bool any, uint64_t se
     }
     if (m->result == ROW_BAD) row_made_bad(m, &e);
     if (m->result == ROW_MADE) row_made_take(m, r, seed);
+    row_made_cluster(m, r, j);
     for (int i = 0; i < FIELD_COUNT; i++)
         m->found[i] = r->fields.name[i] && row_value(j->row, r->fields.name[i]) != NULL;
 }

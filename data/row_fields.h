@@ -48,7 +48,8 @@ typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNP
     X(LABELS, "labels-field", "labels", "list of true or false, one per step", true)                                   \
     X(LABEL, "label-field", "label|kto_tag", "whether the completion is good", true)                                   \
     X(TEXT, "text-field", "text", "text of a document", true)                                                          \
-    X(TOOLS, "tools-field", "tools|functions|input.tools", "list of tools for a model's own template", false)
+    X(TOOLS, "tools-field", "tools|functions|input.tools", "list of tools for a model's own template", false)          \
+    X(CLUSTER, "cluster-field", "cluster", "group of tasks, which may be held out: a name", false)
 
 typedef enum {
 #define ROW_FIELD(field, option, names, help, decides) FIELD_##field,

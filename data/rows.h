@@ -829,6 +829,7 @@ static inline RowResult row_make(Rows *r, const Jsonl *j, json_t *row, Error *e)
     row_fields_clear(&r->fields);
     memset(r->notes, 0, sizeof r->notes);
     if (r->wordings) row_read(&r->fields, row, FIELD_TASK);
+    row_read(&r->fields, row, FIELD_CLUSTER);
     RowResult result = row_patterns(&r->fields, j, row, e) ? make[r->kind](r, j, row, e) : ROW_BAD;
     if (result == ROW_BAD) r->more = false;
     if (!again && result != ROW_BAD) row_note_unread(r, row);

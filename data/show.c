@@ -420,6 +420,21 @@ static void print_tokenizer(void) {
     puts(tokenizer.special_count > shown ? " ..." : "");
 }
 
+/* Prints the clusters of tasks that a shard's records are of, if it says so. */
+static void print_clusters(const json_t *all) {
+    const json_t *names = json_object_get(all, "clusters");
+    const json_int_t without = json_integer_value(json_object_get(all, "without"));
+    if (!json_array_size(names)) return;
+    printf("clusters (field %s):", json_string_value(json_object_get(all, "field")));
+    for (size_t i = 0; i < json_array_size(names); i++) {
+        const char *name = json_string_value(json_array_get(names, i));
+        printf(i ? ", " : " ");
+        print_text(name, strlen(name), false);
+    }
+    if (without) printf("; %lld records have none", (long long)without);
+    putchar('\n');
+}
+
 static void print_template(const char *text) {
     Error e;
     ChatTemplate c;
@@ -450,6 +465,7 @@ static void show_shard(Reader *in) {
                (long long)s.total_tokens, s.vocab, s.token_bytes);
         print_tokenizer();
         print_template(s.chat_template);
+        print_clusters(s.clusters);
     }
     const int64_t end = o.all || o.records > s.count - o.start ? s.count : o.start + o.records;
     for (int64_t i = o.start; i < end; i++) {

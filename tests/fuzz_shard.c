@@ -35,6 +35,7 @@ static void read_records(const uint8_t *data, size_t n) {
     }
     require(total == s.total_tokens && w.payload_bytes == s.payload_bytes);
     if (s.payload_bytes) require(!memcmp(w.payload, s.payload, s.payload_bytes));
+    if (s.clusters) shard_describe(&w, s.clusters);
     shard_abort(&w);
     record_free(&r);
     shard_close(&s);

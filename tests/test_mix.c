@@ -1,16 +1,17 @@
 /* test_mix.c - inputs.h, mix.h, mixing.h: shares against their formulas, the order of a mixture, its amounts, its length and
  * its state, and mixtures in all trainers. Needs the trainers, data/make_prefs, make_shard and make_tasks. */
-#include "../llmc/base/error.h"     /* Error */
-#include "../llmc/base/options.h"   /* OptionList */
-#include "../llmc/records/cursor.h" /* Cursor, cursor_free, cursor_new, cursor_next, ... */
-#include "../llmc/records/inputs.h" /* inputs_close, Inputs, InputAmount, AMOUNT_PASSES, ... */
-#include "../llmc/records/mix.h"    /* MixConfig, mix_free, Mix, mix_next, ... */
-#include "../llmc/records/shard.h"  /* Shard, shard_close, shard_open, RECORD_CHAT, ... */
-#include "files.h"                  /* files_path, text_of */
-#include "letters.h"                /* LETTERS, letters_setup */
-#include "models.h"                 /* refused, json_number_of, json_line_of, lines_of, ... */
-#include "run.h"                    /* sh, assert_resumes */
-#include "shell.h"                  /* run, assert_holds, put, said, ... */
+#include "../llmc/base/error.h"       /* Error */
+#include "../llmc/base/options.h"     /* OptionList */
+#include "../llmc/records/clusters.h" /* clusters_find */
+#include "../llmc/records/cursor.h"   /* Cursor, cursor_free, cursor_new, cursor_next, ... */
+#include "../llmc/records/inputs.h"   /* inputs_close, Inputs, InputAmount, AMOUNT_PASSES, ... */
+#include "../llmc/records/mix.h"      /* MixConfig, mix_free, Mix, mix_next, ... */
+#include "../llmc/records/shard.h"    /* shard_close, shard_open, Shard, RECORD_CHAT, ... */
+#include "files.h"                    /* files_path, text_of */
+#include "letters.h"                  /* LETTERS, letters_setup */
+#include "models.h"                   /* refused, json_number_of, json_line_of, lines_of, ... */
+#include "run.h"                      /* sh, assert_resumes */
+#include "shell.h"                    /* run, assert_holds, said, out, ... */
 
 enum { MOST = 8 };
 
@@ -435,6 +436,51 @@ static void make_shard_mixes(void **state) {
     refused(1, "./data/make_shard -o $T/mixed.shard -i $T/words.txt:2", "a token shard is not made as a mixture");
 }
 
+/* --hold-out: no record of the cluster is trained on, and evaluate knows that from the model's lineage. */
+static void held_out(void **state) {
+    (void)state;
+    Error e;
+    Shard s;
+    sh("for i in $(seq 0 39); do c=$(echo sums lists puzzles puzzles | cut -d' ' -f$((i %% 4 + 1))); "
+       "echo \"{\\\"prompt\\\":\\\"$i:\\\",\\\"answer\\\":\\\"$i\\\",\\\"cluster\\\":\\\"$c\\\"}\"; done >$T/c.jsonl");
+    sh("sed 's/\"answer\"/\"completion\"/' $T/c.jsonl >$T/cs.jsonl");
+#define HELD "./data/make_shard --hold-out cluster=puzzles --val-output $T/held.shard "
+    run(0, HELD "-i $T/cs.jsonl -o $T/mixed.shard");
+    assert_true(shard_open(&s, files_path("mixed.shard"), &e));
+    assert_int_equal(s.count, 20);
+    assert_int_equal(clusters_find(s.clusters, "puzzles"), -1);
+    assert_int_equal(json_array_size(json_object_get(s.clusters, "clusters")), 2);
+    shard_close(&s);
+    assert_true(shard_open(&s, files_path("held.shard"), &e));
+    assert_int_equal(s.count, 20);
+    assert_int_equal(clusters_find(s.clusters, "puzzles"), 0);
+    shard_close(&s);
+    run(0, "data/show $T/mixed.shard"), assert_holds(out, "clusters (field cluster): sums, lists\n");
+    sh("./data/make_shard -i $T/c.jsonl -o $T/all.shard --task numeric -q");
+    sh("./train_sft --layers 1 --heads 1 --width 8 --context 32 -i $T/mixed.shard -x 2 -o $T/told.bin -q");
+    run(0, "./evaluate -c $T/told.bin -i $T/all.shard --num-samples 0 --max-new-tokens 4");
+    assert_holds(said, "cluster puzzles, not seen in training: 20 prompts");
+    assert_holds(said, "cluster sums, seen in training: 10 prompts");
+    json_t *result = json_loads(out, 0, NULL), *all = json_object_get(result, "clusters");
+    assert_true(json_is_false(json_object_get(json_object_get(all, "puzzles"), "seen")));
+    assert_true(json_is_true(json_object_get(json_object_get(all, "lists"), "seen")));
+    json_decref(result);
+    sh("./train_sft -c $T/told.bin -i $T/chat.shard -x 1 -o $T/untold.bin -q"); /* data that does not say */
+    run(0, "./evaluate -c $T/untold.bin -i $T/all.shard --num-samples 0 --max-new-tokens 4");
+    assert_holds(said, "cluster puzzles, its training does not say whether it has seen them: 20 prompts");
+    assert_holds(said, "cluster sums, seen in training: 10 prompts");
+    run(0, HELD "-i $T/cs.jsonl -o $T/mixed.shard --hold-out cluster=lists --val-fraction 0.5");
+    assert_true(shard_open(&s, files_path("mixed.shard"), &e));
+    assert_true(s.count < 10 && clusters_find(s.clusters, "lists") == -1);
+    shard_close(&s);
+    refused(1, HELD "-i $T/cs.jsonl -o $T/kept --hold-out cluster=riddles",
+            "cluster=riddles: no record is of this cluster");
+    refused(2, HELD "-i $T/cs.jsonl -o $T/kept --hold-out task=sums", "the field of the clusters is already 'cluster'");
+    refused(2, HELD "-i $T/cs.jsonl -o $T/kept --hold-out puzzles", "is not FIELD=NAME");
+    refused(2, "./data/make_shard -i $T/cs.jsonl -o $T/kept --hold-out cluster=sums",
+            "--hold-out requires --val-output");
+}
+
 /* The metrics of the last step in a file. The result must be freed. */
 static json_t *last_step(const char *name) {
     char *text = text_of(files_path(name));
@@ -574,6 +620,7 @@ int main(void) {
         cmocka_unit_test(names_with_amounts),
         cmocka_unit_test(bad_input),
         cmocka_unit_test(make_shard_mixes),
+        cmocka_unit_test(held_out),
         cmocka_unit_test(unread_fields),
         cmocka_unit_test(trainers),
         cmocka_unit_test(run_lengths),

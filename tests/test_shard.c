@@ -1,11 +1,13 @@
 /* test_shard.c - shard.h and tokens.h: every kind of record, exact bytes, pipes and zstd, damaged files. */
-#include "../llmc/base/error.h"   /* Error, xstrdup */
-#include "../llmc/base/io.h"      /* XXH3_64bits, reader_close, Reader, reader_memory */
-#include "../llmc/base/map.h"     /* mapping_list */
-#include "../llmc/base/program.h" /* program_start */
-#include "files.h"                /* files_path, files_assert_error, files_get, files_restore, ... */
+#include "../llmc/base/error.h"       /* Error, xstrdup, xmalloc */
+#include "../llmc/base/file_kind.h"   /* MAGIC_RECORDS */
+#include "../llmc/base/io.h"          /* XXH3_64bits, reader_close, Reader, reader_memory */
+#include "../llmc/base/map.h"         /* mapping_list */
+#include "../llmc/base/program.h"     /* program_start */
+#include "../llmc/records/clusters.h" /* CLUSTER_UNKNOWN, clusters_add, CLUSTER_TRAINED, CLUSTER_HELD_OUT, ... */
+#include "files.h"                    /* files_path, files_assert_error, files_get, files_restore, ... */
 
-#include "../llmc/records/shard.h"  /* RECORD_CHAT, Record, RECORD_PROMPT, shard_close, ... */
+#include "../llmc/records/shard.h"  /* RECORD_CHAT, RECORD_PROMPT, Record, shard_close, ... */
 #include "../llmc/records/tokens.h" /* tokens_open, tokens_write, tokens_close, TokenMeaning, ... */
 
 static const RecordKind kinds[] = {RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED};
@@ -54,6 +56,12 @@ static void put_shard(const char *path, RecordKind kind, int32_t vocab, int reco
     for (int i = 0; ok && i < records; i++) {
         const Record r = sample(kind, vocab, i);
         ok = shard_add(&w, &r, &e);
+    }
+    if (vocab == 70000) { /* every other shard says which clusters its records are of */
+        json_t *all = clusters_new("cluster");
+        clusters_add(all, "a"), clusters_add(all, "b"), clusters_add(all, NULL);
+        shard_describe(&w, all);
+        json_decref(all);
     }
     if (!ok || !shard_commit(&w, &e)) fail_msg("%s", e.text);
 }
@@ -278,7 +286,9 @@ static void wrong_fields(void **state) {
         {RECORD_CHAT, 20, 4, 9, "records have 11 tokens, the longest 8; the header has 11 and 9"},
         {RECORD_CHAT, 20, 4, UINT32_MAX, "header has 11 and -1"},
         {RECORD_CHAT, 24, 4, 1, "header field 6 is 1, expected 0"},
-        {RECORD_CHAT, 72, 4, 1, "header field 18 is 1, expected 0"},
+        {RECORD_CHAT, 72, 8, 1, "file ends at byte"},
+        {RECORD_CHAT, 72, 8, (uint64_t)1 << 40, "sizes in the header are impossible for a file"},
+        {RECORD_CHAT, 80, 4, 1, "header field 20 is 1, expected 0"},
         {RECORD_CHAT, 1020, 4, 1, "header field 255 is 1, expected 0"},
         {RECORD_CHAT, 32, 8, 3, "header (3 records, "},
         {RECORD_CHAT, 32, 8, 1, "header (1 records, "},
@@ -773,6 +783,99 @@ static void text_as_records(void **state) {
     }
 }
 
+/* ---- clusters -------------------------------------------------------------------------------------------------- */
+
+/* Writes shards whose records are of these clusters; "" is none. */
+static void put_clusters(const char *path, const char *const *names, int count) {
+    Error e;
+    ShardWriter w;
+    json_t *all = clusters_new("group");
+    assert_true(shard_create(&w, path, RECORD_PROMPT, 300, "tok\0blob", 8, "{user}\n", &e));
+    for (int i = 0; i < count; i++) {
+        const Record x = sample(RECORD_PROMPT, 300, i);
+        assert_true(shard_add(&w, &x, &e));
+        clusters_add(all, *names[i] ? names[i] : NULL);
+    }
+    shard_describe(&w, all);
+    assert_true(shard_commit(&w, &e));
+    json_decref(all);
+}
+
+/* A shard says which clusters its records are of; of several files these are joined, if all say so. */
+static void clusters(void **state) {
+    (void)state;
+    Error e;
+    Shard s;
+    char *a = xstrdup(files_path("a.shard")), *b = xstrdup(files_path("b.shard")), *c = xstrdup(files_path("c.shard"));
+    put_clusters(a, (const char *const[]){"x", "y", "x", ""}, 4);
+    put_clusters(b, (const char *const[]){"z", "y", ""}, 3);
+    put_shard(c, RECORD_PROMPT, 300, 2);
+    assert_true(shard_open(&s, a, &e));
+    assert_int_equal(s.count, 4);
+    json_t *want = json_loads("{\"field\":\"group\",\"clusters\":[\"x\",\"y\"],\"without\":1}", 0, NULL);
+    assert_true(json_equal(s.clusters, want));
+    json_decref(want), shard_close(&s);
+    assert_true(shard_open_all(&s, (const char *[]){a, b}, 2, false, &e));
+    want = json_loads("{\"field\":\"group\",\"clusters\":[\"x\",\"y\",\"z\"],\"without\":2}", 0, NULL);
+    assert_true(json_equal(s.clusters, want));
+    json_decref(want), shard_close(&s);
+    assert_true(shard_open_all(&s, (const char *[]){c, b}, 2, false, &e));
+    assert_null(s.clusters);
+    shard_close(&s);
+    size_t n;
+    uint8_t *file = files_get(a, &n);
+    uint8_t *list = memmem(file, n, "{\"clusters\":", 12);
+    assert_non_null(list);
+    static const struct {
+        const char *bytes, *part;
+    } wrong[] = {{"[", "memory: the list of clusters is damaged"},
+                 {"{\"clusterz\"", "memory: the list of clusters is damaged"},
+                 {"{\"clusters\":{", "memory: the list of clusters is damaged"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        uint8_t *bad = xmalloc(n);
+        memcpy(bad, file, n);
+        memcpy(bad + (list - file), wrong[i].bytes, strlen(wrong[i].bytes));
+        patch(bad, n, 0, MAGIC_RECORDS, 4);
+        assert_false(open_memory(bad, n, &e));
+        files_assert_error(&e, wrong[i].part);
+        free(bad);
+    }
+    list[5] = 0; /* a NUL in the list */
+    patch(file, n, 0, MAGIC_RECORDS, 4);
+    assert_false(open_memory(file, n, &e));
+    files_assert_error(&e, "memory: the list of clusters has no end");
+    free(file), free(a), free(b), free(c);
+}
+
+/* What a lineage says about a cluster. */
+static void lineages(void **state) {
+    (void)state;
+#define STAGE(parent, clusters) "{\"stage\":\"train_sft\",\"parent\":" parent clusters "}"
+#define MADE_OF(list, without)  ",\"clusters\":{\"field\":\"cluster\",\"clusters\":[" list "],\"without\":" without "}"
+    static const struct {
+        const char *lineage;
+        ClusterTrained was;
+    } cases[] = {
+        {"[]", CLUSTER_UNKNOWN},
+        {"[" STAGE("null", MADE_OF("\"x\",\"y\"", "0")) "]", CLUSTER_TRAINED},
+        {"[" STAGE("null", MADE_OF("\"y\"", "0")) "]", CLUSTER_HELD_OUT},
+        {"[" STAGE("null", MADE_OF("\"y\"", "3")) "]", CLUSTER_UNKNOWN}, /* three records could be of it */
+        {"[" STAGE("null", "") "]", CLUSTER_UNKNOWN},
+        {"[" STAGE("\"00ab\"", MADE_OF("\"y\"", "0")) "]", CLUSTER_UNKNOWN}, /* the model before it is unknown */
+        {"[" STAGE("\"00ab\"", MADE_OF("\"x\"", "0")) "]", CLUSTER_TRAINED},
+        {"[" STAGE("null", MADE_OF("\"y\"", "0")) "," STAGE("\"00ab\"", MADE_OF("\"z\"", "0")) "]", CLUSTER_HELD_OUT},
+        {"[" STAGE("null", MADE_OF("\"y\"", "0")) "," STAGE("\"00ab\"", "") "]", CLUSTER_UNKNOWN},
+        {"[" STAGE("null", "") "," STAGE("\"00ab\"", MADE_OF("\"x\"", "0")) "]", CLUSTER_TRAINED},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *lineage = json_loads(cases[i].lineage, 0, NULL);
+        assert_non_null(lineage);
+        assert_int_equal(clusters_trained(lineage, "x"), cases[i].was);
+        json_decref(lineage);
+    }
+    assert_int_equal(clusters_trained(NULL, "x"), CLUSTER_UNKNOWN);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(round_trips),
@@ -790,6 +893,8 @@ int main(void) {
         cmocka_unit_test(pages_are_given_back),
         cmocka_unit_test(changed_while_mapped),
         cmocka_unit_test(several_files),
+        cmocka_unit_test(clusters),
+        cmocka_unit_test(lineages),
         cmocka_unit_test(text_as_records),
     };
     return cmocka_run_group_tests_name("shard", tests, files_setup, files_teardown);

@@ -4,11 +4,13 @@
  *                [0] magic 20261124   [1] version 1   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
  *                [5] tokens of the longest record     [6..7] 0
  *                as uint64, at int      [8] records   [10] tokens of all records   [12] bytes of the payload
- *                [14] bytes of the tokenizer   [16] bytes of the chat template, including its NUL;   [18..255] 0
+ *                [14] bytes of the tokenizer   [16] bytes of the chat template, including its NUL
+ *                [18] bytes of the clusters, including their NUL, or 0;   [20..255] 0
  *   index      records x {uint64 offset into the payload, uint32 bytes, uint32 tokens}, without gaps
  *   payload    the records, one after another
  *   tokenizer  the blob of tokenizer_store(), or empty
  *   template   the chat template's text and a NUL
+ *   clusters   which clusters of tasks the records are of (clusters.h), and a NUL; or nothing
  *   checksum   XXH3-64 of everything before it; the file ends here
  *
  * A record of T tokens, by kind (ids have 2 bytes if V <= 65536, else 4):
@@ -47,10 +49,11 @@
 #ifndef LLMC_RECORDS_SHARD_H
 #define LLMC_RECORDS_SHARD_H
 
-#include "../base/error.h"     /* error_set, Error, xrealloc, xstrdup, ... */
+#include "../base/error.h"     /* error_set, Error, xmalloc, xrealloc, ... */
 #include "../base/file_kind.h" /* MAGIC_RECORDS */
 #include "../base/io.h"        /* Reader, writer_write, reader_blob, Writer, ... */
 #include "../base/map.h"       /* mapping_forget, mapping_touch, Mapping, mapping_free */
+#include "clusters.h"          /* CLUSTERS_TEXT_MAX, clusters_join, clusters_new, clusters_parse, ... */
 #include "tokens.h"            /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include <assert.h>
 #include <math.h>
@@ -88,6 +91,7 @@ typedef struct Shard {
     size_t tokenizer_bytes;
     uint64_t tokenizer_hash; /* XXH3-64 of the tokenizer; 0: the file does not say which */
     char *chat_template;     /* "" if there is none */
+    json_t *clusters;        /* of its records (clusters.h), or NULL if the file does not say */
     const ShardIndex *index; /* (count) */
     const uint8_t *payload;
     size_t payload_bytes;
@@ -212,6 +216,7 @@ static inline void shard_close(Shard *s) {
     free(s->name);
     free(s->tokenizer);
     free(s->chat_template);
+    json_decref(s->clusters);
     if (s->map) mapping_free(s->map);
     else {
         free((void *)s->index);
@@ -220,8 +225,10 @@ static inline void shard_close(Shard *s) {
     *s = (Shard){0};
 }
 
-/* Reads and checks the header. sizes: bytes of index, payload, tokenizer and template. */
-static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e) {
+enum { SHARD_INDEX, SHARD_PAYLOAD, SHARD_TOKENIZER, SHARD_TEMPLATE, SHARD_CLUSTERS, SHARD_SECTIONS };
+
+/* Reads and checks the header. sizes: bytes of each section. */
+static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[SHARD_SECTIONS], Error *e) {
     int32_t h[SHARD_HEADER];
     uint64_t count, total;
     if (!reader_header(r, h, sizeof h, MAGIC_RECORDS, MAGIC_RECORDS, e)) return false;
@@ -234,29 +241,31 @@ static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[4], Error *e
     if (h[4] != (h[3] > 65536 ? 4 : 2))
         return error_set(e, "%s: token ids have %d bytes, expected %d for a vocabulary of %d", r->name, (int)h[4],
                          h[3] > 65536 ? 4 : 2, (int)h[3]);
-    for (int i = 6; i < SHARD_HEADER; i = i == 7 ? 18 : i + 1)
+    for (int i = 6; i < SHARD_HEADER; i = i == 7 ? 20 : i + 1)
         if (h[i]) return error_set(e, "%s: header field %d is %d, expected 0", r->name, i, (int)h[i]);
     memcpy(&count, h + 8, 8);
     memcpy(&total, h + 10, 8);
-    memcpy(sizes + 1, h + 12, 3 * sizeof *sizes);
+    memcpy(sizes + SHARD_PAYLOAD, h + 12, 4 * sizeof *sizes);
     uint64_t end = sizeof h + 8; /* length of the file according to the header */
     bool fits = count <= INT64_MAX / sizeof(ShardIndex) && total <= INT64_MAX;
-    sizes[0] = fits ? count * sizeof(ShardIndex) : 0;
-    for (int i = 0; fits && i < 4; i++) fits = !__builtin_add_overflow(end, sizes[i], &end) && end <= INT64_MAX;
-    if (!fits || !sizes[3]) return error_set(e, "%s: sizes in the header are impossible for a file", r->name);
+    sizes[SHARD_INDEX] = fits ? count * sizeof(ShardIndex) : 0;
+    for (int i = 0; fits && i < SHARD_SECTIONS; i++)
+        fits = !__builtin_add_overflow(end, sizes[i], &end) && end <= INT64_MAX;
+    if (!fits || !sizes[SHARD_TEMPLATE] || sizes[SHARD_CLUSTERS] > CLUSTERS_TEXT_MAX)
+        return error_set(e, "%s: sizes in the header are impossible for a file", r->name);
     const int64_t left = reader_left(r);
     if (left >= 0 && (uint64_t)left != end - sizeof h)
         return error_set(e, "%s: file ends at byte %lld, header (%llu records, %llu bytes of payload) needs %llu",
                          r->name, (long long)(sizeof h + (size_t)left), (unsigned long long)count,
-                         (unsigned long long)sizes[1], (unsigned long long)end);
+                         (unsigned long long)sizes[SHARD_PAYLOAD], (unsigned long long)end);
     s->kind = (RecordKind)h[2];
     s->vocab = h[3];
     s->token_bytes = h[4];
     s->longest = h[5];
     s->count = (int64_t)count;
     s->total_tokens = (int64_t)total;
-    s->payload_bytes = (size_t)sizes[1];
-    s->tokenizer_bytes = (size_t)sizes[2];
+    s->payload_bytes = (size_t)sizes[SHARD_PAYLOAD];
+    s->tokenizer_bytes = (size_t)sizes[SHARD_TOKENIZER];
     return true;
 }
 
@@ -323,25 +332,39 @@ static inline const void *shard_bytes(const Shard *s, Reader *r, uint64_t n, con
     return s->map ? (const void *)reader_lend(r, n, what, e) : reader_blob(r, n, what, e);
 }
 
+/* Reads the list of clusters; a shard may have none. */
+static inline bool shard_read_clusters(Shard *s, Reader *r, uint64_t bytes, Error *e) {
+    Error why;
+    if (!bytes) return true;
+    char *text = (char *)reader_blob(r, bytes, "clusters", e);
+    if (!text) return false;
+    const bool whole = strnlen(text, (size_t)bytes) + 1 == bytes;
+    s->clusters = whole ? clusters_parse(text, &why) : NULL;
+    free(text);
+    return s->clusters || error_set(e, "%s: %s", r->name, whole ? why.text : "the list of clusters has no end");
+}
+
 /* Reads the parts in file order. Each is checked before memory is allocated for the next. */
 static inline bool shard_body(Shard *s, Reader *r, Error *e) {
-    uint64_t sizes[4], stored;
+    uint64_t sizes[SHARD_SECTIONS], stored;
     if (!shard_header(s, r, sizes, e)) return false;
     s->map = reader_map(r);
-    if (!(s->index = (const ShardIndex *)shard_bytes(s, r, sizes[0], "index", e)) || !shard_check_index(s, r->name, e))
+    if (!(s->index = (const ShardIndex *)shard_bytes(s, r, sizes[SHARD_INDEX], "index", e)) ||
+        !shard_check_index(s, r->name, e))
         return false;
-    if (!(s->payload = (const uint8_t *)shard_bytes(s, r, sizes[1], "records", e))) return false;
-    if (!(s->tokenizer = reader_blob(r, sizes[2], "tokenizer", e))) return false;
+    if (!(s->payload = (const uint8_t *)shard_bytes(s, r, sizes[SHARD_PAYLOAD], "records", e))) return false;
+    if (!(s->tokenizer = reader_blob(r, sizes[SHARD_TOKENIZER], "tokenizer", e))) return false;
     if (s->tokenizer_bytes) s->tokenizer_hash = XXH3_64bits(s->tokenizer, s->tokenizer_bytes);
-    if (!(s->chat_template = (char *)reader_blob(r, sizes[3], "chat template", e))) return false;
+    if (!(s->chat_template = (char *)reader_blob(r, sizes[SHARD_TEMPLATE], "chat template", e))) return false;
+    if (!shard_read_clusters(s, r, sizes[SHARD_CLUSTERS], e)) return false;
     const uint64_t hash = reader_hash(r);
     if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
     if (hash != stored)
         return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
                          (unsigned long long)hash, (unsigned long long)stored);
-    if (strlen(s->chat_template) + 1 != sizes[3])
+    if (strlen(s->chat_template) + 1 != sizes[SHARD_TEMPLATE])
         return error_set(e, "%s: chat template has %zu bytes, the header has %llu", r->name,
-                         strlen(s->chat_template) + 1, (unsigned long long)sizes[3]);
+                         strlen(s->chat_template) + 1, (unsigned long long)sizes[SHARD_TEMPLATE]);
     return shard_check_records(s, r->name, e);
 }
 
@@ -376,6 +399,15 @@ static inline bool shard_check_alike(const Shard *a, const Shard *b, Error *e) {
     if (!text && strcmp(a->chat_template, b->chat_template))
         return error_set(e, "%s and %s: they were made with different chat templates", a->name, b->name);
     return true;
+}
+
+/* Joins the clusters of the parts, if they all say what they are. */
+static inline void shard_join_clusters(Shard *s) {
+    bool all = true;
+    for (int k = 0; k < s->parts; k++) all = all && s->part[k].clusters;
+    if (!all) return;
+    s->clusters = clusters_new(json_string_value(json_object_get(s->part[0].clusters, "field")));
+    for (int k = 0; k < s->parts; k++) clusters_join(s->clusters, s->part[k].clusters);
 }
 
 /* Computes the totals of a shard of several files. */
@@ -414,6 +446,7 @@ static inline void shard_join(Shard *s) {
                  .first = (int64_t *)xcalloc((size_t)s->parts + 1, sizeof *s->first)};
     sprintf(s->name, "%s%s", s->part[0].name, name);
     memcpy(s->tokenizer, a->tokenizer, a->tokenizer_bytes);
+    shard_join_clusters(s);
     shard_add_up(s);
 }
 
@@ -603,6 +636,7 @@ typedef struct ShardWriter {
     void *tokenizer;
     size_t tokenizer_bytes;
     char *chat_template;
+    char *clusters; /* clusters_text(), or NULL */
 } ShardWriter;
 
 /* Discards the shard and frees the writer, also after a failure. Safe after shard_commit(). */
@@ -612,6 +646,7 @@ static inline void shard_abort(ShardWriter *w) {
     free(w->payload);
     free(w->tokenizer);
     free(w->chat_template);
+    free(w->clusters);
     *w = (ShardWriter){.out.fd = -1};
 }
 
@@ -729,6 +764,12 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     return true;
 }
 
+/* Says which clusters the records are of. */
+static inline void shard_describe(ShardWriter *w, const json_t *clusters) {
+    free(w->clusters);
+    w->clusters = clusters_text(clusters);
+}
+
 /* Replaces the records by `count` of them, in the order of `record`, their numbers, which may repeat. */
 static inline void shard_arrange(ShardWriter *w, const int64_t *record, int64_t count) {
     ShardIndex *index = (ShardIndex *)xmalloc(((size_t)count + 1) * sizeof *index);
@@ -757,14 +798,16 @@ static inline void shard_arrange(ShardWriter *w, const int64_t *record, int64_t 
 static inline bool shard_commit(ShardWriter *w, Error *e) {
     int32_t h[SHARD_HEADER] = {MAGIC_RECORDS, SHARD_VERSION, (int32_t)w->kind, w->vocab, w->token_bytes, w->longest};
     const uint64_t template_bytes = strlen(w->chat_template) + 1;
-    const uint64_t wide[5] = {(uint64_t)w->count, w->total_tokens, w->payload_bytes, w->tokenizer_bytes,
-                              template_bytes};
+    const uint64_t clusters_bytes = w->clusters ? strlen(w->clusters) + 1 : 0;
+    const uint64_t wide[6] = {(uint64_t)w->count, w->total_tokens, w->payload_bytes,
+                              w->tokenizer_bytes, template_bytes,  clusters_bytes};
     memcpy(h + 8, wide, sizeof wide);
     Writer *out = &w->out;
     bool ok =
         writer_write(out, h, sizeof h, e) && writer_write(out, w->index, (size_t)w->count * sizeof *w->index, e) &&
         writer_write(out, w->payload, w->payload_bytes, e) && writer_write(out, w->tokenizer, w->tokenizer_bytes, e) &&
-        writer_write(out, w->chat_template, (size_t)template_bytes, e);
+        writer_write(out, w->chat_template, (size_t)template_bytes, e) &&
+        (!w->clusters || writer_write(out, w->clusters, (size_t)clusters_bytes, e));
     if (ok) {
         const uint64_t hash = writer_hash(out);
         ok = writer_write(out, &hash, sizeof hash, e) && writer_commit(out, e);

@@ -76,6 +76,7 @@ typedef struct Trainer {
     const Option *options;   /* its table */
     int64_t steps;           /* length of this run in optimizer steps: --max-steps, or the steps in the epochs */
     const char *program;     /* train_sft, ...: name of the stage in the lineage */
+    json_t *clusters;        /* of the training data (clusters.h), or NULL */
     Device *device;
     const Backend *backend;
     Model model;
@@ -541,6 +542,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (o->resume) trainer_resume(t, data);
     else if (t->file.trainer) optimizer_reset(&t->optimizer, &t->model); /* a state used as a model */
     json_object_set_new(t->state, "shard", trainer_shard_name(data));
+    t->clusters = json_incref(data->clusters);
     const bool speaks = t->dist.rank == 0;
     if (!metrics_open(&t->metrics, program, speaks ? o->metrics : NULL, speaks ? o->tensorboard : NULL,
                       speaks ? o->report : NULL, o->resume ? t->step : -1, &e))
@@ -595,7 +597,10 @@ static inline json_t *trainer_values(const Option *table, bool all) {
 /* Adds an entry for this stage to the lineage: its options and the parent's hash. A resumed run has the entry from its
  * state, with its own values of the options that it may change. */
 static inline void trainer_lineage(Trainer *t, const Option *table) {
-    if (!t->o->resume) trainer_add_stage(&t->file, t->program, trainer_values(table, false));
+    if (t->o->resume) return;
+    trainer_add_stage(&t->file, t->program, trainer_values(table, false));
+    json_t *entry = json_array_get(t->file.lineage, json_array_size(t->file.lineage) - 1);
+    if (t->clusters) json_object_set(entry, "clusters", t->clusters);
 }
 
 static inline uint64_t trainer_options_hash(const Option *table) {
@@ -1113,7 +1118,7 @@ static inline void trainer_close(Trainer *t, bool stopped) {
     model_file_free(&t->file);
     companion_free(&t->companion);
     best_model_free(&t->best);
-    json_decref(t->state);
+    json_decref(t->state), json_decref(t->clusters);
     dist_close(&t->dist);
     t->backend->close(t->device);
 }
