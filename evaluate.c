@@ -1382,8 +1382,8 @@ static void evaluate_judge(const Shard *s) {
         !judge_open(&j, &o.judge, backend, device, (uint64_t)o.s.seed, &e) || !judge_use(&j, JUDGE_BY_PAIR, &e) ||
         !pair_texts_open(&texts, s, &e) || (o.completions && !writer_open(&out, o.completions, &e)))
         die("%s", e.text);
-    json_object_set_new(result, "model", json_string(j.local.name));
-    set_lineage(j.local.file.lineage);
+    json_object_set_new(result, "model", json_string(o.judge.file ? j.local.name : o.judge.model));
+    if (o.judge.file) set_lineage(j.local.file.lineage);
     const double start = clock_seconds();
     const bool ok =
         judge_evaluate(&v, &j, &texts, s, count, o.completions ? write_pair : NULL, o.completions ? &out : NULL, &e);

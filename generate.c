@@ -950,6 +950,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.reward_group, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.r.scope, scored && episodes_on(&o.episodes),
          "used only with --tools or --tool-cmd, and --reward or the like"},
+        {&o.judge.url, many && o.r.reward, "used only with --reward judge=..."},
         CODE_USES(o.r.code, scored, "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},

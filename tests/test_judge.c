@@ -1,22 +1,24 @@
 /* test_judge.c - language models as judges: label probabilities against one plain pass for each label, sums in double; both
- * orders against a known position bias; texts that pose as a template; tournaments; rubrics; labels of pairs; the programs.
+ * orders against a known position bias; texts that pose as a template; tournaments; rubrics; labels of pairs; a server that misbehaves in 40 ways; the programs.
  *
  * Needs generate, evaluate, train_sft, train_rm, train_dpo, train_grpo, train_ppo, data/make_prefs, data/make_shard and
  * data/pick. */
+#include "../llmc/base/clock.h"           /* clock_seconds */
 #include "../llmc/base/error.h"           /* Error */
 #include "../llmc/base/text.h"            /* token_list_free, TextSlice, TokenList */
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
-#include "../llmc/judge/judge.h"          /* Judge, judge_close, judge_ask, JudgePair, ... */
-#include "../llmc/judge/judge_options.h"  /* judge_defaults, JUDGE_BY_SCORE, JudgeOptions, JUDGE_BY_GROUP, ... */
+#include "../llmc/judge/judge.h"          /* Judge, judge_close, judge_ask, judge_open, ... */
+#include "../llmc/judge/judge_options.h"  /* JudgeOptions, JUDGE_BY_SCORE, judge_defaults, JUDGE_BY_GROUP, ... */
 #include "../llmc/judge/judged.h"         /* judge_completions, JudgeEdges, judge_attach, judge_cost, ... */
-#include "../llmc/judge/labels.h"         /* judge_both_orders, JudgeSums */
+#include "../llmc/judge/labels.h"         /* JudgeSums, judge_both_orders */
 #include "../llmc/judge/local.h"          /* JudgePrompt, JudgeRationales, judge_local_rationales */
-#include "../llmc/judge/question.h"       /* JUDGE_COMPLETION, JUDGE_PROMPT, JudgeQuestion, ... */
+#include "../llmc/judge/question.h"       /* JUDGE_COMPLETION, JUDGE_PROMPT, JudgeQuestion, JUDGE_SCALE, ... */
 #include "../llmc/model/model.h"          /* Model, model_free */
 #include "../llmc/model/model_text.h"     /* model_text_decode */
 #include "../llmc/reward/rewards.h"       /* rewards_score, Rewards, rewards_close, rewards_open */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "files.h"                        /* files_path, text_of */
+#include "judge_server.h"                 /* JudgeServer, judge_server_start, judge_server_stop */
 #include "letters.h"                      /* LETTERS, letters_setup */
 #include "models.h"                       /* assert_near, json_number_of, MODELS_IM_END, json_line_of, ... */
 #include "run.h"                          /* sh, metric */
@@ -24,10 +26,12 @@
 
 enum { CONTEXT = 160 };
 
-static Model judge_model; /* the model of $T/judge.bin */
+static JudgeServer server; /* it misbehaves */
+static Model judge_model;  /* the model of $T/judge.bin */
 
 static int setup(void **state) {
     if (letters_setup(state)) return 1;
+    server = judge_server_start();
     judge_model = models_random(CONTEXT);
     models_save(&judge_model, "judge.bin", false, "chatml");
     put("score.txt", "{user}Q {prompt} A {completion} up to {scale}\n{assistant}it is ");
@@ -38,6 +42,7 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
+    judge_server_stop(&server);
     model_free(&judge_model);
     return models_teardown(state);
 }
@@ -419,6 +424,206 @@ static void rewards_by_a_judge(void **state) {
     judge_close(&j);
 }
 
+/* ---- a judge behind HTTP ----------------------------------------------------------------------------------------- */
+
+#define KEY "sk-very-secret-1234"
+
+/* Asks `n` questions of the server's behaviour `name`. Returns whether the call succeeded. */
+static bool ask_server(const char *name, JudgeOptions o, int n, double *value, JudgeSums *sums, Error *e) {
+    Judge j;
+    JudgeQuestion q[40] = {0};
+    char url[200];
+    if (strstr(name, "://")) snprintf(url, sizeof url, "%s", name);
+    else snprintf(url, sizeof url, "http://127.0.0.1:%d/%s", server.port, name);
+    o.url = url;
+    o.model = "m";
+    o.scale = 5;
+    server.shared->requests = server.shared->authorized = 0;
+    if (!judge_open(&j, &o, NULL, NULL, 1, e)) return false;
+    if (!judge_use(&j, JUDGE_BY_SCORE, e)) {
+        judge_close(&j);
+        return false;
+    }
+    j.http.first_wait = 0.01;
+    for (int i = 0; i < n; i++) {
+        q[i].field[JUDGE_PROMPT] = slice("2+3=");
+        q[i].field[JUDGE_COMPLETION] = slice(i % 2 ? "5" : "6");
+        q[i].field[JUDGE_SCALE] = slice("5");
+    }
+    const bool ok = judge_ask(&j, JUDGE_BY_SCORE, q, n, false, value, e);
+    if (sums) *sums = j.sums;
+    judge_close(&j);
+    return ok;
+}
+
+static JudgeOptions quick(void) {
+    JudgeOptions o = judge_defaults();
+    o.timeout = 0.4;
+    o.retries = 2;
+    o.max_unreadable = 1;
+    return o;
+}
+
+/* Every behaviour of a server has the right value or none, within the time that the options allow. */
+static void servers_that_misbehave(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        double value; /* NAN: no answer */
+        int requests; /* 0: any number */
+    } cases[] = {{"good", 0.75, 1},
+                 {"json", 0.25, 1},
+                 {"twice", 0.5, 1},
+                 {"differ", NAN, 1},
+                 {"range", NAN, 1},
+                 {"zero", NAN, 1},
+                 {"fraction", NAN, 1},
+                 {"words", NAN, 1},
+                 {"nan", NAN, 1},
+                 {"hex", NAN, 1},
+                 {"null", NAN, 1},
+                 {"number", NAN, 1},
+                 {"first", 0, 1},
+                 {"choices", NAN, 1},
+                 {"list", NAN, 1},
+                 {"html", NAN, 1},
+                 {"empty", NAN, 1},
+                 {"half", NAN, 1},
+                 {"double", NAN, 1},
+                 {"deep", NAN, 1},
+                 {"huge", NAN, 1},
+                 {"slow", NAN, 3},
+                 {"trickle", NAN, 3},
+                 {"cut", NAN, 3},
+                 {"reset", NAN, 3},
+                 {"closed", NAN, 3},
+                 {"garbage", NAN, 3},
+                 {"header", NAN, 0},
+                 {"400", NAN, 1},
+                 {"204", NAN, 1},
+                 {"500", NAN, 3},
+                 {"later", NAN, 3},
+                 {"storm", 0.75, 3},
+                 {"busy", 0.75, 2},
+                 {"old", 0.75, 1},
+                 {"chunks", 0.75, 1},
+                 {"badchunk", NAN, 3},
+                 {"gzip", 0.75, 1},
+                 {"badgzip", NAN, 0},
+                 {"bomb", NAN, 1},
+                 {"http://127.0.0.1:1", NAN, 0}};
+    setenv("OPENAI_API_KEY", KEY, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Error e = {""};
+        JudgeSums sums;
+        double value = -1;
+        const double start = clock_seconds();
+        if (!ask_server(cases[i].name, quick(), 1, &value, &sums, &e)) fail_msg("%s: %s", cases[i].name, e.text);
+        if (isnan(cases[i].value) ? !isnan(value) : value != cases[i].value)
+            fail_msg("%s: %g, expected %g", cases[i].name, value, cases[i].value);
+        assert_int_equal(sums.unreadable, isnan(cases[i].value));
+        if (cases[i].requests && server.shared->requests != cases[i].requests)
+            fail_msg("%s: %d requests, expected %d", cases[i].name, server.shared->requests, cases[i].requests);
+        assert_int_equal(server.shared->authorized, server.shared->requests);
+        if (clock_seconds() - start > 3) fail_msg("%s: took %g s", cases[i].name, clock_seconds() - start);
+    }
+}
+
+/* What no other request could mend ends the call at once; the key is in no message. */
+static void servers_that_refuse(void **state) {
+    (void)state;
+    static const char *const fatal[][2] = {{"redirect", "redirects (status 302), which is not followed"},
+                                           {"401", "refuses the request (status 401); is the key right?"},
+                                           {"403", "refuses the request (status 403)"},
+                                           {"404", "refuses the request (status 404): 'no such model'"},
+                                           {"http://example.org/v1", "use https, or give --judge-insecure"},
+                                           {"http://localhost.evil.org/v1", "use https, or give --judge-insecure"},
+                                           {"http://u:p@localhost/v1", "has a user or password"},
+                                           {"ftp://localhost/", "must begin with https:// or http://"},
+                                           {"https:///v1", "must be the address of a server"}};
+    setenv("OPENAI_API_KEY", KEY, 1);
+    for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
+        Error e = {""};
+        double value[8];
+        if (ask_server(fatal[i][0], quick(), 8, value, NULL, &e)) fail_msg("%s was accepted", fatal[i][0]);
+        assert_holds(e.text, fatal[i][1]);
+        assert_null(strstr(e.text, "very-secret"));
+    }
+    Error e = {""};
+    double value[4];
+    JudgeOptions o = quick();
+    o.max_unreadable = 0.05;
+    assert_false(ask_server("400", o, 4, value, NULL, &e));
+    assert_holds(e.text, "4 of 4 replies of the judge have no answer, more than --judge-max-unreadable 0.05 allows");
+    assert_holds(e.text, "you sent Authorization: Bearer [key]");
+    assert_null(strstr(e.text, "very-secret"));
+    assert_false(ask_server("words", o, 4, value, NULL, &e));
+    assert_holds(e.text, "I like it, 5 stars");
+    o.logprobs = true;
+    o.scale = 10;
+    Judge j;
+    o.url = "http://localhost:1";
+    o.model = "m";
+    assert_true(judge_open(&j, &o, NULL, NULL, 1, &e));
+    assert_false(judge_use(&j, JUDGE_BY_SCORE, &e));
+    assert_holds(e.text, "the labels '1' and '10' may begin with the same one");
+    judge_close(&j);
+    setenv("OPENAI_API_KEY", "two words", 1);
+    assert_false(ask_server("good", quick(), 1, value, NULL, &e));
+    assert_holds(e.text, "OPENAI_API_KEY: the key has blanks");
+    assert_null(strstr(e.text, "two words"));
+    unsetenv("OPENAI_API_KEY");
+    assert_true(ask_server("good", quick(), 1, value, NULL, &e));
+    assert_int_equal(server.shared->authorized, 0);
+}
+
+static void probabilities_of_a_server(void **state) {
+    (void)state;
+    Error e;
+    double value;
+    JudgeSums sums;
+    JudgeOptions o = quick();
+    o.logprobs = true;
+    assert_true(ask_server("tokens", o, 1, &value, &sums, &e));
+    const double four = exp(-0.7), five = exp(-1.5);
+    assert_near(value, (3 * four + 4 * five) / (four + five) / 4, 1e-12);
+    assert_near(sums.mass, four + five, 1e-12);
+    static const char *const none[] = {"notop", "positive", "strings", "other", "again", "good"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++) {
+        assert_true(ask_server(none[i], o, 1, &value, &sums, &e));
+        if (!isnan(value)) fail_msg("%s: %g", none[i], value);
+    }
+}
+
+/* Many at once; what the cache has is not asked again. */
+static void many_requests_and_a_cache(void **state) {
+    (void)state;
+    Error e;
+    double value[40];
+    char path[300];
+    JudgeSums sums;
+    JudgeOptions o = quick();
+    o.timeout = 20;
+    assert_true(ask_server("good", o, 40, value, &sums, &e));
+    for (int i = 0; i < 40; i++) assert_true(value[i] == 0.75);
+    assert_int_equal(server.shared->requests, 40);
+    snprintf(path, sizeof path, "%s", files_path("cache.db"));
+    o.cache = path;
+    for (int k = 0; k < 2; k++) {
+        assert_true(ask_server("good", o, 2, value, &sums, &e));
+        assert_int_equal(server.shared->requests, k ? 0 : 2);
+        assert_int_equal(sums.cached, k ? 2 : 0);
+        assert_true(value[0] == 0.75 && value[1] == 0.75);
+    }
+    assert_true(ask_server("json", o, 2, value, &sums, &e)); /* another address */
+    assert_int_equal(server.shared->requests, 2);
+    put("no.db", "this is not a database, and long enough to look like one to a reader of headers");
+    snprintf(path, sizeof path, "%s", files_path("no.db"));
+    assert_false(ask_server("good", o, 1, value, NULL, &e));
+    assert_holds(e.text, "--judge-cache");
+    unlink(files_path("cache.db"));
+}
+
 /* ---- programs ---------------------------------------------------------------------------------------------------- */
 
 static void refusals(void **state) {
@@ -438,6 +643,14 @@ static void refusals(void **state) {
         {"--reward judge=score --judge $T/judge.bin --judge-samples 2", "used only with --judge-cot above 0"},
         {"--reward judge=score --judge $T/judge.bin --judge-principles $T/pair.txt", "has no {principle}"},
         {"--reward judge=score --judge $T/no.bin", "no.bin"},
+        {"--reward judge=score --judge $T/judge.bin --judge-url http://localhost:1", "give only one of them"},
+        {"--reward judge=score --judge-url http://localhost:1", "give the name of the model as --judge-model"},
+        {"--reward judge=score --judge $T/judge.bin --judge-model x", "--judge-model: used only with --judge-url"},
+        {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-template $T/score.txt",
+         "a server begins its answers itself"},
+        {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern 'a(b'",
+         "--judge-pattern: missing"},
+        {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern ab", "has no group"},
     };
     char command[600];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -515,6 +728,10 @@ int main(void) {
         cmocka_unit_test(bad_templates),
         cmocka_unit_test(everyone_meets_as_many),
         cmocka_unit_test(rewards_by_a_judge),
+        cmocka_unit_test(servers_that_misbehave),
+        cmocka_unit_test(servers_that_refuse),
+        cmocka_unit_test(probabilities_of_a_server),
+        cmocka_unit_test(many_requests_and_a_cache),
         cmocka_unit_test(refusals),
         cmocka_unit_test(programs),
     };

@@ -20,15 +20,17 @@
 #ifndef LLMC_JUDGE_JUDGE_H
 #define LLMC_JUDGE_JUDGE_H
 
-#include "../base/error.h"    /* error_set, error_set, Error, Error, ... */
-#include "../base/io.h"       /* XXH3_64bits, XXH3_64bits, file_slurp, file_slurp */
-#include "../base/random.h"   /* RANDOM_JUDGE, RANDOM_JUDGE, Random, Random, ... */
-#include "../base/text.h"     /* TextSlice, TextSlice, text_string, text_string, ... */
-#include "../model/backend.h" /* Backend, Backend, Device, Device */
-#include "judge_options.h"    /* JudgeMode, JudgeMode, JUDGE_BY_PAIR, JUDGE_BY_PAIR, ... */
-#include "labels.h"           /* JudgeSums, JudgeSums, judge_both_orders, judge_both_orders, ... */
-#include "local.h"            /* JudgePrompt, JudgePrompt, JUDGE_LABELS_MAX, JUDGE_LABELS_MAX, ... */
-#include "question.h"         /* JudgeQuestion, JudgeQuestion, JUDGE_PRINCIPLE, JUDGE_PRINCIPLE, ... */
+#include "../base/error.h"    /* error_set, Error, xcalloc, checked_object, ... */
+#include "../base/io.h"       /* XXH3_64bits, file_slurp */
+#include "../base/random.h"   /* RANDOM_JUDGE, Random, random_below, random_start */
+#include "../base/text.h"     /* TextSlice, text_string, TextBuffer, text_clear, ... */
+#include "../model/backend.h" /* Backend, Device */
+#include "http.h"             /* JudgeCall, JudgeHttp, JudgeHttpOptions, judge_call_free, ... */
+#include "judge_options.h"    /* JudgeMode, JudgeOptions, JUDGE_BY_PAIR, JUDGE_MODES, ... */
+#include "labels.h"           /* judge_value, JudgeSums, judge_both_orders, judge_normalise */
+#include "local.h"            /* JudgePrompt, JUDGE_LABELS_MAX, JudgeLabels, JudgeLocal, ... */
+#include "question.h"         /* JudgeQuestion, JUDGE_PRINCIPLE, judge_template_has, JUDGE_ANSWER, ... */
+#include "reply.h"            /* JUDGE_PATTERN, JudgePattern, JudgeReply, judge_pattern_free, ... */
 
 enum { JUDGE_ROWS = 4096 }; /* tokens that a local judge reads at once */
 
@@ -44,7 +46,13 @@ typedef struct JudgeForm {
 typedef struct Judge {
     const JudgeOptions *o; /* the command line */
     bool open;
-    JudgeLocal local;
+    JudgeLocal local; /* --judge */
+    JudgeHttp http;   /* --judge-url */
+    JudgePattern pattern;
+    struct {
+        double asked, unreadable;
+        char *shown[3]; /* replies without an answer */
+    } replies;
     JudgeForm form[JUDGE_MODES];
     char *principles; /* text of the file; its lines end with NULs */
     const char **principle;
@@ -73,6 +81,9 @@ static inline void judge_close(Judge *j) {
         judge_labels_free(&f->tokens);
     }
     judge_local_close(&j->local);
+    judge_http_close(&j->http);
+    judge_pattern_free(&j->pattern);
+    for (int i = 0; i < 3; i++) free(j->replies.shown[i]);
     free(j->principles), free(j->principle);
     *j = (Judge){0};
 }
@@ -115,13 +126,30 @@ static inline bool judge_read_opponents(Judge *j, Error *e) {
            error_set(e, "--judge-opponents %.40s: must be all, answer, or a number from 1 to 4096", text);
 }
 
+/* Opens the server of --judge-url. */
+static inline bool judge_open_http(Judge *j, Error *e) {
+    const JudgeOptions *o = j->o;
+    const JudgeHttpOptions http = {.url = o->url,
+                                   .key_env = o->key_env,
+                                   .cache = o->cache,
+                                   .parallel = o->parallel,
+                                   .retries = o->retries,
+                                   .timeout = o->timeout,
+                                   .insecure = o->insecure,
+                                   .seed = j->seed};
+    if (!o->model) return error_set(e, "--judge-url: give the name of the model as --judge-model");
+    return (o->logprobs || judge_pattern_open(&j->pattern, o->pattern ? o->pattern : JUDGE_PATTERN, e)) &&
+           judge_http_open(&j->http, &http, e);
+}
+
 /* Opens the judge of the options. Fails if the model cannot be opened, or on a bad option. */
 static inline bool judge_open(Judge *j, const JudgeOptions *o, const Backend *b, Device *d, uint64_t seed, Error *e) {
     *j = (Judge){.o = o, .seed = seed};
     snprintf(j->scale, sizeof j->scale, "%lld", (long long)o->scale);
     if (o->cot && !*o->cot_end) return error_set(e, "--judge-cot-end: the text is empty");
     bool ok = judge_read_opponents(j, e) && (!o->principles || judge_read_principles(j, e));
-    ok = ok && judge_local_open(&j->local, o->file, b, d, JUDGE_ROWS, e);
+    if (ok && o->file && o->url) ok = error_set(e, "--judge and --judge-url: give only one of them");
+    ok = ok && (o->url ? judge_open_http(j, e) : judge_local_open(&j->local, o->file, b, d, JUDGE_ROWS, e));
     if (ok) j->open = true;
     else judge_close(j);
     return ok;
@@ -172,7 +200,7 @@ static inline void judge_add_label(const Judge *j, JudgeForm *f, const char *tex
     const char *end = j->o->cot_end, last = *end ? end[strlen(end) - 1] : ' ';
     TextBuffer label = {0};
     text_clear(&label);
-    if (j->o->cot && last != ' ' && last != '\n') text_string(&label, " ");
+    if (j->o->cot && !j->o->url && last != ' ' && last != '\n') text_string(&label, " ");
     text_append(&label, text, n);
     f->label[f->count++] = label.text;
 }
@@ -192,6 +220,23 @@ static inline bool judge_make_labels(const Judge *j, JudgeMode m, Error *e) {
         return error_set(e, "--judge-labels %.60s: must be two texts separated by a comma", text);
     judge_add_label(j, f, text, (size_t)(comma - text));
     judge_add_label(j, f, comma + 1, strlen(comma + 1));
+    return true;
+}
+
+/* Checks labels that a server writes: distinct, and for their probabilities no label the beginning of another. */
+static inline bool judge_check_labels(const Judge *j, const JudgeForm *f, Error *e) {
+    for (int i = 0; i < f->count; i++)
+        for (int k = 0; k < f->count; k++) {
+            const char *a = f->label[k], *b = f->label[i];
+            if (i != k && !strcasecmp(a, b))
+                return error_set(e, "labels %d and %d of the judge are both '%s': it could not tell them apart", i + 1,
+                                 k + 1, a);
+            if (i != k && j->o->logprobs && !strncmp(a, b, strlen(a)))
+                return error_set(e,
+                                 "--judge-logprobs: a server shows first tokens only, and the labels '%s' and '%s' may "
+                                 "begin with the same one%s",
+                                 a, b, f->count > 9 ? "; give --judge-scale 9 or less" : "");
+        }
     return true;
 }
 
@@ -216,13 +261,17 @@ static inline bool judge_use(Judge *j, JudgeMode m, Error *e) {
         if (!own) return false;
     } else {
         text_string(&text, judge_template_text(m));
-        judge_template_ask(m, o->cot > 0, o->cot_end, f->label[0] + blank, f->label[1] + blank, &text);
+        const char *end = o->url && !o->logprobs ? "Score:" : o->cot ? o->cot_end : NULL;
+        judge_template_ask(m, o->cot > 0, end, f->label[0] + blank, f->label[1] + blank, &text);
     }
     const char *name = o->template ? o->template : "the built-in question";
     f->used = judge_template_parse(&f->template, text.text, name, e);
     text_free(&text);
-    return f->used && judge_check_fields(j, m, name, e) &&
-           judge_labels_encode(&f->tokens, &j->local.text, (const char *const *)f->label, f->count, e);
+    if (f->used && o->url && f->template.begins)
+        return error_set(e, "%s: has {assistant}, but a server begins its answers itself", name);
+    if (!f->used || !judge_check_fields(j, m, name, e)) return false;
+    if (o->url) return judge_check_labels(j, f, e);
+    return judge_labels_encode(&f->tokens, &j->local.text, (const char *const *)f->label, f->count, e);
 }
 
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
@@ -293,11 +342,117 @@ static inline bool judge_ask_local(Judge *j, JudgeMode m, const JudgeQuestion *q
     return ok;
 }
 
+/* The request of a question. sample: number of the rationale; -1: there is one. The caller frees it. */
+static inline char *judge_request(const Judge *j, const JudgeForm *f, const JudgeQuestion *q, int sample) {
+    const JudgeOptions *o = j->o;
+    json_t *body = json_object();
+    json_object_set_new(body, "model", json_string(o->model));
+    json_object_set_new(body, "messages", judge_template_messages(&f->template, q));
+    json_object_set_new(body, "temperature", json_real(sample < 0 ? 0 : o->temperature));
+    json_object_set_new(body, "max_tokens", json_integer(o->cot + (o->logprobs && !o->cot ? 4 : 32)));
+    if (sample >= 0) json_object_set_new(body, "seed", json_integer(sample)); /* and another key of the cache */
+    if (o->logprobs) {
+        json_object_set_new(body, "logprobs", json_true());
+        json_object_set_new(body, "top_logprobs", json_integer(20));
+    }
+    char *text = (char *)checked_object(json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS), "a request");
+    json_decref(body);
+    return text;
+}
+
+/* Keeps the beginning of a reply without an answer, for the message that ends the run. */
+static inline void judge_keep_unreadable(Judge *j, const JudgeCall *c) {
+    TextBuffer text = {0};
+    text_clear(&text);
+    for (int i = 0; i < 3; i++) {
+        if (j->replies.shown[i]) continue;
+        if (c->reply) judge_http_show(&j->http, c->reply, c->length, &text);
+        else text_string(&text, c->why.text);
+        j->replies.shown[i] = text.text;
+        return;
+    }
+    text_free(&text);
+}
+
+/* Fails if too many of the replies have no answer; begins to count again after a thousand. */
+static inline bool judge_check_unreadable(Judge *j, Error *e) {
+    const double most = j->o->max_unreadable, asked = j->replies.asked, bad = j->replies.unreadable;
+    char **shown = j->replies.shown;
+    if (bad > most * fmax(asked, 20))
+        return error_set(
+            e,
+            "%.0f of %.0f replies of the judge have no answer, more than --judge-max-unreadable %g allows: "
+            "%.240s%s%.240s%s%.240s",
+            bad, asked, most, shown[0], shown[1] ? " | " : "", shown[1] ? shown[1] : "", shown[2] ? " | " : "",
+            shown[2] ? shown[2] : "");
+    if (asked < 1000) return true;
+    for (int i = 0; i < 3; i++) free(shown[i]);
+    memset(&j->replies, 0, sizeof j->replies);
+    return true;
+}
+
+/* The value of a server's reply; NaN if it has none. */
+static inline double judge_call_value(Judge *j, JudgeMode m, const JudgeCall *c, double *mass) {
+    const JudgeForm *f = &j->form[m];
+    const char *const *label = (const char *const *)f->label;
+    double p[JUDGE_LABELS_MAX], value = NAN;
+    JudgeReply r;
+    *mass = NAN;
+    if (!c->reply || !judge_reply_parse(&r, c->reply, c->length, NULL)) return NAN;
+    if (!j->o->logprobs) value = judge_reply_match(&r, &j->pattern, label, f->count, judge_is_score(m));
+    else if (judge_reply_labels(&r, label, f->count, j->o->cot ? j->o->cot_end : NULL, p, mass))
+        value = judge_value(p, f->count, judge_is_score(m));
+    judge_reply_free(&r);
+    return value;
+}
+
+/* Asks a server. The value of a question is the mean over its rationales that have one. */
+static inline bool judge_ask_http(Judge *j, JudgeMode m, const JudgeQuestion *q, int64_t n, double *value, Error *e) {
+    const JudgeForm *f = &j->form[m];
+    const int samples = j->o->cot ? (int)j->o->samples : 1;
+    JudgeCall *call = (JudgeCall *)xcalloc((size_t)(n * samples) + 1, sizeof *call);
+    const double cached = j->http.cached, retries = j->http.retries;
+    for (int64_t i = 0; i < n * samples; i++)
+        call[i].request = judge_request(j, f, &q[i / samples], samples > 1 ? (int)(i % samples) : -1);
+    bool ok = judge_http_run(&j->http, call, n * samples, e);
+    j->sums.cached += j->http.cached - cached;
+    j->sums.retries += j->http.retries - retries;
+    for (int64_t i = 0; ok && i < n; i++) {
+        double sum = 0;
+        int answers = 0;
+        for (int k = 0; k < samples; k++) {
+            double mass;
+            const JudgeCall *c = &call[i * samples + k];
+            const double one = judge_call_value(j, m, c, &mass);
+            j->replies.asked++;
+            if (isnan(one)) {
+                j->replies.unreadable++;
+                j->sums.unreadable++;
+                judge_keep_unreadable(j, c);
+                continue;
+            }
+            sum += one;
+            answers++;
+            if (isnan(mass)) continue;
+            j->sums.mass += mass;
+            j->sums.answered++;
+        }
+        j->sums.questions++;
+        value[i] = answers ? sum / answers : NAN;
+    }
+    for (int64_t i = 0; i < n * samples; i++) {
+        free((char *)call[i].request);
+        judge_call_free(&call[i]);
+    }
+    free(call);
+    return ok && judge_check_unreadable(j, e);
+}
+
 /* Asks n questions of a mode. value: (n), NaN if a question has no answer. together: they are about one prompt, and differ
  * only at their ends. */
 static inline bool judge_ask(Judge *j, JudgeMode m, const JudgeQuestion *q, int64_t n, bool together, double *value,
                              Error *e) {
-    return judge_ask_local(j, m, q, n, together, value, e);
+    return j->o->url ? judge_ask_http(j, m, q, n, value, e) : judge_ask_local(j, m, q, n, together, value, e);
 }
 
 /* Two completions of a prompt. key: of the question, for its principle. */

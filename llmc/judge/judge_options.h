@@ -8,8 +8,8 @@
 #ifndef LLMC_JUDGE_JUDGE_OPTIONS_H
 #define LLMC_JUDGE_JUDGE_OPTIONS_H
 
-#include "../base/options.h" /* OPTION_TEXT, OPTION_TEXT, OPTION_INT, OPTION_INT, ... */
-#include "../base/text.h"    /* text_format, text_format, text_string, text_string, ... */
+#include "../base/options.h" /* OPTION_TEXT, OPTION_INT, OPTION_REAL, OPTION_FLAG, ... */
+#include "../base/text.h"    /* text_format, text_string, TextBuffer */
 
 #define JUDGE_MODES_CHOICES "score|rubric|pair|group"
 typedef enum {
@@ -26,10 +26,24 @@ typedef struct JudgeOptions {
     const char *file, *template, *labels, *principles, *opponents, *cot_end;
     int64_t scale, cot, samples;
     double temperature;
+    /* a judge behind HTTP */
+    const char *url, *model, *pattern, *key_env, *cache;
+    int64_t parallel, retries;
+    double timeout, max_unreadable;
+    bool logprobs, insecure;
 } JudgeOptions;
 
 static inline JudgeOptions judge_defaults(void) {
-    return (JudgeOptions){.opponents = "all", .cot_end = "Verdict:", .scale = 10, .samples = 1, .temperature = 0.7};
+    return (JudgeOptions){.opponents = "all",
+                          .cot_end = "Verdict:",
+                          .scale = 10,
+                          .samples = 1,
+                          .temperature = 0.7,
+                          .key_env = "OPENAI_API_KEY",
+                          .parallel = 16,
+                          .retries = 5,
+                          .timeout = 60,
+                          .max_unreadable = 0.05};
 }
 
 // clang-format off
@@ -52,19 +66,49 @@ static inline JudgeOptions judge_defaults(void) {
     OPTION_TEXT("judge-cot-end",     0, &(o).cot_end,     "TEXT", "text that ends a rationale"),                       \
     OPTION_INT ("judge-samples",     0, &(o).samples,     1, 64,                                                       \
                 "rationales per question, whose probabilities are averaged; one is greedy"),                           \
-    OPTION_REAL("judge-temperature", 0, &(o).temperature, 0.01, 100, "sampling temperature of several rationales")
+    OPTION_REAL("judge-temperature", 0, &(o).temperature, 0.01, 100, "sampling temperature of several rationales"),         \
+    OPTION_TEXT("judge-url",         0, &(o).url,         "URL",                                                       \
+                "instead of --judge: a server of chat completions as OpenAI's, such as http://localhost:8000/v1"),     \
+    OPTION_TEXT("judge-model",       0, &(o).model,       "NAME", "--judge-url: name of the model"),                   \
+    OPTION_FLAG("judge-logprobs",    0, &(o).logprobs,                                                                 \
+                "--judge-url: ask for the probabilities of the labels; otherwise the reply's text is read"),           \
+    OPTION_TEXT("judge-pattern",     0, &(o).pattern,     "REGEX",                                                     \
+                "--judge-url: pattern whose first group is the answer, a second one its denominator (default: a "      \
+                "line Score: N, or a key score of JSON)"),                                                             \
+    OPTION_TEXT("judge-key-env",     0, &(o).key_env,     "NAME", "--judge-url: variable that has the key"),           \
+    OPTION_INT ("judge-parallel",    0, &(o).parallel,    1, 1024, "--judge-url: requests at once"),                   \
+    OPTION_INT ("judge-retries",     0, &(o).retries,     0, 100,                                                      \
+                "--judge-url: further tries after status 429, 408 or 5xx and lost connections"),                       \
+    OPTION_REAL("judge-timeout",     0, &(o).timeout,     0.01, 1e5, "--judge-url: seconds that a request may take"),  \
+    OPTION_TEXT("judge-cache",       0, &(o).cache,       "PATH",                                                      \
+                "--judge-url: keep replies in this SQLite file, and ask nothing twice"),                               \
+    OPTION_REAL("judge-max-unreadable", 0, &(o).max_unreadable, 0, 1,                                                  \
+                "--judge-url: end the run if a larger share of the replies has no answer"),                            \
+    OPTION_FLAG("judge-insecure",    0, &(o).insecure,    "--judge-url: allow plain http to other machines")
 // clang-format on
 
 /* Whether the command line has a judge. */
-static inline bool judge_given(const JudgeOptions *o) { return o->file != NULL; }
+static inline bool judge_given(const JudgeOptions *o) { return o->file || o->url; }
 
 /* Rejects options without effect. modes: those in use, as bits 1 << JudgeMode, and JUDGE_OF_PAIRS if the program itself has the
  * pairs; 0: none; why: when there are some. */
 static inline void judge_refuse_unused(const JudgeOptions *o, const Option *table, unsigned modes, const char *why) {
     static const char reasons[] = "used only with --judge-cot above 0";
-    const bool used = modes != 0;
+    static const char server[] = "used only with --judge-url";
+    const bool used = modes != 0, remote = o->url != NULL, by_pattern = remote && !o->logprobs;
     const OptionUse use[] = {
         {&o->file, used, why},
+        {&o->url, used, why},
+        {&o->model, remote, server},
+        {&o->logprobs, remote, server},
+        {&o->pattern, by_pattern, "used only with --judge-url without --judge-logprobs"},
+        {&o->key_env, remote, server},
+        {&o->parallel, remote, server},
+        {&o->retries, remote, server},
+        {&o->timeout, remote, server},
+        {&o->cache, remote, server},
+        {&o->max_unreadable, remote, server},
+        {&o->insecure, remote, server},
         {&o->template, used, why},
         {&o->labels, used, why},
         {&o->scale, modes & (1u << JUDGE_BY_SCORE | 1u << JUDGE_BY_GROUP),
@@ -72,7 +116,7 @@ static inline void judge_refuse_unused(const JudgeOptions *o, const Option *tabl
         {&o->principles, used, why},
         {&o->opponents, modes & 1u << JUDGE_BY_PAIR, "used only with --reward judge=pair"},
         {&o->cot, used, why},
-        {&o->cot_end, o->cot > 0, reasons},
+        {&o->cot_end, o->cot > 0 && !by_pattern, "used only with --judge-cot above 0, and not by --judge-pattern"},
         {&o->samples, o->cot > 0, reasons},
         {&o->temperature, o->samples > 1, "used only with --judge-samples above 1"},
     };
@@ -103,15 +147,16 @@ static inline const char *judge_template_text(JudgeMode mode) {
     }
 }
 
-/* The sentence that asks for the answer. reasons: after a rationale, which ends with the text `end`. */
+/* The sentence that asks for the answer. reasons: a rationale comes first; end: text before the answer, or NULL. */
 static inline void judge_template_ask(JudgeMode mode, bool reasons, const char *end, const char *first,
                                       const char *second, TextBuffer *out) {
     if (reasons) text_format(out, "Explain your view in a few sentences. Then write \"%s\" and ", end);
+    else if (end) text_format(out, "Reply with \"%s\" and ", end);
     else text_string(out, "Reply with ");
     if (mode == JUDGE_BY_PAIR) text_format(out, "%s if the first is better, %s if the second is", first, second);
     else if (mode == JUDGE_BY_RUBRIC) text_format(out, "%s if it does, %s if it does not", first, second);
     else text_string(out, "the number");
-    text_string(out, reasons ? "." : ", and nothing else.");
+    text_string(out, reasons ? ", on a line of their own." : ", and nothing else.");
 }
 
 #endif

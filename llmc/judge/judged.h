@@ -16,17 +16,17 @@
 #ifndef LLMC_JUDGE_JUDGED_H
 #define LLMC_JUDGE_JUDGED_H
 
-#include "../base/error.h"           /* xcalloc, xcalloc, Error, Error, ... */
-#include "../base/options.h"         /* Option, Option */
-#include "../base/random.h"          /* RANDOM_JUDGE, RANDOM_JUDGE, Random, Random, ... */
-#include "../base/text.h"            /* TextSlice, TextSlice, text_string, text_string, ... */
-#include "../model/backend.h"        /* Backend, Backend, Device, Device */
-#include "../reward/rewards.h"       /* Rewards, Rewards, REWARD_JUDGE, REWARD_JUDGE, ... */
-#include "../reward/verify_answer.h" /* RewardInput, RewardInput, VerifySpan, VerifySpan, ... */
-#include "judge.h"                   /* Judge, Judge, JudgePair, JudgePair, ... */
-#include "judge_options.h"           /* JudgeMode, JudgeMode, JUDGE_BY_RUBRIC, JUDGE_BY_RUBRIC, ... */
-#include "labels.h"                  /* JudgeSums, JudgeSums */
-#include "question.h"                /* JudgeQuestion, JudgeQuestion, JUDGE_ANSWER, JUDGE_ANSWER, ... */
+#include "../base/error.h"           /* xcalloc, Error, error_set, xrealloc */
+#include "../base/options.h"         /* Option */
+#include "../base/random.h"          /* RANDOM_JUDGE, Random, random_shuffle, random_start */
+#include "../base/text.h"            /* TextSlice, text_string, text_format, TextBuffer, ... */
+#include "../model/backend.h"        /* Backend, Device */
+#include "../reward/rewards.h"       /* Rewards, REWARD_JUDGE, rewards_judge_modes */
+#include "../reward/verify_answer.h" /* RewardInput, VerifySpan, verify_completion, verify_fields */
+#include "judge.h"                   /* Judge, JudgePair, judge_ask, judge_open, ... */
+#include "judge_options.h"           /* JudgeMode, JUDGE_BY_RUBRIC, JUDGE_BY_PAIR, JUDGE_BY_SCORE, ... */
+#include "labels.h"                  /* JudgeSums */
+#include "question.h"                /* JudgeQuestion, JUDGE_ANSWER, JUDGE_COMPLETION, JUDGE_COMPLETIONS, ... */
 
 /* The texts of a completion's record for a question. */
 typedef struct JudgeRecord {
@@ -316,7 +316,8 @@ static inline bool judge_attach(Judge *j, Rewards *r, Error *e) {
 static inline bool judge_open_rewards(Judge *j, const JudgeOptions *o, Rewards *r, const Option *table,
                                       const Backend *b, Device *d, uint64_t seed, Error *e) {
     const unsigned modes = rewards_judge_modes(r);
-    if (modes && !judge_given(o)) return error_set(e, "--reward judge: give the judge, as --judge FILE");
+    if (modes && !judge_given(o))
+        return error_set(e, "--reward judge: give the judge, as --judge FILE or --judge-url URL");
     judge_refuse_unused(o, table, modes, "used only with --reward judge=...");
     return !modes || (judge_open(j, o, b, d, seed, e) && judge_attach(j, r, e));
 }
@@ -350,6 +351,8 @@ static inline int judge_figures(const JudgeSums *s, JudgeFigure f[JUDGE_FIGURES]
     f[n++] = (JudgeFigure){"too_long", s->too_long};
     f[n++] = (JudgeFigure){"unreadable", s->unreadable};
     f[n++] = (JudgeFigure){"unscorable", s->unscorable};
+    if (s->cached > 0) f[n++] = (JudgeFigure){"cached", s->cached};
+    if (s->retries > 0) f[n++] = (JudgeFigure){"retries", s->retries};
     return n;
 }
 

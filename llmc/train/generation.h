@@ -147,7 +147,8 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
         !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
     const unsigned modes = rewards_judge_modes(&g->rewards);
-    if (modes && !judge_given(&o->judge)) usage_error("--reward judge: give the judge, as --judge FILE");
+    if (modes && !judge_given(&o->judge))
+        usage_error("--reward judge: give the judge, as --judge FILE or --judge-url URL");
     if (!o->judges_pairs) judge_refuse_unused(&o->judge, *options_parsed(), modes, "used only with --reward judge=...");
     if (o->reward_cmd && !rewards_workers(&g->rewards, (int)o->reward_workers, o->reward_group, &e))
         usage_error("%s", e.text);
@@ -324,7 +325,7 @@ static inline void generation_open_judge(Generation *g) {
     if (!judge_open(j, o, t->backend, t->device, (uint64_t)t->o->seed, &e) || !judge_attach(j, &g->rewards, &e))
         die("%s", e.text);
     j->group = (int32_t)g->o->generations;
-    trainer_file(t, "judge", o->file, j->local.file.hash);
+    if (o->file) trainer_file(t, "judge", o->file, j->local.file.hash);
     if (j->hash) trainer_file(t, "judge-template", o->template ? o->template : o->principles, j->hash);
     generation_say_judge(g, g->o->generations);
 }

@@ -1,0 +1,205 @@
+/* reply.h - what a server of chat completions replied to a judge's question, and the value that it stands for.
+ *
+ * A reply is a JSON object with choices[0].message.content and, if they were asked for, choices[0].logprobs.content: for each
+ * token its text and those of the likeliest tokens at its place, with their log-probabilities.
+ *
+ *   log-probabilities   the first place, after the end text of a rationale if there is one, at which a label is among the
+ *                       likeliest tokens: the probabilities of the labels there, blanks around them ignored
+ *   a pattern           all its matches must agree. Its first group is a number in 1 ... N (score), or a label; a second group
+ *                       is a denominator, and the value is the quotient
+ *
+ * Whatever is not exactly one of these has no value: no match, matches that differ, a number out of range, a refusal.
+ *
+ *     JudgeReply r;
+ *     if (!judge_reply_parse(&r, body, length, &e)) return false;       // another shape
+ *     const double value = judge_reply_labels(&r, labels, 2, NULL, p, &mass);     // NaN: none
+ *     judge_reply_free(&r);
+ */
+#ifndef LLMC_JUDGE_REPLY_H
+#define LLMC_JUDGE_REPLY_H
+
+#include "../base/error.h" /* error_set, Error, xstrndup, checked_object */
+#include "../base/text.h"  /* TextBuffer, text_append, text_free */
+#ifndef PCRE2_CODE_UNIT_WIDTH
+#define PCRE2_CODE_UNIT_WIDTH 8
+#endif
+#include <jansson.h>
+#include <math.h>
+#include <pcre2.h>
+#include <strings.h>
+
+enum { JUDGE_REPLY_MAX = 4 << 20 }; /* bytes of a reply */
+
+/* The default of --judge-pattern: a key "score" of JSON, or a line that begins with "Score:". */
+#define JUDGE_PATTERN "(?im)(?:\"score\"\\s*:\\s*\"?|^[\\s*_#>-]*score[\\s*_]*:[\\s*_]*)([^\\s\",}*_]+)"
+
+typedef struct JudgeReply {
+    json_t *root;
+    const char *content; /* NULL: a refusal */
+    size_t length;
+    const json_t *logprobs; /* list, or NULL */
+} JudgeReply;
+
+static inline void judge_reply_free(JudgeReply *r) {
+    json_decref(r->root);
+    *r = (JudgeReply){0};
+}
+
+/* Parses the body of a reply. Fails if it is no JSON, or of another shape. */
+static inline bool judge_reply_parse(JudgeReply *r, const char *body, size_t n, Error *e) {
+    json_error_t bad;
+    *r = (JudgeReply){.root = json_loadb(body, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &bad)};
+    if (!r->root) return error_set(e, "is not JSON (%s)", bad.text);
+    const json_t *choice = json_array_get(json_object_get(r->root, "choices"), 0),
+                 *message = json_object_get(choice, "message"), *content = json_object_get(message, "content");
+    if (json_is_object(message) && (json_is_string(content) || json_is_null(content))) {
+        r->content = json_string_value(content);
+        r->length = json_string_length(content);
+        const json_t *list = json_object_get(json_object_get(choice, "logprobs"), "content");
+        r->logprobs = json_is_array(list) ? list : NULL;
+        return true;
+    }
+    judge_reply_free(r);
+    return error_set(e, "has no choices[0].message.content");
+}
+
+/* ---- labels ------------------------------------------------------------------------------------------------------ */
+
+/* Whether a token is the label, but for blanks around it. */
+static inline bool judge_token_is(const char *token, const char *label) {
+    while (*token == ' ' || *token == '\n' || *token == '\t') token++;
+    while (*label == ' ') label++;
+    const size_t n = strlen(label);
+    if (strncmp(token, label, n)) return false;
+    for (token += n; *token == ' ' || *token == '\n'; token++) {}
+    return !*token;
+}
+
+/* Adds the probability of the token {token, logprob} to that of its label. Returns false if it has another shape. */
+static inline bool judge_token_add(const json_t *item, const char *const *labels, int n, double *p) {
+    const char *token = json_string_value(json_object_get(item, "token"));
+    const json_t *logprob = json_object_get(item, "logprob");
+    const double l = json_number_value(logprob);
+    if (!token || !json_is_number(logprob) || !(l <= 1e-3)) return false;
+    for (int i = 0; i < n; i++)
+        if (judge_token_is(token, labels[i])) p[i] += exp(fmin(l, 0));
+    return true;
+}
+
+/* The place of the first token after the last `end` in the text of the tokens; -1 if the text does not hold it. */
+static inline int64_t judge_reply_after(const JudgeReply *r, const char *end) {
+    TextBuffer text = {0};
+    int64_t at = -1;
+    size_t i;
+    const json_t *item;
+    if (!end) return 0;
+    json_array_foreach(r->logprobs, i, item) {
+        const char *token = json_string_value(json_object_get(item, "token"));
+        const size_t before = text.length;
+        if (token) text_append(&text, token, strlen(token));
+        const size_t from = before > strlen(end) ? before - strlen(end) : 0;
+        if (text.length && strstr(text.text + from, end)) at = (int64_t)i + 1;
+    }
+    text_free(&text);
+    return at;
+}
+
+/* Sets p: (n) to the probabilities of the labels, given that the answer is one of them, and *mass to their sum. end: text
+ * that ends a rationale, or NULL. False if no label is found, or the list has another shape. */
+static inline bool judge_reply_labels(const JudgeReply *r, const char *const *labels, int n, const char *end, double *p,
+                                      double *mass) {
+    const int64_t count = (int64_t)json_array_size(r->logprobs), first = judge_reply_after(r, end);
+    for (int64_t at = first; first >= 0 && at < count; at++) {
+        const json_t *item = json_array_get(r->logprobs, (size_t)at), *top = json_object_get(item, "top_logprobs"), *x;
+        size_t k;
+        *mass = 0;
+        for (int i = 0; i < n; i++) p[i] = 0;
+        if (!json_array_size(top)) return false;
+        json_array_foreach(top, k, x) if (!judge_token_add(x, labels, n, p)) return false;
+        for (int i = 0; i < n; i++) *mass += p[i];
+        for (int i = 0; i<n && * mass> 0; i++) p[i] /= *mass;
+        if (*mass > 1.01) return false; /* the same token twice */
+        if (*mass > 0) return true;
+    }
+    return false;
+}
+
+/* ---- pattern ----------------------------------------------------------------------------------------------------- */
+
+typedef struct JudgePattern {
+    pcre2_code *code;
+    pcre2_match_data *data;
+    uint32_t groups;
+} JudgePattern;
+
+static inline void judge_pattern_free(JudgePattern *p) {
+    pcre2_match_data_free(p->data);
+    pcre2_code_free(p->code);
+    *p = (JudgePattern){0};
+}
+
+/* Compiles --judge-pattern, which must have a group. */
+static inline bool judge_pattern_open(JudgePattern *p, const char *pattern, Error *e) {
+    int code;
+    PCRE2_SIZE at;
+    PCRE2_UCHAR why[200];
+    *p = (JudgePattern){.code = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, NULL)};
+    if (!p->code) {
+        pcre2_get_error_message(code, why, sizeof why);
+        return error_set(e, "--judge-pattern: %s at byte %zu", (const char *)why, (size_t)at);
+    }
+    pcre2_pattern_info(p->code, PCRE2_INFO_CAPTURECOUNT, &p->groups);
+    p->data = (pcre2_match_data *)checked_object(pcre2_match_data_create_from_pattern(p->code, NULL), "a match");
+    if (p->groups) return true;
+    judge_pattern_free(p);
+    return error_set(e, "--judge-pattern: has no group ( ) for the answer");
+}
+
+/* Copies group k of the last match; "" if it did not take part. The caller frees it. */
+static inline char *judge_pattern_group(const JudgePattern *p, const char *text, uint32_t k) {
+    const PCRE2_SIZE *at = pcre2_get_ovector_pointer(p->data);
+    const bool any = k <= p->groups && at[2 * k] != PCRE2_UNSET && at[2 * k + 1] >= at[2 * k];
+    return any ? xstrndup(text + at[2 * k], at[2 * k + 1] - at[2 * k]) : xstrndup("", 0);
+}
+
+/* Reads a decimal number that is the whole text; NaN if it is none. */
+static inline double judge_number(const char *text) {
+    char *end;
+    size_t n = strspn(text, "0123456789.+-");
+    if (!*text || text[n]) return NAN;
+    const double value = strtod(text, &end);
+    return *end || !isfinite(value) ? NAN : value;
+}
+
+/* The value of an answer: a number in 1 ... n of a score, as 0 to 1, or 1 for the first of two labels and 0 for the second; NaN
+ * if it is neither. below: the denominator, or "". */
+static inline double judge_answer_value(const char *answer, const char *below, const char *const *labels, int n,
+                                        bool score) {
+    const double number = judge_number(answer), under = judge_number(below);
+    if (*below) return number >= 0 && under > 0 && number <= under ? number / under : NAN;
+    if (score) return number >= 1 && number <= n ? (number - 1) / (n - 1) : NAN;
+    for (int i = 0; i < 2; i++)
+        if (!strcasecmp(answer, labels[i] + strspn(labels[i], " "))) return i ? 0 : 1;
+    return NAN;
+}
+
+/* The value of a reply by the pattern; NaN if there is no match, or if two matches have different values. */
+static inline double judge_reply_match(const JudgeReply *r, const JudgePattern *p, const char *const *labels, int n,
+                                       bool score) {
+    double value = NAN;
+    if (!r->content) return NAN;
+    for (PCRE2_SIZE at = 0; at <= r->length;) {
+        if (pcre2_match(p->code, (PCRE2_SPTR)r->content, r->length, at, 0, p->data, NULL) <= 0) return value;
+        const PCRE2_SIZE *found = pcre2_get_ovector_pointer(p->data);
+        const PCRE2_SIZE begin = found[0], end = found[1];
+        char *answer = judge_pattern_group(p, r->content, 1), *below = judge_pattern_group(p, r->content, 2);
+        const double here = judge_answer_value(answer, below, labels, n, score);
+        free(answer), free(below);
+        if (isnan(here) || (!isnan(value) && here != value)) return NAN;
+        value = here;
+        at = end > begin ? end : end + 1;
+    }
+    return value;
+}
+
+#endif
