@@ -68,6 +68,7 @@
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/beam_search.h"      /* BeamKind, SEARCH_BEAM, SEARCH_KINDS, SEARCH_DVTS, ... */
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
+#include "llmc/rollout/certainty.h"        /* Certainty, certainty_close, certainty_open */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
@@ -76,6 +77,7 @@
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
 #include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
+#include "llmc/rollout/votes.h"            /* VOTES_CERTAINTY, VOTES_REWARD, VOTES_WEIGHTS, VotesWeight */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
 
@@ -92,7 +94,7 @@ static struct {
     bool reward_group;
     int scope; /* a RewardScope */
     bool completion_only, audit;
-    int aggregation;
+    int aggregation, weight;
     EpisodeOptions episodes;
     ThinkingOptions think;
     BeamOptions search;
@@ -139,6 +141,8 @@ static const Option options[] = {
     OPTION_CHOICE("prm-aggregation",    0, &o.aggregation,    PRM_AGGREGATION_CHOICES,
                   "how a process reward model combines the step probabilities; the default is last with --search"),
     JUDGE_OPTIONS(o.judge),
+    OPTION_CHOICE("weight",             0, &o.weight,         VOTES_WEIGHTS,
+                  "weights of the votes of weighted@k: by --reward-model, or scores that need no other model"),
     SEARCH_OPTIONS(o.search),
     OPTION_GROUP("Comparison"),
     OPTION_TEXT("reference",            0, &o.reference,      "FILE",
@@ -634,7 +638,7 @@ static void take_completion(void *context, const EvaluationSample *s) {
 
 /* Adds the figures to a JSON object. */
 static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
-    const bool judged = v->judge;
+    const bool weighted = evaluation_weighted(v);
     double low, high;
     char key[32];
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
@@ -654,7 +658,8 @@ static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
                     {"majority", v->majority[k], v->majority_error[k]},
                     {"best", v->best[k], v->best_error[k]},
                     {"weighted", v->weighted[k], v->weighted_error[k]}};
-        for (int i = 0; i < 2 + rewarded + judged; i++) {
+        for (int i = 0; i < 4; i++) {
+            if ((i == 2 && !rewarded) || (i == 3 && !weighted)) continue;
             snprintf(key, sizeof key, "%s@%d", rows[i].name, v->k[k]);
             set_number(object, key, rows[i].value);
             snprintf(key, sizeof key, "%s@%d_error", rows[i].name, v->k[k]);
@@ -686,13 +691,13 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     if (rewarded) fprintf(stderr, "  reward of the samples %.4f +- %.4f\n", v->reward, v->reward_error);
     if (!v->ks || !v->prompts) return;
     fprintf(stderr, "  |    k |        pass@k |    majority@k |%s%s\n", rewarded ? "        best@k |" : "",
-            v->judge ? "    weighted@k |" : "");
+            evaluation_weighted(v) ? "    weighted@k |" : "");
     for (int k = 0; k < v->ks; k++) {
         fprintf(stderr, "  | %4d |", v->k[k]);
         cell(v->pass[k], v->pass_error[k]);
         cell(v->majority[k], v->majority_error[k]);
         if (rewarded) cell(v->best[k], v->best_error[k]);
-        if (v->judge) cell(v->weighted[k], v->weighted_error[k]);
+        if (evaluation_weighted(v)) cell(v->weighted[k], v->weighted_error[k]);
         fputc('\n', stderr);
     }
 }
@@ -722,7 +727,7 @@ static void report_tasks(Tasks *t, int64_t done) {
     qsort_r(order, (size_t)done, sizeof *order, by_task, &t->prompts);
     for (int64_t i = 0; i < done;) {
         const char *task = t->prompts.what[order[i]].task;
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
         int64_t n = 0;
         for (; i < done && !strcmp(t->prompts.what[order[i]].task, task); i++) part[n++] = t->all.outcome[order[i]];
         evaluation_summarise(&v, part, n);
@@ -787,7 +792,7 @@ static void report_files(Tasks *t, int64_t done) {
     Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
     json_t *files = json_array();
     for (int k = 0; k < inputs.count; k++) {
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
         int64_t n = 0;
         for (int64_t i = 0; i < done; i++)
             if (t->prompts.what[i].file == k) part[n++] = t->all.outcome[i];
@@ -1090,6 +1095,11 @@ static void evaluate_prompts(const Shard *s) {
         engine.turns = &episodes.turns;
     }
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
+    Certainty certainty = {0};
+    const int longest = t.prompts.longest + new_max < context ? t.prompts.longest + new_max : context;
+    t.all.vote = (VotesWeight)o.weight;
+    t.all.certainty = &certainty;
+    if (o.weight == VOTES_CERTAINTY && !certainty_open(&certainty, &model.model, longest, &e)) die("%s", e.text);
     Work work;
     Loss loss;
     if (o.reference) open_comparison(&t, &work, &loss, &how, new_max);
@@ -1124,6 +1134,7 @@ static void evaluate_prompts(const Shard *s) {
     code_judge_close(&t.code);
     if (episodes_on(&o.episodes)) episodes_close(&episodes);
     for (int i = 0; i < budgets; i++) thinking_close(&thinking[i]);
+    certainty_close(&certainty);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller owns it */
     prompts_close(&t.prompts);
@@ -1477,6 +1488,8 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.episodes.commands, prompts, only_prompts},
         {&o.think.tokens, prompts, only_prompts},
         {&o.search.methods, prompts, only_prompts},
+        {&o.weight, drawn && (o.weight != VOTES_REWARD || o.reward_model),
+         "used only for the samples of a prompt shard; reward needs --reward-model"},
         {&o.reward, prompts, only_prompts},
         {&o.reward_cmd, prompts, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},

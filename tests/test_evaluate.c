@@ -9,11 +9,14 @@
 #include "../llmc/model/model.h"        /* model_free, Model, model_init, model_new */
 #include "../llmc/model/model_file.h"   /* model_save */
 #include "../llmc/model/model_load.h"   /* ModelFile, model_file_free */
-#include "../llmc/records/shard.h"      /* RECORD_PROMPT, Record, ShardWriter, shard_add, ... */
+#include "../llmc/records/shard.h"      /* RECORD_PROMPT, RECORD_CHAT, ShardWriter, shard_add, ... */
 #include "../llmc/records/tokens.h"     /* TokenMeaning, tokens_write */
-#include "../llmc/rollout/evaluation.h" /* majority_right, majority_at_k, pass_at_k, wilson_interval, ... */
+#include "../llmc/rollout/certainty.h"  /* certainty_of */
+#include "../llmc/rollout/evaluation.h" /* pass_at_k, wilson_interval, best_at_k */
+#include "../llmc/rollout/votes.h"      /* votes_at_k, majority_right, VOTES_DRAWS, weighted_right */
+#include "../llmc/text/jinja_filter.h"  /* kind */
 #include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
-#include "files.h"                      /* files_path, files_count, text_of, files_assert_content */
+#include "files.h"                      /* files_path, text_of, files_count, files_assert_content */
 #include "models.h"                     /* assert_near, refused, json_number_of, models_commit, ... */
 #include "shell.h"                      /* run, out, assert_holds, said, ... */
 
@@ -81,10 +84,71 @@ static void majorities(void **state) {
     char *const empty[] = {"", ""};
     const double ones[] = {1, 1};
     assert_near(majority_right(empty, ones, 2), 0, 0); /* an empty answer has no vote */
-    /* groups of two: {5,6} tie 1/2, {6,5} tie 1/2, {7,""} wrong */
-    assert_near(majority_at_k(tie, b, 6, 2), 1.0 / 3, 1e-15);
-    assert_near(majority_at_k(five, a, 5, 1), 0.4, 1e-15);
-    assert_near(majority_at_k(five, a, 5, 3), 1, 0); /* one group of three; two samples are left over */
+    /* pairs of tie: 5 5 and twice 5 "" are right, four ties with 6 and two with 7 count 1/2, the other six are wrong */
+    assert_near(votes_at_k(tie, b, NULL, 6, 2), (3 + 0.5 * 6) / 15, 1e-15);
+    assert_near(votes_at_k(five, a, NULL, 5, 1), 0.4, 1e-15);
+    assert_near(votes_at_k(five, a, NULL, 5, 5), 1, 0);
+}
+
+/* Votes of random samples: the mean over all subsets of k, each of them judged by itself. */
+static void votes_are_means_over_subsets(void **state) {
+    (void)state;
+    static char *const names[] = {"", "5", "6", "7", "8"};
+    uint32_t x = 3;
+    for (int trial = 0; trial < 120; trial++) {
+        char *answers[10];
+        double right[10], weight[10];
+        const int n = 1 + trial % 10, kind = trial % 3; /* kind 0: no weights, 1: few distinct ones, 2: any */
+        for (int i = 0; i < n; i++) {
+            x = x * 1664525 + 1013904223;
+            const int answer = (int)(x >> 28) % 5;
+            answers[i] = names[answer];
+            right[i] = answer == 1 || (answer == 2 && x >> 20 & 1); /* 6 is sometimes right */
+            weight[i] = kind == 1 ? (double)(x >> 16 & 3) / 2 : (double)(x >> 8 & 0xFFFF) / 65536;
+        }
+        for (int k = 1; k <= n; k++) {
+            double sum = 0, subsets = 0;
+            for (unsigned set = 0; set < 1u << n; set++) {
+                char *some[10];
+                double good[10], heavy[10];
+                int m = 0;
+                if (__builtin_popcount(set) != k) continue;
+                for (int i = 0; i < n; i++) {
+                    if (!(set >> i & 1)) continue;
+                    some[m] = answers[i];
+                    good[m] = right[i];
+                    heavy[m++] = weight[i];
+                }
+                sum += weighted_right(some, good, kind ? heavy : NULL, k);
+                subsets++;
+            }
+            assert_near(votes_at_k(answers, right, kind ? weight : NULL, n, k), sum / subsets, 1e-12);
+        }
+    }
+    /* 30 of 60 samples: too many subsets, so random ones. 20 samples say 5, which is right, 40 say 6 */
+    char *many[60];
+    double ones[60];
+    for (int i = 0; i < 60; i++) {
+        many[i] = names[i < 20 ? 1 : 2];
+        ones[i] = i < 20;
+    }
+    double tail = 0; /* hypergeometric: more than 15 of 30 are among the 20, and half of 15 */
+    for (int c = 15; c <= 20; c++)
+        tail += (c == 15 ? 0.5 : 1) * exp(lgamma(21) - lgamma(c + 1) - lgamma(21 - c) + lgamma(41) - lgamma(31 - c) -
+                                          lgamma(11 + c) - lgamma(61) + 2 * lgamma(31));
+    assert_near(votes_at_k(many, ones, NULL, 60, 30), tail, 4 * sqrt(tail / VOTES_DRAWS) + 1e-12);
+    assert_near(votes_at_k(many, ones, NULL, 60, 1), 1.0 / 3, 1e-12);
+}
+
+/* KL(U || p) of logits, from its definition. */
+static void certainty(void **state) {
+    (void)state;
+    const float z[] = {1, -2, 0.5f, 3}, flat[] = {7, 7, 7, 7};
+    double sum = 0, kl = 0;
+    for (int v = 0; v < 4; v++) sum += exp(z[v]);
+    for (int v = 0; v < 4; v++) kl += 0.25 * log(0.25 / (exp(z[v]) / sum));
+    assert_near(certainty_of(z, 4), kl, 1e-12);
+    assert_near(certainty_of(flat, 4), 0, 1e-12);
 }
 
 /* At the ends of the interval the share is z standard deviations away: (p - x)^2 = z^2 x (1 - x) / n. */
@@ -367,14 +431,20 @@ static void figures_of_tasks(void **state) {
                 if (!strcmp(p[i].task, "strange") || (t && strcmp(p[i].task, tasks[t]))) continue;
                 double x[3];
                 enumerate(p[i].reward, p[i].right, SAMPLES, ks[k], &x[0], &x[2]);
-                /* the most frequent number in each group of k */
+                /* the most frequent number of each subset of k */
                 x[1] = 0;
-                for (int from = 0; from + ks[k] <= SAMPLES; from += ks[k]) {
+                double subsets = 0;
+                for (unsigned set = 0; set < 1u << SAMPLES; set++) {
                     int votes[100] = {0}, most = 0, winners = 0;
                     double good[100] = {0}, won = 0;
-                    for (int s = from; s < from + ks[k]; s++) {
-                        if (!*p[i].text[s]) continue;
-                        const int number = atoi(p[i].text[s]) % 100;
+                    if (__builtin_popcount(set) != ks[k]) continue;
+                    subsets++;
+                    for (int s = 0; s < SAMPLES; s++) {
+                        if (!(set >> s & 1) || !*p[i].text[s]) continue;
+                        int number = 0; /* the first sample with the same answer: as a text, or as a number */
+                        while (strcmp(p[i].task, "exact") ? atoi(p[i].text[number]) != atoi(p[i].text[s])
+                                                          : strcmp(p[i].text[number], p[i].text[s]) != 0)
+                            number++;
                         good[number] = p[i].right[s];
                         if (++votes[number] > most) most = votes[number];
                     }
@@ -383,8 +453,9 @@ static void figures_of_tasks(void **state) {
                             winners++;
                             won += good[number];
                         }
-                    x[1] += most ? won / winners / (SAMPLES / ks[k]) : 0;
+                    x[1] += most ? won / winners : 0;
                 }
+                x[1] /= subsets;
                 for (int j = 0; j < 3; j++) {
                     sum[j] += x[j];
                     square[j] += x[j] * x[j];
@@ -585,6 +656,8 @@ static int teardown(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(pass_and_best_are_means_over_subsets),
                                        cmocka_unit_test(majorities),
+                                       cmocka_unit_test(votes_are_means_over_subsets),
+                                       cmocka_unit_test(certainty),
                                        cmocka_unit_test(wilson),
                                        cmocka_unit_test(loss_of_chats),
                                        cmocka_unit_test(loss_of_tokens),

@@ -18,14 +18,14 @@
 #include "../llmc/records/shard.h"       /* RECORD_STEP, RECORD_UNPAIRED, RECORD_PREFERENCE, Record, ... */
 #include "../llmc/reward/calibration.h"  /* CALIBRATION_BINS */
 #include "../llmc/reward/reward_model.h" /* reward_model_score, PRM_MIN, RewardItem, RewardModel, ... */
+#include "../llmc/rollout/votes.h"       /* weighted_right, votes_at_k */
 #include "files.h"                       /* files_path, text_of */
 #include "models.h"                      /* refused, assert_near, json_number_of, models_device, ... */
 #include "run.h"                         /* metric, sh, metric_lines, weights_gap, ... */
 #include "shell.h"                       /* assert_holds, said, out, put, ... */
 
-#include "../llmc/records/labelled.h"   /* labelled_fit, labelled_open, FIT_DROP, labelled_close, ... */
-#include "../llmc/reward/gold.h"        /* gold_score, Gold, gold_parse */
-#include "../llmc/rollout/evaluation.h" /* weighted_right, weighted_at_k */
+#include "../llmc/records/labelled.h" /* labelled_fit, labelled_open, FIT_DROP, labelled_close, ... */
+#include "../llmc/reward/gold.h"      /* gold_score, Gold, gold_parse */
 
 #define RULE "--rule char=a:1,length:-0.5"
 #define TINY "--layers 2 --width 32 --heads 2 --context 48 "
@@ -480,7 +480,7 @@ static void best_of_n(void **state) {
     assert_near(weighted_right(answers, right_ones, NULL, 4), 0, 0);
     assert_near(weighted_right(answers, right_ones, heavy, 4), 1, 0);
     assert_near(weighted_right(answers, right_ones, nothing, 4), 0, 0);
-    assert_near(weighted_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
+    assert_near(votes_at_k(answers, right_ones, heavy, 4, 2), 0.5, 0);
     /* the process model can score samples, too */
     sh("./evaluate -c $T/guess.bin --reward-model $T/prm.bin --prm-aggregation last -i $T/tasks.shard "
        "--num-samples 2 -g 4");

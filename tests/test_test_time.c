@@ -17,12 +17,14 @@
 #include "../llmc/records/shard.h"       /* RECORD_PROMPT, ShardWriter */
 #include "../llmc/reward/reward_model.h" /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
 #include "../llmc/rollout/beam_search.h" /* beam_path, SEARCH_DVTS, BeamKind, BeamTree, ... */
+#include "../llmc/rollout/certainty.h"   /* Certainty, certainty_close, certainty_open, certainty_score */
 #include "../llmc/rollout/rollout.h"     /* Sampling, RolloutRequest, Completion, Rollout, ... */
 #include "../llmc/rollout/thinking.h"    /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
+#include "../llmc/rollout/trajectory.h"  /* trajectory_free, trajectory_new */
 #include "../llmc/text/tokenizer.h"      /* tokenizer_store */
 #include "files.h"                       /* files_path */
 #include "models.h"                      /* refused, MODELS_VOCAB, assert_near, models_random, ... */
-#include "shell.h"                       /* assert_holds, run, put, said */
+#include "shell.h"                       /* assert_holds, run, said, put */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
 
@@ -284,6 +286,33 @@ static void refusals(void **state) {
     refused(2, GENERATE "--think-tokens 5 -g 9 --think-end ''", "the text is empty");
     refused(2, "./generate -c $T/script.bin --think-tokens 5 x", "--think-tokens: used only for JSON lines");
 #undef GENERATE
+}
+
+/* ---- self-certainty ---------------------------------------------------------------------------------------------- */
+
+/* The mean KL(U || p) over the drawn tokens of a completion of more tokens than are looked at together. */
+static void self_certainty(void **state) {
+    (void)state;
+    Error e;
+    Model m = models_random(CONTEXT);
+    Certainty c;
+    int32_t ids[CONTEXT];
+    double score, sum = 0, drawn = 0;
+    for (int i = 0; i < CONTEXT; i++) ids[i] = 'a' + 5 * i % 26;
+    Completion x = {.tokens = ids + PROMPT, .count = CONTEXT - PROMPT, .trajectory = trajectory_new(CONTEXT)};
+    memset(x.trajectory->drawn, 1, (size_t)x.count);
+    memset(x.trajectory->drawn + 10, 0, 5);
+    if (!certainty_open(&c, &m, CONTEXT, &e) || !certainty_score(&c, ids, PROMPT, &x, &score, &e))
+        fail_msg("%s", e.text);
+    float *z = models_logits(&m, ids, CONTEXT);
+    for (int i = PROMPT; i < CONTEXT; i++) {
+        if (i - PROMPT >= 10 && i - PROMPT < 15) continue;
+        drawn++;
+        for (int v = 0; v < MODELS_VOCAB; v++)
+            sum += (models_nats(z + (size_t)(i - 1) * MODELS_VOCAB, 1, v) - log(MODELS_VOCAB)) / MODELS_VOCAB;
+    }
+    assert_near(score, sum / drawn, 1e-4);
+    free(z), trajectory_free(x.trajectory), certainty_close(&c), model_free(&m);
 }
 
 /* ---- search ---------------------------------------------------------------------------------------------------- */
@@ -584,6 +613,12 @@ static void search_refusals(void **state) {
     assert_int_equal(json_number_of(json_object_get(search, "dvts"), "n"), 4);
     assert_near(json_number_of(json_object_get(search, "best-of-n"), "results"), 4, 0);
     json_decref(row);
+    /* votes with weights that need no other model; with one sample a vote is the sample */
+    run(0, EVALUATE "--num-samples 3 --weight logprob");
+    assert_holds(out, "\"weighted@3\":");
+    run(0, EVALUATE "--num-samples 3 --weight certainty");
+    assert_holds(said, "weighted@k");
+    refused(2, EVALUATE "--weight reward", "--weight: used only for the samples of a prompt shard; reward needs");
 #undef EVALUATE
 }
 
@@ -595,6 +630,7 @@ int main(void) {
                                        cmocka_unit_test(budgets),
                                        cmocka_unit_test(refusals),
                                        cmocka_unit_test(search_equals_the_reference),
-                                       cmocka_unit_test(search_refusals)};
+                                       cmocka_unit_test(search_refusals),
+                                       cmocka_unit_test(self_certainty)};
     return cmocka_run_group_tests_name("test_time", tests, models_setup, models_teardown);
 }

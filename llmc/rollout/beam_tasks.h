@@ -22,9 +22,10 @@
 #include "../reward/code_reward.h"   /* CodeScorer */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "beam_search.h"             /* BeamTree, BeamKind, BeamResult, BeamSearch, ... */
-#include "evaluation.h"              /* EvaluationWatch, weighted_right, EvaluationSample, evaluation_answer, ... */
+#include "evaluation.h"              /* EvaluationWatch, EvaluationSample, evaluation_answer, ... */
 #include "prompts.h"                 /* Prompts, prompts_input, prompts_length, prompts_said, ... */
 #include "rollout.h"                 /* Sampling, Completion */
+#include "votes.h"                   /* weighted_right */
 
 /* Means over prompts; accuracies over those that can be verified, with the standard error of the first one. */
 typedef struct BeamFigures {

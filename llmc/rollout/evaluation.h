@@ -6,10 +6,10 @@
  *   pass@k       probability that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k) with c of n correct,
  *                the unbiased estimator of Chen et al. 2021, eq. 1
  *   majority@k   whether the most frequent final answer of k samples is correct (self-consistency: Wang et al. 2022);
- *                the mean over the n / k disjoint runs of k samples, and over tied answers
+ *                the mean over subsets of k of the n samples, and over tied answers (votes.h)
  *   best@k       whether the sample with the highest reward among k is correct; the mean over all subsets of k of the n
  *                samples, and over ties
- *   weighted@k   like majority@k with votes weighted by a reward model: the final answer with the largest sum of
+ *   weighted@k   like majority@k with weighted votes (votes.h): by a reward model, the final answer with the largest sum of
  *                probabilities (reward_model_probability) wins (Li et al. 2023, DIVERSE, section 3.2)
  *
  * Rewards are either named parts (rewards.h) or the scores of a reward model (reward_model.h) in Evaluation.judge.
@@ -36,9 +36,11 @@
 #include "../reward/verify.h"          /* VERIFY_CODE, verify_kind, rewards_answer, rewards_verify */
 #include "../reward/verify_answer.h"   /* RewardInput, verify_completion */
 #include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
+#include "certainty.h"                 /* Certainty, certainty_score */
 #include "prompts.h"                   /* Prompts, prompts_input, prompts_said, prompts_empty, ... */
-#include "rollout.h"                   /* Completion, RolloutRequest, Sampling, Rollout, ... */
+#include "rollout.h"                   /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "trajectory.h"                /* trajectory_reward */
+#include "votes.h"                     /* VOTES_REWARD, votes_at_k, VOTES_CERTAINTY, VotesWeight */
 
 enum { EVALUATION_KS = 16 };
 
@@ -51,10 +53,12 @@ typedef struct Outcome {
 } Outcome;
 
 typedef struct Evaluation {
-    int samples;        /* n; 0: greedy only */
-    Outcome *outcome;   /* (prompts) owned by the caller; NULL: outcomes are not kept */
-    CodeScorer *code;   /* verifies completions that are programs; NULL: they cannot be verified */
-    RewardModel *judge; /* scores the samples; NULL: rewards score them, or they have no score */
+    int samples;          /* n; 0: greedy only */
+    Outcome *outcome;     /* (prompts) owned by the caller; NULL: outcomes are not kept */
+    CodeScorer *code;     /* verifies completions that are programs; NULL: they cannot be verified */
+    RewardModel *judge;   /* scores the samples; NULL: rewards score them, or they have no score */
+    VotesWeight vote;     /* VOTES_REWARD: votes are weighted by the judge, if there is one */
+    Certainty *certainty; /* of the model, for VOTES_CERTAINTY */
     /* results: means over the scorable prompts */
     int64_t prompts, unscorable;
     double greedy, greedy_error;
@@ -63,7 +67,7 @@ typedef struct Evaluation {
     double pass[EVALUATION_KS], pass_error[EVALUATION_KS];
     double majority[EVALUATION_KS], majority_error[EVALUATION_KS];
     double best[EVALUATION_KS], best_error[EVALUATION_KS];         /* NaN without rewards */
-    double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without a judge */
+    double weighted[EVALUATION_KS], weighted_error[EVALUATION_KS]; /* NaN without weights */
     double reward, reward_error; /* mean over the samples (or greedy completions) of all prompts; NaN without rewards */
 } Evaluation;
 
@@ -80,53 +84,6 @@ static inline double subset_share(int n, int m, int k) {
 
 /* 1 - C(n-c, k) / C(n, k) with c of n samples correct, 1 <= k <= n. */
 static inline double pass_at_k(int n, int c, int k) { return 1 - subset_share(n, n - c, k); }
-
-/* 1 if the final answer with the most votes is correct, else 0; tied answers are averaged. A missing answer ("") casts
- * no vote; without any vote the result is 0. If samples with the same answer differ in correctness, because the
- * verifier uses more than the answer, their weighted majority decides. answers, right: (k); weight: (k) of the votes,
- * >= 0, or NULL for 1 each. */
-static inline double weighted_right(char *const *answers, const double *right, const double *weight, int k) {
-    int winners = 0;
-    double most = 0, sum = 0;
-    for (int i = 0; i < k; i++) {
-        int first = i;
-        double votes = 0, good = 0;
-        if (!answers[i][0]) continue;
-        for (int j = 0; j < k; j++)
-            if (!strcmp(answers[i], answers[j])) {
-                const double w = weight ? weight[j] : 1;
-                votes += w;
-                good += w * right[j];
-                if (j < first) first = j;
-            }
-        if (first < i || !(votes > 0)) continue; /* already counted, or without weight */
-        if (votes > most) {
-            most = votes;
-            winners = 0;
-            sum = 0;
-        }
-        if (votes == most) {
-            winners++;
-            sum += good / votes > 0.5;
-        }
-    }
-    return winners ? sum / winners : 0;
-}
-
-/* weighted_right() with one vote per sample. */
-static inline double majority_right(char *const *answers, const double *right, int k) {
-    return weighted_right(answers, right, NULL, k);
-}
-
-/* The mean of weighted_right() over the n / k disjoint runs of k samples. */
-static inline double weighted_at_k(char *const *answers, const double *right, const double *weight, int n, int k) {
-    double sum = 0;
-    for (int i = 0; i + k <= n; i += k) sum += weighted_right(answers + i, right + i, weight ? weight + i : NULL, k);
-    return sum / (n / k);
-}
-static inline double majority_at_k(char *const *answers, const double *right, int n, int k) {
-    return weighted_at_k(answers, right, NULL, n, k);
-}
 
 /* The probability that the sample with the highest reward among k of n is correct. Samples with equal rewards form a
  * group, which contains the highest with probability [C(not above it, k) - C(below it, k)] / C(n, k). A NaN reward is
@@ -286,6 +243,24 @@ static inline bool evaluation_rewards(const Evaluation *v, EvaluationPrompt *j, 
     return true;
 }
 
+/* Whether votes have weights. */
+static inline bool evaluation_weighted(const Evaluation *v) { return v->judge || v->vote != VOTES_REWARD; }
+
+/* The weights of the votes of n completions that need no reward. */
+static inline bool evaluation_weights(const Evaluation *v, EvaluationPrompt *j, int n, Error *e) {
+    for (int i = 0; i < n && v->vote != VOTES_REWARD; i++) {
+        const Completion *c = &j->out[i];
+        const int32_t drawn = completion_drawn(c);
+        double sum = 0;
+        for (int32_t k = 0; k < c->count; k++) sum += c->logp[k];
+        j->weight[i] = drawn ? exp(sum / drawn) : 0;
+        if (v->vote == VOTES_CERTAINTY &&
+            !certainty_score(v->certainty, j->item[i].prompt, j->item[i].prompt_len, c, &j->weight[i], e))
+            return false;
+    }
+    return true;
+}
+
 /* Computes pass, majority, best, weighted and reward from the samples of one prompt. */
 static inline bool evaluation_samples(const Evaluation *v, Outcome *o, EvaluationPrompt *j, Rewards *rewards,
                                       Error *e) {
@@ -294,7 +269,7 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     double sum = 0;
     for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
     for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* NaN counts as wrong */
-    if (!evaluation_rewards(v, j, n, rewards, e)) return false;
+    if (!evaluation_rewards(v, j, n, rewards, e) || !evaluation_weights(v, j, n, e)) return false;
     for (int i = 0; i < n; i++) {
         if (isnan(j->reward[i])) continue;
         sum += j->reward[i];
@@ -303,9 +278,9 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     o->reward = rewarded ? sum / rewarded : NAN;
     for (int k = 0; k < v->ks; k++) {
         o->pass[k] = pass_at_k(n, correct, v->k[k]);
-        o->majority[k] = majority_at_k(j->answers, j->right, n, v->k[k]);
+        o->majority[k] = votes_at_k(j->answers, j->right, NULL, n, v->k[k]);
         o->best[k] = rewards || v->judge ? best_at_k(j->reward, j->right, n, v->k[k]) : NAN;
-        o->weighted[k] = v->judge ? weighted_at_k(j->answers, j->right, j->weight, n, v->k[k]) : NAN;
+        o->weighted[k] = evaluation_weighted(v) ? votes_at_k(j->answers, j->right, j->weight, n, v->k[k]) : NAN;
     }
     return true;
 }
