@@ -39,9 +39,15 @@
  *
  *     ./generate -c sft.bin -i wrong.jsonl --prompt-template hint.txt --reward verify -o hinted.jsonl
  *
+ * --continue-as FILE makes a message of the user in the same way, which follows the row's completion: a critique, a revision. The
+ * output row's `messages` have the whole conversation up to that message, `completion` what the model answered to it:
+ *
+ *     ./generate -c sft.bin -i answers.jsonl --continue-as critique.txt -o critiques.jsonl
+ *     ./generate -c sft.bin -i critiques.jsonl --continue-as revision.txt -o revisions.jsonl
+ *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/ask.h"                 /* Ask, ask_close, ask_open, ask_text */
+#include "data/ask.h"                 /* ask_text, Ask, ask_again, ask_close, ... */
 #include "data/row_fields.h"          /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
 #include "data/row_messages.h"        /* RowMessages, row_messages_free */
 #include "data/rows.h"                /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
@@ -80,7 +86,7 @@ static struct {
     SamplingOptions s;
     ScoringOptions r;
     JudgeOptions judge;
-    const char *input, *output, *system, *template, *shots, *output_field;
+    const char *input, *output, *system, *template, *continue_as, *shots, *output_field;
     int64_t samples, shot_count;
     int keep;
     bool chat, raw, echo, json, verbose;
@@ -100,8 +106,10 @@ static const Option options[] = {
     OPTION_FLAG("raw",         0,   &o.raw,     "use the prompt without a chat template"),
     OPTION_TEXT("prompt-template", 0, &o.template, "FILE",
                 "make each prompt by this text, in which {field} is a field of the row and {{ a brace"),
+    OPTION_TEXT("continue-as", 0, &o.continue_as, "FILE",
+                "ask again: after each row's completion comes a message of the user, made as by --prompt-template"),
     OPTION_TEXT("shots",       0,   &o.shots,   "FILE",
-                "rows that examples are drawn from, for the part {shot}...{/shot} of --prompt-template"),
+                "rows that examples are drawn from, for the part {shot}...{/shot} of --prompt-template and --continue-as"),
     OPTION_INT ("num-shots",   0,   &o.shot_count, 1, 1024, "examples in each prompt"),
     SAMPLING_OPTIONS(o.s),
     OPTION_INT ("num-samples", 0, &o.samples, 1, 4096, "completions per prompt; more than 1 implies --json"),
@@ -377,6 +385,23 @@ static bool encode_row(Items *items, Rows *rows, const Jsonl *j, json_t *row, co
     return encode(m->items, count, &items->ids, &inner) || jsonl_error(j, NULL, e, "%s", inner.text);
 }
 
+/* Removes the fields that describe a row's earlier completion, which a new one replaces. */
+static void forget_completion(json_t *row) {
+    static const char *const old[] = {"sample", "right", "reward", "rewards"};
+    if (o.output_field || !json_object_get(row, "completion")) return;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
+}
+
+/* Lets the row's conversation go on with the message that --continue-as makes of the row. */
+static bool continue_row(const Items *items, const Jsonl *j, json_t *row, Error *e) {
+    TextBuffer text = {0};
+    bool ok = ask_text(&ask, j, row, (uint64_t)items->count, &text, e);
+    forget_completion(row);
+    ok = ok && ask_again(j, row, text.text, text.length, e);
+    text_free(&text);
+    return ok;
+}
+
 /* Adds one line of JSON: a prompt, or messages up to the final assistant message. With --prompt-template it may have
  * neither. */
 static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
@@ -385,6 +410,7 @@ static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
     json_t *given = NULL;
     RowMessages m = {0};
     const char *task = "", *fields = "";
+    if (o.continue_as && !continue_row(items, j, row, e)) return false;
     const bool any = row_peek(&rows.fields, row, FIELD_MESSAGES) || row_peek(&rows.fields, row, FIELD_PROMPT);
     if (!any && !o.template) return jsonl_error(j, NULL, e, "has neither 'prompt' nor 'messages'");
     bool ok = !any || row_prompt(&rows, j, row, &m, &given, e);
@@ -443,6 +469,7 @@ static void add_file(Items *items, DataFile *f, const Shard *shard) {
         }
         const size_t blank = strspn(f->bytes, " \t\r\n");
         if (f->bytes[blank] == '{' || f->bytes[blank] == '[') add_jsonl(items, f);
+        else if (o.continue_as) usage_error("--continue-as: needs rows of JSON with completions, not lines of text");
         else add_lines(items, f);
     }
     if (!items->count) die("%s: %s", f->name, shard ? "the shard is empty" : "it contains no prompts");
@@ -466,13 +493,6 @@ static void set_score(json_t *row, const Score *score) {
         json_object_set_new(parts, scoring.rewards.name[k], number_or_null(score->parts[k]));
     if (scoring.rewards.count) set_field(row, "rewards", parts);
     else json_decref(parts);
-}
-
-/* Removes the fields that describe a row's earlier completion, which a new one replaces. */
-static void forget_completion(json_t *row) {
-    static const char *const old[] = {"sample", "right", "reward", "rewards"};
-    if (o.output_field || !json_object_get(row, "completion")) return;
-    for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
 }
 
 /* score: NULL without rewards. */
@@ -938,7 +958,8 @@ static void check_usage(int argc, char **argv, int first) {
     const OptionUse use[] = {
         {&o.m.chat_template, !o.raw, "not used with --raw"},
         {&o.template, o.input != NULL, "used only with -i"},
-        {&o.shots, o.template != NULL, "used only with --prompt-template"},
+        {&o.continue_as, o.input != NULL, "used only with -i"},
+        {&o.shots, o.template || o.continue_as, "used only with --prompt-template and --continue-as"},
         {&o.shot_count, o.shots != NULL, "used only with --shots"},
         {&o.output_field, many, "used only for JSON lines"},
         {&o.r.reward, many, "used only for JSON lines"},
@@ -1012,7 +1033,11 @@ int main(int argc, char **argv) {
     }
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
     if (!is_shard || o.template) inference_need_tokenizer(&model);
-    if (o.template && !ask_open(&ask, o.template, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
+    if (o.continue_as && (is_shard || o.template || o.raw))
+        usage_error(
+            "--continue-as: needs rows of JSON with completions, and cannot be combined with --prompt-template and --raw");
+    const char *asks = o.template ? o.template : o.continue_as;
+    if (asks && !ask_open(&ask, asks, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
     sampling = inference_sampling(&model, &o.s);
     sampling.scope = (RewardScope)o.r.scope;
 

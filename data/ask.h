@@ -15,17 +15,19 @@
  *     Ask a = {0};
  *     if (!ask_open(&a, "hint.txt", "shots.jsonl", 3, seed, &e)) die("%s", e.text);
  *     if (!ask_text(&a, &jsonl, row, i, &text, &e)) die("%s", e.text);
+ *     if (!ask_again(&jsonl, row, text.text, text.length, &e)) die("%s", e.text);      // the row's conversation goes on
  *     ask_close(&a);
  */
 #ifndef DATA_ASK_H
 #define DATA_ASK_H
 
-#include "../llmc/base/error.h"  /* error_set, Error, xstrndup, xcalloc, ... */
-#include "../llmc/base/io.h"     /* file_slurp */
-#include "../llmc/base/jsonl.h"  /* Jsonl, jsonl_close, jsonl_error, jsonl_next, ... */
-#include "../llmc/base/random.h" /* RANDOM_SHOTS, Random, random_below, random_start */
-#include "../llmc/base/text.h"   /* TextBuffer, text_clear, utf8_valid */
-#include "row_fields.h"          /* row_fill, FIELD_MESSAGES, FIELD_PROMPT, row_peek, ... */
+#include "../llmc/base/error.h"     /* Error, error_set, xstrndup, xcalloc, ... */
+#include "../llmc/base/io.h"        /* file_slurp */
+#include "../llmc/base/json_text.h" /* json_utf8 */
+#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_error, jsonl_close, jsonl_next, ... */
+#include "../llmc/base/random.h"    /* RANDOM_SHOTS, Random, random_below, random_start */
+#include "../llmc/base/text.h"      /* TextBuffer, text_clear, utf8_valid */
+#include "row_fields.h"             /* row_peek, FIELD_MESSAGES, FIELD_PROMPT, row_fill, ... */
 
 enum { ASK_TEMPLATE_MAX = 1 << 20 }; /* bytes */
 
@@ -156,6 +158,49 @@ static inline bool ask_text(const Ask *a, const Jsonl *j, json_t *row, uint64_t 
     if (a->before && !row_fill(NULL, j, row, a->before, "prompt-template", out, e)) return false;
     if (a->shots && !ask_examples(a, j, row, i, out, e)) return false;
     return row_fill(NULL, j, row, a->after, "prompt-template", out, e);
+}
+
+/* ---- asking again ---------------------------------------------------------------------------------------------- */
+
+/* Appends a message, or each of a list, to a conversation. */
+static inline bool ask_append(const Jsonl *j, json_t *list, const json_t *value, const char *role, Error *e) {
+    size_t i;
+    json_t *item;
+    if (json_is_string(value)) {
+        json_array_append_new(list, json_pack("{s:s,s:O}", "role", role, "content", value));
+        return true;
+    }
+    if (json_is_object(value)) {
+        if (!json_is_string(json_object_get(value, "role")))
+            return jsonl_error(j, NULL, e, "has a message without a role, so its conversation cannot go on");
+        json_array_append(list, (json_t *)value);
+        return true;
+    }
+    json_array_foreach(value, i, item) if (!ask_append(j, list, item, role, e)) return false;
+    return true;
+}
+
+/* Lets a row's conversation go on with a user's message: sets its field `messages` to its messages (or its prompt), its
+ * completion and `text`, and removes the completion. Fails if nothing has been answered yet. */
+static inline bool ask_again(const Jsonl *j, json_t *row, const char *text, size_t n, Error *e) {
+    const RowFields f = {0};
+    const json_t *messages = row_peek(&f, row, FIELD_MESSAGES), *said = row_peek(&f, row, FIELD_COMPLETION);
+    json_t *list = json_array();
+    char name[128] = "completion";
+    bool ok = ask_append(j, list, messages ? messages : row_peek(&f, row, FIELD_PROMPT), "user", e);
+    if (ok && said) ok = ask_append(j, list, said, "assistant", e);
+    const json_t *last = json_array_get(list, json_array_size(list) - 1);
+    const char *role = json_string_value(json_object_get(last, "role"));
+    if (ok && (!role || strcmp(role, "assistant")))
+        ok = jsonl_error(j, NULL, e, "has no completion to ask about again");
+    if (ok) {
+        json_array_append_new(list, json_pack("{s:s,s:o}", "role", "user", "content", json_utf8(text, n)));
+        if (said && row_name(&f, row, FIELD_COMPLETION, name, sizeof name)) json_object_del(row, name);
+        if (messages && row_name(&f, row, FIELD_MESSAGES, name, sizeof name)) json_object_del(row, name);
+        json_object_set(row, "messages", list);
+    }
+    json_decref(list);
+    return ok;
 }
 
 #endif

@@ -11,8 +11,8 @@
 #include "../llmc/model/model.h"    /* Model, model_free, model_init, model_new */
 #include "../llmc/records/shard.h"  /* RECORD_PROMPT, ShardWriter, RECORD_CHAT, Record, ... */
 #include "../llmc/text/tokenizer.h" /* tokenizer_decode */
-#include "files.h"                  /* files_path, files_assert_error, files_directory, text_of */
-#include "models.h"                 /* refused, json_line_of, json_text_of, lines_of, ... */
+#include "files.h"                  /* files_path, files_assert_error, text_of, files_directory */
+#include "models.h"                 /* refused, json_text_of, json_line_of, lines_of, ... */
 #include "shell.h"                  /* out, run, said, assert_holds, ... */
 #include <poll.h>
 #include <pty.h>
@@ -515,6 +515,52 @@ static void examples_in_prompts(void **state) {
     assert_int_equal(lines_of(out), 6);
 }
 
+/* An answer is followed by a message made of the row; the model answers the whole conversation. */
+static void asks_again(void **state) {
+    (void)state;
+    put("again.txt", "is {nothing} right?\n");
+    put("answered.jsonl",
+        "{\"prompt\":\"ab\",\"completion\":\"x{y}\",\"right\":true,\"answer\":\"7\"}\n"
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"assistant\",\"content\":\"d\"}],"
+        "\"prompt\":\"c\",\"completion\":[{\"role\":\"assistant\",\"content\":\"e\"}]}\n");
+    put("never.jsonl", "{\"prompt\":\"ab\",\"completion_of\":\"x\"}\n");
+    put("again2.txt", "about {prompt}");
+    run(0,
+        "./generate -c $T/chat.bin -i $T/answered.jsonl --continue-as $T/again2.txt -g 4 --temperature 0 -o $T/again.jsonl && "
+        "./generate -c $T/chat.bin -i $T/again.jsonl --continue-as $T/again2.txt -g 4 --temperature 0");
+    json_t *row = json_line_of(out, 0), *last = json_line_of(out, 1);
+    char *first = text_of(files_path("again.jsonl"));
+    json_t *before = json_line_of(first, 0);
+    const json_t *m = json_object_get(row, "messages");
+    assert_int_equal(json_array_size(m), 5); /* ab, x{y}, about ab, the answer, about ab */
+    assert_int_equal(json_array_size(json_object_get(last, "messages")), 6);
+    static const char *const roles[] = {"user", "assistant", "user", "assistant", "user"};
+    const char *const texts[] = {"ab", "x{y}", "about ab", json_text_of(before, "completion"), "about ab"};
+    for (int i = 0; i < 5; i++) {
+        assert_string_equal(json_text_of(json_array_get(m, (size_t)i), "role"), roles[i]);
+        assert_string_equal(json_text_of(json_array_get(m, (size_t)i), "content"), texts[i]);
+    }
+    assert_string_equal(json_text_of(row, "answer"), "7");
+    assert_null(json_object_get(row, "right"));
+    /* the same conversation given as messages has the same answer */
+    json_object_del(row, "tokens");
+    json_t *plain = json_pack("{sO}", "messages", m);
+    char *text = json_dumps(plain, 0), *said_again = xstrdup(json_text_of(row, "completion"));
+    put("whole.jsonl", text);
+    run(0, "./generate -c $T/chat.bin -i $T/whole.jsonl -g 4 --temperature 0");
+    json_t *whole = json_line_of(out, 0);
+    assert_string_equal(json_text_of(whole, "completion"), said_again);
+    free(text), free(said_again), free(first);
+    json_decref(plain), json_decref(whole), json_decref(row), json_decref(last), json_decref(before);
+    run(0,
+        "./generate -c $T/chat.bin -i $T/answered.jsonl --continue-as $T/again2.txt -g 4 --temperature 0 --output-field x");
+    refused(1, "./generate -c $T/chat.bin -i $T/answered.jsonl --continue-as $T/again.txt -o $T/kept", "nothing");
+    refused(1, "./generate -c $T/chat.bin -i $T/never.jsonl --continue-as $T/again2.txt -o $T/kept",
+            "has no completion to ask about again");
+    refused(2, "./generate -c $T/chat.bin -i $T/answered.jsonl --continue-as $T/again2.txt --raw -o $T/kept",
+            "--continue-as: needs rows of JSON");
+}
+
 /* ---- chat ------------------------------------------------------------------------------------------------------ */
 
 /* Every turn of a chat, whose cache persists from turn to turn, gives the same answer as the whole conversation at
@@ -867,6 +913,7 @@ int main(void) {
         cmocka_unit_test(rewards_of_programs),
         cmocka_unit_test(prompts_by_template),
         cmocka_unit_test(examples_in_prompts),
+        cmocka_unit_test(asks_again),
         cmocka_unit_test(chat_is_the_conversation),
         cmocka_unit_test(chat_commands),
         cmocka_unit_test(chat_on_a_terminal),
