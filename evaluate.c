@@ -36,7 +36,7 @@
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
 #include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
 #include "llmc/base/json_text.h"           /* json_utf8, json_dump_short */
-#include "llmc/base/options.h"             /* OPTION_GROUP, OPTION_TEXT, OPTION_INT, option_given, ... */
+#include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
 #include "llmc/base/random.h"              /* RANDOM_EVAL */
 #include "llmc/base/terminal.h"            /* terminal_escapes */
@@ -53,9 +53,9 @@
 #include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
-#include "llmc/records/clusters.h"         /* CLUSTER_TRAINED, CLUSTER_UNKNOWN, ClusterTrained, ... */
+#include "llmc/records/clusters.h"         /* ClusterTrained, clusters_trained, CLUSTER_TRAINED, ... */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
-#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
 #include "llmc/report/run_facts.h"         /* run_lineage_name */
@@ -72,13 +72,15 @@
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
-#include "llmc/rollout/inference.h"        /* DataFile, data_file_close, json_line, data_file_open, ... */
-#include "llmc/rollout/prompts.h"          /* PromptText, Prompts, prompts_close, prompts_length, ... */
+#include "llmc/rollout/inference.h"        /* DataFile, json_line, data_file_close, data_file_open, ... */
+#include "llmc/rollout/prompts.h"          /* Prompts, PromptText, prompts_length, prompts_read, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
+#include "llmc/rollout/ranking.h"          /* RankFigures, Ranking, rank_rule_name, RANK_SUM, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
 #include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
 #include "llmc/rollout/votes.h"            /* VOTES_CERTAINTY, VOTES_REWARD, VOTES_WEIGHTS, VotesWeight */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
+#include "llmc/text/chat.h"                /* chat_section */
 #include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
 
 static struct {
@@ -93,6 +95,8 @@ static struct {
     int64_t reward_workers;
     bool reward_group;
     int scope; /* a RewardScope */
+    int rank;  /* 0: off; else 1 + a RankOf */
+    const char *delimiter;
     bool completion_only, audit;
     int aggregation, weight;
     EpisodeOptions episodes;
@@ -133,6 +137,11 @@ static const Option options[] = {
                 "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),
     OPTION_CHOICE("reward-scope",       0, &o.scope,          "last|all",
                 "what checks and rewards read of a completion of several turns: the last turn, or what the model wrote in all"),
+    OPTION_CHOICE("rank-options",       0, &o.rank,           "off|" RANK_OF_CHOICES,
+                "draw nothing: of the options, choices or endings of each prompt, take the one that is most likely, as text "
+                "or as its letter"),
+    OPTION_TEXT("target-delimiter",     0, &o.delimiter,      "TEXT",
+                "text between prompt and option; if unset, a space where the chat template has nothing"),
     OPTION_FLAG("audit-tests",          0, &o.audit,
                 "without a model, list the prompts of the task code whose tests an empty program passes"),
     OPTION_GROUP("Reward models"),
@@ -751,11 +760,19 @@ static char *prompt_cluster(const Prompts *p, int64_t i, const char *field) {
     return name;
 }
 
+static const char *cluster_trained_text(ClusterTrained was) {
+    static const char *const texts[] = {"its training does not say whether it has seen them", "seen in training",
+                                        "not seen in training"};
+    return texts[was];
+}
+
+static json_t *cluster_trained_json(ClusterTrained was) {
+    return was == CLUSTER_UNKNOWN ? json_null() : json_boolean(was == CLUSTER_TRAINED);
+}
+
 /* Reports the same figures for each cluster of tasks of the shard, and whether the model was trained on it, according to its
  * lineage. */
 static void report_clusters(Tasks *t, int64_t done) {
-    static const char *const trained[] = {"its training does not say whether it has seen them", "seen in training",
-                                          "not seen in training"};
     const json_t *all = t->prompts.shard.clusters, *names = json_object_get(all, "clusters");
     if (!json_array_size(names)) return;
     Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
@@ -774,11 +791,10 @@ static void report_clusters(Tasks *t, int64_t done) {
         json_t *figures = json_object();
         evaluation_summarise(&v, part, n);
         report_json(figures, &v, t->rewarded);
-        json_object_set_new(figures, "seen",
-                            was == CLUSTER_UNKNOWN ? json_null() : json_boolean(was == CLUSTER_TRAINED));
+        json_object_set_new(figures, "seen", cluster_trained_json(was));
         json_object_set_new(clusters, name, figures);
         TextBuffer title = {0};
-        text_format(&title, "cluster %s, %s", name, trained[was]);
+        text_format(&title, "cluster %s, %s", name, cluster_trained_text(was));
         report_table(title.text, &v, t->rewarded);
         text_free(&title);
     }
@@ -1055,6 +1071,109 @@ static int open_thinking(Thinking thinking[THINKING_BUDGETS], const Sampling *ho
         if (!i || thinking[i].new_max > *new_max) *new_max = thinking[i].new_max;
     }
     return n;
+}
+
+/* ---- options of prompts ------------------------------------------------------------------------------------------ */
+
+/* The figures of a ranking as JSON, and on standard error. */
+static json_t *report_ranking(const char *name, const RankFigures *f) {
+    json_t *figures = json_object();
+    set_count(figures, "prompts", f->count);
+    set_count(figures, "unscorable", f->unscorable);
+    fprintf(stderr, "%s: %lld prompts", name, (long long)f->count);
+    if (f->unscorable) fprintf(stderr, " and %lld that cannot be ranked", (long long)f->unscorable);
+    for (RankRule rule = 0; rule < RANK_RULES; rule++) {
+        char error[32];
+        snprintf(error, sizeof error, "%s_stderr", rank_rule_name(rule));
+        set_number(figures, rank_rule_name(rule), f->accuracy[rule]);
+        set_number(figures, error, f->error[rule]);
+        fprintf(stderr, "%s%s %.2f %%", rule ? ", " : "\n  ", rank_rule_name(rule), 100 * f->accuracy[rule]);
+    }
+    fputc('\n', stderr);
+    return figures;
+}
+
+/* The same for each cluster of tasks. */
+static void report_ranked_clusters(const Ranking *r) {
+    const Prompts *p = r->prompts;
+    const json_t *all = p->shard.clusters, *names = json_object_get(all, "clusters");
+    bool *which = (bool *)xcalloc((size_t)r->count + 1, sizeof *which);
+    json_t *clusters = json_object();
+    for (size_t k = 0; k < json_array_size(names); k++) {
+        const char *name = json_string_value(json_array_get(names, k));
+        const ClusterTrained was = clusters_trained(model.file.lineage, name);
+        TextBuffer title = {0};
+        for (int64_t i = 0; i < r->count; i++) {
+            char *own = prompt_cluster(p, i, json_string_value(json_object_get(all, "field")));
+            which[i] = own && !strcmp(own, name);
+            free(own);
+        }
+        const RankFigures f = ranking_figures(r, which);
+        text_format(&title, "cluster %s, %s", name, cluster_trained_text(was));
+        json_t *figures = report_ranking(title.text, &f);
+        json_object_set_new(figures, "seen", cluster_trained_json(was));
+        json_object_set_new(clusters, name, figures);
+        text_free(&title);
+    }
+    if (json_array_size(names)) json_object_set(result, "clusters", clusters);
+    json_decref(clusters);
+    free(which);
+}
+
+/* Writes the log-probabilities of a prompt's options to the file of --completions. */
+static bool write_ranked(Writer *out, const Ranking *r, int64_t i, Error *e) {
+    const RankItem *x = &r->item[i];
+    const PromptText *what = &r->prompts->what[i];
+    const Record record = {.tokens = (int32_t *)prompts_tokens(r->prompts, i),
+                           .count = prompts_length(r->prompts, i),
+                           .text = what->text,
+                           .task = what->task,
+                           .answer = what->answer,
+                           .fields = what->fields};
+    json_t *row = inference_prompt_row(&model, &record), *logprobs = json_array();
+    for (int k = 0; k < x->count; k++) json_array_append_new(logprobs, x->fits ? json_real(x->logp[k]) : json_null());
+    set_count(row, "index", i);
+    json_object_set_new(row, "logprobs", logprobs);
+    json_object_set_new(row, "choice", x->fits ? json_integer(x->choice[RANK_SUM]) : json_null());
+    json_object_set_new(row, "right",
+                        x->fits && x->right >= 0 ? json_boolean(x->choice[RANK_SUM] == x->right) : json_null());
+    const bool ok = json_line(out, row, e);
+    json_decref(row);
+    return ok;
+}
+
+/* What stands between a prompt and an option: a space, as in lm-evaluation-harness, unless the chat template has a text
+ * there. */
+static const char *default_delimiter(void) {
+    const bool text = model.text.has_template && !model.text.chat.model;
+    return text && !chat_section(&model.text.chat, "assistant")->prefix.count ? " " : "";
+}
+
+/* Ranks the options of prompts instead of drawing completions. */
+static void evaluate_options(const Shard *s) {
+    Error e;
+    Prompts p = {.shard = *s};
+    Ranking r;
+    Writer out;
+    const double start = clock_seconds();
+    if (!prompts_read(&p, model.model.config.context - 1, &e)) die("%s", e.text);
+    const int64_t count = o.most && o.most < p.count ? o.most : p.count;
+    const RankHow how = {.of = (RankOf)(o.rank - 1), .delimiter = o.delimiter ? o.delimiter : default_delimiter()};
+    if (!ranking_open(&r, &p, count, &how, &model.text, &e)) die("%s", e.text);
+    if (o.completions && !writer_open(&out, o.completions, &e)) die("%s", e.text);
+    if (!ranking_run(&r, &model.model, (int)o.micro_tokens, &e)) die("%s; lower --micro-tokens", e.text);
+    for (int64_t i = 0; o.completions && i < count; i++)
+        if (!write_ranked(&out, &r, i, &e)) die("%s", e.text);
+    if (o.completions && !writer_commit(&out, &e)) die("%s", e.text);
+    report_ranked_clusters(&r);
+    const RankFigures f = ranking_figures(&r, NULL);
+    json_t *figures = report_ranking("all", &f);
+    json_object_update(result, figures);
+    json_decref(figures);
+    set_count(result, "dropped", p.dropped);
+    set_number(result, "seconds", clock_seconds() - start);
+    ranking_close(&r);
+    free(p.tokens), free(p.offset), free(p.what);
 }
 
 static void evaluate_prompts(const Shard *s) {
@@ -1469,29 +1588,33 @@ static void refuse_unused_search(void) {
 
 /* Rejects options that a kind of data does not use: chat, prompts, or what only a reward model scores; none: tokens. */
 static void refuse_unused(bool chat, bool prompts, bool scored) {
-    static const char only_prompts[] = "used only for a prompt shard",
-                      only_loss[] = "used only for chat and token shards";
-    const bool loss = !prompts && !scored, drawn = prompts && o.samples;
+    static const char only_loss[] = "used only for chat and token shards";
+    const char *only_prompts =
+        prompts && o.rank ? "not used with --rank-options, which draws nothing" : "used only for a prompt shard";
+    const bool loss = !prompts && !scored, draws = prompts && !o.rank, drawn = draws && o.samples;
     const OptionUse use[] = {
         {&o.completion_only, chat, "used only for a chat shard"},
         {&o.max_length, loss, only_loss},
-        {&o.micro_tokens, loss || o.reward_model || o.reference,
-         "used only for a loss, a reward model and --reference"},
-        {&o.reference, !scored && (!prompts || o.samples), "used only for a loss, or for samples of a prompt shard"},
+        {&o.micro_tokens, loss || o.reward_model || o.reference || o.rank,
+         "used only for a loss, a reward model, --rank-options and --reference"},
+        {&o.reference, !scored && (!prompts || drawn), "used only for a loss, or for samples of a prompt shard"},
+        {&o.rank, prompts, "used only for a prompt shard"},
+        {&o.delimiter, o.rank != 0, "used only with --rank-options"},
+        {&o.reward_model, scored || draws, only_prompts},
         {&o.tokens, o.reference != NULL, "used only with --reference"},
-        {&o.s.max_new, prompts, only_prompts},
-        {&o.s.stop, prompts, only_prompts},
-        {&o.s.slots, prompts, only_prompts},
-        {&o.s.repetition_penalty, prompts, only_prompts},
-        {&o.samples, prompts, only_prompts},
-        {&o.episodes.tools, prompts, only_prompts},
-        {&o.episodes.commands, prompts, only_prompts},
-        {&o.think.tokens, prompts, only_prompts},
-        {&o.search.methods, prompts, only_prompts},
+        {&o.s.max_new, draws, only_prompts},
+        {&o.s.stop, draws, only_prompts},
+        {&o.s.slots, draws, only_prompts},
+        {&o.s.repetition_penalty, draws, only_prompts},
+        {&o.samples, draws, only_prompts},
+        {&o.episodes.tools, draws, only_prompts},
+        {&o.episodes.commands, draws, only_prompts},
+        {&o.think.tokens, draws, only_prompts},
+        {&o.search.methods, draws, only_prompts},
         {&o.weight, drawn && (o.weight != VOTES_REWARD || o.reward_model),
          "used only for the samples of a prompt shard; reward needs --reward-model"},
-        {&o.reward, prompts, only_prompts},
-        {&o.reward_cmd, prompts, only_prompts},
+        {&o.reward, draws, only_prompts},
+        {&o.reward_cmd, draws, only_prompts},
         {&o.reward_timeout, o.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.reward_workers, o.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.reward_group, o.reward_cmd != NULL, "used only with --reward-cmd"},
@@ -1499,7 +1622,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
         {&o.completions, prompts || (scored && judge_given(&o.judge)),
          "used only for a prompt shard, and for pairs with --judge"},
-        CODE_USES(o.code, prompts, only_prompts),
+        CODE_USES(o.code, draws, only_prompts),
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -1602,6 +1725,7 @@ int main(int argc, char **argv) {
     if (scored && judge_given(&o.judge)) evaluate_judge(&shard);
     else if (scored) evaluate_reward_model(&shard);
     else if (o.audit) audit_tests(&shard);
+    else if (shard.kind == RECORD_PROMPT && o.rank) evaluate_options(&shard);
     else if (shard.kind == RECORD_PROMPT) evaluate_prompts(&shard);
     else if (several) evaluate_losses(records ? &shard : NULL);
     else evaluate_loss(file.name, &file, records ? &shard : NULL, &loss);

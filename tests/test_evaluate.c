@@ -546,6 +546,114 @@ static void figures_of_files(void **state) {
     json_decref(r);
 }
 
+/* ---- options ----------------------------------------------------------------------------------------------------- */
+
+/* log p(option | prompt) of bytes, from the logits of the whole sequence. */
+static double option_logp(const char *prompt, const char *option) {
+    int32_t ids[2 * CONTEXT];
+    char text[2 * CONTEXT];
+    const int n = snprintf(text, sizeof text, "%s %s", prompt, option), before = (int)strlen(prompt);
+    double sum = 0;
+    for (int i = 0; i < n; i++) ids[i] = (uint8_t)text[i];
+    float *z = models_logits(&chance, ids, n);
+    for (int i = before; i < n; i++) sum -= models_nats(z + (size_t)(i - 1) * MODELS_VOCAB, 1, ids[i]);
+    free(z);
+    return sum;
+}
+
+enum { RANKED = 30, CHOICES = 4 };
+
+/* --rank-options: every log-probability and every figure, from the options as single sequences. */
+static void options_are_ranked(void **state) {
+    (void)state;
+    static const char *const forms[] = {"options", "choices", "endings"};
+    double right[4] = {0};
+    ShardWriter w[3];
+    double logp[RANKED][CHOICES];
+    char option[RANKED][CHOICES][32];
+    for (int k = 0; k < 3; k++) {
+        char name[16];
+        snprintf(name, sizeof name, "rank%d.shard", k);
+        w[k] = models_shard(name, RECORD_PROMPT, "plain");
+    }
+    for (int i = 0; i < RANKED; i++) {
+        char prompt[32], answer[3][32];
+        int best[4] = {0};
+        snprintf(prompt, sizeof prompt, "Q%d%.*s:", i, i % 12, "????????????");
+        for (int c = 0; c < CHOICES; c++) {
+            snprintf(option[i][c], 32, "%.*s%s%d", (c * 7 + i) % 9, "abcdefghi", c % 2 ? "\xC3\xA9" : "e", c);
+            logp[i][c] = option_logp(prompt, option[i][c]);
+        }
+        for (int rule = 0; rule < 4; rule++) {
+            double value[CHOICES];
+            for (int c = 0; c < CHOICES; c++) {
+                const double bytes = (double)strlen(option[i][c]), letters = bytes - c % 2;
+                value[c] = logp[i][c] / (rule == 0 ? 1 : rule == 1 ? bytes + 1 : rule == 2 ? letters : bytes);
+                if (value[c] > value[best[rule]]) best[rule] = c;
+            }
+            right[rule] += best[rule] == i % CHOICES;
+        }
+        snprintf(answer[0], 32, "%s", option[i][i % CHOICES]); /* the text, a letter, an index */
+        snprintf(answer[1], 32, "%c", 'A' + i % CHOICES);
+        snprintf(answer[2], 32, "%d", i % CHOICES);
+        for (int k = 0; k < 3; k++) {
+            json_t *list = json_pack("{s:[s,s,s,s]}", forms[k], option[i][0], option[i][1], option[i][2], option[i][3]);
+            char *fields = json_dumps(list, 0);
+            models_add_prompt(&w[k], prompt, "", answer[k], fields);
+            json_decref(list), free(fields);
+        }
+    }
+    static const char *const rule[] = {"acc", "acc_token", "acc_norm", "acc_bytes"};
+    for (int k = 0; k < 3; k++) {
+        char command[200];
+        models_commit(&w[k]);
+        for (int rows = 1; rows < 4000; rows += 1500) {
+            snprintf(command, sizeof command,
+                     "./evaluate -c $T/random.bin -i $T/rank%d.shard --rank-options text --micro-tokens %d "
+                     "--completions $T/ranked.jsonl",
+                     k, rows);
+            run(0, command);
+            json_t *result = json_line_of(out, 0);
+            for (int r = 0; r < 4; r++) assert_near(json_number_of(result, rule[r]), right[r] / RANKED, 1e-12);
+            assert_int_equal(json_number_of(result, "unscorable"), 0);
+            json_decref(result);
+        }
+        char *rows = text_of(files_path("ranked.jsonl"));
+        for (int i = 0; i < RANKED; i++) {
+            json_t *row = json_line_of(rows, i), *list = json_object_get(row, "logprobs");
+            for (int c = 0; c < CHOICES; c++)
+                assert_near(json_real_value(json_array_get(list, (size_t)c)), logp[i][c], 1e-3);
+            json_decref(row);
+        }
+        free(rows);
+    }
+    /* letters instead of texts; a text that stands in no prompt; options that do not fit; none; equal ones */
+    run(0, "./evaluate -c $T/random.bin -i $T/rank1.shard --rank-options letter --completions $T/ranked.jsonl");
+    char *rows = text_of(files_path("ranked.jsonl"));
+    json_t *row = json_line_of(rows, 5);
+    assert_near(json_real_value(json_array_get(json_object_get(row, "logprobs"), 2)), option_logp("Q5?????:", "C"),
+                1e-3);
+    json_decref(row), free(rows);
+    ShardWriter few = models_shard("few.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&few, "1", "", "yes", "{\"options\":[\"yes\",\"no\"]}");
+    models_add_prompt(&few, "2", "", "perhaps", "{\"options\":[\"yes\",\"no\"]}");
+    models_add_prompt(&few, "3", "", "yes", "");
+    models_add_prompt(&few, "4", "", "no",
+                      "{\"options\":[\"a text of more than forty bytes does not fit here\",\"no\"]}");
+    models_commit(&few);
+    run(0, "./evaluate -c $T/random.bin -i $T/few.shard --rank-options text");
+    assert_holds(said, "all: 1 prompts and 3 that cannot be ranked");
+    ShardWriter same = models_shard("same.shard", RECORD_PROMPT, "plain");
+    models_add_prompt(&same, "1", "", "yes", "{\"options\":[\"yes\",\"yes\"]}");
+    models_commit(&same);
+#define RANK "./evaluate -c $T/random.bin --rank-options text -i $T/"
+    refused(1, RANK "same.shard", "same.shard: prompt 0: options 0 and 1 are the same");
+    refused(1, RANK "tasks.shard", "tasks.shard: no prompt has options");
+    refused(2, RANK "few.shard --num-samples 4", "--num-samples: not used with --rank-options");
+    refused(2, RANK "chat.shard", "--rank-options: used only for a prompt shard");
+    refused(2, "./evaluate -c $T/random.bin -i $T/few.shard --target-delimiter x", "used only with --rank-options");
+}
+
 static void bad_input(void **state) {
     (void)state;
     refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard -i $T/chat.shard",
@@ -663,6 +771,7 @@ int main(void) {
                                        cmocka_unit_test(loss_of_tokens),
                                        cmocka_unit_test(figures_of_tasks),
                                        cmocka_unit_test(figures_of_files),
+                                       cmocka_unit_test(options_are_ranked),
                                        cmocka_unit_test(bad_input)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
