@@ -78,6 +78,7 @@
 #include "llmc/rollout/ranking.h"          /* RankFigures, Ranking, rank_rule_name, RANK_SUM, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
 #include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
+#include "llmc/rollout/trajectory.h"       /* STOP_COUNT, STOP_COMPLETED, Trajectory, TrajectoryStop, ... */
 #include "llmc/rollout/votes.h"            /* VOTES_CERTAINTY, VOTES_REWARD, VOTES_WEIGHTS, VotesWeight */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/chat.h"                /* chat_section */
@@ -572,7 +573,11 @@ typedef struct Tasks {
     const char *search;                      /* --search: the method that is running */
     int32_t budget;                          /* --think-tokens: of this run; 0: none */
     double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
-    Error error;                             /* error of the first line that could not be written; see failed */
+    struct TurnTotals {
+        double completions, turns, calls, failed;
+        double stop[STOP_COUNT];
+    } turns;     /* --tools */
+    Error error; /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 
@@ -637,10 +642,43 @@ static void count_thought(Tasks *t, const EvaluationSample *s) {
     t->within += thought <= t->budget;
 }
 
+/* Counts the turns and calls of a completion: of the samples, or of the greedy completions if there are no samples. */
+static void count_turns(Tasks *t, const EvaluationSample *s) {
+    const Trajectory *y = s->completion->trajectory;
+    if (!y || !episodes_on(&o.episodes) || (s->sample < 0 && o.samples)) return;
+    t->turns.completions++;
+    t->turns.turns += y->turns;
+    t->turns.calls += y->counts.calls;
+    t->turns.failed += y->counts.failed_calls;
+    t->turns.stop[y->stop]++;
+}
+
+/* Reports turns, calls and why completions ended. */
+static void report_turns(const struct TurnTotals *n) {
+    json_t *stops = json_object();
+    if (!n->completions) return;
+    set_number(result, "turns_mean", n->turns / n->completions);
+    set_number(result, "tool_calls_mean", n->calls / n->completions);
+    set_number(result, "tool_failures", n->calls ? n->failed / n->calls : 0);
+    fprintf(stderr, "%.2f turns and %.2f calls per completion, %.1f %% of the calls failed; ended by",
+            n->turns / n->completions, n->calls / n->completions, n->calls ? 100 * n->failed / n->calls : 0);
+    const char *comma = "";
+    for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
+        if (!n->stop[k]) continue;
+        const char *name = trajectory_stop_name((TrajectoryStop)k);
+        set_number(stops, name, n->stop[k] / n->completions);
+        fprintf(stderr, "%s %s %.1f %%", comma, name, 100 * n->stop[k] / n->completions);
+        comma = ",";
+    }
+    fputc('\n', stderr);
+    json_object_set_new(result, "stop", stops);
+}
+
 /* Takes a completion: writes it to the file of --completions, compares it with the reference. */
 static void take_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
     count_thought(t, s);
+    count_turns(t, s);
     if (o.completions) write_completion(t, s);
     if (t->work) compare_completion(t, s);
 }
@@ -951,7 +989,8 @@ static void run_tasks(Tasks *t, Rollout *engine, const Sampling *how, Outcome *o
         const int64_t n = count - done < chunk ? count - done : chunk;
         t->all.outcome = outcome + done;
         if (!evaluate_tasks(&t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
-                            o.completions || t->work || t->budget ? take_completion : NULL, t, &e))
+                            o.completions || t->work || t->budget || episodes_on(&o.episodes) ? take_completion : NULL,
+                            t, &e))
             fail_tasks(t, e.text);
         if (t->failed) fail_tasks(t, t->error.text);
         done += n;
@@ -1211,6 +1250,7 @@ static void evaluate_prompts(const Shard *s) {
     if (episodes_on(&o.episodes)) {
         if (!episodes_open(&episodes, &o.episodes, &model.text, slots, "evaluate", o.s.seed, &e))
             die("%s: %s", episodes_option(&o.episodes), e.text);
+        if (!episodes_check(&episodes, t.prompts.what, t.prompts.count, s->name, &e)) die("%s", e.text);
         engine.turns = &episodes.turns;
     }
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
@@ -1237,6 +1277,7 @@ static void evaluate_prompts(const Shard *s) {
     report_clusters(&t, count);
     if (inputs.count > 1) report_files(&t, count);
     report_table("all", &t.all, t.rewarded);
+    report_turns(&t.turns);
     if (t.language_judge.open) report_judge(&t.language_judge);
     if (o.search.methods) run_search(&t, &how, count, new_max);
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);

@@ -653,6 +653,8 @@ static void many_prompts(const Items *items) {
     if (episodes_on(&o.episodes) &&
         !episodes_open(&episodes, &o.episodes, &model.text, slots, "generate", o.s.seed, &e))
         die("%s: %s", episodes_option(&o.episodes), e.text);
+    if (episodes_on(&o.episodes) && !episodes_check(&episodes, items->what, items->count, o.input ? o.input : "-", &e))
+        die("%s", e.text);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
         writer_abort(&w);

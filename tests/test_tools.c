@@ -10,7 +10,7 @@
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tools.h"       /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
+#include "shell.h"                     /* run, assert_holds, out, refused_output, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -566,6 +566,35 @@ static void test_programs(void **state) {
     free(metrics);
 }
 
+/* evaluate counts turns and calls, and writes the turns of each completion. */
+static void test_evaluate(void **state) {
+    (void)state;
+    run(0, "./evaluate -c $T/sft.bin -i $T/tasks.shard --num-samples 2 -g 44 --slots 8 --tools calculator " FORMAT
+           " --completions $T/rows.jsonl --seed 3");
+    const char *turns = strstr(out, "\"turns_mean\":"), *calls = strstr(out, "\"tool_calls_mean\":");
+    assert_true(turns && calls);
+    char *rows = text_of(files_path("rows.jsonl"));
+    double n = 0, drawn = 0, calling = 0;
+    for (const char *at = rows, *end; (end = strchr(at, '\n')); at = end + 1) {
+        json_t *row = json_loadb(at, (size_t)(end - at), 0, NULL), *message;
+        size_t i;
+        if (json_is_integer(json_object_get(row, "sample"))) {
+            n++;
+            drawn += (double)json_array_size(json_object_get(row, "turn_rewards"));
+            json_array_foreach(json_object_get(row, "messages"), i, message) calling +=
+                (double)json_array_size(json_object_get(message, "tool_calls"));
+            assert_true(json_is_string(json_object_get(row, "stop")) && json_array_size(json_object_get(row, "drawn")));
+        }
+        json_decref(row);
+    }
+    free(rows);
+    assert_true(n == 200 && calling > 100);
+    assert_true(fabs(strtod(turns + 13, NULL) - drawn / n) < 1e-9);
+    assert_true(fabs(strtod(calls + 18, NULL) - calling / n) < 0.2); /* without calls that could not be read */
+    assert_holds(said, " turns and ");
+    assert_holds(out, "\"stop\":{\"");
+}
+
 /* A reward program reads all turns and why they ended; completions that ended for a reason leave the loss. */
 static void test_rewards(void **state) {
     (void)state;
@@ -602,6 +631,56 @@ static void test_rewards(void **state) {
     free(metrics);
     refused_output("grpo.bin", 1, GRPO "--tools calculator " FORMAT " --mask-stopped completed,tired",
                    "--mask-stopped: 'tired' is no reason for which a completion ends");
+}
+
+/* A command that ends with status 1 and a message. */
+static void fails(const char *command, const char *part) {
+    run(1, command);
+    assert_holds(said, part);
+}
+
+/* Rows that name their environment and their tools: each has its program alone, and calls of other tools are unknown. */
+static void test_environments(void **state) {
+    (void)state;
+    static const char *const answer = "{\"op\":\"call\"\\1\"content\":\"77\",\"id\":\\2}";
+    /* a program that answers turns: the second one is right */
+    put("text.sh",
+        "exec sed -u -e '/\"reset\"/w '$T'/text.resets' "
+        "-e 's/^{\"op\":\"hello\".*$/{\"op\":\"hello\",\"text\":true,\"episodes\":true,\"name\":\"game\"}/' "
+        "-e 's/^{\"op\":\"step\",\"turn\":\\(.\\).*\"id\":\\(\"[^\"]*\"\\)}$/{\"op\":\"step\",\"turn\":\\1,\"observation\":\"no\",\"done\":true,\"id\":\\2}/' "
+        "-e 's/^{\"op\":\"reset\",\\(\"id\":\"[^\"]*\"\\).*$/{\"op\":\"reset\",\\1}/' "
+        "-e 's/^{\"op\":\"end\".*\\(\"id\":\"[^\"]*\"\\)}$/{\"op\":\"end\",\"reward\":1,\\1}/'\n");
+    put_program("named.sh", HELLO ",\"episodes\":true,\"name\":\"shop\"", "/\"reset\"/w '$T'/named.resets", answer);
+    run(0,
+        "sed 's/\"task\"/\"environment\":\"shop\",\"task\"/' $T/tasks.jsonl >$T/shop.jsonl && "
+        "sed 's/\"task\"/\"environment\":\"game\",\"task\"/' $T/tasks.jsonl | cat $T/shop.jsonl - >$T/both.jsonl && "
+        "sed 's/\"task\"/\"environment\":\"bank\",\"task\"/' $T/tasks.jsonl >$T/bank.jsonl && "
+        "sed 's/\"task\"/\"tools\":[\"product\"],\"task\"/' $T/tasks.jsonl >$T/one.jsonl && "
+        "sed 's/\"task\"/\"tools\":[],\"task\"/' $T/tasks.jsonl >$T/none.jsonl && "
+        "sed 's/\"task\"/\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"sum\"}}],\"task\"/' $T/tasks.jsonl >$T/sum.jsonl");
+#define JSONL(file) "./generate -c $T/sft.bin -i $T/" file ".jsonl --temperature 0 -g 44 " FORMAT " --tool-workers 1 "
+    run(0, JSONL("shop") "--tool-cmd 'sh $T/named.sh' && test $(wc -l <$T/named.resets) = 100");
+    assert_holds(out, "\"role\":\"tool\",\"content\":\"77\",\"name\":\"product\"");
+    fails(JSONL("bank") "--tool-cmd 'sh $T/named.sh'",
+          "prompt 1: its environment is 'bank'; the programs of --tool-cmd are: shop");
+    fails(JSONL("both") "--tool-cmd 'sh $T/named.sh' --tool-cmd 'sh $T/named.sh'", "there are two of this name");
+    fails(JSONL("both") "--tool-cmd 'sh $T/named.sh' --tool-cmd 'sh $T/text.sh'", "it ends turns of its own");
+    fails(JSONL("sum") "--tool-cmd 'sh $T/named.sh'",
+          "prompt 1: its field tools has 'sum', which neither --tools nor --tool-cmd gives");
+    run(0, JSONL("one") "--tool-cmd 'sh $T/named.sh'");
+    assert_holds(out, "\"content\":\"77\"");
+    run(0, JSONL("none") "--tool-cmd 'sh $T/named.sh'");
+    assert_holds(out, "unknown tool 'product'; there are: none");
+    /* with a format of messages, both kinds of programs in one run */
+#define GAMES(file)                                                                                                    \
+    "./generate -c $T/sft.bin -i $T/" file                                                                             \
+    ".jsonl --temperature 0 -g 60 --chat-template chatml --tool-format hermes --tool-workers 1 "                       \
+    "--tool-cmd 'sh $T/named.sh' --tool-cmd 'sh $T/text.sh' "
+    fails(GAMES("tasks"),
+          "prompt 1: it has no field environment, which chooses among the programs of --tool-cmd: shop, game");
+    run(0, "rm -f $T/*.resets; " GAMES(
+               "both") "| grep -c '\"stop\":\"tool_stopped\"'; wc -l <$T/text.resets; cat $T/named.resets | wc -l");
+    assert_string_equal(out, "100\n100\n100\n");
 }
 
 /* Turns with advantages of their own, LLDS, the cross-entropy of observations and masked turns: the metrics, and that each
@@ -688,6 +767,7 @@ int main(void) {
                                        cmocka_unit_test(test_written_calls),  cmocka_unit_test(test_format_errors),
                                        cmocka_unit_test(test_arguments),      cmocka_unit_test(test_runs),
                                        cmocka_unit_test(test_programs),       cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_environments),
                                        cmocka_unit_test(test_credit),         cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

@@ -23,7 +23,7 @@
 #define XXH_INLINE_ALL
 
 #include "../base/clock.h"         /* clock_seconds */
-#include "../base/error.h"         /* error_set, Error, xcalloc, xstrdup, ... */
+#include "../base/error.h"         /* Error, error_set, xcalloc, xstrdup, ... */
 #include "../base/json_text.h"     /* json_utf8 */
 #include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, ... */
 #include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
@@ -34,6 +34,7 @@
 #include "../tools/tool_format.h"  /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
 #include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_forget, tool_programs_next, ... */
 #include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, TOOL_BROKEN, TOOL_DONE, ... */
+#include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
 #include "prompts.h"               /* PromptText */
 #include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
 #include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, trajectory_stop_name, ... */
@@ -111,7 +112,14 @@ static inline EpisodeOptions episode_defaults(void) {
 typedef struct EpisodeCall {
     char *name, *content; /* content: NULL until the result has come */
     bool failed;
+    int tool; /* index; -1: none */
 } EpisodeCall;
+
+/* How long the calls of a tool took. */
+typedef struct EpisodeTimes {
+    float *seconds; /* (count) */
+    int count, room;
+} EpisodeTimes;
 
 /* What a request to a program is for; the number of a call is added to EPISODE_CALL. */
 enum { EPISODE_RESET, EPISODE_END, EPISODE_STEP, EPISODE_CALL };
@@ -131,6 +139,7 @@ typedef struct Episode {
     } link[TOOL_PROGRAMS_MAX];
     uint64_t id; /* of the sample */
     const PromptText *record;
+    EpisodeRow row; /* what the record has */
     double end_reward;
     uint64_t state;       /* hash of the state that the answer to the last turn names; 0: none */
     bool invalid;         /* the call of the last turn could not be read */
@@ -144,6 +153,7 @@ typedef struct Episodes {
     EpisodeOptions o;
     const ModelText *text_of_model;
     Tools tools;
+    EpisodeTimes *times; /* (tools) since the metrics were last written */
     ToolFormat format;
     RolloutTurns turns;      /* for Rollout.turns */
     Episode *first, *last;   /* turns that have been answered */
@@ -151,7 +161,7 @@ typedef struct Episodes {
     ToolPrograms programs;
     const char *program; /* the trainer's name */
     uint64_t seed;
-    int text;                /* the program that answers whole turns; -1: none */
+    int text;                /* a program that answers whole turns; -1: none */
     int64_t samples, failed; /* of this run of the engine: all, and those that a program failed */
     int ending;              /* answers to ends that have not come yet */
     TokenList ids;
@@ -222,15 +232,17 @@ static inline void episode_free(Episode *p) {
     free(p);
 }
 
-static inline Episode *episode_of(const RolloutSample *who, const Completion *c) {
+static inline Episode *episode_of(const Episodes *x, const RolloutSample *who, const Completion *c) {
     Trajectory *y = c->trajectory;
     if (!y->episode) {
+        Error unused; /* episodes_check() has found it */
         Episode *p = (Episode *)xcalloc(1, sizeof *p);
         *p = (Episode){.request = who->request,
                        .sample = who->sample,
                        .y = y,
                        .id = who->q->id + (uint64_t)who->sample,
                        .record = (const PromptText *)who->q->record};
+        if (!episode_row_read(&x->tools, &x->programs, p->record, &p->row, &unused)) p->row.tools = 0;
         y->episode = p;
         y->messages = json_array();
     }
@@ -348,16 +360,28 @@ static inline void episodes_send(Episodes *x, Episode *p, int program, json_t *r
     p->waiting++;
 }
 
+/* Notes how long a call of a tool took. */
+static inline void episodes_time(Episodes *x, int tool, double seconds) {
+    EpisodeTimes *t = &x->times[tool];
+    if (t->count == t->room) {
+        t->room = t->room ? 2 * t->room : 64;
+        t->seconds = (float *)xrealloc(t->seconds, (size_t)t->room, sizeof *t->seconds);
+    }
+    t->seconds[t->count++] = (float)seconds;
+}
+
 /* Runs call k of a turn, or sets its result to the reason why it cannot be run. */
 static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *call) {
     TextBuffer result = {0};
     Tool *tool = tools_find(&x->tools, call->name);
+    const int number = tool ? (int)(tool - x->tools.tool) : -1;
     char many[60];
     p->y->counts.calls++;
+    p->call[k].tool = number;
     snprintf(many, sizeof many, "at most %lld calls a turn", (long long)x->o.max_parallel);
     if (call->error) episodes_error(x, p, k, call->error);
-    else if (!tool) {
-        tools_unknown(&x->tools, call->name, &result);
+    else if (!tool || !episode_row_has(&p->row, number)) {
+        episode_row_unknown(&x->tools, &p->row, call->name, &result);
         episodes_error(x, p, k, result.text);
     } else if (k >= x->o.max_parallel) episodes_error(x, p, k, many);
     else if (!tool_check(tool, call->arguments, &result)) episodes_error(x, p, k, result.text);
@@ -368,11 +392,16 @@ static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *
                           json_pack("{s:s,s:i,s:i,s:s,s:O}", "op", "call", "turn", p->y->turns - 1, "call", k, "name",
                                     tool->name, "arguments", call->arguments),
                           EPISODE_CALL + k);
-        else switch (tool_run(tool, call->arguments, &result, &x->programs.why)) {
+        else {
+            const double start = clock_seconds();
+            const ToolEnd outcome = tool_run(tool, call->arguments, &result, &x->programs.why);
+            episodes_time(x, number, clock_seconds() - start);
+            switch (outcome) {
             case TOOL_DONE: episodes_result(x, p, k, result.text, result.length, false); break;
             case TOOL_WRONG: episodes_error(x, p, k, result.text); break;
             case TOOL_BROKEN: episodes_fail(x, p); break;
             }
+        }
     }
     text_free(&result);
 }
@@ -418,6 +447,7 @@ static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *
     if (!episode_reward(r->value, &reward) || (!text && !(step || done))) return false;
     *total = (float)episode_sum(*total, reward);
     episodes_state(p, r->value);
+    if (!step) episodes_time(x, p->call[r->tag - EPISODE_CALL].tool, r->seconds);
     if (step) p->role = xstrdup(role ? role : "user");
     if (done) p->y->stop = STOP_TOOL_STOPPED;
     else if (!text) p->y->stop = STOP_COMPLETED;
@@ -483,7 +513,7 @@ static inline void episodes_step(Episodes *x, Episode *p, const char *said, size
     p->count = 1;
     p->call = (EpisodeCall *)xcalloc(1, sizeof *p->call);
     p->call[0].name = xstrdup("");
-    episodes_send(x, p, x->text,
+    episodes_send(x, p, p->row.text,
                   json_pack("{s:s,s:i,s:o}", "op", "step", "turn", p->y->turns - 1, "text", json_utf8(said, n)),
                   EPISODE_STEP);
 }
@@ -517,12 +547,12 @@ static inline bool episodes_calls(Episodes *x, Episode *p, const char *said, siz
 /* Reads a turn and runs its calls, or has it answered; RolloutTurns.turn. */
 static inline bool episodes_turn(void *context, const RolloutSample *who, const Completion *c) {
     Episodes *x = (Episodes *)context;
-    Episode *p = episode_of(who, c);
+    Episode *p = episode_of(x, who, c);
     const ToolCalls none = {0};
     size_t n;
     bool parked = true;
     char *said = episodes_said(x, c, p->y->first, &n);
-    if (x->text >= 0) {
+    if (p->row.text >= 0) {
         episodes_message(p, said, n, &none, true);
         episodes_step(x, p, said, n);
     } else parked = episodes_calls(x, p, said, n);
@@ -595,7 +625,8 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
     for (int i = 0; i < x->programs.count; i++) {
         const ToolProgram *g = &x->programs.program[i];
         const int worker = (int)(p->id % (uint64_t)x->programs.o.workers);
-        if (!g->episodes || (lost && p->link[i].life != g->worker[worker].life)) continue;
+        if (!g->episodes || !(p->row.programs >> i & 1) || (lost && p->link[i].life != g->worker[worker].life))
+            continue;
         episodes_send(x, p, i,
                       json_pack("{s:s,s:s,s:i,s:O}", "op", "end", "reason", trajectory_stop_name(p->y->stop), "turns",
                                 p->y->turns, "messages", p->y->messages),
@@ -608,7 +639,7 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
 /* A sample has ended; RolloutTurns.end. */
 static inline void episodes_end(void *context, const RolloutSample *who, const Completion *c) {
     Episodes *x = (Episodes *)context;
-    Episode *p = episode_of(who, c);
+    Episode *p = episode_of(x, who, c);
     Trajectory *y = c->trajectory;
     if (p->read < y->turns) { /* a turn that was cut by a limit, and was not read */
         size_t n;
@@ -668,6 +699,8 @@ static inline bool episodes_finish(void *context, Error *e) {
 
 static inline void episodes_close(Episodes *x) {
     tool_programs_close(&x->programs);
+    for (int i = 0; x->times && i < x->tools.count; i++) free(x->times[i].seconds);
+    free(x->times);
     tools_free(&x->tools);
     tool_format_free(&x->format);
     token_list_free(&x->ids);
@@ -703,8 +736,6 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
     for (int i = 0; i < x->programs.count; i++) {
         const ToolProgram *g = &x->programs.program[i];
         json_t *schemas = json_object_get(g->hello, "tools");
-        if (g->text && x->text >= 0)
-            return error_set(e, "tool program '%.200s': there are two that answer whole turns", g->command);
         if (g->text) x->text = i;
         for (size_t k = 0; k < json_array_size(schemas); k++) {
             if (!tools_add_schema(&x->tools, TOOL_PROGRAM, json_incref(json_array_get(schemas, k)), e)) return false;
@@ -715,9 +746,13 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
                 e, "tool program '%.200s': its hello names no tools, and it answers no turns (\"text\": true)",
                 g->command);
     }
-    return x->text < 0 || !x->tools.count ||
-           error_set(e, "tool program '%.200s': it answers whole turns, so no call of a tool could be read",
-                     x->programs.program[x->text].command);
+    return episode_rows_check_names(&x->tools, &x->programs, e);
+}
+
+/* Whether the rows of a file, of this name, have what they ask for. */
+static inline bool episodes_check(const Episodes *x, const PromptText *what, int64_t count, const char *name,
+                                  Error *e) {
+    return episode_rows_check(&x->tools, &x->programs, what, count, name, e);
 }
 
 /* Reads the reasons of --mask-stopped. */
@@ -746,7 +781,7 @@ static inline bool episodes_count_in_loss(const Episodes *x, const Trajectory *y
 static inline bool episodes_format(Episodes *x, Error *e) {
     const ModelText *t = x->text_of_model;
     const char *spec = x->o.format ? x->o.format : tool_format_of(&t->chat);
-    if (x->text >= 0)
+    if (x->text >= 0 && !x->tools.count)
         return !x->o.format ||
                error_set(e, "--tool-format: used only for calls, but the program of --tool-cmd answers whole turns");
     if (!spec)
@@ -754,6 +789,10 @@ static inline bool episodes_format(Episodes *x, Error *e) {
             e, "this model's chat template has no format of calls of its own; give --tool-format: " TOOL_FORMATS);
     if (!tool_format_open(&x->format, spec, e)) return false;
     if (x->format.kind == TOOL_TAGS) {
+        if (x->text >= 0)
+            return error_set(
+                e, "tool format %.60s: it ends turns of its own, also those that a program of --tool-cmd answers",
+                spec);
         if (x->tools.count != 1)
             return error_set(e, "tool format %.60s: it has one tool, but %d are given", spec, x->tools.count);
         return tool_format_tool(&x->format, x->tools.tool[0].name, x->tools.tool[0].schema, e);
@@ -771,10 +810,13 @@ static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const Mod
                                  const char *program, int64_t seed, Error *e) {
     *x = (Episodes){.o = *o, .text_of_model = text, .text = -1, .program = program, .seed = (uint64_t)seed};
     if (!text->present) return error_set(e, "the model has no tokenizer, and calls of tools are text");
-    if (!episodes_masked(x, e) || !episodes_tools(x, e) || !episodes_programs(x, slots, e) || !episodes_format(x, e)) {
+    bool ok = episodes_masked(x, e) && episodes_tools(x, e) && episodes_programs(x, slots, e);
+    if (ok && x->tools.count > EPISODE_TOOLS_MAX) ok = error_set(e, "more than %d tools", EPISODE_TOOLS_MAX);
+    if (!ok || !episodes_format(x, e)) {
         episodes_close(x);
         return false;
     }
+    x->times = (EpisodeTimes *)xcalloc((size_t)x->tools.count + 1, sizeof *x->times);
     x->turns = (RolloutTurns){.context = x,
                               .turn_tokens = (int32_t)o->max_turn_tokens,
                               .ends = {.tokenizer = &text->tokenizer},

@@ -262,6 +262,10 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     if (episodes_on(&o->episodes) &&
         !episodes_open(&g->episodes, &o->episodes, &g->t->text, (int)o->slots, g->t->program, g->t->o->seed, &e))
         die("%s: %s", episodes_option(&o->episodes), e.text);
+    if (episodes_on(&o->episodes) &&
+        (!episodes_check(&g->episodes, g->train.what, g->train.count, g->train.shard.name, &e) ||
+         !episodes_check(&g->episodes, g->val.what, g->val.count, g->val.shard.name, &e)))
+        die("%s", e.text);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;

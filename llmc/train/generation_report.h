@@ -12,7 +12,7 @@
 #include "../base/error.h"              /* die, Error, xcalloc, PLURAL, ... */
 #include "../base/random.h"             /* RANDOM_EVAL */
 #include "../base/text.h"               /* text_format, TextBuffer, text_free */
-#include "../dist/dist.h"               /* dist_sum, DIST_FIELDS, dist_complete, dist_cut, ... */
+#include "../dist/dist.h"               /* dist_sum, dist_max, DIST_FIELDS, dist_complete, ... */
 #include "../judge/judge.h"             /* Judge */
 #include "../judge/judged.h"            /* JUDGE_FIGURES, JudgeFigure, judge_figures */
 #include "../judge/labels.h"            /* JudgeSums */
@@ -24,6 +24,7 @@
 #include "../reward/code_judge.h"       /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"          /* Rewards */
 #include "../reward/verify_answer.h"    /* RewardInput */
+#include "../rollout/episodes.h"        /* EpisodeTimes */
 #include "../rollout/evaluation.h"      /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
 #include "../rollout/prompts.h"         /* Prompts, prompts_input, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
@@ -177,7 +178,31 @@ static inline void generation_check_sampler(Generation *g, double gap) {
         metrics_warn(&g->t->metrics, "sampler and trainer disagree by %.3g nats on a token", gap);
 }
 
-/* Sets the metrics of trajectories with tools. */
+/* Sorts numbers. */
+static inline int generation_by_time(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sets the metrics of a tool: its calls on all ranks, and percentiles of the seconds that they took, on the slowest rank.
+ * Collective. */
+static inline void generation_log_tool(Generation *g, Tool *tool, EpisodeTimes *t) {
+    char key[128];
+    double calls = (double)tool->calls, seconds[2] = {0};
+    qsort(t->seconds, (size_t)t->count, sizeof *t->seconds, generation_by_time);
+    for (int i = 0; t->count && i < 2; i++) seconds[i] = (double)t->seconds[(int)((i ? 0.99 : 0.5) * (t->count - 1))];
+    dist_sum(&g->t->dist, &calls, 1);
+    dist_max(&g->t->dist, seconds, 2);
+    snprintf(key, sizeof key, "tools/%.80s/calls", tool->name);
+    metrics_set(&g->t->metrics, key, calls);
+    for (int i = 0; calls > 0 && i < 2; i++) {
+        snprintf(key, sizeof key, "tools/%.80s/latency_%s", tool->name, i ? "p99" : "p50");
+        metrics_set(&g->t->metrics, key, seconds[i]);
+    }
+    tool->calls = t->count = 0;
+}
+
+/* Sets the metrics of trajectories with tools. Collective. */
 static inline void generation_log_turns(Generation *g) {
     Metrics *m = &g->t->metrics;
     TrajectoryCounts sum = {0};
@@ -206,12 +231,8 @@ static inline void generation_log_turns(Generation *g) {
     metrics_set(m, "rollout/observed_tokens", (double)observed);
     if (g->engine.used_slots)
         metrics_set(m, "rollout/parked_share", (double)g->engine.parked_slots / (double)g->engine.used_slots);
-    for (int k = 0; k < g->episodes.tools.count; k++) { /* of this rank */
-        Tool *tool = &g->episodes.tools.tool[k];
-        snprintf(key, sizeof key, "tools/%.80s/calls", tool->name);
-        metrics_set(m, key, (double)tool->calls);
-        tool->calls = 0;
-    }
+    for (int k = 0; k < g->episodes.tools.count; k++)
+        generation_log_tool(g, &g->episodes.tools.tool[k], &g->episodes.times[k]);
     g->engine.parked_slots = g->engine.used_slots = 0;
     for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
         snprintf(key, sizeof key, "stop/%s", trajectory_stop_name((TrajectoryStop)k));
