@@ -47,39 +47,40 @@
  *
  * The samples of a file do not depend on --slots: each sample has its own random stream, given by its index.
  */
-#include "data/ask.h"                 /* ask_text, Ask, ask_again, ask_close, ... */
-#include "data/row_fields.h"          /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
-#include "data/row_messages.h"        /* RowMessages, row_messages_free */
-#include "data/rows.h"                /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
-#include "llmc/base/clock.h"          /* clock_seconds */
-#include "llmc/base/error.h"          /* die, Error, usage_error, xrealloc, ... */
-#include "llmc/base/file_kind.h"      /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
-#include "llmc/base/io.h"             /* Writer, writer_abort, writer_commit, writer_open, ... */
-#include "llmc/base/json_text.h"      /* json_utf8 */
-#include "llmc/base/jsonl.h"          /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
-#include "llmc/base/line_editor.h"    /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
-#include "llmc/base/options.h"        /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
-#include "llmc/base/program.h"        /* program_signal, program_stopping, program_on_signal, program_start */
-#include "llmc/base/terminal.h"       /* terminal_escapes */
-#include "llmc/base/text.h"           /* TextBuffer, TokenList, text_free, text_clear, ... */
-#include "llmc/device.h"              /* DTYPE_AUTO */
-#include "llmc/judge/judge.h"         /* Judge, judge_close */
-#include "llmc/judge/judge_options.h" /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
-#include "llmc/judge/judged.h"        /* judge_figures_text, judge_open_rewards */
-#include "llmc/model/config.h"        /* gpt2_config_named */
-#include "llmc/model/model_text.h"    /* ModelText */
-#include "llmc/records/shard.h"       /* Shard, RECORD_PROMPT, Record, record_free, ... */
-#include "llmc/reward/code_judge.h"   /* CODE_USES, CODE_OPTIONS, code_defaults */
-#include "llmc/rollout/episodes.h"    /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
-#include "llmc/rollout/inference.h"   /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
-#include "llmc/rollout/prompts.h"     /* PromptText */
-#include "llmc/rollout/rollout.h"     /* RolloutRequest, Completion, Rollout, RewardScope, ... */
-#include "llmc/rollout/scoring.h"     /* Score, scoring_asked, SCORING_OPTIONS, Scoring, ... */
-#include "llmc/rollout/sequence.h"    /* Sequence, sequence_free, sequence_new, sequence_set, ... */
-#include "llmc/rollout/stop_text.h"   /* stop_text_cut, stop_text_longest */
-#include "llmc/rollout/thinking.h"    /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
-#include "llmc/text/chat.h"           /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
-#include "llmc/text/tokenizer.h"      /* tokenizer_decode_more, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
+#include "data/ask.h"                   /* ask_text, Ask, ask_again, ask_close, ... */
+#include "data/row_fields.h"            /* row_peek, FIELD_MESSAGES, FIELD_COMPLETION, FIELD_PROMPT */
+#include "data/row_messages.h"          /* RowMessages, row_messages_free */
+#include "data/rows.h"                  /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
+#include "llmc/base/clock.h"            /* clock_seconds */
+#include "llmc/base/error.h"            /* die, Error, usage_error, xcalloc, ... */
+#include "llmc/base/file_kind.h"        /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
+#include "llmc/base/io.h"               /* Writer, writer_abort, writer_commit, writer_open, ... */
+#include "llmc/base/json_text.h"        /* json_utf8 */
+#include "llmc/base/jsonl.h"            /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
+#include "llmc/base/line_editor.h"      /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
+#include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
+#include "llmc/base/program.h"          /* program_stopping, program_signal, program_on_signal, program_start */
+#include "llmc/base/terminal.h"         /* terminal_escapes */
+#include "llmc/base/text.h"             /* TextBuffer, TokenList, text_free, token_list_append, ... */
+#include "llmc/device.h"                /* DTYPE_AUTO */
+#include "llmc/judge/judge.h"           /* Judge, judge_close */
+#include "llmc/judge/judge_options.h"   /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
+#include "llmc/judge/judged.h"          /* judge_figures_text, judge_open_rewards */
+#include "llmc/model/config.h"          /* gpt2_config_named */
+#include "llmc/model/model_text.h"      /* ModelText */
+#include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
+#include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
+#include "llmc/rollout/episodes.h"      /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
+#include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, json_line, inference_need_tokenizer, ... */
+#include "llmc/rollout/prompts.h"       /* PromptText */
+#include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, rollout_free, ... */
+#include "llmc/rollout/scoring.h"       /* Score, scoring_asked, scoring_close, SCORING_OPTIONS, ... */
+#include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set, ... */
+#include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
+#include "llmc/rollout/stop_text.h"     /* stop_text_cut, stop_text_longest */
+#include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
+#include "llmc/text/chat.h"             /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
+#include "llmc/text/tokenizer.h"        /* TOKENIZER_CONTINUES, tokenizer_decode_more, tokenizer_encode, ... */
 
 static struct {
     InferenceOptions m;
@@ -92,6 +93,9 @@ static struct {
     bool chat, raw, echo, json, verbose;
     EpisodeOptions episodes;
     ThinkingOptions think;
+    int64_t rollouts;
+    const char *separator;
+    bool search;
 } o;
 
 static const Option options[] = {
@@ -119,6 +123,12 @@ static const Option options[] = {
     JUDGE_OPTIONS(o.judge),
     OPTION_CHOICE("keep",      0,   &o.keep,    "all|best|worst|best-worst",
                 "samples of a prompt that are written, by their reward"),
+    OPTION_GROUP("Step labels"),
+    OPTION_INT ("rollouts-per-step", 0, &o.rollouts, 0, 4096,
+                "label the steps of the completions in the rows by this many continuations of each; 0: no labels"),
+    OPTION_TEXT("step-separator", 0, &o.separator, "TEXT", "text that ends a step; the default is a newline"),
+    OPTION_FLAG("search-first-error", 0, &o.search,
+                "look only for the first step from which no continuation is right, by a binary search"),
     OPTION_GROUP("Output"),
     OPTION_TEXT("output",      'o', &o.output,  "FILE", "write JSON lines to this file; .zst is compressed"),
     OPTION_TEXT("output-field", 0,  &o.output_field, "NAME",
@@ -694,6 +704,142 @@ static void many_prompts(const Items *items) {
             (long long)items->count);
 }
 
+/* ---- labels of steps ------------------------------------------------------------------------------------------- */
+
+/* The steps of a row's completion: their texts, and the tokens of the prompt and the steps. */
+typedef struct RowSteps {
+    json_t *texts;
+    TokenList ids;
+    int32_t *end;
+} RowSteps;
+
+/* Splits a row's completion into steps. A step ends with the last of several separators. */
+static void read_steps(const Items *items, int64_t i, RowSteps *r) {
+    Error e;
+    const char *text = json_string_value(json_object_get(items->row[i], "completion"));
+    const size_t gap = strlen(o.separator);
+    if (!text || !*text) die("row %lld: it has no completion whose steps could be labelled", (long long)i + 1);
+    *r = (RowSteps){.texts = json_array()};
+    for (int64_t k = items->start[i]; k < items->start[i + 1]; k++) token_list_append(&r->ids, items->ids.ids[k]);
+    for (const char *at = text; *at;) {
+        const char *end = strstr(at, o.separator);
+        while (end && end[gap] && !strncmp(end + gap, o.separator, gap)) end += gap;
+        const size_t n = end ? (size_t)(end - at) : strlen(at);
+        const size_t steps = json_array_size(r->texts);
+        json_array_append_new(r->texts, json_stringn(at, n));
+        r->end = (int32_t *)xrealloc(r->end, steps + 1, sizeof *r->end);
+        if (!tokenizer_encode(&model.text.tokenizer, at, n, TOKENIZER_CONTINUES, &r->ids, &e) ||
+            (end && !tokenizer_encode(&model.text.tokenizer, o.separator, gap, TOKENIZER_CONTINUES, &r->ids, &e)))
+            die("row %lld: %s", (long long)i + 1, e.text);
+        r->end[steps] = r->ids.count;
+        at += end ? n + gap : n;
+    }
+}
+
+/* Writes a row with its steps, labels and values instead of the completion. */
+static void write_steps(Writer *w, const json_t *item, const RowSteps *r, const StepSolution *s) {
+    static const char *const old[] = {"completion", "tokens", "finished", "logprob", "index",
+                                      "sample",     "right",  "reward",   "rewards"};
+    Error e;
+    json_t *row = json_copy((json_t *)item), *labels = json_array(), *values = json_array();
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
+    for (int k = 0; k < s->steps; k++) {
+        json_array_append_new(labels, json_boolean(o.search ? k < s->error : s->value[k] > 0));
+        json_array_append_new(values, json_real(s->value[k]));
+    }
+    json_object_set(row, "completions", r->texts);
+    json_object_set_new(row, "labels", labels);
+    if (o.search) json_decref(values);
+    else json_object_set_new(row, "values", values);
+    if (!json_line(w, row, &e)) {
+        writer_abort(w);
+        die("%s", e.text);
+    }
+    json_decref(row);
+}
+
+/* Labels the steps of rows [first, first + n) and writes them. Returns the number of rows that were left out. */
+static int64_t label_rows(StepRollouts *x, Writer *w, const Items *items, const RowSteps *rows, int64_t first,
+                          int64_t n) {
+    Error e;
+    StepSolution *s = (StepSolution *)xcalloc((size_t)n, sizeof *s);
+    int count = 0;
+    int64_t *of = (int64_t *)xcalloc((size_t)n, sizeof *of), left_out = n;
+    for (int64_t i = first; i < first + n; i++) {
+        if (rows[i].ids.count >= model.model.config.context) continue;
+        of[count] = i;
+        s[count++] = (StepSolution){.tokens = rows[i].ids.ids,
+                                    .prompt_len = (int32_t)(items->start[i + 1] - items->start[i]),
+                                    .end = rows[i].end,
+                                    .steps = (int)json_array_size(rows[i].texts),
+                                    .what = &items->what[i]};
+    }
+    if (!step_rollouts(x, s, count, o.search, &e)) {
+        writer_abort(w);
+        die("%s", e.text);
+    }
+    for (int k = 0; k < count; k++) {
+        bool known = s[k].error >= 0;
+        for (int i = 0; i < s[k].steps && !o.search; i++) known = known && !isnan(s[k].value[i]);
+        if (known) write_steps(w, items->row[of[k]], &rows[of[k]], &s[k]);
+        left_out -= known;
+        tally.checked += known ? s[k].steps : 0;
+        tally.right += known ? s[k].error : 0;
+        free(s[k].value);
+    }
+    free(s), free(of);
+    return left_out;
+}
+
+static void label_steps(const Items *items) {
+    Error e;
+    Writer w;
+    Rollout engine;
+    enum { CHUNK = 64 };
+    RowSteps *rows = (RowSteps *)xcalloc((size_t)items->count, sizeof *rows);
+    int32_t longest = 1;
+    const int32_t context = model.model.config.context;
+    const int new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    for (int64_t i = 0; i < items->count; i++) {
+        read_steps(items, i, &rows[i]);
+        if (rows[i].ids.count < context && rows[i].ids.count > longest) longest = rows[i].ids.count;
+    }
+    const int slots = (int)(o.rollouts > o.s.slots ? o.rollouts : o.s.slots);
+    inference_few_threads(&model, slots);
+    open_scoring(items, new_max);
+    if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
+    if (!rollout_new(&engine, &model.model, slots, longest, new_max, &e)) {
+        writer_abort(&w);
+        die("%s; lower --slots", e.text);
+    }
+    StepRollouts x = {
+        .engine = &engine, .sampling = &sampling, .text = &model.text, .scoring = &scoring, .samples = (int)o.rollouts};
+    int64_t left_out = 0;
+    for (int64_t i = 0; i < items->count && !program_stopping(); i += CHUNK)
+        left_out += label_rows(&x, &w, items, rows, i, items->count - i < CHUNK ? items->count - i : CHUNK);
+    if (program_stopping()) {
+        writer_abort(&w);
+        die("stopped by a signal");
+    }
+    if (!writer_commit(&w, &e)) die("%s", e.text);
+    fprintf(
+        stderr,
+        "%lld steps, %.1f %% before the first bad one; %lld prefixes continued %lld times, %lld of them equal to another one\n",
+        (long long)tally.checked, 100.0 * (double)tally.right / (double)tally.checked, (long long)x.prefixes,
+        (long long)o.rollouts, (long long)x.shared);
+    if (left_out)
+        warn("%lld of %lld rows were left out: they do not fit the context of %d, or cannot be checked",
+             (long long)left_out, (long long)items->count, context);
+    for (int64_t i = 0; i < items->count; i++) {
+        json_decref(rows[i].texts);
+        token_list_free(&rows[i].ids);
+        free(rows[i].end);
+    }
+    free(rows);
+    scoring_close(&scoring);
+    rollout_free(&engine);
+}
+
 /* ---- chat ------------------------------------------------------------------------------------------------------ */
 
 typedef struct Chat {
@@ -945,6 +1091,26 @@ static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
 /* Whether completions are written as JSON lines. */
 static bool writes_lines(void) { return o.input || o.output || o.json || o.samples > 1; }
 
+/* Checks the options of --rollouts-per-step. */
+static void check_steps(void) {
+    const bool on = o.rollouts > 0;
+    const OptionUse use[] = {{&o.separator, on, "used only with --rollouts-per-step"},
+                             {&o.search, on, "used only with --rollouts-per-step"},
+                             {&o.samples, !on, "not used with --rollouts-per-step, whose number of samples is its own"},
+                             {&o.keep, !on, "not used with --rollouts-per-step"},
+                             {&o.output_field, !on, "not used with --rollouts-per-step"},
+                             {&o.template, !on, "not used with --rollouts-per-step"}};
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (!on) return;
+    if (!o.input) usage_error("--rollouts-per-step: reads rows with completions, -i");
+    if (!o.r.reward) usage_error("--rollouts-per-step: needs --reward verify, which checks the continuations");
+    if (thinking_on(&o.think) || episodes_on(&o.episodes))
+        usage_error("--rollouts-per-step: cannot be used with --think-tokens, --tools or --tool-cmd");
+    if (o.s.temperature == 0 && o.rollouts > 1)
+        usage_error("--temperature 0: greedy continuations of one prefix are identical; give --rollouts-per-step 1");
+    if (!*o.separator) usage_error("--step-separator: the text is empty");
+}
+
 static void check_usage(int argc, char **argv, int first) {
     const bool words = first < argc, standard = argc == first + 1 && !strcmp(argv[first], "-");
     if (!o.m.checkpoint) usage_error("-c/--checkpoint is required");
@@ -988,6 +1154,7 @@ static void check_usage(int argc, char **argv, int first) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
     thinking_refuse_unused(&o.think, options);
+    check_steps();
     if (thinking_on(&o.think) && episodes_on(&o.episodes))
         usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");
     if (thinking_on(&o.think) && strchr(o.think.tokens, ','))
@@ -1009,6 +1176,7 @@ int main(int argc, char **argv) {
     o.s = sampling_options(0.8, 256);
     o.episodes = episode_defaults();
     o.think = thinking_defaults();
+    o.separator = "\n";
     o.samples = 1;
     o.shot_count = 3;
     o.r.reward_timeout = 60;
@@ -1059,7 +1227,8 @@ int main(int argc, char **argv) {
                 die("%s", e.text);
             items_what(&items, text.text, "", "", "");
         }
-        if (many) many_prompts(&items);
+        if (o.rollouts) label_steps(&items);
+        else if (many) many_prompts(&items);
         else one_prompt(&items.ids, start);
         items_free(&items), text_free(&text);
         ask_close(&ask);

@@ -34,7 +34,7 @@
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
-#include "llmc/records/shard.h"         /* RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, RecordKind */
+#include "llmc/records/shard.h"         /* step_share, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, ... */
 #include "llmc/report/metrics.h"        /* Metrics, metrics_phase, metrics_set, metrics_set_of, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/calibration.h"    /* calibration_error, Calibration, calibration_add_label, ... */
@@ -131,7 +131,8 @@ static void check_labels(const Labelled *d) {
     int64_t good = 0, labels = 0;
     if (o.kind == REWARD_MODEL_BT) return;
     for (int64_t i = 0; i < d->count; i++)
-        for (int32_t k = 0; k < d->examples.example[i].labels; k++, labels++) good += d->examples.example[i].label[k];
+        for (int32_t k = 0; k < d->examples.example[i].labels; k++, labels++)
+            good += step_share(d->examples.example[i].label[k]) >= 0.5;
     if (labels && (!good || good == labels))
         warn("%s: all %lld labels are %s: there is nothing to distinguish", d->shard->name, (long long)labels,
              good ? "good" : "bad");
@@ -200,7 +201,7 @@ typedef struct Run {
     Batch batch;
     MicroPlan plan;
     float *score, *dscore;  /* (targets of a micro-batch) */
-    uint8_t *label;         /* (targets of a micro-batch) */
+    float *label;           /* (targets of a micro-batch) */
     float *margin;          /* (pairs of a micro-batch) */
     int64_t pairs;          /* number of pairs in the batch */
     double *cost;           /* (records of a pass) tokens of each record */
@@ -220,7 +221,7 @@ static void count_batch(const Run *r, Stats *s) {
         s->min.score = fmin(s->min.score, score);
         s->max.score = fmax(s->max.score, score);
         if (o.kind != REWARD_MODEL_BT) {
-            s->sum.right += score == 0 ? 0.5 : (score > 0) == r->label[i];
+            s->sum.right += score == 0 ? 0.5 : (score > 0) == (r->label[i] >= 0.5f);
             s->sum.units++;
             calibration_add_label(&s->calibration, score, r->label[i]);
         } else if (i % 2 == 0) {
@@ -278,7 +279,7 @@ static void pack_records(Run *r, const Labelled *d, int32_t first, int32_t end) 
             pair_pack_scores(&r->batch, p, o.sharing);
         } else {
             const Example *x = &d->examples.example[r->own[i]];
-            memcpy(r->label + r->batch.targets, x->label, (size_t)x->labels);
+            for (int32_t k = 0; k < x->labels; k++) r->label[r->batch.targets + k] = (float)step_share(x->label[k]);
             example_pack_scores(&r->batch, x);
         }
     }
@@ -448,7 +449,7 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     r->score = (float *)xcalloc((size_t)rows, sizeof *r->score);
     r->dscore = (float *)xcalloc((size_t)rows, sizeof *r->dscore);
     r->margin = (float *)xcalloc((size_t)rows, sizeof *r->margin);
-    r->label = (uint8_t *)xcalloc((size_t)rows, sizeof *r->label);
+    r->label = (float *)xcalloc((size_t)rows, sizeof *r->label);
     r->cost = (double *)xcalloc((size_t)records, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)records, sizeof *r->owner);
     r->own = (int64_t *)xcalloc((size_t)records, sizeof *r->own);

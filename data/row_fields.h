@@ -45,7 +45,7 @@ typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNP
     X(REJECTED, "rejected-field", "rejected|non_preferred_output|rejected_response", "other completion", true)         \
     X(MARGIN, "margin-field", "margin", "number: how much better the chosen completion is", false)                     \
     X(COMPLETIONS, "completions-field", "completions", "list of steps", true)                                          \
-    X(LABELS, "labels-field", "labels", "list of true or false, one per step", true)                                   \
+    X(LABELS, "labels-field", "labels", "list of true, false or shares, one per step", true)                           \
     X(LABEL, "label-field", "label|kto_tag", "whether the completion is good", true)                                   \
     X(TEXT, "text-field", "text", "text of a document", true)                                                          \
     X(TOOLS, "tools-field", "tools|functions|input.tools", "list of tools for a model's own template", false)          \

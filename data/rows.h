@@ -26,7 +26,7 @@
 #include "../llmc/base/error.h"           /* Error, xstrdup, xrealloc, xstrndup */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_error, jsonl_value_text, jsonl_type */
 #include "../llmc/base/text.h"            /* TextBuffer, TokenList, text_clear, text_free, ... */
-#include "../llmc/records/shard.h"        /* Record */
+#include "../llmc/records/shard.h"        /* Record, step_label */
 #include "../llmc/reward/verify.h"        /* VERIFY_UNREAD, rewards_check_answer, rewards_check_fields, ... */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
 #include "../llmc/text/chat.h"            /* CHAT_CONTINUED, CHAT_UNTRAINED, ChatMessage, ChatTemplate, ... */
@@ -680,11 +680,13 @@ static inline RowResult row_steps(Rows *r, const Jsonl *j, const json_t *steps, 
     memset(r->mask, 0, (size_t)prompt);
     for (size_t i = 0; i < json_array_size(steps); i++) {
         const int32_t before = r->ids.count;
-        const int label = row_label(json_array_get(labels, i), 254);
+        const json_t *given = json_array_get(labels, i);
+        const double share = json_is_real(given) ? json_real_value(given) : -1;
+        const int label = share >= 0 && share <= 1 ? step_label(share) : row_label(given, 1);
         const char *step = jsonl_value_text(j, json_array_get(steps, i), name, e);
         if (!step) return ROW_BAD;
         if (label < 0) {
-            jsonl_error(j, labelled, e, "label %zu is neither true, false nor a whole number from 0 to 254", i);
+            jsonl_error(j, labelled, e, "label %zu is neither true, false nor a number from 0 to 1", i);
             return ROW_BAD;
         }
         if (!tokenizer_encode(&r->tokenizer, step, strlen(step), TOKENIZER_CONTINUES, &r->ids, &inner) ||

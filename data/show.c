@@ -140,7 +140,9 @@ static void print_steps(const int32_t *ids, const uint8_t *labels, int32_t n) {
         while (end < n && !labels[end]) end++;
         end += end < n;
         print_ids(ids + i, end - i, LOOK_PLAIN);
-        if (labels[end - 1]) printf("%s⟦%d⟧%s", look_code(LOOK_TRAINED), labels[end - 1] - 1, look_end(LOOK_TRAINED));
+        if (labels[end - 1])
+            printf("%s⟦%.3g⟧%s", look_code(LOOK_TRAINED), step_share((uint8_t)(labels[end - 1] - 1)),
+                   look_end(LOOK_TRAINED));
         i = end;
     }
 }
@@ -352,8 +354,8 @@ static void shard_stats(const Shard *s, Record *r) {
         if (s->kind == RECORD_STEP)
             for (int32_t k = 0; k < r->count; k++)
                 if (r->mask[k]) {
-                    char label[8];
-                    snprintf(label, sizeof label, "%d", r->mask[k] - 1);
+                    char label[16];
+                    snprintf(label, sizeof label, "%.3g", step_share((uint8_t)(r->mask[k] - 1)));
                     tally(&labels, label);
                     steps++;
                 }

@@ -293,10 +293,10 @@ static void test_preferences(void **state) {
 
 static void test_steps(void **state) {
     (void)state;
-    put("a.jsonl", "{\"prompt\":\"Q\",\"completions\":[\"ab\",\"cd\",\"e\"],\"labels\":[true,false,2]}\n");
+    put("a.jsonl", "{\"prompt\":\"Q\",\"completions\":[\"ab\",\"cd\",\"e\"],\"labels\":[true,false,0.25]}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
     Shard s = open_shard("a.shard", RECORD_STEP, 1);
-    assert_record(&s, 0, "Qab[\n]1cd[\n]0e[\n]2");
+    assert_record(&s, 0, "Qab[\n]1cd[\n]0e[\n]62"); /* 0.25: 2 + 240 / 4 */
     shard_close(&s);
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --step-separator '' --max-tokens 5");
     assert_holds(said, "records truncated to --max-tokens, without their last steps: 1 ");
@@ -314,7 +314,8 @@ static void test_steps(void **state) {
         {"{\"prompt\":\"Q\",\"completions\":\"a\",\"labels\":[1]}", "field 'completions': is a string"},
         {"{\"prompt\":\"Q\",\"completions\":[],\"labels\":[]}", "field 'completions': is an empty list"},
         {"{\"prompt\":\"Q\",\"completions\":[\"a\",\"b\"],\"labels\":[1]}", "field 'labels': is not a list of 2"},
-        {"{\"prompt\":\"Q\",\"completions\":[\"a\"],\"labels\":[-1]}", "field 'labels': label 0 is neither"},
+        {"{\"prompt\":\"Q\",\"completions\":[\"a\"],\"labels\":[2]}", "field 'labels': label 0 is neither"},
+        {"{\"prompt\":\"Q\",\"completions\":[\"a\"],\"labels\":[1.5]}", "field 'labels': label 0 is neither"},
         {"{\"prompt\":\"Q\",\"completions\":[7],\"labels\":[1]}", "field 'completions': is a number"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -60,7 +60,7 @@ static void check_pairs(const Golden *g) {
 static void check_binary(const Golden *g) {
     const RewardLoss o = {.label_smoothing = golden(g, "config")[0]};
     float *score = golden_floats(g, "score"), dscore[64];
-    uint8_t label[64];
+    float label[64];
     const int n = golden_count(g, "score");
     const double tolerance = golden(g, "tolerance") ? golden(g, "tolerance")[0] : 1e-8, loss = golden(g, "loss")[0];
     for (int i = 0; i < n; i++) label[i] = golden(g, "label")[i] > 0.5;
@@ -107,10 +107,10 @@ static long double defined_pairs(const RewardLoss *o, const long double *s, cons
     return sum / n;
 }
 
-static long double defined_binary(const RewardLoss *o, const long double *s, const uint8_t *label, int n) {
+static long double defined_binary(const RewardLoss *o, const long double *s, const float *label, int n) {
     long double sum = 0;
     for (int i = 0; i < n; i++) {
-        const long double t = label[i] ? 1 - o->label_smoothing : o->label_smoothing;
+        const long double y = label[i], e = o->label_smoothing, t = y * (1 - e) + (1 - y) * e;
         sum += t * minus_log_sigmoid(s[i]) + (1 - t) * minus_log_sigmoid(-s[i]);
     }
     return sum / n;
@@ -125,10 +125,10 @@ static void finite_differences(void **state) {
         const RewardLoss o = {.label_smoothing = smoothing[k % 3], .center = center[k / 3]};
         float score[2 * N], margin[N], dscore[2 * N];
         long double s[2 * N];
-        uint8_t label[2 * N];
+        float label[2 * N];
         for (int i = 0; i < 2 * N; i++) {
             s[i] = score[i] = (float)(2 * random_normal(&r));
-            label[i] = (uint8_t)random_below(&r, 2);
+            label[i] = k % 2 ? (float)random_real(&r) : (float)random_below(&r, 2); /* also probabilities */
             if (i < N) margin[i] = (float)random_real(&r);
         }
         near(loss_bradley_terry(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13,
@@ -198,7 +198,7 @@ static void extremes(void **state) {
     near(loss_bradley_terry(&o, small, NULL, 1, 1, dscore), 2e30, 1e-6, "wrong");
     assert_true(dscore[0] == -1 && dscore[1] == 1);
     assert_true(isnan(loss_bradley_terry(&o, broken, NULL, 1, 1, dscore)) && isnan(dscore[0]));
-    assert_true(isnan(loss_binary(&o, broken, (uint8_t[]){1}, 1, 1, dscore)) && isnan(dscore[0]));
+    assert_true(isnan(loss_binary(&o, broken, (float[]){1}, 1, 1, dscore)) && isnan(dscore[0]));
 }
 
 /* -- calibration -------------------------------------------------------------------------------------------------- */

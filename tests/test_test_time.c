@@ -24,7 +24,7 @@
 #include "../llmc/text/tokenizer.h"      /* tokenizer_store */
 #include "files.h"                       /* files_path */
 #include "models.h"                      /* refused, MODELS_VOCAB, assert_near, models_random, ... */
-#include "shell.h"                       /* assert_holds, run, said, put */
+#include "shell.h"                       /* assert_holds, run, put, said */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
 
@@ -622,6 +622,70 @@ static void search_refusals(void **state) {
 #undef EVALUATE
 }
 
+/* ---- labels of steps ------------------------------------------------------------------------------------------ */
+
+/* Position p is followed by one of two scripts, each in half of the samples, so the values are known: of the four steps of
+ * "a;b;c;7", what follows a prefix decides whether the answer is 7 (always, in half of the cases, or never). */
+static void labels_of_steps(void **state) {
+    (void)state;
+    static const char right[] = "_a;b;c;7", wrong[] = "_a;b;c;8";
+    int32_t a[8], b[8];
+    for (int i = 0; i < 7; i++) {
+        a[i] = (unsigned char)right[i + 1];
+        b[i] = (unsigned char)wrong[i + 1];
+    }
+    Model m = models_scripted(32, a, b, 7);
+    models_save(&m, "coin.bin", false, NULL);
+    model_free(&m);
+    put("solved.jsonl",
+        "{\"prompt\":\"_\",\"task\":\"exact\",\"answer\":\"a;b;c;7\",\"completion\":\"a;b;c;7\",\"right\":true}\n"
+        "{\"prompt\":\"_\",\"task\":\"exact\",\"answer\":\"a;b;c;7\",\"completion\":\"a;b;x;7\"}\n"
+        "{\"prompt\":\"_\",\"task\":\"exact\",\"answer\":\"a;b;c;7\",\"completion\":\"x;b;c;8\"}\n");
+#define LABEL                                                                                                          \
+    "./generate -c $T/coin.bin --raw -i $T/solved.jsonl --reward verify --step-separator ';' -g 9 --temperature 1 "
+    run(0, LABEL "--rollouts-per-step 64");
+    static const int good[3][4] = {{1, 1, 1, 1}, {1, 1, 0, 0}, {0, 0, 0, 0}};
+    for (int i = 0; i < 3; i++) {
+        json_t *row = json_line_of(out, i), *labels = json_object_get(row, "labels"),
+               *values = json_object_get(row, "values");
+        assert_int_equal(json_array_size(json_object_get(row, "completions")), 4);
+        assert_null(json_object_get(row, "completion"));
+        assert_null(json_object_get(row, "right"));
+        for (size_t k = 0; k < 4; k++) {
+            const double value = json_number_value(json_array_get(values, k));
+            assert_int_equal(json_is_true(json_array_get(labels, k)), good[i][k]);
+            if (k == 3 || !good[i][k]) assert_near(value, good[i][k], 0);
+            else assert_near(value, 0.5, 0.3); /* 64 coins: 4.8 standard deviations */
+        }
+        json_decref(row);
+    }
+    /* equal prefixes of the first two solutions are continued once: 3 + 3 + 3 prefixes, of which 2 are equal */
+    assert_holds(said, "9 prefixes continued 64 times, 2 of them equal to another one");
+    put("whole.jsonl", out);
+    run(0, LABEL "--rollouts-per-step 64 --search-first-error");
+    for (int i = 0; i < 3; i++) {
+        json_t *row = json_line_of(out, i), *labels = json_object_get(row, "labels");
+        for (size_t k = 0; k < 4; k++) assert_int_equal(json_is_true(json_array_get(labels, k)), good[i][k]);
+        assert_null(json_object_get(row, "values"));
+        json_decref(row);
+    }
+    /* soft labels go into a shard and train a model */
+    run(0, "./data/make_shard --quiet -i $T/whole.jsonl --labels-field values --step-separator ';' -o $T/soft.shard && "
+           "./data/show --records 1 $T/soft.shard && "
+           "./train_rm --kind prm --layers 1 --width 16 --heads 2 --context 32 -i $T/soft.shard -o $T/soft.bin -x 1");
+    assert_holds(out, "7;⟦1⟧");
+#define REFUSED "./generate -c $T/coin.bin --raw -o $T/kept "
+    refused(2, REFUSED "-i $T/solved.jsonl --rollouts-per-step 4", "needs --reward verify");
+    refused(2, REFUSED "-i $T/solved.jsonl --search-first-error", "used only with --rollouts-per-step");
+    refused(2, REFUSED "-i $T/solved.jsonl --reward verify --rollouts-per-step 4 --temperature 0", "are identical");
+    refused(2, REFUSED "-i $T/solved.jsonl --reward verify --rollouts-per-step 4 --num-samples 2",
+            "--num-samples: not used");
+    put("bare.jsonl", "{\"prompt\":\"_\",\"task\":\"exact\",\"answer\":\"7\"}\n");
+    refused(1, REFUSED "-i $T/bare.jsonl --reward verify --rollouts-per-step 4", "row 1: it has no completion");
+#undef LABEL
+#undef REFUSED
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(forced_equals_the_reference),
                                        cmocka_unit_test(infinite_is_plain),
@@ -631,6 +695,7 @@ int main(void) {
                                        cmocka_unit_test(refusals),
                                        cmocka_unit_test(search_equals_the_reference),
                                        cmocka_unit_test(search_refusals),
-                                       cmocka_unit_test(self_certainty)};
+                                       cmocka_unit_test(self_certainty),
+                                       cmocka_unit_test(labels_of_steps)};
     return cmocka_run_group_tests_name("test_time", tests, models_setup, models_teardown);
 }

@@ -4,7 +4,7 @@
  *                     L = mean[ -(1 - e) log sigma(x) - e log sigma(-x) ] + c mean[ (s_c + s_r)^2 ]
  *     with soft labels, p = sigma(m) is the probability that c is better (Lee et al. 2023, RLAIF, 2.2):   d = s_c - s_r
  *                     L = mean[ -p log sigma(d) - (1 - p) log sigma(-d) ] + c mean[ (s_c + s_r)^2 ]
- *   binary          labels y in {0, 1}:   t = y (1 - e) + (1 - y) e
+ *   binary          labels y in [0, 1]:   t = y (1 - e) + (1 - y) e
  *                     L = mean[ -t log sigma(s) - (1 - t) log sigma(-s) ]
  *
  * Label smoothing e is in [0, 0.5), 0 for none; c is the weight of the centering term. N, the normaliser, is the number
@@ -59,13 +59,14 @@ static inline double loss_bradley_terry(const RewardLoss *o, const float *score,
 
 /* Binary cross-entropy: Cobbe et al. 2021 (outcome verifiers, section 4.2), Lightman et al. 2023 (step labels).
  *   dL/ds = (sigma(s) - t) / N
+ * A label between 0 and 1 is the probability of 1 (soft labels: Wang et al. 2024, Math-Shepherd, 2312.08935, section 3.3).
  * score, label: (n); dscore: (n) is written, NULL skips it. Returns this micro-batch's contribution to L. */
-static inline double loss_binary(const RewardLoss *o, const float *score, const uint8_t *label, int64_t n,
+static inline double loss_binary(const RewardLoss *o, const float *score, const float *label, int64_t n,
                                  double normaliser, float *dscore) {
     const double N = normaliser, e = o->label_smoothing;
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        const double t = label[i] ? 1 - e : e, s = score[i];
+        const double y = label[i], t = y * (1 - e) + (1 - y) * e, s = score[i];
         if (t > 0) sum -= t * log_sigmoid(s);
         if (t < 1) sum -= (1 - t) * log_sigmoid(-s);
         if (dscore) dscore[i] = (float)((sigmoid(s) - t) / N);

@@ -7,7 +7,7 @@
  *     label            .   1   0
  *
  * Examples holds the records; one without a prompt, a completion or a label is left out and counted (dropped).
- * labelled.h fits them to a maximum length. Labels other than 0 and 1 are rejected.
+ * labelled.h fits them to a maximum length. The label of a step may also be a probability (step_share).
  *
  *     Examples x;
  *     if (!examples_open(&x, "labelled.shard", RECORD_UNPAIRED, false, &e)) die("%s", e.text);
@@ -31,7 +31,7 @@ typedef struct Example {
     int32_t prompt_len, completion_len;
     int32_t labels;       /* number of labels, at least 1 */
     const int32_t *at;    /* (labels) index of each label's token in the completion, increasing */
-    const uint8_t *label; /* (labels) 1 good, 0 bad */
+    const uint8_t *label; /* (labels) 1 good, 0 bad; of steps also probabilities, see step_share() */
     int file;             /* number of its file among those of the shard */
 } Example;
 
@@ -49,7 +49,7 @@ static inline void examples_close(Examples *x) {
     *x = (Examples){0};
 }
 
-/* Fills in q's labels from record r. at, label: storage for them. Returns false if a label is neither 0 nor 1. */
+/* Fills in q's labels from record r. at, label: storage for them. Returns false if a label is none. */
 static inline bool example_labels(Example *q, RecordKind kind, const Record *r, int32_t *at, uint8_t *label) {
     q->at = at;
     q->label = label;
@@ -62,7 +62,7 @@ static inline bool example_labels(Example *q, RecordKind kind, const Record *r, 
     for (int32_t k = 0; k < q->completion_len; k++) {
         const uint8_t mark = r->mask[r->prompt + k];
         if (!mark) continue;
-        if (mark > 2) return false;
+        if (mark > 3 + STEP_SHARES) return false;
         at[q->labels] = k;
         label[q->labels++] = (uint8_t)(mark - 1);
     }
@@ -112,7 +112,7 @@ static inline bool examples_read(Examples *x, Error *e) {
         Example q = {.prompt = token, .prompt_len = r.prompt, .completion = token + r.prompt, .file = shard_file(s, i)};
         q.completion_len = r.count - r.prompt;
         if (r.prompt >= 1 && q.completion_len >= 1 && !example_labels(&q, s->kind, &r, at, label))
-            ok = error_set(e, "%s: record %lld has a label above 1, expected 0 (bad) or 1 (good)", s->name,
+            ok = error_set(e, "%s: record %lld has a label that is neither good, bad nor a probability", s->name,
                            (long long)i);
         x->dropped += !q.labels;
         if (!q.labels) continue;

@@ -18,7 +18,8 @@
  *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 is 1 if token i is trained on
  *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
  *   preference  int32[3] tokens of prompt, chosen, rejected, then float32 margin; T ids
- *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0
+ *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0; label 0: bad,
+ *               1: good, 2 + 240 p: good with probability p
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
  *
  * A shard is checked before any record is returned: magic number, version, all sizes against the file's length before
@@ -74,6 +75,15 @@ typedef struct Record {
                                                   JSON object; "" if absent. They point into the shard */
     int32_t capacity;                          /* capacity of the buffers that shard_record() fills */
 } Record;
+
+/* The label of a step that is good with probability p; p is rounded to a multiple of 1/240. */
+enum { STEP_SHARES = 240 };
+static inline uint8_t step_label(double p) {
+    return (uint8_t)(p <= 0 ? 0 : p >= 1 ? 1 : 2 + (int)(STEP_SHARES * p + 0.5));
+}
+
+/* The probability that a label stands for. */
+static inline double step_share(uint8_t label) { return label < 2 ? label : (label - 2.0) / STEP_SHARES; }
 
 typedef struct ShardIndex {
     uint64_t offset; /* in the payload */

@@ -58,10 +58,11 @@ static inline void calibration_add_pair(Calibration *c, double difference) {
     calibration_add(c, sigmoid(fabs(difference)), difference > 0 ? 1 : difference < 0 ? 0 : 0.5);
 }
 
-/* Adds a label (1 or 0) predicted with the logit s. NaN is left out. */
-static inline void calibration_add_label(Calibration *c, double s, int label) {
+/* Adds a label (1, 0, or the probability of 1) predicted with the logit s. NaN is left out. */
+static inline void calibration_add_label(Calibration *c, double s, double label) {
     if (isnan(s)) return;
-    c->sum.log_loss -= log_sigmoid(label ? s : -s);
+    if (label > 0) c->sum.log_loss -= label * log_sigmoid(s);
+    if (label < 1) c->sum.log_loss -= (1 - label) * log_sigmoid(-s);
     calibration_add(c, sigmoid(s), label);
 }
 

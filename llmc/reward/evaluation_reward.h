@@ -91,8 +91,10 @@ static inline void tally_score(RewardTally *t, double score) {
     t->v->most = fmax(t->v->most, score);
 }
 
-/* Adds a completion or a step. logit: the raw output of the head. */
-static inline void tally_label(RewardTally *t, double score, double logit, int label) {
+/* Adds a completion or a step. logit: the raw output of the head; share: the label, a probability of which 1/2 and more is
+ * good. */
+static inline void tally_label(RewardTally *t, double score, double logit, double share) {
+    const int label = share >= 0.5;
     if (t->n == t->capacity) {
         t->capacity = 2 * t->capacity + 1024;
         t->ranked = (RankedScore *)xrealloc(t->ranked, (size_t)t->capacity, sizeof *t->ranked);
@@ -100,7 +102,7 @@ static inline void tally_label(RewardTally *t, double score, double logit, int l
     t->ranked[t->n++] = (RankedScore){score, label};
     t->v->units++;
     t->v->accuracy += (logit > 0) == label;
-    calibration_add_label(&t->v->calibration, logit, label);
+    calibration_add_label(&t->v->calibration, logit, share);
     tally_score(t, score);
 }
 
@@ -167,8 +169,8 @@ static inline bool tally_steps(RewardTally *t, const uint8_t *label, const int32
         for (int64_t end = k + solution[i]; k < end; k++) {
             const double p = sigmoid(r->value[k]);
             total = reward_model_aggregate(r->aggregation, total, p);
-            right = right && label[k];
-            tally_label(t, p, r->value[k], label[k]);
+            right = right && step_share(label[k]) >= 0.5;
+            tally_label(t, p, r->value[k], step_share(label[k]));
         }
         t->solutions += (total > 0.5) == right;
     }
@@ -191,7 +193,7 @@ static inline bool tally_solutions(RewardTally *t, const Shard *s, int64_t first
         Example x = {.prompt = r->tokens, .completion = r->tokens + r->prompt, .prompt_len = r->prompt};
         x.completion_len = r->count - r->prompt;
         if (!example_labels(&x, RECORD_STEP, r, at, own)) {
-            ok = error_set(e, "%s: record %lld has a label above 1, expected 0 (bad) or 1 (good)", s->name,
+            ok = error_set(e, "%s: record %lld has a label that is neither good, bad nor a probability", s->name,
                            (long long)i);
             break;
         }
