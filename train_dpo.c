@@ -45,6 +45,7 @@
 #include "llmc/report/metrics.h"             /* metrics_phase, Metrics, metrics_final, metrics_set, ... */
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "llmc/reward/code_judge.h"          /* CODE_OPTIONS */
+#include "llmc/rollout/episodes.h"           /* EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"         /* Evaluation */
 #include "llmc/rollout/rollout.h"            /* ROLLOUT_SAMPLING_OPTIONS */
 #include "llmc/train/generation.h"           /* Generation, generation_forward, generation_flatten, ... */
@@ -97,6 +98,7 @@ static const Option options[] = {
                 "leave out prompts with more tokens"),
     OPTION_INT ("max-completion-length", 'g', &o.g.max_completion,     1, 1 << 20, "maximum tokens per completion"),
     ROLLOUT_SAMPLING_OPTIONS(o.g, 0.01, "sampling temperature"),
+    EPISODE_OPTIONS(o.g.episodes),
     JUDGE_OPTIONS(o.g.judge),
     TRAINER_MODEL_OPTIONS(o.t),
     TRAINER_LORA_OPTIONS(o.t),

@@ -10,7 +10,7 @@
 #include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tools.h"       /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* run, assert_holds, out, refused_output, ... */
+#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -566,6 +566,25 @@ static void test_programs(void **state) {
     free(metrics);
 }
 
+/* train_dpo --online learns from pairs of trajectories. */
+static void test_online_pairs(void **state) {
+    (void)state;
+#define DPO "./train_dpo -c $T/sft.bin -i $T/tasks.shard --online -d 16 -g 44 -x 4 -l 1e-3 -o $T/dpo.bin --slots 32 "
+    run(0, DPO "--tools calculator " FORMAT " --reward verify,tool-use --metrics $T/m.jsonl --rollouts $T/r.jsonl");
+    char *metrics = text_of(files_path("m.jsonl"));
+    const char *calls = strstr(metrics, "\"tools/call_frequency\":");
+    assert_true(calls && strtod(calls + 23, NULL) > 0.2);
+    assert_holds(metrics, "\"rewards/accuracies\":");
+    free(metrics);
+    put_program("paid.sh", HELLO ",\"episodes\":true", "",
+                "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"id\":\\2}");
+    run(0, DPO "--tool-cmd 'sh $T/paid.sh' --max-turns 3 " FORMAT " --reward none --online-loss xpo");
+    refused_output("dpo.bin", 2, DPO "--tools calculator " FORMAT " --reward verify --online-loss nash_md",
+                   "--online-loss nash_md: cannot be combined with --tools");
+    refused_output("dpo.bin", 2, "./train_dpo -c $T/sft.bin -i $T/tasks.shard -o $T/dpo.bin --tools calculator",
+                   "--tools: used only with --online");
+}
+
 /* evaluate counts turns and calls, and writes the turns of each completion. */
 static void test_evaluate(void **state) {
     (void)state;
@@ -761,13 +780,14 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),  cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),      cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),       cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_environments),
-                                       cmocka_unit_test(test_credit),         cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries),  cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),          cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),        cmocka_unit_test(test_online_pairs),
+                                       cmocka_unit_test(test_environments),    cmocka_unit_test(test_credit),
+                                       cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

@@ -1,16 +1,19 @@
 /* test_trajectory.c - completions of several turns: the engine against uncached forward passes of the whole sequence, and
  * independence of slots; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
  * calls; the tokens after a turn against the chat templates that wrote them; the calculator against exact values. */
-#include "../llmc/base/error.h"               /* xcalloc, Error, xmalloc */
+#include "../llmc/base/error.h"               /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"              /* random_below, Random, random_start, random_normal */
 #include "../llmc/loss/gae.h"                 /* gae */
 #include "../llmc/model/batch.h"              /* Batch */
 #include "../llmc/model/config.h"             /* ModelConfig, gpt2_config */
+#include "../llmc/model/micro_plan.h"         /* MicroPlan */
 #include "../llmc/model/model.h"              /* Model, model_free, model_download, model_new, ... */
 #include "../llmc/model/pack.h"               /* batch_free, batch_new, batch_clear, batch_sequence, ... */
 #include "../llmc/model/tensors.h"            /* INIT_ONE, TENSOR_COUNT */
 #include "../llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "../llmc/records/completion_set.h"   /* CompletionSet, CompletionSlice, completion_set_add, ... */
+#include "../llmc/records/pairs.h"            /* Pair */
 #include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutRequest, ... */
 #include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, ... */
 #include "../llmc/train/credit.h"             /* Credit, CreditOptions, credit_backward, credit_begin, ... */
@@ -379,6 +382,54 @@ static void test_gae(void **state) {
         if (drawn[t]) assert_true(fabs(A[at++] - wanted[t]) < 1e-5);
 }
 
+/* Pairs of completions with observed tokens: the drawn ones alone are targets, and have the log-probabilities that they have
+ * in the whole sequence. */
+static void test_pairs(void **state) {
+    (void)state;
+    enum { N = 40 };
+    Error e;
+    Random r = random_start(12, 0);
+    Model m = random_model(0.3, 6);
+    Workspace w;
+    int32_t tokens[2][8 + N];
+    uint8_t mask[2][N];
+    float logp[8 + N];
+    CompletionSet s = {.shared = true};
+    Batch b = batch_new(4 * N, 4 * N, 8);
+    assert_true(workspace_new(&w, &m, 4 * N, 4 * N, 8, false, 0, &e));
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < 8 + N; i++) {
+            tokens[k][i] = k && i < 8 ? tokens[0][i] : (int32_t)random_below(&r, VOCAB);
+            if (i >= 8) mask[k][i - 8] = i == 8 || random_below(&r, 2);
+        }
+    const Pair pair = {.prompt = tokens[0],
+                       .prompt_len = 8,
+                       .chosen = tokens[0] + 8,
+                       .chosen_len = N,
+                       .chosen_mask = mask[0],
+                       .rejected = tokens[1] + 8,
+                       .rejected_len = N - 3,
+                       .rejected_mask = mask[1]};
+    completion_set_add(&s, &pair, 0);
+    const MicroPlan *plan = completion_set_plan(&s, &b);
+    assert_int_equal(plan->micros, 1);
+    const CompletionSlice x = completion_set_pack(&s, &b, 0, 1);
+    model_forward(&m, &w, &b, 1.0f, &(ModelOutput){.logp = x.logp});
+    int at = 0;
+    for (int k = 0; k < 2; k++) {
+        batch_clear(&b);
+        batch_sequence(&b, tokens[k], NULL, 8 + N - 3 * k);
+        model_forward(&m, &w, &b, 1.0f, &(ModelOutput){.logp = logp});
+        for (int i = 0; i < N - 3 * k; i++)
+            if (mask[k][i]) assert_true(fabsf(logp[7 + i] - x.logp[at++]) < 1e-5f);
+        assert_int_equal(x.offset[2 + k], at);
+    }
+    completion_set_free(&s);
+    batch_free(&b);
+    workspace_free(&w, &m);
+    model_free(&m);
+}
+
 /* ---- the cross-entropy of observations -------------------------------------------------------------------------- */
 
 enum { SIDE = 3, LENGTH = 12, ALL = 4 * (SIDE + LENGTH) };
@@ -476,8 +527,9 @@ static void test_observation_ce(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),       cmocka_unit_test(test_one_turn),
-                                       cmocka_unit_test(test_turn_tokens), cmocka_unit_test(test_pack),
-                                       cmocka_unit_test(test_gae),         cmocka_unit_test(test_observation_ce)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),         cmocka_unit_test(test_one_turn),
+                                       cmocka_unit_test(test_turn_tokens),   cmocka_unit_test(test_pack),
+                                       cmocka_unit_test(test_gae),           cmocka_unit_test(test_pairs),
+                                       cmocka_unit_test(test_observation_ce)};
     return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
 }

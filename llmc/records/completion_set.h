@@ -8,7 +8,8 @@
  *     offset   3i        3i+1       3i+2         3i+3
  *              | prompt i | chosen i | rejected i | prompt i+1 ...
  *
- * Prompt tokens are included only if a loss trains on them (`prompts`, for ORPO). The first one is always left out,
+ * Tokens of a completion that its mask leaves out (tokens that the model observed) are context in the batch and have no place
+ * in the arrays. Prompt tokens are included only if a loss trains on them (`prompts`, for ORPO). The first one is always left out,
  * because it is not predicted.
  *
  *     CompletionSet s = {.shared = true};                  // model/transformer.h
@@ -72,6 +73,13 @@ static inline int32_t completion_set_targets(const CompletionSet *s, int32_t i) 
     return s->offset[3 * i + 3] - s->offset[3 * i];
 }
 
+/* The number of targets of a completion of n tokens with this mask (Pair). */
+static inline int32_t completion_targets(const uint8_t *mask, int32_t n) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++) count += !mask || mask[i];
+    return count;
+}
+
 /* Adds a pair, without copying its tokens. The values already in the arrays are kept. */
 static inline void completion_set_add(CompletionSet *s, const Pair *p, int64_t record) {
     if (s->count == s->capacity) {
@@ -87,8 +95,8 @@ static inline void completion_set_add(CompletionSet *s, const Pair *p, int64_t r
     s->pair[s->count] = *p;
     s->record[s->count++] = record;
     at[1] = at[0] + (s->prompts ? p->prompt_len - 1 : 0);
-    at[2] = at[1] + p->chosen_len;
-    at[3] = at[2] + p->rejected_len;
+    at[2] = at[1] + completion_targets(p->chosen_mask, p->chosen_len);
+    at[3] = at[2] + completion_targets(p->rejected_mask, p->rejected_len);
     if (at[3] <= s->token_capacity) return;
     s->token_capacity = 2 * at[3];
     const size_t n = (size_t)s->token_capacity;
@@ -130,10 +138,10 @@ static inline CompletionSlice completion_set_pack(CompletionSet *s, Batch *b, in
         const int prompt = batch_segment(b, p->prompt, p->prompt_len, 0, -1);
         if (s->prompts)
             for (int32_t k = 1; k < p->prompt_len; k++) batch_target(b, b->segment[prompt].start + k - 1, p->prompt[k]);
-        batch_completion(b, prompt, p->chosen, NULL, p->chosen_len);
+        batch_completion(b, prompt, p->chosen, p->chosen_mask, p->chosen_len);
         if (!p->rejected_len) continue;
         const int again = s->shared ? prompt : batch_segment(b, p->prompt, p->prompt_len, 0, -1);
-        batch_completion(b, again, p->rejected, NULL, p->rejected_len);
+        batch_completion(b, again, p->rejected, p->rejected_mask, p->rejected_len);
     }
     return completion_set_slice(s, first, end);
 }

@@ -30,6 +30,8 @@ typedef struct Pair {
     int32_t prompt_len, chosen_len, rejected_len;
     float margin; /* how much better chosen is; 0: unknown */
     int file;     /* number of its file among those of the shard */
+    /* 1: the token is a target, 0: it is context; NULL: all are targets */
+    const uint8_t *chosen_mask, *rejected_mask;
 } Pair;
 
 typedef struct Pairs {

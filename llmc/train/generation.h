@@ -540,7 +540,7 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     if (judge->rows > judged) g->t->flops += model_flops(&judge->model.config, (double)(judge->rows - judged), 0, 0, 1);
     for (int32_t i = 0; i < count; i++) {
         const Trajectory *y = scored[i].completion.trajectory;
-        scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count ? NAN : total[i]);
+        scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count && !g->judge ? NAN : total[i]);
         if (y && y->counts.parse_errors)
             scored[i].reward -= (float)(g->o->episodes.parse_penalty * y->counts.parse_errors);
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);

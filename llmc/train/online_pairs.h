@@ -41,12 +41,14 @@
 #include "../report/run_facts.h"       /* RUN_REWARD, RUN_SAMPLING, RunPhase */
 #include "../reward/reward_model.h"    /* RewardItem, RewardModel, reward_model_close, reward_model_preference, ... */
 #include "../reward/verify_answer.h"   /* RewardInput */
+#include "../rollout/episodes.h"       /* episodes_on */
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
 #include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_input, prompts_item, ... */
-#include "../rollout/rollout.h"        /* RolloutRequest, Completion, Rollout, completion_free, ... */
+#include "../rollout/rollout.h"        /* RolloutRequest, completion_drawn, completion_mask, Completion, ... */
+#include "../rollout/trajectory.h"     /* STOP_TOOL_FAILED, Trajectory */
 #include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
-#include "generation_report.h"         /* generation_check_evaluation, generation_log */
+#include "generation_report.h"         /* generation_check_evaluation, generation_log, generation_log_turns */
 #include "preference_options.h"        /* PreferenceOptions */
 #include "preference_reference.h"      /* PreferenceReferenceOptions */
 #include "trainer.h"                   /* Trainer, trainer_require */
@@ -107,6 +109,8 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
         {&g->repetition_penalty, o->on, online},
         {&g->slots, o->on, online},
         {&g->stop, o->on, online},
+        {&g->episodes.tools, o->on, online},
+        {&g->episodes.commands, o->on, online},
         {&g->sample_count, o->on, online},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
@@ -116,6 +120,8 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
     if (l->unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
     if (r->precompute)
         usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");
+    if (o->kind == ONLINE_NASH_MD && episodes_on(&g->episodes))
+        usage_error("--online-loss nash_md: cannot be combined with --tools and --tool-cmd");
     if (!o->reward_model && !g->reward && !g->reward_cmd && !g->judges_pairs)
         usage_error("--online: give --reward-model, --reward, --reward-cmd or --judge to score the pairs");
     if (g->judges_pairs && o->reward_model)
@@ -194,6 +200,7 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
     if (!rollout_new(&p->other, from, (int)g->o->slots, prompt, most, &e) ||
         (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->o->mixture_coef, &e)))
         die("%s; lower --slots", e.text);
+    p->other.turns = g->engine.turns;
 }
 
 /* Samples one completion of each prompt of this step from the other model. */
@@ -250,7 +257,8 @@ static inline void online_compare(OnlinePairs *p) {
     for (int32_t i = 0; i < p->count; i++) {
         ScoredCompletion *both[] = {online_completion(p, i, 0), online_completion(p, i, 1)};
         for (int k = 0; k < 2; k++) {
-            both[k]->reward = (float)(k ? 1 - better[i] : better[i]);
+            const Trajectory *y = both[k]->completion.trajectory;
+            both[k]->reward = y && y->stop == STOP_TOOL_FAILED ? NAN : (float)(k ? 1 - better[i] : better[i]);
             if (!both[k]->completion.finished) both[k]->reward -= (float)p->o->missing_eos_penalty;
         }
         judge_record_free(&record[i]);
@@ -306,7 +314,9 @@ static inline void online_make_pairs(OnlinePairs *p, CompletionSet *s) {
                            .chosen = w->tokens,
                            .chosen_len = w->count,
                            .rejected = l->tokens,
-                           .rejected_len = nash ? 0 : l->count};
+                           .rejected_len = nash ? 0 : l->count,
+                           .chosen_mask = completion_mask(w),
+                           .rejected_mask = nash ? NULL : completion_mask(l)};
         p->probability[s->count] = (float)online_preference(p, (double)a->reward - b->reward);
         for (int k = 0; k < 2; k++) /* xpo: the optimism term is on the reference's completion */
             p->linear[2 * s->count + k] = p->kind == ONLINE_XPO && k == first ? (float)p->o->xpo_alpha : 0;
@@ -339,7 +349,7 @@ static inline OnlineSummary online_summary(const OnlinePairs *p) {
     for (int32_t i = 0; i < p->count; i++) {
         const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
         s.ended += a->completion.finished + b->completion.finished;
-        s.length += a->completion.count + b->completion.count;
+        s.length += completion_drawn(&a->completion) + completion_drawn(&b->completion);
         if (isnan(a->reward) || isnan(b->reward)) continue;
         s.pairs++;
         s.ties += a->reward == b->reward;
@@ -370,6 +380,7 @@ static inline void online_log(OnlinePairs *p, const OnlineSummary *w, const Pref
     metrics_set(m, "objective/non_score_reward", 0 - c->beta * kl);
     metrics_set(m, "objective/rlhf_reward", w->score - c->beta * kl);
     metrics_set(m, "val/contain_eos_token", w->ended);
+    if (p->g.engine.turns) generation_log_turns(&p->g);
     metrics_set(m, "beta", c->beta);
     if (nash) metrics_set(m, "rewards/probabilities", w->probability);
     metrics_set(m, "ties", (double)w->ties / w->pairs);
