@@ -34,7 +34,7 @@
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* die, usage_error, Error, xcalloc, ... */
 #include "llmc/base/file_kind.h"           /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
-#include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort */
+#include "llmc/base/io.h"                  /* Writer, writer_commit, writer_open, writer_abort, ... */
 #include "llmc/base/json_text.h"           /* json_utf8, json_dump_short */
 #include "llmc/base/options.h"             /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "llmc/base/program.h"             /* program_stopping, program_start */
@@ -48,16 +48,18 @@
 #include "llmc/judge/pairs.h"              /* JudgeEvaluation, judge_length_bias, JudgedPair, PairTexts, ... */
 #include "llmc/model/backend.h"            /* Backend, Device, Dtype */
 #include "llmc/model/batch.h"              /* Batch */
+#include "llmc/model/config.h"             /* ModelConfig */
 #include "llmc/model/model.h"              /* model_sync */
 #include "llmc/model/model_fits.h"         /* FitSide, fit_model */
 #include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
-#include "llmc/model/transformer.h"        /* ModelOutput, model_forward */
+#include "llmc/model/transformer.h"        /* ModelOutput, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "llmc/records/clusters.h"         /* ClusterTrained, clusters_trained, CLUSTER_TRAINED, ... */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
+#include "llmc/report/compute.h"           /* ComputePoint, COMPUTE_PARTS, compute_json, compute_page */
 #include "llmc/report/run_facts.h"         /* run_lineage_name */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin, ... */
 #include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
@@ -66,7 +68,7 @@
 #include "llmc/reward/reward_model.h"      /* RewardModel, REWARD_MODEL_PRM, reward_model_close, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
-#include "llmc/rollout/beam_search.h"      /* BeamKind, SEARCH_BEAM, SEARCH_KINDS, SEARCH_DVTS, ... */
+#include "llmc/rollout/beam_search.h"      /* SEARCH_BEAM, BeamKind, SEARCH_DVTS, SEARCH_KINDS, ... */
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
 #include "llmc/rollout/certainty.h"        /* Certainty, certainty_close, certainty_open */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
@@ -79,7 +81,7 @@
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
 #include "llmc/rollout/thinking.h"         /* thinking_on, THINKING_BUDGETS, THINKING_INFINITE, Thinking, ... */
 #include "llmc/rollout/trajectory.h"       /* STOP_COUNT, STOP_COMPLETED, Trajectory, TrajectoryStop, ... */
-#include "llmc/rollout/votes.h"            /* VOTES_CERTAINTY, VOTES_REWARD, VOTES_WEIGHTS, VotesWeight */
+#include "llmc/rollout/votes.h"            /* VOTES_REWARD, VOTES_CERTAINTY, VOTES_WEIGHTS, VotesWeight */
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/chat.h"                /* chat_section */
 #include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
@@ -90,7 +92,7 @@ static struct {
     CodeOptions code;
     JudgeOptions judge;
     OptionList inputs;
-    const char *reward, *reward_cmd, *reward_model, *completions, *reference, *tokens;
+    const char *reward, *reward_cmd, *reward_model, *completions, *compute, *report, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;
     int64_t reward_workers;
@@ -162,6 +164,9 @@ static const Option options[] = {
     OPTION_GROUP("Output"),
     OPTION_TEXT("completions",          0, &o.completions,    "FILE",
                 "write all completions to this file as JSON lines; .zst is compressed"),
+    OPTION_TEXT("compute-curve",        0, &o.compute,        "FILE",
+                "write accuracy by tokens and FLOPs as JSON lines: of all k, methods of --search, and budgets"),
+    OPTION_TEXT("report",               0, &o.report,         "PAGE", "the same as an HTML page with charts"),
     CODE_OPTIONS(o.code),
     OPTION_END
     // clang-format on
@@ -633,6 +638,34 @@ static void compare_completion(Tasks *t, const EvaluationSample *s) {
     free(ids);
 }
 
+/* ---- compute ---- */
+
+/* Rows of a model, pairs of attention and drawn tokens: of prompts, and of completions. */
+typedef struct Cost {
+    double count, rows, pairs;
+} Cost;
+
+/* The points of --compute-curve. prompt, greedy, sample: costs by which the FLOPs of methods without search are computed. */
+static struct {
+    ComputePoint *point;
+    int points;
+    int *part; /* (prompts) the fifth of the prompts by difficulty; -1: cannot be verified */
+    Cost prompt, greedy, sample;
+} curve;
+
+/* Adds what a completion cost after its prompt of n tokens. */
+static void curve_count(const EvaluationSample *s, int32_t n) {
+    Cost *c = s->sample < 0 ? &curve.greedy : &curve.sample;
+    const double rows = s->completion->count;
+    c->count++;
+    c->rows += rows;
+    c->pairs += rows * n + 0.5 * rows * rows;
+    if (s->sample >= 0) return;
+    curve.prompt.count++;
+    curve.prompt.rows += n;
+    curve.prompt.pairs += 0.5 * (double)n * n;
+}
+
 /* Counts the tokens of a thought: of the samples, or of the greedy completions if there are no samples. */
 static void count_thought(Tasks *t, const EvaluationSample *s) {
     if (!t->budget || (s->sample < 0 && o.samples)) return;
@@ -678,6 +711,7 @@ static void report_turns(const struct TurnTotals *n) {
 static void take_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
     count_thought(t, s);
+    if (o.compute && !t->search) curve_count(s, prompts_length(&t->prompts, s->prompt));
     count_turns(t, s);
     if (o.completions) write_completion(t, s);
     if (t->work) compare_completion(t, s);
@@ -758,6 +792,114 @@ static void report_judge(const Judge *j) {
     text_free(&figures);
 }
 
+/* FLOPs for a prompt and k completions. head: a token is drawn from each row of a completion. */
+static double curve_flops(const ModelConfig *c, const Cost *completion, double k, bool head) {
+    const Cost *p = &curve.prompt;
+    const double rows = completion->count ? k * completion->rows / completion->count : 0,
+                 pairs = completion->count ? k * completion->pairs / completion->count : 0;
+    return model_flops(c, p->rows / p->count + rows, head ? rows : 0, p->pairs / p->count + pairs, 1);
+}
+
+/* Adds a point. by_prompt: whether each prompt was right, at `stride` bytes; NULL: unknown. */
+static void curve_point(ComputePoint point, double error, const void *by_prompt, size_t stride, int64_t count) {
+    double right[COMPUTE_PARTS] = {0}, prompts[COMPUTE_PARTS] = {0};
+    point.low = fmax(point.accuracy - 1.959963984540054 * error, 0);
+    point.high = fmin(point.accuracy + 1.959963984540054 * error, 1);
+    for (int64_t i = 0; i < count && by_prompt; i++) {
+        const double x = *(const double *)((const char *)by_prompt + (size_t)i * stride);
+        if (curve.part[i] < 0 || isnan(x)) continue;
+        right[curve.part[i]] += x;
+        prompts[curve.part[i]]++;
+    }
+    for (int k = 0; k < COMPUTE_PARTS; k++) point.part[k] = prompts[k] ? right[k] / prompts[k] : NAN;
+    curve.point = (ComputePoint *)xrealloc(curve.point, (size_t)curve.points + 1, sizeof *curve.point);
+    curve.point[curve.points++] = point;
+}
+
+static int by_pass(const void *a, const void *b, void *outcomes) {
+    const Outcome *x = (const Outcome *)outcomes;
+    const int i = *(const int *)a, j = *(const int *)b;
+    const double p = x[i].pass[0], q = x[j].pass[0];
+    return p > q ? -1 : p < q ? 1 : (i > j) - (i < j);
+}
+
+/* Divides the prompts into fifths by how often a sample is right. */
+static void curve_parts(const Outcome *outcome, int64_t count) {
+    int *order = (int *)xcalloc((size_t)count + 1, sizeof *order), n = 0;
+    curve.part = (int *)xrealloc(curve.part, (size_t)count + 1, sizeof *curve.part);
+    for (int64_t i = 0; i < count; i++) {
+        curve.part[i] = -1;
+        if (outcome[i].scorable && o.samples) order[n++] = (int)i;
+    }
+    qsort_r(order, (size_t)n, sizeof *order, by_pass, (void *)outcome);
+    for (int i = 0; i < n; i++) curve.part[order[i]] = (int)((int64_t)i * COMPUTE_PARTS / n);
+    free(order);
+}
+
+/* Adds the points of samples without search: greedy, and pass, majority, best and weighted for each k. */
+static void curve_samples(const Tasks *t, const Outcome *outcome, int64_t count) {
+    const Evaluation *v = &t->all;
+    const ModelConfig *c = &model.model.config;
+    curve_parts(outcome, count);
+    curve_point((ComputePoint){.method = "greedy",
+                               .parameter = NAN,
+                               .tokens = curve.greedy.rows / curve.greedy.count,
+                               .flops = curve_flops(c, &curve.greedy, 1, true),
+                               .accuracy = v->greedy},
+                v->greedy_error, &outcome->greedy, sizeof *outcome, count);
+    const struct {
+        const char *method;
+        const double *value, *error;
+        size_t at;
+        bool judged, shown;
+    } all[] = {
+        {"pass", v->pass, v->pass_error, offsetof(Outcome, pass), false, true},
+        {"majority", v->majority, v->majority_error, offsetof(Outcome, majority), false, true},
+        {"best", v->best, v->best_error, offsetof(Outcome, best), v->judge, t->rewarded},
+        {"weighted", v->weighted, v->weighted_error, offsetof(Outcome, weighted), v->judge && v->vote == VOTES_REWARD,
+         evaluation_weighted(v)},
+    };
+    for (size_t m = 0; m < sizeof all / sizeof *all; m++)
+        for (int k = 0; k < v->ks && all[m].shown; k++) {
+            const double n = v->k[k], rows = n * curve.sample.rows / curve.sample.count;
+            const bool judged = all[m].judged;
+            ComputePoint point = {.method = all[m].method,
+                                  .parameter = n,
+                                  .tokens = rows,
+                                  .prm_tokens = judged ? rows + curve.prompt.rows / curve.prompt.count : 0,
+                                  .flops = curve_flops(c, &curve.sample, n, true),
+                                  .accuracy = all[m].value[k]};
+            if (judged) point.flops += curve_flops(&v->judge->model.config, &curve.sample, n, false);
+            curve_point(point, all[m].error[k], (const char *)outcome + all[m].at + (size_t)k * sizeof(double),
+                        sizeof *outcome, count);
+        }
+}
+
+/* Writes the rows and the page. */
+static void curve_write(const Tasks *t) {
+    Error e;
+    Writer w;
+    if (!writer_open(&w, o.compute, &e)) die("%s", e.text);
+    for (int i = 0; i < curve.points; i++) {
+        json_t *row = compute_json(&curve.point[i]);
+        if (!json_line(&w, row, &e)) die("%s", e.text);
+        json_decref(row);
+    }
+    if (!writer_commit(&w, &e)) die("%s", e.text);
+    if (o.report) {
+        char *page = NULL, what[600];
+        size_t n = 0;
+        FILE *f = (FILE *)checked_object(open_memstream(&page, &n), "a stream in memory");
+        snprintf(what, sizeof what, "%.280s on %.280s", model.name, t->prompts.shard.name);
+        compute_page(f, what, curve.point, curve.points);
+        if (fclose(f)) die("out of memory: a page");
+        if (!writer_open(&w, o.report, &e) || !writer_write(&w, page, n, &e) || !writer_commit(&w, &e))
+            die("%s", e.text);
+        free(page);
+    }
+    free(curve.point), free(curve.part);
+}
+
 static int by_task(const void *a, const void *b, void *prompts) {
     const PromptText *what = ((const Prompts *)prompts)->what;
     const int64_t i = *(const int64_t *)a, j = *(const int64_t *)b;
@@ -820,7 +962,7 @@ static void report_clusters(Tasks *t, int64_t done) {
         own[i] = prompt_cluster(&t->prompts, i, json_string_value(json_object_get(all, "field")));
     for (size_t k = 0; k < json_array_size(names); k++) {
         const char *name = json_string_value(json_array_get(names, k));
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge};
+        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
         int64_t n = 0;
         for (int64_t i = 0; i < done; i++)
             if (own[i] && !strcmp(own[i], name)) part[n++] = t->all.outcome[i];
@@ -988,9 +1130,10 @@ static void run_tasks(Tasks *t, Rollout *engine, const Sampling *how, Outcome *o
     while (done < count && !program_stopping()) {
         const int64_t n = count - done < chunk ? count - done : chunk;
         t->all.outcome = outcome + done;
-        if (!evaluate_tasks(&t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
-                            o.completions || t->work || t->budget || episodes_on(&o.episodes) ? take_completion : NULL,
-                            t, &e))
+        if (!evaluate_tasks(
+                &t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
+                o.completions || o.compute || t->work || t->budget || episodes_on(&o.episodes) ? take_completion : NULL,
+                t, &e))
             fail_tasks(t, e.text);
         if (t->failed) fail_tasks(t, t->error.text);
         done += n;
@@ -1039,6 +1182,18 @@ static void run_budgets(Tasks *t, Rollout *engine, Thinking *thinking, Sampling 
         t->budget = thinking[i].forces ? thinking[i].budget : THINKING_INFINITE;
         t->thoughts = t->thought_tokens = t->within = 0;
         run_tasks(t, engine, how, outcome, count, start);
+        if (o.compute) {
+            const Cost *cost = o.samples ? &curve.sample : &curve.greedy;
+            curve_parts(outcome, count);
+            curve_point((ComputePoint){.method = "budget forcing",
+                                       .parameter = t->budget == THINKING_INFINITE ? NAN : t->budget,
+                                       .tokens = cost->rows / cost->count,
+                                       .flops = curve_flops(&model.model.config, cost, 1, true),
+                                       .accuracy = o.samples ? t->all.pass[0] : t->all.greedy},
+                        o.samples ? t->all.pass_error[0] : t->all.greedy_error,
+                        o.samples ? outcome->pass : &outcome->greedy, sizeof *outcome, count);
+            curve.prompt = curve.greedy = curve.sample = (Cost){0};
+        }
         run[i] = (ThinkingRun){t->budget, t->thought_tokens / t->thoughts, o.samples ? t->all.pass[0] : t->all.greedy,
                                t->within / t->thoughts};
     }
@@ -1080,11 +1235,25 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
           stderr);
     for (int i = 0; i < methods; i++) {
         BeamFigures f;
+        const bool wide = kind[i] == SEARCH_BEAM || kind[i] == SEARCH_DVTS;
         t->search = search_names[kind[i]];
-        if (!beam_evaluate(&x, kind[i], n, how, &t->prompts, count, &model.text, t->all.code,
-                           o.completions ? take_completion : NULL, t, right, &f, &e))
+        for (int k = !o.compute ? n : wide ? (int)o.search.width : 1; k <= n; k *= 2) {
+            if (!beam_evaluate(&x, kind[i], k, how, &t->prompts, count, &model.text, t->all.code,
+                               o.completions && k == n ? take_completion : NULL, t, right, &f, &e))
+                fail_tasks(t, e.text);
+            if (t->failed) fail_tasks(t, t->error.text);
+            if (!o.compute) continue;
+            curve_point((ComputePoint){.method = t->search,
+                                       .parameter = k,
+                                       .tokens = f.tokens,
+                                       .prm_tokens = f.prm_tokens,
+                                       .flops = f.flops,
+                                       .accuracy = f.accuracy},
+                        f.accuracy_error, right, sizeof *right, count);
+        }
+        if (f.n < n && !beam_evaluate(&x, kind[i], n, how, &t->prompts, count, &model.text, t->all.code,
+                                      o.completions ? take_completion : NULL, t, right, &f, &e))
             fail_tasks(t, e.text);
-        if (t->failed) fail_tasks(t, t->error.text);
         fprintf(stderr, "  | %-9s |", t->search);
         cell(f.accuracy, f.accuracy_error);
         fprintf(stderr, " %8.1f | %8.1f | %5.1f | %7.1f | %7.1f | %19.1f |\n", 100 * f.majority, 100 * f.weighted,
@@ -1279,7 +1448,9 @@ static void evaluate_prompts(const Shard *s) {
     report_table("all", &t.all, t.rewarded);
     report_turns(&t.turns);
     if (t.language_judge.open) report_judge(&t.language_judge);
+    if (o.compute && !budgets) curve_samples(&t, outcome, count);
     if (o.search.methods) run_search(&t, &how, count, new_max);
+    if (o.compute) curve_write(&t);
     if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
     if (t.work) {
         run_batch(&work, &loss);
@@ -1661,6 +1832,8 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reward_group, o.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.scope, episodes_on(&o.episodes), "used only with --tools or --tool-cmd"},
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
+        {&o.compute, draws, only_prompts},
+        {&o.report, o.compute != NULL, "used only with --compute-curve"},
         {&o.completions, prompts || (scored && judge_given(&o.judge)),
          "used only for a prompt shard, and for pairs with --judge"},
         CODE_USES(o.code, draws, only_prompts),

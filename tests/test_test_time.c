@@ -22,8 +22,8 @@
 #include "../llmc/rollout/thinking.h"    /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
 #include "../llmc/rollout/trajectory.h"  /* trajectory_free, trajectory_new */
 #include "../llmc/text/tokenizer.h"      /* tokenizer_store */
-#include "files.h"                       /* files_path */
-#include "models.h"                      /* refused, MODELS_VOCAB, assert_near, models_random, ... */
+#include "files.h"                       /* files_path, text_of */
+#include "models.h"                      /* refused, MODELS_VOCAB, assert_near, json_number_of, ... */
 #include "shell.h"                       /* assert_holds, run, put, said */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
@@ -618,6 +618,33 @@ static void search_refusals(void **state) {
     assert_holds(out, "\"weighted@3\":");
     run(0, EVALUATE "--num-samples 3 --weight certainty");
     assert_holds(said, "weighted@k");
+    /* FLOPs: 2 per parameter of a product and row, and 4 per channel, layer and pair of a query with a key */
+    run(0,
+        EVALUATE "--reward-model $T/prm.bin --search best-of-n,beam --beam-width 2 --step-separator n --num-samples 4 "
+                 "--temperature 1 --compute-curve $T/curve.jsonl --report $T/curve.html");
+    char *rows = text_of(files_path("curve.jsonl")), *page = text_of(files_path("curve.html"));
+    const char *const methods[] = {"greedy",   "pass",      "pass",      "pass",      "majority", "majority",
+                                   "majority", "best",      "best",      "best",      "weighted", "weighted",
+                                   "weighted", "best-of-n", "best-of-n", "best-of-n", "beam",     "beam"};
+    const int parameter[] = {0, 1, 2, 4, 1, 2, 4, 1, 2, 4, 1, 2, 4, 1, 2, 4, 2, 4};
+    assert_int_equal(lines_of(rows), 18);
+    for (int i = 0; i < 18; i++) {
+        row = json_line_of(rows, i);
+        assert_string_equal(json_text_of(row, "method"), methods[i]);
+        if (i) assert_int_equal(json_number_of(row, "parameter"), parameter[i]);
+        assert_holds(page, methods[i]);
+        if (!i) {
+            const ModelConfig c = gpt2_config(2, 2, 32, MODELS_VOCAB, CONTEXT);
+            const double n = 4, drawn = json_number_of(row, "tokens"), C = 32, L = 2;
+            const double products = L * 12 * C * C * (n + drawn) + drawn * C * c.padded_vocab;
+            const double pairs = n * n / 2 + n * drawn + drawn * drawn / 2;
+            assert_near(json_number_of(row, "flops"), 2 * products + 4 * L * C * pairs, 1);
+        }
+        json_decref(row);
+    }
+    assert_holds(page, "Accuracy by difficulty");
+    free(rows), free(page);
+    refused(2, EVALUATE "--report $T/x.html", "--report: used only with --compute-curve");
     refused(2, EVALUATE "--weight reward", "--weight: used only for the samples of a prompt shard; reward needs");
 #undef EVALUATE
 }
