@@ -85,6 +85,7 @@
 #include "llmc/sandbox/sandbox.h"          /* sandbox_name */
 #include "llmc/text/chat.h"                /* chat_section */
 #include "llmc/text/tokenizer.h"           /* tokenizer_token, Tokenizer */
+#include "llmc/tools/code_tool.h"          /* CodeToolOptions */
 
 static struct {
     InferenceOptions m;
@@ -1059,7 +1060,8 @@ static void open_code(Tasks *t) {
     Error e;
     PromptsCode c;
     const bool verifies = prompts_run(&t->prompts, NULL), scores = prompts_run(&t->prompts, &t->rewards);
-    const OptionUse use[] = {CODE_USES(o.code, verifies || scores, "used only for prompts of the task code")};
+    const OptionUse use[] = {
+        CODE_USES(o.code, verifies || scores, episodes_code(&o.episodes), "used only for prompts of the task code")};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (!verifies && !scores) return;
     if (!code_judge_open(&t->code, &o.code, &e) ||
@@ -1417,7 +1419,8 @@ static void evaluate_prompts(const Shard *s) {
                     (long long)o.samples, (long long)drawable, slots);
     if (!rollout_new(&engine, &model.model, slots, t.prompts.longest, new_max, &e)) die("%s", e.text);
     if (episodes_on(&o.episodes)) {
-        if (!episodes_open(&episodes, &o.episodes, &model.text, slots, "evaluate", o.s.seed, &e))
+        const CodeToolOptions code = {o.code.sandbox, o.code.timeout};
+        if (!episodes_open(&episodes, &o.episodes, &code, &model.text, slots, "evaluate", o.s.seed, &e))
             die("%s: %s", episodes_option(&o.episodes), e.text);
         if (!episodes_check(&episodes, t.prompts.what, t.prompts.count, s->name, &e)) die("%s", e.text);
         engine.turns = &episodes.turns;
@@ -1836,7 +1839,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.report, o.compute != NULL, "used only with --compute-curve"},
         {&o.completions, prompts || (scored && judge_given(&o.judge)),
          "used only for a prompt shard, and for pairs with --judge"},
-        CODE_USES(o.code, draws, only_prompts),
+        CODE_USES(o.code, draws, false, only_prompts),
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);

@@ -70,7 +70,7 @@
 #include "llmc/model/model_text.h"      /* ModelText */
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
-#include "llmc/rollout/episodes.h"      /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
+#include "llmc/rollout/episodes.h"      /* episodes_on, episodes_code, EPISODE_OPTIONS, EpisodeOptions, ... */
 #include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, json_line, inference_need_tokenizer, ... */
 #include "llmc/rollout/prompts.h"       /* PromptText */
 #include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, rollout_free, ... */
@@ -81,6 +81,7 @@
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
 #include "llmc/text/chat.h"             /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
 #include "llmc/text/tokenizer.h"        /* TOKENIZER_CONTINUES, tokenizer_decode_more, tokenizer_encode, ... */
+#include "llmc/tools/code_tool.h"       /* CodeToolOptions */
 
 static struct {
     InferenceOptions m;
@@ -610,7 +611,8 @@ static void open_scoring(const Items *items, int32_t max_new) {
         if (!scoring_possible(&scoring, &items->what[i], &one, &e)) die("prompt %lld: %s", (long long)i, e.text);
         possible += one;
     }
-    const OptionUse use[] = {CODE_USES(o.r.code, scoring.code.open, "used only for prompts of the task code")};
+    const OptionUse use[] = {
+        CODE_USES(o.r.code, scoring.code.open, episodes_code(&o.episodes), "used only for prompts of the task code")};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (scoring.on && !possible) die("--reward: no prompt has an answer that the reward can check");
     if (scoring.on && possible < items->count)
@@ -660,8 +662,9 @@ static void many_prompts(const Items *items) {
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     open_scoring(items, new_max);
+    const CodeToolOptions code = {o.r.code.sandbox, o.r.code.timeout};
     if (episodes_on(&o.episodes) &&
-        !episodes_open(&episodes, &o.episodes, &model.text, slots, "generate", o.s.seed, &e))
+        !episodes_open(&episodes, &o.episodes, &code, &model.text, slots, "generate", o.s.seed, &e))
         die("%s: %s", episodes_option(&o.episodes), e.text);
     if (episodes_on(&o.episodes) && !episodes_check(&episodes, items->what, items->count, o.input ? o.input : "-", &e))
         die("%s", e.text);
@@ -1140,7 +1143,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.scope, scored && episodes_on(&o.episodes),
          "used only with --tools or --tool-cmd, and --reward or the like"},
         {&o.judge.url, many && o.r.reward, "used only with --reward judge=..."},
-        CODE_USES(o.r.code, scored, "used only with --reward or the like"),
+        CODE_USES(o.r.code, scored, episodes_code(&o.episodes), "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},

@@ -3,7 +3,7 @@
 
 #include "../llmc/base/clock.h"               /* clock_seconds */
 #include "../llmc/base/error.h"               /* Error, xstrdup */
-#include "../llmc/sandbox/sandbox.h"          /* sandbox_open, SANDBOX_BWRAP, SandboxOptions, sandbox_defaults, ... */
+#include "../llmc/sandbox/sandbox.h"          /* sandbox_open, SandboxOptions, sandbox_defaults, SANDBOX_BWRAP, ... */
 #include "../llmc/sandbox/sandbox_command.h"  /* SandboxCommand, sandbox_command_free, sandbox_command_python, ... */
 #include "../llmc/sandbox/sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_masked, ... */
 #include "../llmc/sandbox/sandbox_landlock.h" /* sandbox_landlock_rules, SandboxRules */
@@ -343,6 +343,65 @@ static int close_box(void **state) {
     return 0;
 }
 
+/* The number of processes whose command line ends with this word. */
+static int processes_with(const char *word) {
+    int count = 0;
+    DIR *all = opendir("/proc");
+    for (const struct dirent *entry; all && (entry = readdir(all));) {
+        char path[300], line[1 << 16];
+        snprintf(path, sizeof path, "/proc/%s/cmdline", entry->d_name);
+        const int file = entry->d_name[0] < '0' || entry->d_name[0] > '9' ? -1 : open(path, O_RDONLY);
+        if (file < 0) continue;
+        const ssize_t n = read(file, line, sizeof line - 1), length = (ssize_t)strlen(word);
+        close(file);
+        count += n > length && !memcmp(line + n - 1 - length, word, (size_t)length);
+    }
+    if (all) closedir(all);
+    return count;
+}
+
+/* Programs of a process that is killed, at the start of the sandbox and while they run, end with it. */
+static void killed(int kind) {
+    Error e;
+    SandboxOptions o = sandbox_defaults();
+    o.kind = kind;
+    o.workers = 2;
+    open_box(kind);
+    sandbox_close(&box);
+    for (int i = 0; i < 4; i++) {
+        char word[32];
+        o.memory = 700 + getpid() % 1000 + i;
+        snprintf(word, sizeof word, "%lld", (long long)o.memory);
+        const pid_t pid = fork();
+        if (!pid) {
+            static SandboxRun r[2];
+            const SandboxProgram p = {.language = "python",
+                                      .source = "import os, time\nos.fork()\nwhile True: time.sleep(1)",
+                                      .seconds = 100};
+            if (!sandbox_open(&box, &o, &e)) _exit(1);
+            for (int k = 0; k < 2; k++) sandbox_run_begin(&box, &r[k], &p);
+            for (;;)
+                for (int k = 0; k < 2; k++) sandbox_run_step(&r[k]);
+        }
+        usleep(i ? 100000u * (unsigned)i * (unsigned)i : 5000);
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        const double until = clock_seconds() + 10;
+        while (processes_with(word) && clock_seconds() < until) usleep(10000);
+        assert_int_equal(processes_with(word), 0);
+    }
+}
+
+static void test_killed_bwrap(void **state) {
+    (void)state;
+    killed(SANDBOX_BWRAP);
+}
+
+static void test_killed_landlock(void **state) {
+    (void)state;
+    killed(SANDBOX_LANDLOCK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_command_line),
@@ -354,6 +413,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_open_files, close_box),
         cmocka_unit_test(test_command),
         cmocka_unit_test(test_fails_closed),
+        cmocka_unit_test_teardown(test_killed_bwrap, close_box),
+        cmocka_unit_test_teardown(test_killed_landlock, close_box),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

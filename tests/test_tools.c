@@ -2,15 +2,18 @@
  * calls as every format writes them, and malformed ones; arguments against schemas; runs of the programs with tools.
  *
  * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_corpus, data/show and data/make_tasks. */
-#include "../llmc/base/error.h"        /* Error */
-#include "../llmc/base/text.h"         /* text_free, TextBuffer, text_string, text_clear, ... */
-#include "../llmc/reward/task_tools.h" /* task_lookup_result */
-#include "../llmc/tools/calculator.h"  /* calculator */
-#include "../llmc/tools/search.h"      /* SEARCH_NONE, search_run, search_open, Search, ... */
-#include "../llmc/tools/tool_format.h" /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
-#include "../llmc/tools/tools.h"       /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
-#include "files.h"                     /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                     /* run, assert_holds, refused_output, out, ... */
+#include "../llmc/base/error.h"         /* Error, xstrdup */
+#include "../llmc/base/text.h"          /* text_free, TextBuffer, text_string, text_clear, ... */
+#include "../llmc/reward/task_tools.h"  /* task_lookup_result */
+#include "../llmc/sandbox/sandbox.h"    /* sandbox_defaults */
+#include "../llmc/tools/calculator.h"   /* calculator */
+#include "../llmc/tools/code_tool.h"    /* CodeTool, code_tool_begin, CodeToolOptions, code_tool_close, ... */
+#include "../llmc/tools/search.h"       /* SEARCH_NONE, search_run, search_open, Search, ... */
+#include "../llmc/tools/tool_format.h"  /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
+#include "../llmc/tools/tool_program.h" /* ToolReply */
+#include "../llmc/tools/tools.h"        /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
+#include "files.h"                      /* files_path, text_of, files_directory, files_setup, ... */
+#include "shell.h"                      /* run, assert_holds, refused_output, out, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -304,6 +307,101 @@ static void test_lookup(void **state) {
                    "both are ");
 }
 
+/* ---- programs that the model writes ----------------------------------------------------------------------------- */
+
+/* Runs programs at the same time; writes the result of each to result[]. */
+static void run_code(CodeTool *c, const char *const (*program)[2], int n, json_t **result) {
+    Error e;
+    ToolReply reply;
+    for (int i = 0; i < n; i++) code_tool_begin(c, program[i][0], program[i][1], NULL, i);
+    for (int left = n; left; left--) {
+        while (!code_tool_next(c, &reply, &e)) code_tool_wait(c, 0.1);
+        if (!reply.value) fail_msg("%s", e.text);
+        result[reply.tag] = reply.value;
+    }
+}
+
+static void test_code(void **state) {
+    (void)state;
+    static const char *const programs[][2] = {
+        {"python", "print(6 * 7)"},
+        {"python", "import sys\nprint('a', end='')\nprint('b', file=sys.stderr)"},
+        {"python", "print('a')\nraise SystemExit(3)"},
+        {"python", "print(1 / 0)"},
+        {"python", "print(("},
+        {"python", "while True: pass"},
+        {"python", "print('x' * (3 << 20))"},
+        {"python", "x = [0] * (1 << 28)"},
+        {"python", "import os; os.kill(os.getpid(), 11)"},
+        {"python", "print(input())"},
+        {"python", "import sys; sys.stdout.buffer.write(b'\\xff\\0')"},
+        {"python", ""},
+        {"python", "print(object(), open)"},
+        {"python", "print(object(), open)"},
+        {"c", "#include <stdio.h>\nint main(void) { printf(\"%d\\n\", 6 * 7); return 0; }"},
+        {"c", "int main(void) { return x; }"},
+        {"c", "int main(void) { int *p = 0; return *p; }"},
+    };
+    /* the whole result, or a part of it; NULL: compared below */
+    static const char *const wanted[][2] = {{"42\n", ""},
+                                            {"a\nb\n", ""},
+                                            {"a\nexit status 3", ""},
+                                            {NULL, "ZeroDivisionError: division by zero\nexit status 1"},
+                                            {NULL, "SyntaxError"},
+                                            {"the program did not end within 0.5 seconds", ""},
+                                            {NULL, "the program wrote more than 1 MiB"},
+                                            {NULL, "the program used more than 256 MiB of memory"},
+                                            {"ended by signal 11 (Segmentation fault)", ""},
+                                            {NULL, "EOFError"},
+                                            {NULL, ""},
+                                            {"", ""},
+                                            {NULL, "<object object at 0x"},
+                                            {NULL, "<object object at 0x"},
+                                            {"42\n", ""},
+                                            {NULL, "the program cannot be compiled"},
+                                            {"ended by signal 11 (Segmentation fault)", ""}};
+    enum { N = sizeof programs / sizeof *programs };
+    Error e;
+    CodeTool c;
+    CodeToolOptions o = {.sandbox = sandbox_defaults(), .timeout = 0.5};
+    json_t *result[N];
+    o.sandbox.workers = 3;
+    o.sandbox.memory = 256;
+    if (!code_tool_open(&c, &o, &e)) {
+        print_message("test_tools: skipped, because this machine refuses it: %s\n", e.text);
+        skip();
+    }
+    run_code(&c, programs, N, result);
+    for (int i = 0; i < N; i++) {
+        const char *content = json_string_value(json_object_get(result[i], "content"));
+        if (wanted[i][0] ? strcmp(content, wanted[i][0]) != 0 : !strstr(content, wanted[i][1]))
+            fail_msg("program %d: '%.500s'", i, content);
+        const bool fine = i < 2 || (i > 9 && i < 15);
+        assert_int_equal(json_is_true(json_object_get(result[i], "error")), !fine);
+    }
+    assert_true(json_equal(result[12], result[13])); /* addresses are the same in every run */
+    for (int i = 0; i < N; i++) json_decref(result[i]);
+    /* a call that nobody waits for does not keep the next one waiting */
+    for (int i = 0; i < 9; i++) code_tool_begin(&c, "python", "while True: pass", &o, i);
+    code_tool_forget(&c, &o);
+    assert_int_equal(c.count, 0);
+    run_code(&c, programs, 1, result);
+    json_decref(result[0]);
+    /* a sandbox that breaks is no result; interpreters that have started already still work */
+    free(c.sandbox.bwrap);
+    c.sandbox.bwrap = xstrdup("/bin/false");
+    ToolReply reply = {.value = json_null()};
+    for (int i = 0; i < 9 && reply.value; i++) {
+        code_tool_begin(&c, "python", "print(1)", NULL, 5);
+        while (!code_tool_next(&c, &reply, &e)) code_tool_wait(&c, 0.1);
+        json_decref(reply.value);
+    }
+    assert_null(reply.value);
+    assert_int_equal(reply.tag, 5);
+    assert_holds(e.text, "sandbox: bwrap: did not start");
+    code_tool_close(&c);
+}
+
 /* ---- formats --------------------------------------------------------------------------------------------------- */
 
 /* Reads a turn; writes its calls as NAME ARGUMENTS; or !ERROR; */
@@ -479,10 +577,25 @@ static void test_runs(void **state) {
     refused_output("grpo.bin", 1, GRPO "--tools calculator",
                    "this model's chat template has no format of calls of its own; give --tool-format");
     refused_output("grpo.bin", 1, GRPO "--tools abacus " FORMAT,
-                   "--tools: tool 'abacus': unknown, must be calculator, search=FILE");
+                   "--tools: tool 'abacus': unknown, must be calculator, search=FILE, python, c");
     refused_output("grpo.bin", 1, GRPO "--tools calculator,calculator " FORMAT,
                    "tool calculator: there are two of this name");
     refused_output("grpo.bin", 2, GRPO "--max-turns 3", "--max-turns: used only with --tools");
+    refused_output("grpo.bin", 2, GRPO "--tools calculator " FORMAT " --code-timeout 1",
+                   "--code-timeout: used only for prompts of the task code");
+    refused_output("grpo.bin", 1, GRPO "--tools search=$T/sft.bin " FORMAT,
+                   "sft.bin: is no corpus; data/make_corpus makes one");
+    refused_output("grpo.bin", 1, GRPO "--tools search " FORMAT, "--tools: search: give the corpus");
+    /* the calls are programs that print nothing */
+    CodeTool c;
+    const CodeToolOptions o = {.sandbox = sandbox_defaults(), .timeout = 1};
+    Error e;
+    if (!code_tool_open(&c, &o, &e)) return;
+    code_tool_close(&c);
+    run(0,
+        "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 44 " FORMAT " --tools python --code-timeout 2");
+    assert_holds(out, "{\"role\":\"tool\",\"content\":\"\",\"name\":\"python\"}");
+    assert_null(strstr(out, "tool_failed"));
 }
 
 /* ---- programs on pipes ----------------------------------------------------------------------------------------- */
@@ -780,14 +893,14 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),      cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries),  cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),          cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),   cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),       cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),        cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_evaluate),        cmocka_unit_test(test_online_pairs),
-                                       cmocka_unit_test(test_environments),    cmocka_unit_test(test_credit),
-                                       cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_code),
+                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_rewards),        cmocka_unit_test(test_evaluate),
+                                       cmocka_unit_test(test_online_pairs),   cmocka_unit_test(test_environments),
+                                       cmocka_unit_test(test_credit),         cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

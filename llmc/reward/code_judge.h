@@ -56,9 +56,10 @@ static inline CodeOptions code_defaults(void) {
 
 // clang-format off
 #define CODE_OPTIONS(o)                                                                                                \
-    OPTION_GROUP ("Programs (tasks `code`; doc/code.md)"),                                                             \
+    OPTION_GROUP ("Programs (task `code`, --tools python and c; doc/code.md)"),                                        \
     SANDBOX_OPTIONS((o).sandbox),                                                                                      \
-    OPTION_REAL  ("code-timeout",         0, &(o).timeout,   0.01, 1e5, "seconds that a test may take"),               \
+    OPTION_REAL  ("code-timeout",         0, &(o).timeout,   0.01, 1e5,                                                   \
+                  "seconds that a test, or a program of --tools, may take"),                                           \
     OPTION_REAL  ("code-total-timeout",   0, &(o).total,     0.01, 1e6, "seconds that all tests of a completion may take"), \
     OPTION_INT   ("code-max-tests",       0, &(o).most,      0, 1e6,                                                      \
                   "run only the first N tests of a record; 0: all. Weak tests, asserts that cannot be judged outside " \
@@ -72,10 +73,11 @@ static inline CodeOptions code_defaults(void) {
     OPTION_CHOICE("code-language",        0, &(o).language,  "python|c",                                               \
                   "language of records without a field `language`")
 
-/* Entries of a table for options_refuse_unused(). */
-#define CODE_USES(o, used, why)                                                                                        \
-    {&(o).sandbox.kind, used, why}, {&(o).sandbox.command, used, why}, {&(o).sandbox.workers, used, why},              \
-        {&(o).sandbox.memory, used, why}, {&(o).timeout, used, why}, {&(o).total, used, why}, {&(o).most, used, why},  \
+/* Entries of a table for options_refuse_unused(). tools: whether the model may call programs, which have no tests. */
+#define CODE_USES(o, used, tools, why)                                                                                 \
+    {&(o).sandbox.kind, (used) || (tools), why}, {&(o).sandbox.command, (used) || (tools), why},                       \
+        {&(o).sandbox.workers, (used) || (tools), why}, {&(o).sandbox.memory, (used) || (tools), why},                 \
+        {&(o).timeout, (used) || (tools), why}, {&(o).total, used, why}, {&(o).most, used, why},                       \
         {&(o).extract, used, why}, {&(o).fence, used, why}, {&(o).tolerance, used, why}, {&(o).language, used, why}
 // clang-format on
 

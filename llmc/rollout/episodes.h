@@ -12,7 +12,8 @@
  *     Episodes x;
  *     EpisodeOptions o = episode_defaults();
  *     o.tools = "calculator";
- *     if (!episodes_open(&x, &o, &model_text, engine.slots, "train_grpo", 42, &e)) die("%s", e.text);
+ *     const CodeToolOptions code = {.sandbox = sandbox_defaults(), .timeout = 6};
+ *     if (!episodes_open(&x, &o, &code, &model_text, engine.slots, "train_grpo", 42, &e)) die("%s", e.text);
  *     engine.turns = &x.turns;                                            // a Rollout
  *     if (!rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e)) die("%s", e.text);
  *     episodes_close(&x);
@@ -31,9 +32,10 @@
 #include "../model/model_text.h"   /* ModelText, model_text_decode_bytes */
 #include "../text/chat.h"          /* chat_encode_answer */
 #include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
+#include "../tools/code_tool.h"    /* CodeTool, CodeToolOptions, code_tool_begin, code_tool_close, ... */
 #include "../tools/tool_format.h"  /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
-#include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_forget, tool_programs_next, ... */
-#include "../tools/tools.h"        /* TOOL_PROGRAM, TOOLS_BUILT_IN, TOOL_BROKEN, TOOL_DONE, ... */
+#include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_next, tool_programs_send, ... */
+#include "../tools/tools.h"        /* TOOL_PROGRAM, Tool, TOOLS_BUILT_IN, TOOL_BROKEN, ... */
 #include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
 #include "prompts.h"               /* PromptText */
 #include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
@@ -159,6 +161,7 @@ typedef struct Episodes {
     Episode *first, *last;   /* turns that have been answered */
     bool masked[STOP_COUNT]; /* by --mask-stopped */
     ToolPrograms programs;
+    CodeTool code;       /* the tools python and c; open if there is one */
     const char *program; /* the trainer's name */
     uint64_t seed;
     int text;                /* a program that answers whole turns; -1: none */
@@ -181,6 +184,15 @@ typedef struct Episodes {
 // clang-format on
 
 static inline bool episodes_on(const EpisodeOptions *o) { return o->tools || o->commands.count; }
+
+/* Whether the model may call programs that it writes. */
+static inline bool episodes_code(const EpisodeOptions *o) {
+    for (const char *at = o->tools; at && *at; at += strcspn(at, ","), at += *at == ',') {
+        const size_t n = strcspn(at, ",");
+        if ((n == 6 && !memcmp(at, "python", n)) || (n == 1 && *at == 'c')) return true;
+    }
+    return false;
+}
 
 /* The option that an error of episodes_open() is about. */
 static inline const char *episodes_option(const EpisodeOptions *o) {
@@ -325,11 +337,17 @@ static inline void episodes_error(Episodes *x, Episode *p, int k, const char *wh
 
 /* ---- programs -------------------------------------------------------------------------------------------------- */
 
-/* A program failed: the trajectory ends, and nothing of it is waited for. */
+/* Nothing that was asked for an episode is waited for any more. */
+static inline void episodes_forget(Episodes *x, Episode *p) {
+    tool_programs_forget(&x->programs, p);
+    code_tool_forget(&x->code, p);
+}
+
+/* A tool failed: the trajectory ends, and nothing of it is waited for. */
 static inline void episodes_fail(Episodes *x, Episode *p) {
     p->y->stop = STOP_TOOL_FAILED;
     p->waiting = 0;
-    tool_programs_forget(&x->programs, p);
+    episodes_forget(x, p);
 }
 
 /* Sends a request about an episode to its worker of a program. Begins the episode with the first one. */
@@ -370,6 +388,18 @@ static inline void episodes_time(Episodes *x, int tool, double seconds) {
     t->seconds[t->count++] = (float)seconds;
 }
 
+/* Starts the program of call k of a turn. */
+static inline void episodes_program(Episodes *x, Episode *p, int k, const Tool *tool, const json_t *arguments) {
+    const json_t *code = json_object_get(arguments, "code");
+    const char *source = json_string_value(code);
+    if (strlen(source) != json_string_length(code)) {
+        episodes_error(x, p, k, "the program contains the character U+0000");
+        return;
+    }
+    code_tool_begin(&x->code, tool->name, source, p, EPISODE_CALL + k);
+    p->waiting++;
+}
+
 /* Runs call k of a turn, or sets its result to the reason why it cannot be run. */
 static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *call) {
     TextBuffer result = {0};
@@ -392,6 +422,7 @@ static inline void episodes_run(Episodes *x, Episode *p, int k, const ToolCall *
                           json_pack("{s:s,s:i,s:i,s:s,s:O}", "op", "call", "turn", p->y->turns - 1, "call", k, "name",
                                     tool->name, "arguments", call->arguments),
                           EPISODE_CALL + k);
+        else if (tool->kind == TOOL_CODE) episodes_program(x, p, k, tool, call->arguments);
         else {
             const double start = clock_seconds();
             const ToolEnd outcome = tool_run(tool, call->arguments, &result, &x->programs.why);
@@ -464,7 +495,7 @@ static inline void episodes_take_end(Episodes *x, Episode *p, const ToolReply *r
     p->y->end_reward = (float)episode_sum(p->y->end_reward, reward);
     if (--p->waiting > 0 && p->y->stop != STOP_TOOL_FAILED) return;
     x->failed += p->y->stop == STOP_TOOL_FAILED;
-    tool_programs_forget(&x->programs, p);
+    episodes_forget(x, p);
     x->ending--;
     episode_free(p);
 }
@@ -604,12 +635,22 @@ static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Er
     return ok;
 }
 
+/* Sets *reply to an answer of a program and returns 1, or 0 if there is none, or -1, as tool_programs_next(). */
+static inline int episodes_next(Episodes *x, bool wait, ToolReply *reply, Error *e) {
+    for (;;) {
+        if (code_tool_next(&x->code, reply, &x->programs.why)) return 1;
+        const int got = tool_programs_next(&x->programs, wait && !x->code.count, reply, e);
+        if (got || !wait || !x->code.count) return got;
+        code_tool_wait(&x->code, x->programs.pending_count ? 0.002 : 0.02);
+    }
+}
+
 /* The next answered turn; RolloutTurns.ready. */
 static inline int episodes_ready(void *context, bool wait, RolloutAnswer *answer, Error *e) {
     Episodes *x = (Episodes *)context;
     ToolReply reply;
     while (!x->first) {
-        const int got = x->programs.count ? tool_programs_next(&x->programs, wait, &reply, e) : 0;
+        const int got = episodes_next(x, wait, &reply, e);
         if (got <= 0) return got;
         if (!episodes_take(x, &reply, e)) return -1;
     }
@@ -632,7 +673,7 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
                                 p->y->turns, "messages", p->y->messages),
                       EPISODE_END);
     }
-    if (p->y->stop == STOP_TOOL_FAILED) tool_programs_forget(&x->programs, p);
+    if (p->y->stop == STOP_TOOL_FAILED) episodes_forget(x, p);
     return p->y->stop != STOP_TOOL_FAILED && p->waiting;
 }
 
@@ -701,6 +742,7 @@ static inline void episodes_close(Episodes *x) {
     tool_programs_close(&x->programs);
     for (int i = 0; x->times && i < x->tools.count; i++) free(x->times[i].seconds);
     free(x->times);
+    code_tool_close(&x->code);
     tools_free(&x->tools);
     tool_format_free(&x->format);
     token_list_free(&x->ids);
@@ -805,14 +847,14 @@ static inline bool episodes_format(Episodes *x, Error *e) {
 }
 
 /* Opens the tools, their programs and their format. text: the model's; it must outlive *x, which must not move afterwards.
- * slots: of the engine. program, seed: the trainer's name and its seed. */
-static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const ModelText *text, int slots,
-                                 const char *program, int64_t seed, Error *e) {
+ * code: how the programs of python and c run. slots: of the engine. program, seed: the trainer's name and its seed. */
+static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const CodeToolOptions *code,
+                                 const ModelText *text, int slots, const char *program, int64_t seed, Error *e) {
     *x = (Episodes){.o = *o, .text_of_model = text, .text = -1, .program = program, .seed = (uint64_t)seed};
     if (!text->present) return error_set(e, "the model has no tokenizer, and calls of tools are text");
     bool ok = episodes_masked(x, e) && episodes_tools(x, e) && episodes_programs(x, slots, e);
     if (ok && x->tools.count > EPISODE_TOOLS_MAX) ok = error_set(e, "more than %d tools", EPISODE_TOOLS_MAX);
-    if (!ok || !episodes_format(x, e)) {
+    if (!ok || !episodes_format(x, e) || (episodes_code(o) && !code_tool_open(&x->code, code, e))) {
         episodes_close(x);
         return false;
     }

@@ -111,7 +111,17 @@ class Link:
             size += len(self.held)
         text = b"".join(parts)
         self.held = text[int(count):]
+        self.check()
         return loads(text[: int(count)].decode())
+
+    def check(self):
+        """Ends the process if the program outside, which holds the other end, has ended."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.down, 0)
+        if poll.poll(0):
+            os._exit(0)
 
     def send(self, reply, *blocks):
         if blocks:

@@ -8,7 +8,8 @@
  *
  * sandbox_open() starts a self-test in the sandbox and fails if the sandbox is missing or leaks: there is no step down from
  * one kind to a weaker one. Every process has limits (sandbox_process.h); the caller's time limit ends it by SIGKILL, with
- * everything that it started. If the trainer runs as root, a program runs as user 65534.
+ * everything that it started, and so does the end of the trainer, even by SIGKILL (sandbox_guard.h). If the trainer runs as
+ * root, a program runs as user 65534.
  *
  * A sandbox is used once. The pool holds interpreters that were started before they are needed and have run nothing yet
  * (runner.py), so that no state passes from one program to the next and none waits for a start.
@@ -50,6 +51,7 @@
 #include "../base/text.h"     /* TextBuffer, TextSlice, text_format, text_append, ... */
 #include "sandbox_command.h"  /* sandbox_environment, SANDBOX_USER, SandboxCommand, sandbox_command_bwrap, ... */
 #include "sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_file, sandbox_filter_open */
+#include "sandbox_guard.h"    /* SandboxGuard, sandbox_guard_close, sandbox_guard_open */
 #include "sandbox_landlock.h" /* sandbox_landlock_open */
 #include "sandbox_process.h"  /* SandboxProcess, sandbox_process_read, sandbox_process_shut, ... */
 #include "sandbox_runner.h"
@@ -101,6 +103,7 @@ typedef struct Sandbox {
     SandboxKind kind;
     char *bwrap, *python; /* paths */
     SandboxFilter filter;
+    SandboxGuard guard;
     int64_t processes;       /* limit of their number */
     SandboxWorker *pool;     /* (2 * o.workers) interpreters that wait, oldest first */
     int ready, target;       /* how many do; how many should */
@@ -205,7 +208,8 @@ static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
                           .memory = s->o.memory << 20,
                           .pass = -1,
                           .user = sandbox_user(s),
-                          .rules = -1};
+                          .rules = -1,
+                          .guard = s->guard.file};
     *w = (SandboxWorker){.process = {.in = -1, .out = -1, .err = -1}};
     if (s->kind == SANDBOX_BWRAP) {
         filter = start.pass = sandbox_filter_file(&s->filter);
@@ -386,6 +390,7 @@ static inline void sandbox_end(Sandbox *s, SandboxSession *x) {
 
 static inline void sandbox_close(Sandbox *s) {
     for (int i = 0; i < s->ready; i++) sandbox_worker_close(&s->pool[i]);
+    sandbox_guard_close(&s->guard);
     sandbox_filter_close(&s->filter);
     free(s->bwrap), free(s->python), free(s->pool);
     *s = (Sandbox){0};
@@ -482,8 +487,10 @@ static inline void sandbox_allow_files(int64_t workers) {
 /* Opens a sandbox and tests it. The pool holds twice as many interpreters as run at the same time, since one takes longer
  * to start than a short program to run. */
 static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
-    *s =
-        (Sandbox){.o = *o, .kind = o->command ? SANDBOX_COMMAND : (SandboxKind)o->kind, .processes = SANDBOX_PROCESSES};
+    *s = (Sandbox){.o = *o,
+                   .kind = o->command ? SANDBOX_COMMAND : (SandboxKind)o->kind,
+                   .processes = SANDBOX_PROCESSES,
+                   .guard = {.file = -1}};
     const int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (!s->o.workers) s->o.workers = cores < SANDBOX_CORES ? cores : SANDBOX_CORES;
     sandbox_allow_files(s->o.workers);
@@ -506,7 +513,7 @@ static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
             s->processes += s->o.workers * 3 + sandbox_count_processes(geteuid());
     }
     if (ok && s->kind < SANDBOX_NONE) ok = sandbox_filter_open(&s->filter, s->kind == SANDBOX_LANDLOCK, e);
-    ok = ok && sandbox_test(s, e);
+    ok = ok && sandbox_guard_open(&s->guard, e) && sandbox_test(s, e);
     if (!ok) {
         sandbox_close(s);
         return false;

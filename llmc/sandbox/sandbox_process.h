@@ -6,7 +6,8 @@
  *
  *     SandboxProcess p;
  *     char *const words[] = {(char *)"/bin/true", NULL};
- *     const SandboxStart start = {.word = words, .environment = environ, .memory = 1 << 30, .pass = -1, .rules = -1};
+ *     const SandboxStart start = {
+ *         .word = words, .environment = environ, .memory = 1 << 30, .pass = -1, .rules = -1, .guard = -1};
  *     if (!sandbox_process_open(&p, &start, &e)) die("%s", e.text);
  *     sandbox_process_kill(&p);
  *
@@ -21,7 +22,9 @@
 #include "../base/error.h"   /* Error, error_set */
 #include "../base/process.h" /* process_pipe, process_write */
 #include "../base/text.h"    /* text_clear, TextBuffer, text_free, text_reserve */
+#include "sandbox_guard.h"   /* sandbox_guard_tell */
 #include <linux/seccomp.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -35,6 +38,7 @@ typedef struct SandboxStart {
     int pass;                               /* a file descriptor that the program inherits, or -1 */
     int user;                               /* the user and group to become, or 0 */
     int rules;                              /* Landlock rules, or -1 */
+    int guard;                              /* the pipe of a SandboxGuard, or -1 */
     const struct sock_fprog *filter;        /* seccomp filter to install, or NULL */
 } SandboxStart;
 
@@ -45,6 +49,7 @@ typedef struct SandboxProcess {
     TextBuffer send;  /* what it has not read yet */
     size_t sent;
     TextBuffer got, said; /* its output that was not taken yet; its standard error */
+    int guard;            /* of its start */
 } SandboxProcess;
 
 /* Sets a limit of the calling process; a hard limit that is lower already stays. */
@@ -92,10 +97,13 @@ static inline bool sandbox_child_user(int user) {
 static inline void sandbox_child(const SandboxStart *s, const int stream[3]) {
     sigset_t none;
     sigemptyset(&none);
-    if (setsid() < 0 || !sandbox_child_files(stream, s->pass)) return;
+    if (setsid() < 0) return;
+    sandbox_guard_tell(s->guard, '+', getpid());
+    if (!sandbox_child_files(stream, s->pass)) return;
     if (s->folder && chdir(s->folder)) return;
     sandbox_child_limits(s);
     if (!sandbox_child_user(s->user) || prctl(PR_SET_PDEATHSIG, SIGKILL)) return;
+    personality(ADDR_NO_RANDOMIZE); /* so that addresses which a program prints are the same in every run; may fail */
     if (s->memory && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return;
     if (s->rules >= 0 && syscall(SYS_landlock_restrict_self, s->rules, 0)) return;
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -123,7 +131,10 @@ static __attribute__((noinline)) pid_t sandbox_vfork(const SandboxStart *s, cons
     }
     if (pid < 0) failure = errno;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (pid > 0 && failure) waitpid(pid, NULL, 0);
+    if (pid > 0 && failure) {
+        sandbox_guard_tell(s->guard, '-', pid);
+        waitpid(pid, NULL, 0);
+    }
     errno = failure;
     return failure ? 0 : pid;
 }
@@ -140,6 +151,7 @@ static inline int sandbox_process_kill(SandboxProcess *p) {
     if (p->pid) {
         kill(-p->pid, SIGKILL);
         kill(p->pid, SIGKILL);
+        sandbox_guard_tell(p->guard, '-', p->pid);
         while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR) {}
     }
     p->pid = 0;
@@ -151,7 +163,7 @@ static inline int sandbox_process_kill(SandboxProcess *p) {
 /* Starts the program. */
 static inline bool sandbox_process_open(SandboxProcess *p, const SandboxStart *s, Error *e) {
     int down[2] = {-1, -1}, up[2] = {-1, -1}, side[2] = {-1, -1};
-    *p = (SandboxProcess){.in = -1, .out = -1, .err = -1, .start = clock_seconds()};
+    *p = (SandboxProcess){.in = -1, .out = -1, .err = -1, .start = clock_seconds(), .guard = s->guard};
     bool ok = process_pipe(down, e) && process_pipe(up, e) && process_pipe(side, e);
     if (ok) {
         const int stream[3] = {down[0], up[1], side[1]};

@@ -2,6 +2,7 @@
  *
  *   calculator      {"expression": text}            arithmetic in exact fractions (calculator.h)
  *   search=FILE     {"query": text, "top_k": 3}     passages of a corpus (search.h)
+ *   python, c       {"code": text}                  programs in a sandbox (code_tool.h), which the caller runs
  *
  * A tool's schema is OpenAI's: {"type": "function", "function": {"name", "description", "parameters": JSON schema}}.
  * Arguments are compared with it before a call is run: required arguments, types (string, number, integer, boolean,
@@ -31,9 +32,9 @@
 #include <assert.h>
 #include <jansson.h>
 
-#define TOOLS_BUILT_IN "calculator, search=FILE"
+#define TOOLS_BUILT_IN "calculator, search=FILE, python, c"
 
-typedef enum { TOOL_CALCULATOR, TOOL_SEARCH, TOOL_PROGRAM } ToolKind;
+typedef enum { TOOL_CALCULATOR, TOOL_SEARCH, TOOL_CODE, TOOL_PROGRAM } ToolKind;
 
 /* How a call of a built-in tool ended. */
 typedef enum {
@@ -131,6 +132,17 @@ static inline bool tools_add(Tools *t, const char *spec, Error *e) {
                                 tool_schema("calculator", "Computes the value of an arithmetic expression exactly.",
                                             "expression", "numbers with + - * / // % ** and parentheses"),
                                 e);
+    if (!strcmp(spec, "python"))
+        return tools_add_schema(
+            t, TOOL_CODE,
+            tool_schema("python", "Runs a Python program and returns what it prints.", "code",
+                        "a program for Python 3 with its standard library, without input or network"),
+            e);
+    if (!strcmp(spec, "c"))
+        return tools_add_schema(t, TOOL_CODE,
+                                tool_schema("c", "Compiles and runs a C program and returns what it prints.", "code",
+                                            "a program in C11 with a main function, without input or network"),
+                                e);
     return error_set(e, "tool '%.80s': unknown, must be " TOOLS_BUILT_IN, spec);
 }
 
@@ -224,8 +236,8 @@ static inline ToolEnd tool_run_search(const Tool *t, const json_t *arguments, Te
                : TOOL_BROKEN;
 }
 
-/* Runs a call of a built-in tool, whose arguments tool_check() has accepted. *result: its result, or what the model did
- * wrong. *e: why our machinery failed. */
+/* Runs a call of a built-in tool that ends at once (not TOOL_CODE), whose arguments tool_check() has accepted. *result: its
+ * result, or what the model did wrong. *e: why our machinery failed. */
 static inline ToolEnd tool_run(Tool *t, const json_t *arguments, TextBuffer *result, Error *e) {
     text_clear(result);
     if (t->kind == TOOL_SEARCH) return tool_run_search(t, arguments, result, e);

@@ -67,12 +67,13 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/episodes.h"     /* episodes_on, Episodes, episodes_close, episodes_count_in_loss, ... */
+#include "../rollout/episodes.h"     /* episodes_on, episodes_check, Episodes, episodes_close, ... */
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_mask_errors, trajectory_pack, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
+#include "../tools/code_tool.h"      /* CodeToolOptions */
 #include "generation_options.h"      /* GenerationOptions */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, trainer_file, trainer_open_files, state_int, ... */
@@ -190,8 +191,8 @@ static inline void generation_open_code(Generation *g, Rewards *r) {
     Error e;
     const CodeOptions *o = &g->o->code;
     const bool scores = r->count && prompts_run(&g->train, r), verifies = g->o->val.count && prompts_run(&g->val, NULL);
-    const OptionUse use[] = {
-        CODE_USES(*o, scores || verifies || g->code.open, "used only for prompts of the task code")};
+    const OptionUse use[] = {CODE_USES(*o, scores || verifies || g->code.open, episodes_code(&g->o->episodes),
+                                       "used only for prompts of the task code")};
     options_refuse_unused(*options_parsed(), use, sizeof use / sizeof *use);
     if (!scores && !verifies) return;
     if (!g->code.open && !code_judge_open(&g->code, o, &e)) die("%s", e.text);
@@ -259,8 +260,9 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     generation_open_code(g, &g->rewards);
     generation_check_rewards(g);
     generation_open_mixture(g, steps);
+    const CodeToolOptions code = {o->code.sandbox, o->code.timeout};
     if (episodes_on(&o->episodes) &&
-        !episodes_open(&g->episodes, &o->episodes, &g->t->text, (int)o->slots, g->t->program, g->t->o->seed, &e))
+        !episodes_open(&g->episodes, &o->episodes, &code, &g->t->text, (int)o->slots, g->t->program, g->t->o->seed, &e))
         die("%s: %s", episodes_option(&o->episodes), e.text);
     if (episodes_on(&o->episodes) &&
         (!episodes_check(&g->episodes, g->train.what, g->train.count, g->train.shard.name, &e) ||
