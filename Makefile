@@ -46,11 +46,12 @@ CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu
 BIOME ?= $(or $(shell command -v biome),build/biome/bin/biome)
 
 # The CPU backend, once per instruction set.
-CPU_LEVELS  = v3 avx512 bf16
+CPU_LEVELS  = v3 avx512 bf16 half
 CPU_OBJECTS = $(CPU_LEVELS:%=$(BUILD)/cpu_%.o)
 $(BUILD)/cpu_v3.o:     LEVEL = -march=x86-64-v3
 $(BUILD)/cpu_avx512.o: LEVEL = -march=x86-64-v4 -mprefer-vector-width=512
 $(BUILD)/cpu_bf16.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16
+$(BUILD)/cpu_half.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16 -DCPU_HALF
 
 # Libraries that the programs open on request, built if the tools that they need are installed.
 MPICC     ?= mpicc

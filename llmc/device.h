@@ -25,7 +25,7 @@ enum { DTYPE_AUTO = 2 };
 #define DEVICE_OPTIONS(o)                                                                                              \
     OPTION_CHOICE("device", 0, &(o).device, DEVICE_CHOICES, "device that runs the model"),                             \
         OPTION_CHOICE("dtype", 0, &(o).dtype, DTYPE_CHOICES,                                                           \
-                      "arithmetic of matrix products (on cuda also storage); auto is float32 on cpu and bf16 on cuda")
+                      "arithmetic of products, storage of activations; auto is float32 on cpu and bf16 on cuda")
 
 /* Returns the dtype that a value of --dtype selects. */
 static inline Dtype device_dtype(DeviceKind kind, int choice) {
@@ -54,16 +54,16 @@ static inline const Backend *backend_cuda(Dtype dtype, Error *e) {
 }
 
 #ifndef __cplusplus
-#include "cpu/cpu.h" /* backend_cpu, backend_cpu_level */
+#include "cpu/cpu.h" /* backend_cpu_for, backend_cpu_level */
 
 /* The instruction set of a CPU backend's kernels; the name of every other backend. */
 static inline const char *device_kernels(const Backend *b) {
-    return b == backend_cpu() ? backend_cpu_level() : b->name;
+    return !strcmp(b->name, "cpu") ? backend_cpu_level() : b->name;
 }
 
 /* Opens the device and returns its table in *b. */
 static inline bool backend_open(DeviceKind kind, Dtype dtype, const Backend **b, Device **d, Error *e) {
-    *b = kind == DEVICE_CUDA ? backend_cuda(dtype, e) : backend_cpu();
+    *b = kind == DEVICE_CUDA ? backend_cuda(dtype, e) : backend_cpu_for(dtype);
     return *b && (*b)->open(d, dtype, e);
 }
 #endif

@@ -5,7 +5,7 @@
  * (linear_*, head, logits, sample) leave the order of sums to the library and must agree within the tolerance. */
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
-#include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES */
+#include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES, backend_cpu_for */
 #include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
 #include "../llmc/model/backend.h" /* Acts, Floats, Weights, Device, ... */
 #include "../llmc/model/batch.h"   /* Segment */
@@ -115,11 +115,13 @@ static void test_peak(void **state) {
     assert_true(B->scratch_bytes(D) == before);
 }
 
-/* The scratch memory is what is predicted without `code`, or half as much, up to 16 KB per thread of single operations. */
+/* The scratch memory is what is predicted without `code`, or half as much (a quarter with activations in bfloat16, whose
+ * adapters are computed on copies), up to 16 KB per thread of single operations. */
 static void check_scratch(Device *d, const ScratchUse *use, size_t code) {
     const size_t used = B->scratch_bytes(d), predicted = B->scratch_predict(d, use) - code;
     const size_t few = (size_t)omp_get_max_threads() << 14;
-    if (!(used <= predicted + few && used * 2 >= predicted)) fail_msg("%zu bytes, predicted %zu", used, predicted);
+    if (!(used <= predicted + few && used * (B->act_size == 2 ? 4 : 2) >= predicted))
+        fail_msg("%zu bytes, predicted %zu", used, predicted);
 }
 
 /* The memory of packed weights and scratch is counted, is predicted, and is freed with the weights. */
@@ -128,8 +130,11 @@ static void test_scratch(void **state) {
     Error e;
     Random r = random_start(1, 1);
     enum { N = 64, C = 64, W = 1024, V = 1000, VP = 1024, RANK = 1024, DRAWN = 512, ALL = (VP + W) * C };
-    for (int dtype = 0; dtype < 2; dtype++) {
+    const Backend *const whole = B;
+    for (int turn = 0; turn < 3; turn++) { /* float32, bfloat16, bfloat16 with activations in it */
+        const int dtype = turn > 0;
         Device *d;
+        B = turn == 2 ? backend_cpu_for(DTYPE_BF16) : whole;
         if (!B->open(&d, (Dtype)dtype, &e)) continue;
         assert_int_equal(B->scratch_bytes(d), 0);
         Weights *wte = B->alloc(d, VP * C * 4, "wte", &e), *w = B->alloc(d, W * C * 4, "w", &e);
@@ -171,7 +176,7 @@ static void test_scratch(void **state) {
                         .db = floats(FLOATS(C * RANK), C * RANK)};
         const size_t without = B->scratch_bytes(d);
         B->lora_backward(d, &l);
-        assert_int_equal(B->scratch_bytes(d), without + N * RANK * sizeof(float));
+        if (B == whole) assert_int_equal(B->scratch_bytes(d), without + N * RANK * sizeof(float));
         const size_t code = (size_t)(1 + dtype) * CPU_CODE_BYTES;
         ScratchUse use = {.weights = ALL, .rows = N, .width = C, .widest = W, .padded_vocab = VP, .adapters = RANK};
         check_scratch(d, &use, code);
@@ -195,6 +200,7 @@ static void test_scratch(void **state) {
         assert_true(B->sync(d, &e));
         B->close(d);
     }
+    B = whole;
 }
 
 /* ==== Embedding, noise, rows ==== */

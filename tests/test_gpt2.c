@@ -2,8 +2,8 @@
  * differences, and the equalities that packing, shared prefixes, recomputation and micro-batches must keep. */
 #include "../llmc/base/error.h"        /* xmalloc, Error, xcalloc, error_set */
 #include "../llmc/base/random.h"       /* Random, random_start, random_normal, random_below, ... */
-#include "../llmc/cpu/cpu.h"           /* backend_cpu */
-#include "../llmc/model/backend.h"     /* Device, Backend, weights_at, DTYPE_BF16, ... */
+#include "../llmc/cpu/cpu.h"           /* backend_cpu, backend_cpu_for */
+#include "../llmc/model/backend.h"     /* Device, Backend, DTYPE_BF16, weights_at, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, gpt2_config_descriptor, model_config_check */
 #include "../llmc/model/model.h"       /* Model, model_free, model_zero_grads, model_init, ... */
@@ -660,12 +660,12 @@ static void test_neftune(void **state) {
 
 /* ==== bfloat16 ==== */
 
-/* With products in bfloat16 the results stay within the error of an 8-bit significand of the float32 results. */
-static void test_bf16(void **state) {
-    (void)state;
+/* With products in bfloat16, and with activations in it too, the results stay within the error of an 8-bit significand of
+ * the float32 results. */
+static void check_bf16(const Backend *b) {
     Error e;
     Device *half;
-    if (!B->open(&half, DTYPE_BF16, &e)) {
+    if (!b->open(&half, DTYPE_BF16, &e)) {
         print_message("             skipped: %s\n", e.text);
         skip();
     }
@@ -677,7 +677,9 @@ static void test_bf16(void **state) {
     model_zero_grads(&m);
     Model other = m; /* the same weights in the other precision */
     other.device = half;
-    const double loss_half = loss_and_gradient(&other, &w, &p);
+    other.backend = b;
+    Workspace narrow = train_workspace(&other, &p.batch, 0);
+    const double loss_half = loss_and_gradient(&other, &narrow, &p);
     float *g = gradients(&m);
     assert_true(fabs(loss_half - loss) < 0.02 * p.batch.targets && loss_half != loss);
     double difference = 0, norm = 0;
@@ -688,8 +690,19 @@ static void test_bf16(void **state) {
     assert_true(sqrt(difference / norm) < 0.02);
     assert_true(model_sync(&other, &e));
     free(want), free(g);
-    B->close(half);
+    workspace_free(&narrow, &other);
+    b->close(half);
     workspace_free(&w, &m), problem_free(&p), model_free(&m);
+}
+
+static void test_bf16(void **state) {
+    (void)state;
+    check_bf16(backend_cpu());
+}
+
+static void test_bf16_activations(void **state) {
+    (void)state;
+    check_bf16(backend_cpu_for(DTYPE_BF16));
 }
 
 /* ==== Memory ==== */
@@ -1023,6 +1036,7 @@ int main(void) {
         cmocka_unit_test(test_no_targets),
         cmocka_unit_test(test_neftune),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_bf16_activations),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_descriptors),

@@ -8,10 +8,19 @@
  * included, at the rate of the processor's multiply-adds. The batch size decides which bound is tighter. The last line,
  * on standard output, is JSON.
  */
-#include "../../llmc/base/options.h"
-#include "../../llmc/rollout/rollout.h"
-#include "../shapes.h"
-#include "bench.h"
+#include "../../llmc/base/clock.h"      /* clock_seconds */
+#include "../../llmc/base/error.h"      /* die, Error, xcalloc, xmalloc, ... */
+#include "../../llmc/base/options.h"    /* OPTION_INT, OPTION_CHOICE, OPTION_END, OPTION_FLAG, ... */
+#include "../../llmc/base/program.h"    /* program_peak_memory */
+#include "../../llmc/base/random.h"     /* Random, random_below, random_start */
+#include "../../llmc/cpu/cpu.h"         /* backend_cpu_for */
+#include "../../llmc/model/backend.h"   /* DTYPE_BF16, DTYPE_FLOAT32, Backend, Device, ... */
+#include "../../llmc/model/config.h"    /* ModelConfig, LORA_ALL, LoraConfig, model_config_check */
+#include "../../llmc/model/model.h"     /* Model, model_free, model_init, model_new_quantized, ... */
+#include "../../llmc/model/tensors.h"   /* MATRIX_COUNT, TENSOR_wpe, TENSOR_wte, matrix_tensor */
+#include "../../llmc/rollout/rollout.h" /* RolloutRequest, Completion, Rollout, Sampling, ... */
+#include "../shapes.h"                  /* SHAPE_CHOICES, shape_config */
+#include "bench.h"                      /* bench_backend, bench_median, bench_peak, bench_read_bandwidth, ... */
 
 static struct {
     int64_t sequences, prompt, fresh, runs, rank;
@@ -95,7 +104,7 @@ int main(int argc, char **argv) {
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32), bandwidth = 1e9 * bench_read_bandwidth();
     fprintf(stderr, "%d threads, %s: %.0f GFLOP/s, %.1f GB/s read\n", omp_get_max_threads(),
             o.dtype ? "bf16" : "float32", fma * 1e-9, bandwidth * 1e-9);
-    const Backend *b = bench_backend(backend_cpu());
+    const Backend *b = bench_backend(backend_cpu_for(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32));
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
     ModelConfig c = shape_config(o.model, 1024);
     if (o.rank) c.lora = (LoraConfig){.rank = (int)o.rank, .targets = LORA_ALL, .scale = 32.0f / (float)o.rank};

@@ -9,12 +9,22 @@
  * (llmc/cpu/peak.h). The last line, on
  * standard output, is JSON.
  */
-#include "../../llmc/model/decode.h"
-#include "../../llmc/model/optimizer.h"
-#include "../../llmc/base/options.h"
-#include "../../llmc/model/pack.h"
-#include "../shapes.h"
-#include "bench.h"
+#include "../../llmc/base/clock.h"        /* clock_seconds */
+#include "../../llmc/base/error.h"        /* die, xmalloc, Error */
+#include "../../llmc/base/options.h"      /* OPTION_INT, OPTION_CHOICE, OPTION_END, Option, ... */
+#include "../../llmc/base/program.h"      /* program_peak_memory */
+#include "../../llmc/base/random.h"       /* Random, random_below, random_start */
+#include "../../llmc/cpu/cpu.h"           /* backend_cpu_for */
+#include "../../llmc/model/backend.h"     /* DTYPE_BF16, DTYPE_FLOAT32, Backend, Device */
+#include "../../llmc/model/batch.h"       /* Batch */
+#include "../../llmc/model/config.h"      /* LORA_ALL, LoraConfig, ModelConfig, model_config_check */
+#include "../../llmc/model/model.h"       /* Model, model_free, model_init, model_new, ... */
+#include "../../llmc/model/optimizer.h"   /* Optimizer, OptimizerResult, optimizer_free, optimizer_new, ... */
+#include "../../llmc/model/pack.h"        /* batch_free, batch_new, batch_sequence */
+#include "../../llmc/model/transformer.h" /* ModelOutput, model_flops, model_forward_backward */
+#include "../../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
+#include "../shapes.h"                    /* SHAPE_CHOICES, SHAPE_gpt2_124m, SHAPE_gpt2_1558m, shape_config */
+#include "bench.h"                        /* bench_backend, bench_median, bench_peak, bench_split, ... */
 
 static struct {
     int64_t batch, length, steps, recompute, rank;
@@ -38,7 +48,7 @@ int main(int argc, char **argv) {
     Device *d;
     options_parse_all(options, &about, argc, argv);
     const double fma = 1e9 * bench_peak(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32);
-    const Backend *b = bench_backend(backend_cpu());
+    const Backend *b = bench_backend(backend_cpu_for(o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32));
     if (!b->open(&d, o.dtype ? DTYPE_BF16 : DTYPE_FLOAT32, &e)) die("%s", e.text);
 
     ModelConfig c = shape_config(o.model, o.length > 1024 ? (int)o.length : 1024);

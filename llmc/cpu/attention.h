@@ -18,6 +18,7 @@
 #define LLMC_CPU_ATTENTION_H
 
 #include "../model/backend.h" /* Acts, Device, Ints */
+#include "act.h"              /* Act */
 #include <stddef.h>
 #include <string.h>
 
@@ -30,8 +31,8 @@ static inline void cpu_kv_store(Device *device, Acts *cache_k, Acts *cache_v, co
 #pragma omp parallel for if ((size_t)N * KC > 65536)
     for (int i = 0; i < N; i++) {
         if (to[i] < 0) continue;
-        memcpy((float *)cache_k + (size_t)to[i] * KC, (const float *)k + (size_t)i * stride, KC * sizeof(float));
-        memcpy((float *)cache_v + (size_t)to[i] * KC, (const float *)v + (size_t)i * stride, KC * sizeof(float));
+        memcpy((Act *)cache_k + (size_t)to[i] * KC, (const Act *)k + (size_t)i * stride, KC * sizeof(Act));
+        memcpy((Act *)cache_v + (size_t)to[i] * KC, (const Act *)v + (size_t)i * stride, KC * sizeof(Act));
     }
 }
 

@@ -12,10 +12,12 @@
 #ifndef LLMC_CPU_ATTENTION_BACKWARD_H
 #define LLMC_CPU_ATTENTION_BACKWARD_H
 
-#include "../model/backend.h" /* Attention, Device */
+#include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
+#include "act.h"              /* Act, act_get, act_store */
 #include "attention_strip.h"  /* CPU_LANES, CPU_STRIP, cpu_segments, cpu_zero_outside, ... */
-#include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
+#include "gemm.h"             /* Device, cpu_scratch */
+#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_product_add, cpu_product_set */
 #include "vector_math.h"      /* cpu_cap, cpu_exp */
 #include <assert.h>
 #include <math.h>
@@ -33,6 +35,11 @@ typedef struct CpuBackward {
     float dout_row[CPU_STRIP] __attribute__((aligned(64)));      /* (LANES, D) */
     float p[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));  /* probabilities, (KEYS, LANES) */
     float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
+    float keys[CPU_HALF_KEYS] __attribute__((aligned(64)));      /* a block of keys and one of values, if converted */
+    float values[CPU_HALF_KEYS] __attribute__((aligned(64)));
+    /* the gradients of keys and values of one head, rows row0 .. of the batch, which are `stride` apart */
+    float *dk, *dv;
+    size_t row0, stride;
 } CpuBackward;
 
 /* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane. With a cap, S is
@@ -72,31 +79,41 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
                                      int lane1) {
     const int D = a->head_size;
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, start = row * stride + (size_t)kv * D;
-    const float *k = (const float *)a->k + start, *v = (const float *)a->v + start;
-    float *dk = (float *)a->dk + start, *dv = (float *)a->dv + start;
+    const Act *k = (const Act *)a->k + start, *v = (const Act *)a->v + start;
+    float *dk = f->dk + (row - f->row0) * f->stride, *dv = f->dv + (row - f->row0) * f->stride;
+    size_t k_ld, v_ld;
     for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
         const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
-        const size_t at = b.key * stride;
+        const size_t at = b.key * f->stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
-        cpu_product_set(b.keys, n, D, k + at, stride, 1, f->q + b.first, ld, p, ld);
-        cpu_product_set(b.keys, n, D, v + at, stride, 1, f->dout + b.first, ld, ds, ld);
+        const float *keys = cpu_head_rows(f->keys, k + b.key * stride, stride, b.keys, D, &k_ld);
+        const float *values = cpu_head_rows(f->values, v + b.key * stride, stride, b.keys, D, &v_ld);
+        cpu_product_set(b.keys, n, D, keys, k_ld, 1, f->q + b.first, ld, p, ld);
+        cpu_product_set(b.keys, n, D, values, v_ld, 1, f->dout + b.first, ld, ds, ld);
         cpu_softmax_backward_block(f, &b, a->cap, ld);
-        cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, stride);
-        cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, stride);
-        cpu_product_add(D, n, b.keys, k + at, 1, stride, ds, ld, f->dq + b.first, ld);
+        cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, f->stride);
+        cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, f->stride);
+        cpu_product_add(D, n, b.keys, keys, 1, k_ld, ds, ld, f->dq + b.first, ld);
     }
 }
 
-static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part) {
+/* dk, dv: gradients of the keys and values of head kv, whose rows begin at row0 and are `stride` apart; += */
+static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part, float *dk,
+                                                float *dv, size_t row0, size_t stride) {
     CpuBackward f;
+    f.dk = dk;
+    f.dv = dv;
+    f.row0 = row0;
+    f.stride = stride;
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
     const int D = a->head_size, prefix = segment[p->s0].prefix_len;
     const size_t ld = cpu_lanes_max(D), out_stride = (size_t)a->heads * D;
-    const float *out = (const float *)a->out, *dout = (const float *)a->dout, *lse = (const float *)a->lse;
+    const Act *out = (const Act *)a->out, *dout = (const Act *)a->dout;
+    const float *lse = (const float *)a->lse;
     float scale[CPU_LANES];
     cpu_lanes_fill(l, a, p, part);
-    cpu_lanes_load(f.q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    cpu_lanes_load(f.q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
     cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
     for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
     for (int lane = 0; lane < l->padded; lane++) {
@@ -105,13 +122,13 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     }
     for (int lane = 0; lane < l->count; lane++) {
         const size_t row = l->row[lane], at = row * out_stride + (size_t)l->head[lane] * D;
-        const float *q = (const float *)a->q + row * a->q_stride + (size_t)l->head[lane] * D;
+        const Act *q = (const Act *)a->q + row * a->q_stride + (size_t)l->head[lane] * D;
         float delta = 0;
 #pragma omp simd reduction(+ : delta)
         for (int d = 0; d < D; d++) {
-            f.q_row[lane * D + d] = q[d] * a->scale;
-            f.dout_row[lane * D + d] = dout[at + d];
-            delta += dout[at + d] * out[at + d];
+            f.q_row[lane * D + d] = act_get(q[d]) * a->scale;
+            f.dout_row[lane * D + d] = act_get(dout[at + d]);
+            delta += act_get(dout[at + d]) * act_get(out[at + d]);
         }
         f.delta[lane] = delta;
         f.lse[lane] = lse[row * a->heads + l->head[lane]];
@@ -123,7 +140,7 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         cpu_lanes_own(l, a, own, prefix);
         cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
     }
-    cpu_lanes_store((float *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
+    cpu_lanes_store((Act *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
 }
 
 /* Iterator over families: segments s0 .. s1-1, one without a prefix and the following ones that have one (batch.h). The
@@ -167,32 +184,86 @@ static inline bool cpu_families_next(CpuFamilies *w) {
     }
 }
 
-/* Computes all of a family's gradients that belong to key head `kv`. */
-static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv) {
+/* The rows first .. end-1 of segments s0 .. s1-1, and any between them. */
+typedef struct CpuRows {
+    int first, end;
+} CpuRows;
+
+static inline CpuRows cpu_family_rows(const Segment *segment, int s0, int s1) {
+    CpuRows rows = {segment[s0].start, segment[s0].start};
+    for (int s = s0; s < s1; s++) {
+        if (segment[s].start < rows.first) rows.first = segment[s].start;
+        if (segment[s].start + segment[s].len > rows.end) rows.end = segment[s].start + segment[s].len;
+    }
+    return rows;
+}
+
+/* Floats of scratch memory that a thread needs: gradients of one head's keys and values are summed as floats. */
+static inline size_t cpu_attention_sums(const Attention *a) {
+#ifdef CPU_HALF
+    int most = 0;
+    CpuFamilies w = {.segment = cpu_segments(a), .segments = a->segments};
+    for (; w.s0 < w.segments; w.s0 = w.s1) {
+        cpu_family(&w);
+        const CpuRows rows = cpu_family_rows(w.segment, w.s0, w.s1);
+        if (rows.end - rows.first > most) most = rows.end - rows.first;
+    }
+    return 2 * (size_t)most * (size_t)a->head_size;
+#else
+    (void)a;
+    return 0;
+#endif
+}
+
+/* Computes all of a family's gradients that belong to key head `kv`. sums: cpu_attention_sums() floats. */
+static inline void cpu_attention_backward_family(const Attention *a, const CpuFamilies *family, int kv, float *sums) {
     const Segment *segment = cpu_segments(a);
     const int D = a->head_size;
+#ifdef CPU_HALF
+    const CpuRows rows = cpu_family_rows(segment, family->s0, family->s1);
+    const size_t row0 = (size_t)rows.first, stride = (size_t)D, count = (size_t)(rows.end - rows.first) * stride;
+    float *dk = sums, *dv = sums + count;
+    memset(sums, 0, 2 * count * sizeof *sums);
+#else
+    (void)sums;
+    const size_t row0 = 0, stride = a->kv_stride;
+    float *dk = (float *)a->dk + (size_t)kv * D, *dv = (float *)a->dv + (size_t)kv * D;
+#endif
     for (int s = family->s0; s < family->s1; s++) {
         assert(segment[s].key_start == segment[s].start && segment[s].past == 0);
         assert(segment[s].prefix_len == 0 || (segment[s].prefix_start >= segment[family->s0].start &&
                                               segment[s].prefix_start + segment[s].prefix_len <= segment[s].start));
+#ifndef CPU_HALF
         for (int row = segment[s].start; row < segment[s].start + segment[s].len; row++) {
-            memset((float *)a->dk + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
-            memset((float *)a->dv + (size_t)row * a->kv_stride + (size_t)kv * D, 0, D * sizeof(float));
+            memset(dk + (size_t)row * stride, 0, D * sizeof(float));
+            memset(dv + (size_t)row * stride, 0, D * sizeof(float));
         }
+#endif
     }
     const int parts = cpu_parts_shared(a);
     for (CpuStrips w = cpu_strips(a, family->s0, family->s1); cpu_strips_next(&w);)
-        for (int u = kv * parts; u < (kv + 1) * parts; u++) cpu_attention_backward_strip(a, &w.at, kv, cpu_part(a, u));
+        for (int u = kv * parts; u < (kv + 1) * parts; u++)
+            cpu_attention_backward_strip(a, &w.at, kv, cpu_part(a, u), dk, dv, row0, stride);
+#ifdef CPU_HALF
+    for (int s = family->s0; s < family->s1; s++)
+        for (int row = segment[s].start; row < segment[s].start + segment[s].len; row++) {
+            const size_t at = (size_t)row * a->kv_stride + (size_t)kv * D, from = ((size_t)row - row0) * stride;
+            act_store((Act *)a->dk + at, dk + from, D);
+            act_store((Act *)a->dv + at, dv + from, D);
+        }
+#endif
 }
 
 /* Computes dq, dk and dv of every row from dout, with out and lse of the forward pass; see Attention in backend.h. */
 static inline void cpu_attention_backward(Device *device, const Attention *a) {
-    (void)device;
+    const size_t sums = cpu_attention_sums(a);
+    device->partial = (float *)cpu_scratch(device, device->partial, &device->partial_count,
+                                           sums * (size_t)omp_get_max_threads(), sizeof(float));
     assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
     const size_t kv_width = (size_t)a->kv_heads * a->head_size;
-    cpu_zero_outside(a, (float *)a->dq, a->q_stride, (size_t)a->heads * a->head_size);
-    cpu_zero_outside(a, (float *)a->dk, a->kv_stride, kv_width);
-    cpu_zero_outside(a, (float *)a->dv, a->kv_stride, kv_width);
+    cpu_zero_outside(a, a->dq, sizeof(Act), a->q_stride, (size_t)a->heads * a->head_size);
+    cpu_zero_outside(a, a->dk, sizeof(Act), a->kv_stride, kv_width);
+    cpu_zero_outside(a, a->dv, sizeof(Act), a->kv_stride, kv_width);
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
     {
@@ -202,7 +273,9 @@ static inline void cpu_attention_backward(Device *device, const Attention *a) {
 #pragma omp atomic capture
             ticket = tickets++;
             for (; more && ticket >= passed + a->kv_heads; passed += a->kv_heads) more = cpu_families_next(&w);
-            if (more) cpu_attention_backward_family(a, &w, (int)(ticket - passed));
+            if (more)
+                cpu_attention_backward_family(a, &w, (int)(ticket - passed),
+                                              device->partial + sums * (size_t)omp_get_thread_num());
         }
     }
 }

@@ -14,8 +14,9 @@
 
 #include "../model/backend.h" /* Attention, Device */
 #include "../model/batch.h"   /* Segment */
-#include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CpuLanes, cpu_part, ... */
-#include "product.h"          /* CPU_VEC, CPU_UNROLL, cpu_product_rescale, cpu_product_set, ... */
+#include "act.h"              /* Act, act_get, act_floats, act_store, ... */
+#include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
+#include "product.h"          /* CPU_VEC, CPU_HALF, CPU_UNROLL, cpu_product_rescale, ... */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 #include <assert.h>
 #include <math.h>
@@ -29,6 +30,7 @@ typedef struct CpuForward {
     float q[CPU_STRIP] __attribute__((aligned(64)));      /* scaled, (D, LANES) */
     float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
     float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
+    float rows[CPU_HALF_KEYS] __attribute__((aligned(64)));     /* a block of keys, then of values, if converted */
 } CpuForward;
 
 /* Converts the scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
@@ -69,17 +71,18 @@ static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float cap
     }
 }
 
-/* Prefetches D floats at x into the second-level cache. A head's part of a row is short and the rows are far apart, so
+/* Prefetches D elements at x into the second-level cache. A head's part of a row is short and the rows are far apart, so
  * the hardware prefetcher detects no stream. Saves a quarter to a half of the time of decode. */
-static inline void cpu_prefetch(const float *x, int D) {
-    for (int d = 0; d < D; d += 16) __builtin_prefetch(x + d, 0, 2);
+static inline void cpu_prefetch(const Act *x, int D) {
+    for (int d = 0; d < D; d += 64 / (int)sizeof *x) __builtin_prefetch(x + d, 0, 2);
 }
 
 /* Lanes lane0 .. lane1-1 attend to the first `keys` rows of k and v, masked by lanes.seen. */
-static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k, const float *v, int keys, int lane0,
+static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, const Act *v, int keys, int lane0,
                               int lane1) {
     const int D = a->head_size;
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride;
+    size_t row;
     for (CpuBlock b = {0}; cpu_block_next(&b, &f->lanes, lane0, lane1, keys);) {
         const int n = b.last - b.first;
         if (f->lanes.count <= CPU_VEC) /* little work per key: memory is the bottleneck */
@@ -87,20 +90,21 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const float *k,
                 cpu_prefetch(v + i * stride, D);
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
-        cpu_product_set(b.keys, n, D, k + b.key * stride, stride, 1, f->q + b.first, ld, f->s + b.first, ld);
+        const float *block = cpu_head_rows(f->rows, k + b.key * stride, stride, b.keys, D, &row);
+        cpu_product_set(b.keys, n, D, block, row, 1, f->q + b.first, ld, f->s + b.first, ld);
         cpu_softmax_block(f, &b, a->cap, ld);
-        cpu_product_rescale(D, n, b.keys, v + b.key * stride, 1, stride, f->s + b.first, ld, f->out + b.first, ld,
-                            f->alpha + b.first);
+        block = cpu_head_rows(f->rows, v + b.key * stride, stride, b.keys, D, &row);
+        cpu_product_rescale(D, n, b.keys, block, 1, row, f->s + b.first, ld, f->out + b.first, ld, f->alpha + b.first);
     }
 }
 
 /* s[i] = scale q . k_i for 4 keys that are `stride` apart */
-static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t stride, int D, float scale) {
+static inline void cpu_dots4(float s[4], const float *q, const Act *k, size_t stride, int D, float scale) {
     CpuVec sum[4] = {{0}};
     int d = 0;
     for (; d + CPU_VEC <= D; d += CPU_VEC) {
         const CpuVec x = *(const CpuVec *)(q + d);
-        CPU_UNROLL for (int i = 0; i < 4; i++) sum[i] = sum[i] + x * *(const CpuVec *)(k + i * stride + d);
+        CPU_UNROLL for (int i = 0; i < 4; i++) sum[i] = sum[i] + x * act_vector(k + i * stride + d);
     }
     CpuQuad part[4];
     CPU_UNROLL for (int i = 0; i < 4; i++) {
@@ -113,7 +117,7 @@ static inline void cpu_dots4(float s[4], const float *q, const float *k, size_t 
     cpu_transpose4(part, part);
     CpuQuad total = (part[0] + part[1]) + (part[2] + part[3]);
     for (; d < D; d++)
-        for (int i = 0; i < 4; i++) total[i] += q[d] * k[i * stride + d];
+        for (int i = 0; i < 4; i++) total[i] += q[d] * act_get(k[i * stride + d]);
     *(CpuQuad *)s = total * scale;
 }
 
@@ -127,18 +131,28 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
     const int seen_from = a->window && keys > a->window ? keys - a->window : 0, start = seen_from / CPU_KEYS * CPU_KEYS;
     const int D = a->head_size, shared = cpu_heads_shared(a), from = h0 / shared * D, end = (h1 - 1) / shared * D + D;
     const size_t stride = a->kv_stride;
-    const float *next_k = (const float *)a->k + next_start * stride + from;
-    const float *k = (const float *)a->k + key_start * stride, *v = (const float *)a->v + key_start * stride;
+    const Act *next_k = (const Act *)a->k + next_start * stride + from;
+    const Act *k = (const Act *)a->k + key_start * stride, *v = (const Act *)a->v + key_start * stride;
+    float p[CPU_LANES][CPU_KEYS];
+#ifdef CPU_HALF
+    float held_q[CPU_STRIP], held_out[CPU_STRIP];
+    const size_t part = (size_t)h0 * D, count = (size_t)(h1 - h0) * D;
+    const float *q = act_floats(held_q, (const Act *)a->q + (size_t)row * a->q_stride + part, count) - part;
+    Act *row_out = (Act *)a->out + (size_t)row * a->heads * D;
+    act_floats(held_out, row_out + part, count);
+    float *out = held_out - part;
+    assert(count <= CPU_STRIP);
+#else
     const float *q = (const float *)a->q + (size_t)row * a->q_stride;
     float *out = (float *)a->out + (size_t)row * a->heads * D;
-    float p[CPU_LANES][CPU_KEYS];
+#endif
     k += start * stride;
     v += start * stride;
     for (int key = start; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
         const int n = keys - key < CPU_KEYS ? keys - key : CPU_KEYS;
         for (int i = 0; i < n; i += 4)
             for (int h = h0; h < h1; h++) {
-                const float *from = k + i * stride + (size_t)(h / shared) * D;
+                const Act *from = k + i * stride + (size_t)(h / shared) * D;
                 for (int j = i; j < i + 4 && j < n; j++) {
                     cpu_prefetch(v + j * stride + (size_t)(h / shared) * D, D);
                     if (key + j + CPU_AHEAD < keys) cpu_prefetch(from + (j - i + CPU_AHEAD) * stride, D);
@@ -171,16 +185,17 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
                 for (int j = i; j < (i + 4 <= n ? i + 4 : i + 1) && j < next_keys; j++)
                     cpu_prefetch(next_k + j * stride, end - from);
             for (int h = h0; h < h1; h++) {
-                const float *x = v + i * stride + (size_t)(h / shared) * D, *s = p[h - h0] + i;
+                const Act *x = v + i * stride + (size_t)(h / shared) * D;
+                const float *s = p[h - h0] + i;
                 float *o = out + (size_t)h * D;
                 if (i + 4 <= n)
 #pragma omp simd
                     for (int d = 0; d < D; d++)
-                        o[d] += (s[0] * x[d] + s[1] * x[stride + d]) +
-                                (s[2] * x[2 * stride + d] + s[3] * x[3 * stride + d]);
+                        o[d] += (s[0] * act_get(x[d]) + s[1] * act_get(x[stride + d])) +
+                                (s[2] * act_get(x[2 * stride + d]) + s[3] * act_get(x[3 * stride + d]));
                 else
 #pragma omp simd
-                    for (int d = 0; d < D; d++) o[d] += s[0] * x[d];
+                    for (int d = 0; d < D; d++) o[d] += s[0] * act_get(x[d]);
             }
         }
     }
@@ -188,6 +203,9 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
         for (int d = 0; d < D; d++) out[(size_t)h * D + d] *= 1.0f / sum[h - h0];
         if (a->lse) ((float *)a->lse)[(size_t)row * a->heads + h] = m[h - h0] + logf(sum[h - h0]);
     }
+#ifdef CPU_HALF
+    act_store(row_out + part, held_out, count);
+#endif
 }
 
 /* Attends to a strip's prefix and, for pieces with many lanes, to their own keys, for the query heads of f->lanes,
@@ -198,14 +216,14 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     const Segment *segment = cpu_segments(a);
     const int D = a->head_size;
     const size_t ld = cpu_lanes_max(D), stride = a->kv_stride, from = (size_t)(h0 / cpu_heads_shared(a)) * D;
-    const float *k = (const float *)a->k + from, *v = (const float *)a->v + from;
+    const Act *k = (const Act *)a->k + from, *v = (const Act *)a->v + from;
     float scale[CPU_LANES], *lse = (float *)a->lse;
     for (int lane = 0; lane < l->padded; lane++) {
         f->m[lane] = -3e38f;
         f->sum[lane] = 0;
         scale[lane] = 1;
     }
-    cpu_lanes_load(f->q, ld, l, (const float *)a->q, a->q_stride, D, a->scale);
+    cpu_lanes_load(f->q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
     cpu_lanes_prefix(l, a, prefix);
     cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);
@@ -220,7 +238,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
             if (lse) lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f->m[lane] + logf(f->sum[lane]);
         }
     }
-    cpu_lanes_store((float *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
+    cpu_lanes_store((Act *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
 }
 
 /* Parts u0 .. u1-1 of a strip (see CpuPart): first everything processed by lanes, then the rows with few lanes. */
@@ -246,8 +264,8 @@ static inline void cpu_attention_forward_strip(const Attention *a, const CpuStri
         if (!l->piece[i].few) continue;
         for (int lane = l->piece[i].first; lane < l->piece[i].last; lane += heads) {
             if (prefix <= 0)
-                memset((float *)a->out + ((size_t)l->row[lane] * a->heads + first) * a->head_size, 0,
-                       (size_t)(end - first) * a->head_size * sizeof(float));
+                memset((Act *)a->out + ((size_t)l->row[lane] * a->heads + first) * a->head_size, 0,
+                       (size_t)(end - first) * a->head_size * sizeof(Act));
             const bool again = lane + heads < l->piece[i].last, more = i + 1 < l->pieces && l->piece[i + 1].few;
             cpu_attend_row(a, l->row[lane], first, end, segment[l->piece[i].segment].key_start, l->own[lane],
                            m[lane / heads], sum[lane / heads],
@@ -261,8 +279,8 @@ static inline void cpu_attention_forward_strip(const Attention *a, const CpuStri
 static inline void cpu_attention_forward(Device *device, const Attention *a) {
     (void)device;
     assert(a->head_size <= CPU_HEAD_MAX && a->heads % a->kv_heads == 0);
-    cpu_zero_outside(a, (float *)a->out, (size_t)a->heads * a->head_size, (size_t)a->heads * a->head_size);
-    if (a->lse) cpu_zero_outside(a, (float *)a->lse, a->heads, a->heads);
+    cpu_zero_outside(a, a->out, sizeof(Act), (size_t)a->heads * a->head_size, (size_t)a->heads * a->head_size);
+    if (a->lse) cpu_zero_outside(a, a->lse, sizeof(float), a->heads, a->heads);
     const int parts = cpu_parts(a);
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)

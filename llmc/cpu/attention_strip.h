@@ -17,7 +17,8 @@
 
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
-#include "product.h"          /* CPU_VEC, cpu_transpose_in, cpu_transpose_out */
+#include "act.h"              /* Act, act_floats, act_store */
+#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_transpose_out, cpu_transpose_in */
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -32,6 +33,13 @@ enum {
     CPU_FEW = 8,          /* maximum number of lanes for which a segment's own keys are processed along the channels */
     CPU_ROW_RUN = 256,    /* on that path: minimum number of channels of a key that one task reads */
     CPU_AHEAD = 32,       /* on that path: distance of the prefetch, in keys */
+#ifdef CPU_HALF
+    CPU_HALF_HEAD = CPU_HEAD_MAX,            /* floats of a row of a head that is converted */
+    CPU_HALF_KEYS = CPU_KEYS * CPU_HEAD_MAX, /* of a block of keys */
+#else
+    CPU_HALF_HEAD = 1,
+    CPU_HALF_KEYS = 1,
+#endif
 };
 
 /* Rows r0 .. r1-1 of segment s0 if s1 = s0+1. Otherwise all rows of segments s0 .. s1-1, which share a prefix. */
@@ -167,26 +175,50 @@ static inline void cpu_lanes_fill(CpuLanes *l, const Attention *a, const CpuStri
 }
 
 /* to[D, ld] = scale * the lanes' rows of x. Padding lanes are set to 0. */
-static inline void cpu_lanes_load(float *to, size_t ld, const CpuLanes *l, const float *x, size_t stride, int D,
+static inline void cpu_lanes_load(float *to, size_t ld, const CpuLanes *l, const Act *x, size_t stride, int D,
                                   float scale) {
     static const float zeros[CPU_HEAD_MAX];
+    float row[4][CPU_HALF_HEAD];
     for (int lane = 0; lane < l->padded; lane += 4) {
         const float *source[4];
         for (int i = 0; i < 4; i++)
-            source[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : zeros;
+            source[i] = lane + i < l->count
+                            ? act_floats(row[i], x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D, D)
+                            : zeros;
         cpu_transpose_in(to + lane, ld, source, D, scale);
     }
 }
 
 /* The lanes' rows of x = from[D, ld] * scale[lane]. */
-static inline void cpu_lanes_store(float *x, size_t stride, const CpuLanes *l, const float *from, size_t ld, int D,
+static inline void cpu_lanes_store(Act *x, size_t stride, const CpuLanes *l, const float *from, size_t ld, int D,
                                    const float *scale) {
     for (int lane = 0; lane < l->count; lane += 4) {
-        float *to[4];
+        Act *to[4];
         for (int i = 0; i < 4; i++)
             to[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : NULL;
+#ifdef CPU_HALF
+        float row[4][CPU_HALF_HEAD], *rows[4] = {row[0], row[1], row[2], row[3]};
+        cpu_transpose_out(rows, from + lane, ld, D, scale + lane);
+        for (int i = 0; i < 4; i++)
+            if (to[i]) act_store(to[i], row[i], D);
+#else
         cpu_transpose_out(to, from + lane, ld, D, scale + lane);
+#endif
     }
+}
+
+/* Rows of keys or values of one head as floats: x itself, or a copy of it in `buffer`, whose rows are D long. *ld receives
+ * the distance between rows. */
+static inline const float *cpu_head_rows(float *buffer, const Act *x, size_t stride, int rows, int D, size_t *ld) {
+#ifdef CPU_HALF
+    for (int i = 0; i < rows; i++) act_floats(buffer + (size_t)i * D, x + i * stride, D);
+    *ld = D;
+    return buffer;
+#else
+    (void)buffer, (void)rows, (void)D;
+    *ld = stride;
+    return x;
+#endif
 }
 
 /* One block of keys, the lanes (whole vectors) to which any of them is visible, and whether some must be masked. */
@@ -246,17 +278,17 @@ static inline double cpu_attention_pairs(const Attention *a) {
 }
 enum { CPU_PAIRS_THREADED = 4096 }; /* about 10 microseconds with 64 channels */
 
-/* Zeros `columns` columns of the rows that are in no segment, before anything else is written. These are the gaps
+/* Zeros `columns` columns, of `size` bytes each, of the rows that are in no segment, before anything else is written. These are the gaps
  * between segments if segments are in the order of their rows. Otherwise (which does not occur in this project) all
  * rows are zeroed. */
-static inline void cpu_zero_outside(const Attention *a, float *x, size_t stride, size_t columns) {
+static inline void cpu_zero_outside(const Attention *a, void *x, size_t size, size_t stride, size_t columns) {
     const Segment *s = cpu_segments(a);
     bool ordered = true;
     for (int i = 1; i < a->segments; i++) ordered &= s[i].start >= s[i - 1].start + s[i - 1].len;
     int row = 0;
     for (int i = 0; i <= a->segments; i++) {
         const int end = i < a->segments && ordered ? s[i].start : a->rows;
-        for (; row < end; row++) memset(x + row * stride, 0, columns * sizeof *x);
+        for (; row < end; row++) memset((char *)x + row * stride * size, 0, columns * size);
         if (i < a->segments) row = ordered ? s[i].start + s[i].len : row;
     }
 }

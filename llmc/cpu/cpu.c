@@ -14,15 +14,17 @@
  * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
  * its one public function, and links all of them into every program; cpu.h chooses at run time.
  *
- * Storage is float32 throughout (weight_size = act_size = 4): --dtype bf16 only changes the arithmetic of the matrix
- * products. All threads that OpenMP provides are used; OMP_NUM_THREADS sets their number.
+ * Weights, their gradients and the moments are float32. So are activations, except in the backend that is compiled with
+ * CPU_HALF, for --dtype bf16 on processors with bfloat16 arithmetic: there they are bfloat16 (act.h). All threads that OpenMP provides are used; OMP_NUM_THREADS sets their number.
  */
-#include "../base/error.h"      /* error_set, Error, xcalloc */
+#include "../base/error.h"      /* Error, error_set, xcalloc */
 #include "../model/backend.h"   /* Weights, Acts, Floats, DTYPE_BF16, ... */
+#include "act.h"                /* Act, ACT_HALF, act_get, act_set */
 #include "attention_backward.h" /* cpu_attention_backward */
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves, head_tiles_kept */
+#include "product.h"            /* CPU_ALIGN */
 #include "tiles.h"              /* tiles_count, tiles_available */
 #include "tiles_product.h"      /* tiles_sums_count */
 
@@ -48,6 +50,7 @@ static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
         dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx)
         return error_set(e,
                          "--dtype bf16: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use float32");
+    if (ACT_HALF && dtype != DTYPE_BF16) return error_set(e, "cpu: these kernels are for --dtype bf16");
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->dtype = dtype;
     d->tiles = dtype == DTYPE_BF16 && tiles_available();
@@ -66,6 +69,7 @@ static inline void cpu_close(Device *d) {
     while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
     free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
+    for (int i = 0; i < CPU_WIDE; i++) free(d->wide[i]);
     free(d->sums), free(d->logits), free(d->partial), free(d->low), free(d->panel), free(d->work), free(d);
 }
 
@@ -117,14 +121,17 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
     const size_t both = taught ? (size_t)gemm_terms(chunk) * (size_t)(Vp + Vt) : 0;
     const size_t low = (size_t)rows * (size_t)u->adapters;
     const size_t panels = u->quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    const size_t wide = ACT_HALF && (low || panels) ? (size_t)rows * (3 * (size_t)u->widest + (size_t)u->adapters) : 0;
+    const size_t head_size = (size_t)(u->width < 256 ? u->width : 256); /* at most, in nearly all models */
+    const size_t sums = ACT_HALF ? 2 * (size_t)rows * head_size * (size_t)omp_get_max_threads() : 0;
     const size_t drawn = cpu_most(both, u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0);
     if (d->tiles) {
         const size_t head = head_tiles_halves(rows, u->width, Vp), operand = tiles_count(rows, u->widest);
         const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
         const size_t left = taught ? divergence_tiles_left(chunk, width, Vp) : 0;
         const size_t right = taught ? divergence_tiles_right(chunk, u->width, Vp) : 0;
-        const size_t floats = cpu_most(head_tiles_floats(rows) + head_tiles_kept(rows, Vp), drawn) +
-                              tiles_sums_count(omp_get_max_threads()) + low + panels;
+        const size_t floats = cpu_most(head_tiles_floats(rows, u->width) + head_tiles_kept(rows, Vp), drawn) +
+                              tiles_sums_count(omp_get_max_threads()) + low + panels + wide + sums;
         return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
                (u->weights + cpu_most(left, cpu_most(operand, head)) + cpu_most(right, cpu_most(operand, turned))) *
                    sizeof(uint16_t);
@@ -168,14 +175,14 @@ static inline void cpu_weights_download(Device *d, float *host, const Weights *w
 
 static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const Weights *w, const Weights *b, int N,
                                       int IC, int OC) {
-    gemm_nt(d, (float *)out, (const float *)x, (const float *)w, (const float *)b, N, OC, IC);
+    gemm_nt(d, (Act *)out, (const Act *)x, (const float *)w, (const float *)b, N, OC, IC);
 }
 
 static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                        const Weights *w, int N, int IC, int OC) {
-    if (dx) gemm_nn(d, (float *)dx, (const float *)dout, (const float *)w, N, IC, OC);
-    if (dw) gemm_tn(d, (float *)dw, (const float *)dout, (const float *)x, N, OC, IC, dx != NULL);
-    if (db) cpu_column_sums(d, (float *)db, (const float *)dout, N, OC);
+    if (dx) gemm_nn(d, (Act *)dx, (const Act *)dout, (const float *)w, N, IC, OC);
+    if (dw) gemm_tn(d, (float *)dw, (const Act *)dout, (const Act *)x, N, OC, IC, dx != NULL);
+    if (db) cpu_column_sums(d, (float *)db, (const Act *)dout, N, OC);
 }
 
 static inline void cpu_linear_gelu_forward(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w,
@@ -187,12 +194,13 @@ static inline void cpu_linear_gelu_forward(Device *d, Acts *pre, Acts *out, cons
 static inline void cpu_value_forward(Device *d, Floats *value, const Acts *h_, const Weights *w_, const Weights *b,
                                      int R, int C) {
     (void)d;
-    const float *h = (const float *)h_, *w = (const float *)w_;
+    const Act *h = (const Act *)h_;
+    const float *w = (const float *)w_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int r = 0; r < R; r++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < C; c++) sum += h[(size_t)r * (size_t)C + (size_t)c] * w[c];
+        for (int c = 0; c < C; c++) sum += act_get(h[(size_t)r * (size_t)C + (size_t)c]) * w[c];
         ((float *)value)[r] = sum + *(const float *)b;
     }
 }
@@ -200,15 +208,17 @@ static inline void cpu_value_forward(Device *d, Floats *value, const Acts *h_, c
 static inline void cpu_value_backward(Device *d, Acts *dh_, Floats *dw_, Floats *db, const Floats *dvalue_,
                                       const Acts *h_, const Weights *w_, int R, int C) {
     (void)d;
-    float *dh = (float *)dh_, *dw = (float *)dw_;
-    const float *dvalue = (const float *)dvalue_, *h = (const float *)h_, *w = (const float *)w_;
+    Act *dh = (Act *)dh_;
+    const Act *h = (const Act *)h_;
+    float *dw = (float *)dw_;
+    const float *dvalue = (const float *)dvalue_, *w = (const float *)w_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK)
         for (int r = 0; r < R; r++)
             for (int c = block; c < C && c < block + COLUMN_BLOCK; c++) {
                 const size_t at = (size_t)r * (size_t)C + (size_t)c;
-                dh[at] += dvalue[r] * w[c];
-                dw[c] += dvalue[r] * h[at];
+                dh[at] = act_set(act_get(dh[at]) + dvalue[r] * w[c]);
+                dw[c] += dvalue[r] * act_get(h[at]);
             }
     for (int r = 0; r < R; r++) *(float *)db += dvalue[r];
 }
@@ -256,7 +266,7 @@ static inline void cpu_adamw(Device *d, const AdamW *a) {
 const Backend *CPU_BACKEND(void) {
     static const Backend table = {.name = "cpu",
                                   .weight_size = sizeof(float),
-                                  .act_size = sizeof(float),
+                                  .act_size = sizeof(Act),
                                   .open = cpu_open,
                                   .close = cpu_close,
                                   .sync = cpu_sync,

@@ -11,7 +11,8 @@
 #define LLMC_CPU_DIVERGENCE_H
 
 #include "../model/backend.h" /* TokenDivergenceKind, TOKEN_FORWARD_KL, TOKEN_REVERSE_KL, TOKEN_JSD, ... */
-#include "gemm.h"             /* gemm_nt, Device, gemm_nn, gemm_tn */
+#include "act.h"              /* Act */
+#include "gemm.h"             /* gemm_nt_floats, Device, gemm_nn_floats, gemm_tn_floats */
 #include "head.h"             /* head_row, head_argmax, head_chunk_rows, head_logits, ... */
 #include "head_tiles.h"       /* HeadRow */
 #include "tiles.h"            /* tiles_count */
@@ -188,13 +189,14 @@ static inline void cpu_divergence(Device *d, const TokenDivergence *a) {
     const int C = head->channels, V = head->vocab, Vp = head->padded_vocab, Vt = a->padded_vocab;
     const int chunk = divergence_chunk_rows(head->rows, Vp, Vt);
     float *logits = head_logits(d, chunk, Vp + Vt), *other = logits + (size_t)chunk * (size_t)Vp;
-    const float *weight = (const float *)head->weight, *h = (const float *)head->h, *teacher = (const float *)a->h;
+    const float *weight = (const float *)head->weight;
+    const Act *h = (const Act *)head->h, *teacher = (const Act *)a->h;
     for (int first = 0; first < head->rows; first += chunk) {
         const int n = head->rows - first < chunk ? head->rows - first : chunk;
-        const float *hc = h + (size_t)first * (size_t)C;
-        gemm_nt(d, logits, hc, weight, NULL, n, Vp, C);
-        gemm_nt(d, other, teacher + (size_t)first * (size_t)a->channels, (const float *)a->output, NULL, n, Vt,
-                a->channels);
+        const Act *hc = h + (size_t)first * (size_t)C;
+        gemm_nt_floats(d, logits, hc, weight, n, Vp, C);
+        gemm_nt_floats(d, other, teacher + (size_t)first * (size_t)a->channels, (const float *)a->output, n, Vt,
+                       a->channels);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
@@ -204,8 +206,8 @@ static inline void cpu_divergence(Device *d, const TokenDivergence *a) {
             divergence_row(a, first + i, z, u);
         }
         if (!a->weight) continue;
-        gemm_nn(d, (float *)head->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
-        if (head->dweight) gemm_tn(d, (float *)head->dweight, logits, hc, n, Vp, C, true);
+        gemm_nn_floats(d, (Act *)head->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
+        if (head->dweight) gemm_tn_floats(d, (float *)head->dweight, logits, hc, n, Vp, C);
     }
 }
 

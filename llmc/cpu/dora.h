@@ -7,6 +7,7 @@
 #define LLMC_CPU_DORA_H
 
 #include "../model/backend.h" /* Dora */
+#include "act.h"              /* Act, act_get, act_set */
 #include "gemm.h"             /* Device, cpu_scratch */
 #include "norm.h"             /* COLUMN_BLOCK */
 #include "quantized.h"        /* quant_row */
@@ -58,12 +59,12 @@ static inline void cpu_dora_forward(Device *d, const Dora *l) {
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)l->rows * outputs))
     for (int r = 0; r < l->rows; r++)
         for (int part = 0, i = 0; part < l->parts; i += l->count[part++]) {
-            float *out = (float *)l->out + (size_t)r * (size_t)l->stride + (size_t)l->first[part];
-            float *u = l->u ? (float *)l->u + (size_t)r * outputs + (size_t)i : NULL;
+            Act *out = (Act *)l->out + (size_t)r * (size_t)l->stride + (size_t)l->first[part];
+            Act *u = l->u ? (Act *)l->u + (size_t)r * outputs + (size_t)i : NULL;
             for (int j = 0; j < l->count[part]; j++) {
-                const float plain = out[j] - (bias ? bias[l->first[part] + j] : 0);
-                out[j] += (magnitude[i + j] / norm[i + j] - 1) * plain;
-                if (u) u[j] = plain;
+                const float plain = act_get(out[j]) - (bias ? bias[l->first[part] + j] : 0);
+                out[j] = act_set(act_get(out[j]) + (magnitude[i + j] / norm[i + j] - 1) * plain);
+                if (u) u[j] = act_set(plain);
             }
         }
 }
@@ -73,16 +74,18 @@ static inline void cpu_dora_backward(Device *d, const Dora *l) {
     (void)d;
     const int N = l->rows, outputs = dora_outputs(l);
     const float *norm = (const float *)l->norm, *magnitude = (const float *)l->magnitude;
-    const float *dout = (const float *)l->dout, *u = (const float *)l->u;
-    float *dscaled = (float *)l->dscaled;
+    const Act *dout = (const Act *)l->dout, *u = (const Act *)l->u;
+    Act *dscaled = (Act *)l->dscaled;
     const size_t stride = (size_t)l->stride;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * stride))
     for (int r = 0; r < N; r++) {
         const size_t at = (size_t)r * stride;
         memcpy(dscaled + at, dout + at, stride * sizeof *dscaled);
         for (int part = 0, i = 0; part < l->parts; i += l->count[part++])
-            for (int j = 0; j < l->count[part]; j++)
-                dscaled[at + (size_t)(l->first[part] + j)] *= magnitude[i + j] / norm[i + j];
+            for (int j = 0; j < l->count[part]; j++) {
+                Act *g = dscaled + at + (size_t)(l->first[part] + j);
+                *g = act_set(act_get(*g) * (magnitude[i + j] / norm[i + j]));
+            }
     }
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * stride))
     for (int block = 0; block < outputs; block += COLUMN_BLOCK) {
@@ -92,8 +95,8 @@ static inline void cpu_dora_backward(Device *d, const Dora *l) {
         for (int i = 0; i < n; i++) channel[i] = dora_channel(l, block + i, &part);
         for (int r = 0; r < N; r++)
             for (int i = 0; i < n; i++)
-                sum[i] += dout[(size_t)r * stride + (size_t)channel[i]] *
-                          u[(size_t)r * (size_t)outputs + (size_t)(block + i)];
+                sum[i] += act_get(dout[(size_t)r * stride + (size_t)channel[i]]) *
+                          act_get(u[(size_t)r * (size_t)outputs + (size_t)(block + i)]);
         for (int i = 0; i < n; i++) ((float *)l->dmagnitude)[block + i] += sum[i] / norm[block + i];
     }
 }

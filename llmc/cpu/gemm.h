@@ -24,7 +24,9 @@
 #define LLMC_CPU_GEMM_H
 
 #include "../base/error.h"    /* checked, Error, error_set, xrealloc */
-#include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Dtype */
+#include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Acts, Dtype */
+#include "act.h"              /* Act, ACT_HALF, act_get, act_set */
+#include "product.h"          /* CPU_HALF */
 #include "tiles.h"            /* CPU_TILES, tiles_count, tiles_pack_team, tiles_turn_team, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>
@@ -53,7 +55,7 @@ typedef struct GemmPack {
     bool fresh;
 } GemmPack;
 
-enum { GEMM_PLANS = 2048 };
+enum { GEMM_PLANS = 2048, CPU_WIDE = 4 };
 
 struct Device {
     Dtype dtype;
@@ -82,6 +84,8 @@ struct Device {
     size_t low_count;
     float *work; /* sampling: two rows of the vocabulary per thread */
     size_t work_count;
+    float *wide[CPU_WIDE]; /* activations in bfloat16, as floats for operations that compute with those */
+    size_t wide_count[CPU_WIDE];
     size_t alive; /* bytes of packs and scratch */
 };
 
@@ -130,6 +134,32 @@ static inline void cpu_round_bf16(uint16_t *restrict out, const float *restrict 
         const uint32_t rounded = (x.u + 0x7fffu + (x.u >> 16 & 1)) >> 16, quiet = x.u >> 16 | 0x40;
         out[i] = (uint16_t)((x.u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
     }
+}
+
+/* Returns n activations as floats: x itself, or memory of the device, of which there are CPU_WIDE; read: with the values of
+ * x. cpu_narrow() takes results back to x. */
+static inline float *cpu_wide(Device *d, int which, const Acts *x, size_t n, bool read) {
+#ifdef CPU_HALF
+    d->wide[which] = (float *)cpu_scratch(d, d->wide[which], &d->wide_count[which], n, sizeof(float));
+    float *restrict wide = d->wide[which];
+    const Act *restrict from = (const Act *)x;
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
+    for (size_t i = 0; i < (read ? n : 0); i++) wide[i] = act_get(from[i]);
+    return wide;
+#else
+    (void)d, (void)which, (void)n, (void)read;
+    return (float *)(uintptr_t)x;
+#endif
+}
+
+static inline void cpu_narrow(Acts *x, const float *wide, size_t n) {
+#ifdef CPU_HALF
+    Act *restrict to = (Act *)x;
+#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
+    for (size_t i = 0; i < n; i++) to[i] = act_set(wide[i]);
+#else
+    (void)x, (void)wide, (void)n;
+#endif
 }
 
 static inline void gemm_plan_make(Device *d, GemmPlan *p) {
@@ -263,9 +293,9 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
 
 #ifdef CPU_TILES
 /* tiles_pack_team(), tiles_turn_team() and tiles_product_team(), by all threads if it is worth it. */
-static inline void cpu_tiles_pack(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
+static inline void cpu_tiles_pack(uint16_t *to, TilesForm form, const void *x, bool half, size_t ld, int n, int depth) {
 #pragma omp parallel if (cpu_worth((size_t)n * (size_t)depth))
-    tiles_pack_team(to, form, x, ld, n, depth);
+    tiles_pack_team(to, form, x, half, ld, n, depth);
 }
 
 static inline void cpu_tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
@@ -288,7 +318,7 @@ static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K
             pack = &d->packs[i];
     if (!pack)
         pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K, .bytes = bytes});
-    if (!pack->fresh) cpu_tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, (size_t)K, M, K);
+    if (!pack->fresh) cpu_tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, false, (size_t)K, M, K);
     pack->fresh = true;
     return (const uint16_t *)pack->weights;
 }
@@ -377,9 +407,9 @@ static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, co
 }
 
 #ifdef CPU_TILES
-/* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), on tiles. */
-static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, float *out, const float *x, const float *w,
-                                              const float *b, int N, int M, int K) {
+/* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), in packed blocks. out_half, x_half: that matrix is bfloat16. */
+static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, void *out, bool out_half, const void *x,
+                                              bool x_half, const float *w, const float *b, int N, int M, int K) {
     const uint16_t *weights = kind == GEMM_NT ? gemm_tiles(d, w, M, K) : gemm_tiles(d, w, K, M);
     uint16_t *left = gemm_half(d, 0, tiles_count(N, K));
     uint16_t *turned = kind == GEMM_NN ? gemm_half(d, 1, tiles_count(M, K)) : NULL;
@@ -389,19 +419,20 @@ static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, float *o
                             .a = left,
                             .b = turned ? turned : weights,
                             .bias = b,
-                            .out = out,
+                            .out = out_half ? NULL : (float *)out,
+                            .half = out_half ? (uint16_t *)out : NULL,
                             .ldo = (size_t)M,
                             .sums = gemm_sums(d)};
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
-        tiles_pack_team(left, TILES_ROWS, x, (size_t)K, N, K);
+        tiles_pack_team(left, TILES_ROWS, x, x_half, (size_t)K, N, K);
         if (turned) tiles_turn_team(turned, weights, K, M, true);
         tiles_product_team(&p);
     }
 }
 
-/* out[M,K] += y[N,M]^T x[N,K] on tiles. */
-static inline void gemm_tn_tiles(Device *d, float *out, const float *y, const float *x, int N, int M, int K) {
+/* out[M,K] += y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. */
+static inline void gemm_tn_tiles(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
     uint16_t *left = gemm_half(d, 0, tiles_count(M, N)), *right = gemm_half(d, 1, tiles_count(K, N));
     const TilesProduct p = {.rows = M,
                             .cols = K,
@@ -414,23 +445,49 @@ static inline void gemm_tn_tiles(Device *d, float *out, const float *y, const fl
                             .sums = gemm_sums(d)};
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
-        tiles_pack_team(left, TILES_ROWS_TRANSPOSED, y, (size_t)M, M, N);
-        tiles_pack_team(right, TILES_PAIRS, x, (size_t)K, K, N);
+        tiles_pack_team(left, TILES_ROWS_TRANSPOSED, y, y_half, (size_t)M, M, N);
+        tiles_pack_team(right, TILES_PAIRS, x, ACT_HALF, (size_t)K, K, N);
         tiles_product_team(&p);
     }
 }
 #endif
 
+#ifdef CPU_HALF
+static inline void gemm_nt(Device *d, Act *out, const Act *x, const float *w, const float *b, int N, int M, int K) {
+    gemm_rows_by_weights_tiles(d, GEMM_NT, out, true, x, true, w, b, N, M, K);
+}
+
+static inline void gemm_nt_floats(Device *d, float *out, const Act *x, const float *w, int N, int M, int K) {
+    gemm_rows_by_weights_tiles(d, GEMM_NT, out, false, x, true, w, NULL, N, M, K);
+}
+
+static inline void gemm_nn(Device *d, Act *out, const Act *x, const float *w, int N, int M, int K) {
+    gemm_rows_by_weights_tiles(d, GEMM_NN, out, true, x, true, w, NULL, N, M, K);
+}
+
+static inline void gemm_nn_floats(Device *d, Act *out, const float *x, const float *w, int N, int M, int K) {
+    gemm_rows_by_weights_tiles(d, GEMM_NN, out, true, x, false, w, NULL, N, M, K);
+}
+
+static inline void gemm_tn(Device *d, float *out, const Act *y, const Act *x, int N, int M, int K, bool rounded) {
+    (void)rounded;
+    gemm_tn_tiles(d, out, y, true, x, N, M, K);
+}
+
+static inline void gemm_tn_floats(Device *d, float *out, const float *y, const Act *x, int N, int M, int K) {
+    gemm_tn_tiles(d, out, y, false, x, N, M, K);
+}
+#else
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NT, out, x, w, b, N, M, K);
+    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NT, out, false, x, false, w, b, N, M, K);
 #endif
     gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NN, out, x, w, NULL, N, M, K);
+    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NN, out, false, x, false, w, NULL, N, M, K);
 #endif
     if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
     else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
@@ -439,7 +496,7 @@ static inline void gemm_nn(Device *d, float *out, const float *x, const float *w
 /* rounded: the preceding call was gemm_nn() of the same y, so half[0] already holds it. */
 static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_tn_tiles(d, out, y, x, N, M, K);
+    if (d->tiles) return gemm_tn_tiles(d, out, y, false, x, N, M, K);
 #endif
     if (d->dtype != DTYPE_BF16) {
         DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
@@ -452,5 +509,19 @@ static inline void gemm_tn(Device *d, float *out, const float *y, const float *x
     void *right = gemm_operand(d, 1, x, (size_t)N * (size_t)K, excess * (size_t)K);
     gemm_run(d, p, left, right, NULL, out);
 }
+
+/* Those whose out (NT), x (NN) or y (TN) is float even if activations are not: logits. */
+static inline void gemm_nt_floats(Device *d, float *out, const Act *x, const float *w, int N, int M, int K) {
+    gemm_nt(d, out, x, w, NULL, N, M, K);
+}
+
+static inline void gemm_nn_floats(Device *d, Act *out, const float *x, const float *w, int N, int M, int K) {
+    gemm_nn(d, out, x, w, N, M, K);
+}
+
+static inline void gemm_tn_floats(Device *d, float *out, const float *y, const Act *x, int N, int M, int K) {
+    gemm_tn(d, out, y, x, N, M, K, true);
+}
+#endif
 
 #endif

@@ -8,7 +8,8 @@
 
 #include "../base/random.h"   /* random_uniform */
 #include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
-#include "gemm.h"             /* Device, gemm_nt, cpu_scratch, gemm_nn, ... */
+#include "act.h"              /* Act */
+#include "gemm.h"             /* Device, gemm_nt_floats, cpu_scratch, gemm_nn_floats, ... */
 #include "head_tiles.h"       /* HeadRow, head_tiles */
 #include "tiles.h"            /* CPU_TILES */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
@@ -97,15 +98,16 @@ static inline void cpu_head(Device *d, const Head *a) {
 #endif
     const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
     const float inverse_temperature = 1.0f / a->temperature;
-    const float *weight = (const float *)a->weight, *h = (const float *)a->h;
+    const float *weight = (const float *)a->weight;
+    const Act *h = (const Act *)a->h;
     const int32_t *target = (const int32_t *)a->target;
     const float *dlogp = (const float *)a->dlogp, *dentropy = (const float *)a->dentropy;
     float *logp = (float *)a->logp, *entropy = (float *)a->entropy, *logits = head_logits(d, chunk, Vp);
     int32_t *argmax = (int32_t *)a->argmax;
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        const float *hc = h + (size_t)first * (size_t)C;
-        gemm_nt(d, logits, hc, weight, NULL, n, Vp, C);
+        const Act *hc = h + (size_t)first * (size_t)C;
+        gemm_nt_floats(d, logits, hc, weight, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
@@ -121,8 +123,8 @@ static inline void cpu_head(Device *d, const Head *a) {
                                   a->cap);
         }
         if (!dlogp) continue;
-        gemm_nn(d, (float *)a->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
-        if (a->dweight) gemm_tn(d, (float *)a->dweight, logits, hc, n, Vp, C, true);
+        gemm_nn_floats(d, (Act *)a->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
+        if (a->dweight) gemm_tn_floats(d, (float *)a->dweight, logits, hc, n, Vp, C);
     }
 }
 
@@ -132,7 +134,7 @@ static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weigh
     float *logits = head_logits(d, chunk, Vp);
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
-        gemm_nt(d, logits, (const float *)h + (size_t)first * (size_t)C, (const float *)weight, NULL, n, Vp, C);
+        gemm_nt_floats(d, logits, (const Act *)h + (size_t)first * (size_t)C, (const float *)weight, n, Vp, C);
         for (int i = 0; i < n; i++) {
             float *z = (float *)out + (size_t)(first + i) * (size_t)V;
             memcpy(z, logits + (size_t)i * (size_t)Vp, (size_t)V * sizeof(float));
@@ -272,7 +274,7 @@ static inline void cpu_sample(Device *d, const Draw *a) {
     d->work = (float *)cpu_scratch(d, d->work, &d->work_count, threads * 2 * (size_t)V, sizeof(float));
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        gemm_nt(d, logits, (const float *)a->h + (size_t)first * (size_t)C, (const float *)a->weight, NULL, n, Vp, C);
+        gemm_nt_floats(d, logits, (const Act *)a->h + (size_t)first * (size_t)C, (const float *)a->weight, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(dynamic) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++)

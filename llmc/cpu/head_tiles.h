@@ -11,7 +11,8 @@
 #ifndef LLMC_CPU_HEAD_TILES_H
 #define LLMC_CPU_HEAD_TILES_H
 
-#include "../model/backend.h" /* Head */
+#include "../model/backend.h" /* Head, Acts */
+#include "act.h"              /* ACT_HALF, Act */
 #include "gemm.h"             /* cpu_tiles_product, Device, cpu_tiles_pack, cpu_tiles_turn, ... */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
 #include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesProduct, TilesHead, ... */
@@ -35,15 +36,16 @@ typedef struct HeadRow {
 } HeadRow;
 
 /* Sizes of the scratch memory for n rows: bfloat16 (h in both forms, the gradient of a block's logits in both, and the
- * block's part of the output matrix) and floats (statistics, and four numbers for each row). */
+ * block's part of the output matrix) and floats (statistics, four numbers for each row, and the sums of dh if activations
+ * are bfloat16). */
 static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab) {
     const int n = rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS;
     const int block = padded_vocab < HEAD_BLOCK ? padded_vocab : HEAD_BLOCK;
     return 2 * tiles_count(n, channels) + 2 * tiles_count(n, block) + tiles_count(block, channels);
 }
-static inline size_t head_tiles_floats(int rows) {
+static inline size_t head_tiles_floats(int rows, int channels) {
     const size_t n = (size_t)(rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS);
-    return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4);
+    return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4 + (ACT_HALF ? (size_t)channels : 0));
 }
 /* The same for the logits that are kept. */
 static inline size_t head_tiles_kept(int rows, int padded_vocab) {
@@ -123,14 +125,15 @@ static inline void head_tiles_gradient(const TilesProduct *logits) {
 static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     const int C = a->channels, Vp = a->padded_vocab, block = Vp < HEAD_BLOCK ? Vp : HEAD_BLOCK;
     const size_t channels = (size_t)C;
-    const float *h = (const float *)a->h + (size_t)first * channels;
+    const Act *h = (const Act *)a->h + (size_t)first * channels;
     const uint16_t *weight = gemm_tiles(d, (const float *)a->weight, Vp, C);
     uint16_t *h_rows = gemm_half(d, 0, head_tiles_halves(n, C, Vp)), *h_pairs = h_rows + tiles_count(n, C),
              *gradient = h_pairs + tiles_count(n, C);
     uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block);
     const size_t statistics = (size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS;
     const size_t kept = a->dlogp ? head_tiles_kept(n, Vp) : 0;
-    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, kept + head_tiles_floats(n), sizeof(float));
+    const size_t floats = kept + head_tiles_floats(n, C);
+    d->logits = (float *)cpu_scratch(d, d->logits, &d->logits_count, floats, sizeof(float));
     float *max = d->logits + kept + statistics, *log_sum = max + n, *entropy = log_sum + n, *target_logit = entropy + n;
     TilesHead t = {.inverse_temperature = 1.0f / a->temperature,
                    .cap = a->cap,
@@ -147,7 +150,7 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     TilesProduct logits = {
         .rows = n, .depth = C, .a = h_rows, .epilogue = TILES_STATISTICS, .head = &t, .sums = gemm_sums(d)};
     head_tiles_clear(t.statistics, statistics);
-    cpu_tiles_pack(h_rows, TILES_ROWS, h, channels, n, C);
+    cpu_tiles_pack(h_rows, TILES_ROWS, h, ACT_HALF, channels, n, C);
     for (t.first = 0; t.first < Vp; t.first += block) {
         logits.cols = tiles_least(block, Vp - t.first);
         logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
@@ -159,10 +162,10 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     t.dentropy = a->dentropy ? (const float *)a->dentropy + first : NULL;
     logits.epilogue = TILES_HEAD_GRADIENT;
     TilesProduct dh = {.rows = n, .cols = C, .a = gradient, .b = weight_turned, .ldo = channels, .sums = d->sums};
-    dh.out = (float *)a->dh + (size_t)first * channels;
+    dh.out = ACT_HALF ? target_logit + n : (float *)a->dh + (size_t)first * channels;
     TilesProduct dweight = {.cols = C, .depth = n, .a = turned, .b = h_pairs, .ldo = channels, .sums = d->sums};
     dweight.epilogue = TILES_ADD;
-    if (a->dweight) cpu_tiles_pack(h_pairs, TILES_PAIRS, h, channels, C, n);
+    if (a->dweight) cpu_tiles_pack(h_pairs, TILES_PAIRS, h, ACT_HALF, channels, C, n);
     for (t.first = 0; t.first < Vp; t.first += block) {
         const int tokens = tiles_least(block, Vp - t.first);
         logits.cols = tokens;
@@ -180,6 +183,7 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
         dweight.out = (float *)a->dweight + (size_t)t.first * channels;
         cpu_tiles_product(&dweight);
     }
+    cpu_narrow((Acts *)((Act *)a->dh + (size_t)first * channels), dh.out, (size_t)n * channels);
 }
 
 static inline void head_tiles(Device *d, const Head *a) {

@@ -10,6 +10,7 @@
 
 #include "../base/random.h"   /* random_uniform */
 #include "../model/backend.h" /* Acts, Ints, Floats, MLP_GEGLU, ... */
+#include "act.h"              /* Act, act_get, act_set */
 #include "gemm.h"             /* Device, CPU_BLOCK, cpu_scratch */
 #include "vector_math.h"      /* cpu_exp */
 
@@ -18,29 +19,29 @@ enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
 static inline void cpu_embed_forward(Device *d, Acts *out_, const Weights *wte_, const Weights *wpe_,
                                      const Ints *token_, const Ints *position_, float scale, int N, int C) {
     (void)d;
-    float *out = (float *)out_;
+    Act *out = (Act *)out_;
     const float *wte = (const float *)wte_, *wpe = (const float *)wpe_;
     const int32_t *token = (const int32_t *)token_, *position = (const int32_t *)position_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
         const float *t = wte + (size_t)token[i] * (size_t)C;
         const float *p = wpe ? wpe + (size_t)position[i] * (size_t)C : NULL;
-        float *o = out + (size_t)i * (size_t)C;
+        Act *o = out + (size_t)i * (size_t)C;
 #pragma omp simd
-        for (int c = 0; c < C; c++) o[c] = scale * t[c] + (p ? p[c] : 0.0f);
+        for (int c = 0; c < C; c++) o[c] = act_set(scale * t[c] + (p ? p[c] : 0.0f));
     }
 }
 
 /* to[row[i]] += scale from[i], in the order of i. Threads own blocks of columns. */
-static inline void cpu_scatter(float *to, const float *from, const int32_t *row, float scale, int N, int C) {
+static inline void cpu_scatter(float *to, const Act *from, const int32_t *row, float scale, int N, int C) {
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int block = 0; block < C; block += COLUMN_BLOCK) {
         const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
         for (int i = 0; i < N; i++) {
             float *t = to + (size_t)row[i] * (size_t)C + block;
-            const float *f = from + (size_t)i * (size_t)C + block;
+            const Act *f = from + (size_t)i * (size_t)C + block;
 #pragma omp simd
-            for (int c = 0; c < width; c++) t[c] += scale * f[c];
+            for (int c = 0; c < width; c++) t[c] += scale * act_get(f[c]);
         }
     }
 }
@@ -48,50 +49,51 @@ static inline void cpu_scatter(float *to, const float *from, const int32_t *row,
 static inline void cpu_embed_backward(Device *d, Floats *dwte, Floats *dwpe, const Acts *dout, const Ints *token,
                                       const Ints *position, float scale, int N, int C) {
     (void)d;
-    cpu_scatter((float *)dwte, (const float *)dout, (const int32_t *)token, scale, N, C);
-    if (dwpe) cpu_scatter((float *)dwpe, (const float *)dout, (const int32_t *)position, 1, N, C);
+    cpu_scatter((float *)dwte, (const Act *)dout, (const int32_t *)token, scale, N, C);
+    if (dwpe) cpu_scatter((float *)dwpe, (const Act *)dout, (const int32_t *)position, 1, N, C);
 }
 
 static inline void cpu_noise_add(Device *d, Acts *x_, const Floats *scale_, const Ints *record_, const Ints *position_,
                                  int N, int C, uint64_t seed, uint64_t stream) {
     (void)d;
-    float *x = (float *)x_;
+    Act *x = (Act *)x_;
     const float *scale = (const float *)scale_;
     const int32_t *record = (const int32_t *)record_, *position = (const int32_t *)position_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++)
         for (int c = 0; c < C; c++) {
             const uint64_t draw = (uint64_t)position[i] * (uint64_t)C + (uint64_t)c;
-            x[(size_t)i * (size_t)C + (size_t)c] +=
-                scale[i] * (2.0f * random_uniform(seed, stream + (uint64_t)record[i], draw) - 1.0f);
+            Act *at = x + (size_t)i * (size_t)C + (size_t)c;
+            *at = act_set(act_get(*at) +
+                          scale[i] * (2.0f * random_uniform(seed, stream + (uint64_t)record[i], draw) - 1.0f));
         }
 }
 
 /* Normalises, scales and shifts a row of C channels. Writes its mean and rstd. */
-static inline void layernorm_row(float *restrict out, float *mean, float *rstd, const float *restrict x,
+static inline void layernorm_row(Act *restrict out, float *mean, float *rstd, const Act *restrict x,
                                  const float *restrict w, const float *restrict b, float eps, int C) {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int c = 0; c < C; c++) sum += x[c];
+    for (int c = 0; c < C; c++) sum += act_get(x[c]);
     const float m = sum / (float)C;
 #pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
+    for (int c = 0; c < C; c++) squares += (act_get(x[c]) - m) * (act_get(x[c]) - m);
     const float s = 1.0f / sqrtf(squares / (float)C + eps);
 #pragma omp simd
-    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * s * w[c] + b[c];
+    for (int c = 0; c < C; c++) out[c] = act_set((act_get(x[c]) - m) * s * w[c] + b[c]);
     *mean = m;
     *rstd = s;
 }
 
 /* Scales a row by w + one over its root mean square, and adds `add` unless it is NULL. Writes its rstd. */
-static inline void rmsnorm_row(float *out, float *rstd, const float *restrict x, const float *restrict w,
-                               const float *add, float eps, float one, int C) {
+static inline void rmsnorm_row(Act *out, float *rstd, const Act *restrict x, const float *restrict w, const Act *add,
+                               float eps, float one, int C) {
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < C; c++) squares += x[c] * x[c];
+    for (int c = 0; c < C; c++) squares += act_get(x[c]) * act_get(x[c]);
     const float s = 1.0f / sqrtf(squares / (float)C + eps);
 #pragma omp simd
-    for (int c = 0; c < C; c++) out[c] = (add ? add[c] : 0.0f) + x[c] * s * (w[c] + one);
+    for (int c = 0; c < C; c++) out[c] = act_set((add ? act_get(add[c]) : 0.0f) + act_get(x[c]) * s * (w[c] + one));
     *rstd = s;
 }
 
@@ -102,56 +104,58 @@ static inline void cpu_norm_forward(Device *d, const Norm *n) {
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
     for (int i = 0; i < N; i++) {
         const size_t at = (size_t)i * (size_t)C;
-        const float *x = (const float *)n->x + at;
-        float *out = (float *)n->out + at, *rstd = (float *)n->rstd + i;
+        const Act *x = (const Act *)n->x + at;
+        Act *out = (Act *)n->out + at;
+        float *rstd = (float *)n->rstd + i;
         if (n->delta) {
-            float *sum = (float *)n->sum + at;
-            const float *delta = (const float *)n->delta + at;
+            Act *sum = (Act *)n->sum + at;
+            const Act *delta = (const Act *)n->delta + at;
 #pragma omp simd
-            for (int c = 0; c < C; c++) sum[c] = x[c] + delta[c];
+            for (int c = 0; c < C; c++) sum[c] = act_set(act_get(x[c]) + act_get(delta[c]));
             x = sum;
         }
         if (n->kind == NORM_RMS)
-            rmsnorm_row(out, rstd, x, w, n->add ? (const float *)n->add + at : NULL, n->eps, (float)n->plus_one, C);
+            rmsnorm_row(out, rstd, x, w, n->add ? (const Act *)n->add + at : NULL, n->eps, (float)n->plus_one, C);
         else layernorm_row(out, (float *)n->mean + i, rstd, x, w, b, n->eps, C);
     }
 }
 
 /* The backward pass of one row of layernorm. pw, pb: (C) sums for dw and db. */
-static inline void layernorm_row_backward(float *restrict dx, float *restrict pw, float *restrict pb,
-                                          const float *restrict dout, const float *restrict x, const float *restrict w,
+static inline void layernorm_row_backward(Act *restrict dx, float *restrict pw, float *restrict pb,
+                                          const Act *restrict dout, const Act *restrict x, const float *restrict w,
                                           float m, float s, int C) {
     float g_sum = 0, gn_sum = 0;
 #pragma omp simd reduction(+ : g_sum, gn_sum)
     for (int c = 0; c < C; c++) {
-        const float n = (x[c] - m) * s, g = dout[c] * w[c];
+        const float n = (act_get(x[c]) - m) * s, g = act_get(dout[c]) * w[c];
         g_sum += g;
         gn_sum += g * n;
-        pw[c] += dout[c] * n;
-        pb[c] += dout[c];
+        pw[c] += act_get(dout[c]) * n;
+        pb[c] += act_get(dout[c]);
     }
     g_sum /= (float)C;
     gn_sum /= (float)C;
 #pragma omp simd
     for (int c = 0; c < C; c++) {
-        const float n = (x[c] - m) * s;
-        dx[c] += s * (dout[c] * w[c] - g_sum - n * gn_sum);
+        const float n = (act_get(x[c]) - m) * s;
+        dx[c] = act_set(act_get(dx[c]) + s * (act_get(dout[c]) * w[c] - g_sum - n * gn_sum));
     }
 }
 
 /* The same for RMSNorm. */
-static inline void rmsnorm_row_backward(float *restrict dx, float *restrict pw, const float *restrict dout,
-                                        const float *restrict x, const float *restrict w, float s, float one, int C) {
+static inline void rmsnorm_row_backward(Act *restrict dx, float *restrict pw, const Act *restrict dout,
+                                        const Act *restrict x, const float *restrict w, float s, float one, int C) {
     float gn_sum = 0;
 #pragma omp simd reduction(+ : gn_sum)
     for (int c = 0; c < C; c++) {
-        const float n = x[c] * s;
-        gn_sum += dout[c] * (w[c] + one) * n;
-        pw[c] += dout[c] * n;
+        const float n = act_get(x[c]) * s;
+        gn_sum += act_get(dout[c]) * (w[c] + one) * n;
+        pw[c] += act_get(dout[c]) * n;
     }
     gn_sum /= (float)C;
 #pragma omp simd
-    for (int c = 0; c < C; c++) dx[c] += s * (dout[c] * (w[c] + one) - x[c] * s * gn_sum);
+    for (int c = 0; c < C; c++)
+        dx[c] = act_set(act_get(dx[c]) + s * (act_get(dout[c]) * (w[c] + one) - act_get(x[c]) * s * gn_sum));
 }
 
 static inline void cpu_norm_backward(Device *d, const Norm *n) {
@@ -169,8 +173,8 @@ static inline void cpu_norm_backward(Device *d, const Norm *n) {
             const int first = (int)((int64_t)N * part / NORM_PARTS), last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
             for (int i = first; i < last; i++) {
                 const size_t at = (size_t)i * (size_t)C;
-                const float *dout = (const float *)n->dout + at, *x = (const float *)n->x + at;
-                float *dx = (float *)n->dx + at;
+                const Act *dout = (const Act *)n->dout + at, *x = (const Act *)n->x + at;
+                Act *dx = (Act *)n->dx + at;
                 if (n->fresh) memset(dx, 0, (size_t)C * sizeof *dx);
                 if (n->kind == NORM_RMS) rmsnorm_row_backward(dx, pw, dout, x, w, rstd[i], (float)n->plus_one, C);
                 else layernorm_row_backward(dx, pw, pb, dout, x, w, mean[i], rstd[i], C);
@@ -187,7 +191,7 @@ static inline void cpu_norm_backward(Device *d, const Norm *n) {
 }
 
 /* db[c] += sum of column c of x */
-static inline void cpu_column_sums(Device *d, float *db, const float *x, int N, int C) {
+static inline void cpu_column_sums(Device *d, float *db, const Act *x, int N, int C) {
     d->partial = (float *)cpu_scratch(d, d->partial, &d->partial_count, (size_t)NORM_PARTS * (size_t)C, sizeof(float));
     float *partial = d->partial; /* (parts, C) */
 #pragma omp parallel if (cpu_worth((size_t)N * (size_t)C))
@@ -199,14 +203,15 @@ static inline void cpu_column_sums(Device *d, float *db, const float *x, int N, 
             const int last = (int)((int64_t)N * (part + 1) / NORM_PARTS);
             int i = (int)((int64_t)N * part / NORM_PARTS);
             for (; i + 4 <= last; i += 4) {
-                const float *restrict r = x + (size_t)i * (size_t)C;
+                const Act *restrict r = x + (size_t)i * (size_t)C;
 #pragma omp simd
-                for (int c = 0; c < C; c++) sum[c] += (r[c] + r[C + c]) + (r[2 * C + c] + r[3 * C + c]);
+                for (int c = 0; c < C; c++)
+                    sum[c] += (act_get(r[c]) + act_get(r[C + c])) + (act_get(r[2 * C + c]) + act_get(r[3 * C + c]));
             }
             for (; i < last; i++) {
-                const float *restrict r = x + (size_t)i * (size_t)C;
+                const Act *restrict r = x + (size_t)i * (size_t)C;
 #pragma omp simd
-                for (int c = 0; c < C; c++) sum[c] += r[c];
+                for (int c = 0; c < C; c++) sum[c] += act_get(r[c]);
             }
         }
 #pragma omp for schedule(static)
@@ -225,29 +230,30 @@ static inline float gelu_sigmoid(float x) {
 
 static inline void cpu_gelu_forward(Device *d, Acts *out_, const Acts *pre_, size_t n) {
     (void)d;
-    float *out = (float *)out_;
-    const float *pre = (const float *)pre_;
+    Act *out = (Act *)out_;
+    const Act *pre = (const Act *)pre_;
 #pragma omp parallel for schedule(static) if (cpu_worth(n))
     for (size_t block = 0; block < n; block += CPU_BLOCK) {
         const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
 #pragma omp simd
-        for (size_t i = block; i < end; i++) out[i] = pre[i] * gelu_sigmoid(pre[i]);
+        for (size_t i = block; i < end; i++) out[i] = act_set(act_get(pre[i]) * gelu_sigmoid(act_get(pre[i])));
     }
 }
 
 /* gelu'(x) = s + 2 x s (1 - s) u'(x),  s = sigmoid(2u) */
 static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_, size_t n) {
     (void)d;
-    float *dinout = (float *)dinout_;
-    const float *pre = (const float *)pre_;
+    Act *dinout = (Act *)dinout_;
+    const Act *pre = (const Act *)pre_;
 #pragma omp parallel for schedule(static) if (cpu_worth(n))
     for (size_t block = 0; block < n; block += CPU_BLOCK) {
         const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
 #pragma omp simd
         for (size_t i = block; i < end; i++) {
-            const float x = pre[i], s = gelu_sigmoid(x), slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
+            const float x = act_get(pre[i]), s = gelu_sigmoid(x),
+                        slope = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * x * x);
             const float steep = s * (1.0f - s); /* 0 for large |x|, where x * x may overflow */
-            dinout[i] *= s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f);
+            dinout[i] = act_set(act_get(dinout[i]) * (s + (steep > 0.0f ? 2.0f * x * steep * slope : 0.0f)));
         }
     }
 }
@@ -256,10 +262,12 @@ static inline void cpu_gelu_backward(Device *d, Acts *dinout_, const Acts *pre_,
 static inline float silu_sigmoid(float x) { return 1.0f / (1.0f + cpu_exp(-x)); }
 
 /* One row of the gated activation. */
-static inline void gate_row(float *restrict out, const float *restrict gate, const float *restrict value, bool gelu,
-                            int F) {
+static inline void gate_row(Act *restrict out, const Act *restrict gate, const Act *restrict value, bool gelu, int F) {
 #pragma omp simd
-    for (int c = 0; c < F; c++) out[c] = gate[c] * (gelu ? gelu_sigmoid(gate[c]) : silu_sigmoid(gate[c])) * value[c];
+    for (int c = 0; c < F; c++) {
+        const float g = act_get(gate[c]);
+        out[c] = act_set(g * (gelu ? gelu_sigmoid(g) : silu_sigmoid(g)) * act_get(value[c]));
+    }
 }
 
 /* f'(g) of a gate, from its sigmoid s: that of silu, s + g s (1 - s), or that of gelu as above. */
@@ -269,13 +277,13 @@ static inline float gate_slope(float g, float s, bool gelu) {
     return s + (steep > 0.0f ? g * steep * inner : 0.0f);
 }
 
-static inline void gate_row_backward(float *restrict dgate, float *restrict dvalue, const float *restrict dout,
-                                     const float *restrict gate, const float *restrict value, bool gelu, int F) {
+static inline void gate_row_backward(Act *restrict dgate, Act *restrict dvalue, const Act *restrict dout,
+                                     const Act *restrict gate, const Act *restrict value, bool gelu, int F) {
 #pragma omp simd
     for (int c = 0; c < F; c++) {
-        const float g = gate[c], s = gelu ? gelu_sigmoid(g) : silu_sigmoid(g);
-        dgate[c] = dout[c] * value[c] * gate_slope(g, s, gelu);
-        dvalue[c] = dout[c] * g * s;
+        const float g = act_get(gate[c]), s = gelu ? gelu_sigmoid(g) : silu_sigmoid(g);
+        dgate[c] = act_set(act_get(dout[c]) * act_get(value[c]) * gate_slope(g, s, gelu));
+        dvalue[c] = act_set(act_get(dout[c]) * g * s);
     }
 }
 
@@ -283,8 +291,8 @@ static inline void cpu_gate_forward(Device *d, Acts *out, const Acts *pre, MlpKi
     (void)d;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)F))
     for (int i = 0; i < N; i++) {
-        const float *gate = (const float *)pre + 2 * (size_t)i * (size_t)F;
-        gate_row((float *)out + (size_t)i * (size_t)F, gate, gate + F, kind == MLP_GEGLU, F);
+        const Act *gate = (const Act *)pre + 2 * (size_t)i * (size_t)F;
+        gate_row((Act *)out + (size_t)i * (size_t)F, gate, gate + F, kind == MLP_GEGLU, F);
     }
 }
 
@@ -294,9 +302,9 @@ static inline void cpu_gate_backward(Device *d, Acts *dpre, const Acts *dout, co
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)F))
     for (int i = 0; i < N; i++) {
         const size_t at = 2 * (size_t)i * (size_t)F;
-        const float *gate = (const float *)pre + at;
-        float *dgate = (float *)dpre + at;
-        gate_row_backward(dgate, dgate + F, (const float *)dout + (size_t)i * (size_t)F, gate, gate + F,
+        const Act *gate = (const Act *)pre + at;
+        Act *dgate = (Act *)dpre + at;
+        gate_row_backward(dgate, dgate + F, (const Act *)dout + (size_t)i * (size_t)F, gate, gate + F,
                           kind == MLP_GEGLU, F);
     }
 }
@@ -306,22 +314,31 @@ static inline void cpu_gather_rows(Device *d, Acts *out, const Acts *x, const In
     const int32_t *row = (const int32_t *)row_;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
     for (int r = 0; r < R; r++)
-        memcpy((float *)out + (size_t)r * (size_t)C, (const float *)x + (size_t)row[r] * (size_t)C,
-               (size_t)C * sizeof(float));
+        memcpy((Act *)out + (size_t)r * (size_t)C, (const Act *)x + (size_t)row[r] * (size_t)C,
+               (size_t)C * sizeof(Act));
 }
 
 static inline void cpu_scatter_rows(Device *d, Acts *x, const Acts *in, const Ints *row, int R, int C) {
     (void)d;
-    cpu_scatter((float *)x, (const float *)in, (const int32_t *)row, 1, R, C);
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)R * (size_t)C))
+    for (int block = 0; block < C; block += COLUMN_BLOCK) {
+        const int width = C - block < COLUMN_BLOCK ? C - block : COLUMN_BLOCK;
+        for (int r = 0; r < R; r++) {
+            Act *t = (Act *)x + (size_t)((const int32_t *)row)[r] * (size_t)C + block;
+            const Act *f = (const Act *)in + (size_t)r * (size_t)C + block;
+#pragma omp simd
+            for (int c = 0; c < width; c++) t[c] = act_set(act_get(t[c]) + act_get(f[c]));
+        }
+    }
 }
 
 /* x += y */
 static inline void cpu_add(Device *d, Acts *x_, const Acts *y_, size_t n) {
     (void)d;
-    float *restrict x = (float *)x_;
-    const float *restrict y = (const float *)y_;
+    Act *restrict x = (Act *)x_;
+    const Act *restrict y = (const Act *)y_;
 #pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
-    for (size_t i = 0; i < n; i++) x[i] += y[i];
+    for (size_t i = 0; i < n; i++) x[i] = act_set(act_get(x[i]) + act_get(y[i]));
 }
 
 #endif

@@ -19,7 +19,7 @@
 
 #include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Weights */
 #include "../model/quantized.h" /* quant_info, quant_bytes, quant_decode */
-#include "gemm.h"               /* Device, cpu_scratch */
+#include "gemm.h"               /* Device, cpu_wide, cpu_narrow, cpu_scratch */
 #include "product.h"            /* CPU_VEC, CPU_INLINE, cpu_product_add, CPU_UNROLL, ... */
 
 enum { QUANT_FEW = 8, QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
@@ -136,10 +136,13 @@ static inline void quant_many_rows(Device *d, float *out, const float *x, const 
         }
 }
 
-static inline void cpu_quant_forward(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b, int N,
-                                     int IC, int OC) {
-    if (N <= QUANT_FEW) quant_few_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
-    else quant_many_rows(d, (float *)out, (const float *)x, w, (const float *)b, N, IC, OC);
+static inline void cpu_quant_forward(Device *d, Acts *out_, const Acts *x_, const QuantMatrix *w, const Weights *b,
+                                     int N, int IC, int OC) {
+    const float *x = cpu_wide(d, 0, x_, (size_t)N * (size_t)IC, true);
+    float *out = cpu_wide(d, 1, out_, (size_t)N * (size_t)OC, false);
+    if (N <= QUANT_FEW) quant_few_rows(d, out, x, w, (const float *)b, N, IC, OC);
+    else quant_many_rows(d, out, x, w, (const float *)b, N, IC, OC);
+    cpu_narrow(out_, out, (size_t)N * (size_t)OC);
 }
 
 /* Columns of a block of the gradient: whole blocks of every type of the matrix, few enough to share among threads. */
@@ -150,8 +153,10 @@ static inline int quant_columns(const QuantMatrix *w) {
     return (int)most;
 }
 
-static inline void cpu_quant_backward(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC,
+static inline void cpu_quant_backward(Device *d, Acts *dx_, const Acts *dout_, const QuantMatrix *w, int N, int IC,
                                       int OC) {
+    const float *dout = cpu_wide(d, 0, dout_, (size_t)N * (size_t)OC, true);
+    float *dx = cpu_wide(d, 1, dx_, (size_t)N * (size_t)IC, false);
     const int width = quant_columns(w), panels = (IC + width - 1) / width, blocks = (N + QUANT_ROWS - 1) / QUANT_ROWS;
     float *buffers = quant_buffers(d);
 #pragma omp parallel for collapse(2) schedule(static)
@@ -160,15 +165,16 @@ static inline void cpu_quant_backward(Device *d, Acts *dx, const Acts *dout, con
             float *buffer = buffers + (size_t)omp_get_thread_num() * QUANT_BUFFER;
             const int c = panel * width, wide = IC - c < width ? IC - c : width;
             const int r = block * QUANT_ROWS, rows = N - r < QUANT_ROWS ? N - r : QUANT_ROWS;
-            float *to = (float *)dx + (size_t)r * (size_t)IC + (size_t)c;
+            float *to = dx + (size_t)r * (size_t)IC + (size_t)c;
             for (int i = 0; i < rows; i++) memset(to + (size_t)i * (size_t)IC, 0, (size_t)wide * sizeof *to);
             for (int o = 0; o < OC; o += QUANT_WIDE) {
                 const int depth = OC - o < QUANT_WIDE ? OC - o : QUANT_WIDE;
                 for (int i = 0; i < depth; i++) quant_row(w, o + i, IC, c, buffer + (size_t)i * (size_t)width, wide);
-                cpu_product_add(rows, wide, depth, (const float *)dout + (size_t)r * (size_t)OC + (size_t)o, (size_t)OC,
-                                1, buffer, (size_t)width, to, (size_t)IC);
+                cpu_product_add(rows, wide, depth, dout + (size_t)r * (size_t)OC + (size_t)o, (size_t)OC, 1, buffer,
+                                (size_t)width, to, (size_t)IC);
             }
         }
+    cpu_narrow(dx_, dx, (size_t)N * (size_t)IC);
 }
 
 #endif

@@ -105,6 +105,15 @@ TILES_INLINE void tiles_read(uint16_t *to, const float *from, size_t ld, int row
     }
 }
 
+/* The same of a bfloat16 matrix. */
+TILES_INLINE void tiles_read_half(uint16_t *to, const uint16_t *from, size_t ld, int rows, int columns) {
+    const __mmask32 in = columns >= TILES_BLOCK ? 0xffffffffu : (1u << columns) - 1;
+    for (int i = 0; i < TILES_BLOCK; i++) {
+        const __m512i row = i < rows ? _mm512_maskz_loadu_epi16(in, from + (size_t)i * ld) : _mm512_setzero_si512();
+        _mm512_store_si512(to + TILES_BLOCK * i, row);
+    }
+}
+
 /* 16 rows of 16 dwords become columns; `to` may be `from`. Rows are read 128 bits at a time into the lanes where they
  * belong, which leaves 32 shuffles. */
 TILES_INLINE void tiles_transpose_dwords(uint16_t *to, const uint16_t *from) {
@@ -160,8 +169,10 @@ typedef enum TilesForm {
     TILES_PAIRS_TRANSPOSED /* of x [n, depth]: a right operand x^T */
 } TilesForm;
 
-/* Rounds the matrix x, whose rows are ld apart, and packs it as n x depth in a form. Called by all threads of a team. */
-static inline void tiles_pack_team(uint16_t *to, TilesForm form, const float *x, size_t ld, int n, int depth) {
+/* Packs the matrix x, whose rows are ld apart, as n x depth in a form. half: x is bfloat16; otherwise it is float and is
+ * rounded. Called by all threads of a team. */
+static inline void tiles_pack_team(uint16_t *to, TilesForm form, const void *x, bool half, size_t ld, int n,
+                                   int depth) {
     const size_t steps = tiles_blocks(depth);
     const bool across = form == TILES_ROWS_TRANSPOSED || form == TILES_PAIRS; /* x is [depth, n] */
     const int rows = across ? depth : n, columns = across ? n : depth;
@@ -172,8 +183,10 @@ static inline void tiles_pack_team(uint16_t *to, TilesForm form, const float *x,
                          k = (size_t)(across ? row : column) / TILES_BLOCK;
             uint16_t *out = to + (i * steps + k) * TILES_BLOCK_SIZE,
                      block[TILES_BLOCK_SIZE] __attribute__((aligned(64)));
-            tiles_read(form == TILES_ROWS ? out : block, x + (size_t)row * ld + column, ld, rows - row,
-                       columns - column);
+            uint16_t *plain = form == TILES_ROWS ? out : block;
+            const size_t at = (size_t)row * ld + (size_t)column;
+            if (half) tiles_read_half(plain, (const uint16_t *)x + at, ld, rows - row, columns - column);
+            else tiles_read(plain, (const float *)x + at, ld, rows - row, columns - column);
             if (form == TILES_PAIRS) tiles_interleave(out, block);
             if (form == TILES_PAIRS_TRANSPOSED) tiles_transpose_pairs(out, block);
             if (form != TILES_ROWS_TRANSPOSED) continue;

@@ -63,6 +63,7 @@ typedef struct TilesProduct {
     TilesEpilogue epilogue;
     const float *bias; /* (cols) or NULL */
     float *out;        /* rows are ldo apart */
+    uint16_t *half;    /* TILES_STORE: written in bfloat16 instead of out; NULL: out */
     size_t ldo;
     const TilesHead *head;
     float *sums; /* scratch: tiles_sums_count() floats */
@@ -225,7 +226,14 @@ TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, Ti
             tiles_finish_head(p, epilogue, q, i, group, x, y);
             continue;
         }
-        float *out = p->out + (size_t)(q->row + i) * p->ldo + (size_t)q->column;
+        const size_t at = (size_t)(q->row + i) * p->ldo + (size_t)q->column;
+        if (epilogue == TILES_STORE && p->half) {
+            _mm_prefetch(p->half + at + TILES_BLOCK, _MM_HINT_T1);
+            const __m512i both = tiles_round(_mm512_add_ps(x, bias0), _mm512_add_ps(y, bias1));
+            _mm512_mask_storeu_epi16(p->half + at, (__mmask32)low | (__mmask32)high << 16, both);
+            continue;
+        }
+        float *out = p->out + at;
         /* The next panel writes the next lines of the row. Unless they are asked for now, each store waits for its line
          * where results are in no cache, as in a model, and the product takes twice as long. */
         _mm_prefetch(out + TILES_BLOCK, _MM_HINT_T1);
