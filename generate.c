@@ -1,9 +1,10 @@
-/* generate.c - text generation: completes a prompt or a file of prompts, or holds a chat.
+/* generate.c - text generation: completes a prompt or a file of prompts, holds a chat, or serves OpenAI's API.
  *
  *     ./generate -c grpo.bin "2+3="                          prints the completion as it is sampled, and a newline
  *     echo "2+3=" | ./generate -c grpo.bin -                 reads the prompt from standard input
  *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     completes a file of prompts; one JSON line per completion
  *     ./generate -c sft.bin --chat                           holds a conversation
+ *     ./generate -c sft.bin --serve 127.0.0.1:8000           answers requests of OpenAI's API (llmc/serve)
  *
  * In a chat on a terminal, lines are edited by libedit and kept in a history. /help lists the commands: /system TEXT,
  * /retry, /reset, /save FILE.
@@ -52,14 +53,14 @@
 #include "data/row_messages.h"          /* RowMessages, row_messages_free */
 #include "data/rows.h"                  /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* die, Error, usage_error, xcalloc, ... */
+#include "llmc/base/error.h"            /* die, Error, usage_error, xstrdup, ... */
 #include "llmc/base/file_kind.h"        /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
 #include "llmc/base/io.h"               /* Writer, writer_abort, writer_commit, writer_open, ... */
 #include "llmc/base/json_text.h"        /* json_utf8 */
 #include "llmc/base/jsonl.h"            /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
 #include "llmc/base/line_editor.h"      /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
-#include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_GROUP, OPTION_INT, ... */
-#include "llmc/base/program.h"          /* program_stopping, program_signal, program_on_signal, program_start */
+#include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
+#include "llmc/base/program.h"          /* program_stopping, program_signal, program_bytes, program_on_signal, ... */
 #include "llmc/base/terminal.h"         /* terminal_escapes */
 #include "llmc/base/text.h"             /* TextBuffer, TokenList, text_free, token_list_append, ... */
 #include "llmc/device.h"                /* DTYPE_AUTO */
@@ -68,6 +69,7 @@
 #include "llmc/judge/judged.h"          /* judge_figures_text, judge_open_rewards */
 #include "llmc/model/config.h"          /* gpt2_config_named */
 #include "llmc/model/model_text.h"      /* ModelText */
+#include "llmc/model/workspace.h"       /* kv_bytes */
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
 #include "llmc/rollout/episodes.h"      /* episodes_on, episodes_code, EPISODE_OPTIONS, EpisodeOptions, ... */
@@ -79,9 +81,16 @@
 #include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
 #include "llmc/rollout/stop_text.h"     /* stop_text_cut, stop_text_longest */
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
-#include "llmc/text/chat.h"             /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
-#include "llmc/text/tokenizer.h"        /* TOKENIZER_CONTINUES, tokenizer_decode_more, tokenizer_encode, ... */
 #include "llmc/tools/code_tool.h"       /* CodeToolOptions */
+#include "llmc/tools/tool_format.h"     /* tool_format_free, tool_format_of, tool_format_open */
+#if __has_include(<microhttpd.h>)
+#include "llmc/serve/engine.h"  /* ServeEngine, serve_engine_close, serve_engine_open, serve_engine_run */
+#include "llmc/serve/http.h"    /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
+#include "llmc/serve/request.h" /* ServeModel */
+#endif
+#include "llmc/text/chat.h"        /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
+#include "llmc/text/text_stream.h" /* TextStream, text_stream_cut, text_stream_take */
+#include "llmc/text/tokenizer.h"   /* TOKENIZER_CONTINUES, tokenizer_decode_more, tokenizer_encode, ... */
 
 static struct {
     InferenceOptions m;
@@ -97,6 +106,9 @@ static struct {
     int64_t rollouts;
     const char *separator;
     bool search;
+    const char *serve, *key_env, *served_name;
+    int64_t model_len, queue;
+    bool serve_any;
 } o;
 
 static const Option options[] = {
@@ -137,20 +149,32 @@ static const Option options[] = {
     OPTION_FLAG("json",        0,   &o.json,    "print the completion of a single prompt as a JSON line"),
     OPTION_FLAG("echo",        0,   &o.echo,    "print the prompt before its completion"),
     OPTION_FLAG("verbose",     0,   &o.verbose, "print timings"),
+    OPTION_GROUP("Server"),
+    OPTION_TEXT("serve",       0,   &o.serve,   "HOST:PORT",
+                "answer requests of OpenAI's API at this address, and show a page for chats, until a signal ends it"),
+    OPTION_FLAG("serve-any",   0,   &o.serve_any, "let --serve have an address that other machines can reach"),
+    OPTION_TEXT("api-key-env", 0,   &o.key_env, "NAME", "environment variable with the key that requests must have"),
+    OPTION_TEXT("served-model-name", 0, &o.served_name, "NAME",
+                "the model's name in requests and answers (default: the name of its file)"),
+    OPTION_INT ("max-model-len", 0, &o.model_len, 0, 1 << 24,
+                "maximum tokens of a prompt and its completion; 0: the model's context, at most 4096"),
+    OPTION_INT ("max-queued-requests", 0, &o.queue, 1, 1 << 20,
+                "requests that may wait for a slot; further ones get status 429"),
     CODE_OPTIONS(o.r.code),
     OPTION_END
     // clang-format on
 };
 
 static const OptionAbout about = {
-    "-c MODEL [options] PROMPT... | - | -i FILE | --chat",
-    "Completes a prompt or a file of prompts, or holds a conversation. The words of a prompt are joined by spaces.\n"
+    "-c MODEL [options] PROMPT... | - | -i FILE | --chat | --serve HOST:PORT",
+    "Completes a prompt or a file of prompts, holds a conversation, or serves OpenAI's API. The words of a prompt are joined by spaces.\n"
     "- reads the prompt from standard input, without its last newline.\n\n"
     "  ./generate -c grpo.bin \"2+3=\"\n"
     "  ./generate -c grpo.bin -i tasks.shard --num-samples 8 -o samples.jsonl\n"
     "  ./generate -c sft.bin -i tasks.shard --num-samples 8 --reward verify --keep best-worst -o pairs.jsonl\n"
     "  ./generate -c gpt2_124M.bin --tokenizer gpt2/ --raw \"Once upon a time\"\n"
-    "  ./generate -c sft.bin --chat --system \"You are terse.\""};
+    "  ./generate -c sft.bin --chat --system \"You are terse.\"\n"
+    "  ./generate -c sft.bin --serve 127.0.0.1:8000"};
 
 static Inference model;
 static Sampling sampling;
@@ -164,22 +188,9 @@ enum { KEEP_ALL, KEEP_BEST, KEEP_WORST, KEEP_BEST_WORST };
 
 /* Prints sampled text, character by character. */
 typedef struct Printer {
-    bool started;       /* a token has been printed */
-    TextBuffer waiting; /* not printed yet: the first bytes of a character or, perhaps, of a stop text */
-    size_t held;        /* bytes at the end of the text that may be the beginning of a stop text */
-    bool terminal;      /* escape control characters */
+    TextStream text;
+    bool terminal; /* escape control characters */
 } Printer;
-
-/* Whether s[0..n) is the beginning of a character whose remaining bytes may still follow. */
-static bool begins_character(const char *s, size_t n) {
-    const unsigned char lead = (unsigned char)s[0];
-    const size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-    char whole[4];
-    if (lead < 0xC2 || lead > 0xF4 || n >= length) return false;
-    memset(whole, 0x80, sizeof whole);
-    memcpy(whole, s, n);
-    return n == 1 || utf8_length(whole, length) == (int)length; /* only the second byte's range depends on the first */
-}
 
 static void put_character(const Printer *p, const char *s, int length) {
     const uint32_t c = utf8_decode(s, length);
@@ -189,24 +200,19 @@ static void put_character(const Printer *p, const char *s, int length) {
 
 /* Prints the waiting text; with `all`, an incomplete character at its end as well. */
 static void printer_flush(Printer *p, bool all) {
-    const char *s = p->waiting.text;
-    const size_t n = p->waiting.length, end = all ? n : n > p->held ? n - p->held : 0;
-    size_t i = 0;
-    while (i < end) {
-        const int length = utf8_length(s + i, n - i);
-        if (i + (size_t)length > end) break;
-        if (!length && !all && begins_character(s + i, n - i)) break;
-        if (length) put_character(p, s + i, length);
-        else fputs("\xEF\xBF\xBD", stdout);
-        i += length ? (size_t)length : 1;
+    TextBuffer ready = {0};
+    text_stream_take(&p->text, all, &ready);
+    for (size_t i = 0; i < ready.length;) {
+        const int length = utf8_length(ready.text + i, ready.length - i);
+        put_character(p, ready.text + i, length);
+        i += (size_t)length;
     }
-    if (i) memmove(p->waiting.text, s + i, n - i);
-    p->waiting.length = n - i;
+    text_free(&ready);
     if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
 }
 
 static void printer_tokens(Printer *p, const int32_t *ids, int32_t n, bool specials) {
-    tokenizer_decode_more(&model.text.tokenizer, ids, n, specials, &p->started, &p->waiting);
+    tokenizer_decode_more(&model.text.tokenizer, ids, n, specials, &p->text.started, &p->text.waiting);
     printer_flush(p, false);
 }
 
@@ -261,7 +267,7 @@ static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bo
     bool started = false;
     const int32_t first = s->count;
     const size_t longest = stop_text_longest(&sampling.texts);
-    p->held = longest ? longest - 1 : 0;
+    p->text.held = longest ? longest - 1 : 0;
     *finished = false;
     while (n < sampling.max_new && s->count < s->capacity && !program_stopping()) {
         int32_t token;
@@ -272,10 +278,10 @@ static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bo
         if (*finished) break;
         const size_t cut = stop_text_cut(&sampling.texts, s->tokens + first, (int32_t)n);
         if (said) tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &started, said);
-        tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &p->started, &p->waiting);
+        tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &p->text.started, &p->text.waiting);
         if (cut) {
             *finished = true;
-            text_cut(&p->waiting, cut);
+            text_stream_cut(&p->text, cut);
             if (said) text_cut(said, cut);
             break;
         }
@@ -296,14 +302,14 @@ static void one_prompt(const TokenList *ids, double start) {
     sequence_set(&s, ids->ids, ids->count);
     const int64_t n = answer(&s, 0, &p, NULL, &finished);
     const double end = clock_seconds();
-    text_string(&p.waiting, "\n");
+    text_string(&p.text.waiting, "\n");
     printer_flush(&p, true);
     if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)n);
     if (o.verbose)
         fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new tokens in %.1f ms, %.0f tok/s; %s\n",
                 1e3 * (loaded - start), ids->count, (long long)n, 1e3 * (end - loaded), (double)n / (end - loaded),
                 finished ? "finished" : "truncated");
-    text_free(&p.waiting);
+    text_free(&p.text.waiting);
     sequence_free(&s);
 }
 
@@ -952,7 +958,7 @@ static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
     sequence_set(s, ids->ids, ids->count);
     text_clear(&said);
     const int64_t n = answer(s, turn, &p, &said, &finished);
-    text_string(&p.waiting, "\n");
+    text_string(&p.text.waiting, "\n");
     printer_flush(&p, true);
     if (*program_signal() == SIGINT) {
         *program_signal() = 0;
@@ -961,7 +967,7 @@ static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
         fprintf(stderr, "[truncated after %lld tokens: %s]\n", (long long)n,
                 n < sampling.max_new ? "the context is full" : "--max-new-tokens");
     chat_add(c, "assistant", said.text);
-    text_free(&said), text_free(&p.waiting);
+    text_free(&said), text_free(&p.text.waiting);
 }
 
 /* ---- the commands of a chat ---- */
@@ -1074,6 +1080,69 @@ static void chat(void) {
     token_list_free(&ids), sequence_free(&s);
 }
 
+/* ---- the server ------------------------------------------------------------------------------------------------ */
+
+#if __has_include(<microhttpd.h>)
+
+/* The name of the model's file, without its folders. The caller frees it. */
+static char *served_name(void) {
+    if (o.served_name) return xstrdup(o.served_name);
+    if (!strcmp(o.m.checkpoint, "-")) return xstrdup("model");
+    const char *end = o.m.checkpoint + strlen(o.m.checkpoint);
+    while (end > o.m.checkpoint && end[-1] == '/') end--;
+    const char *start = end;
+    while (start > o.m.checkpoint && start[-1] != '/') start--;
+    return start < end ? utf8_copy(strndupa(start, (size_t)(end - start))) : xstrdup("model");
+}
+
+static bool serve_stopping(void *context) {
+    (void)context;
+    return program_stopping();
+}
+
+static void serve(void) {
+    Error e;
+    ServeEngine engine;
+    const int32_t context = model.model.config.context, most = context < 4096 ? context : 4096;
+    const int32_t length = o.model_len && o.model_len < context ? (int32_t)o.model_len : o.model_len ? context : most;
+    char *name = served_name(), size[16];
+    const char *format = o.episodes.format;
+    ServeModel m = {
+        .name = name, .text = &model.text, .vocab = model.model.config.vocab, .length = length, .standard = sampling};
+    ServeHttp http = {.engine = &engine, .any = o.serve_any};
+    if (length < 2) usage_error("--max-model-len: %d is less than 2", length);
+    if (m.standard.max_new > length) m.standard.max_new = length;
+    if (!format && model.text.present) format = tool_format_of(&model.text.chat);
+    if (format && !tool_format_open(&m.format, format, &e)) usage_error("--tool-format: %s", e.text);
+    m.has_format = format != NULL;
+    if (o.key_env && (!(http.key = getenv(o.key_env)) || !*http.key))
+        die("--api-key-env: the environment has no variable %s with a key", o.key_env);
+    inference_few_threads(&model, (int)o.s.slots);
+    if (!serve_engine_open(&engine, &m, &model.model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
+        die("%s", e.text);
+    if (!serve_http_open(&http, o.serve, &e)) die("--serve: %s", e.text);
+    fprintf(stderr,
+            "%s is served at http://%s/v1, with a page for chats at http://%s/: %lld slots of %d tokens, cache %s\n",
+            name, http.address, http.address, (long long)o.s.slots, length,
+            program_bytes(size, (double)kv_bytes(&model.model.config, model.model.backend, (int)o.s.slots * length)));
+    const bool ok = serve_engine_run(&engine, serve_stopping, serve_http_expire, &http, &e);
+    serve_http_close(&http);
+    fprintf(stderr, "%lld requests, %lld completions of %lld tokens\n", (long long)engine.jobs,
+            (long long)engine.samples, (long long)engine.tokens);
+    serve_engine_close(&engine);
+    tool_format_free(&m.format);
+    free(name);
+    if (!ok) die("%s", e.text);
+}
+
+#else
+
+static void serve(void) {
+    die("--serve: this program was built without libmicrohttpd; install libmicrohttpd-dev and build it again");
+}
+
+#endif
+
 /* ---- the program ----------------------------------------------------------------------------------------------- */
 
 /* Reads the prompt as one text, from the words of the command line or from standard input. */
@@ -1117,13 +1186,19 @@ static void check_steps(void) {
 static void check_usage(int argc, char **argv, int first) {
     const bool words = first < argc, standard = argc == first + 1 && !strcmp(argv[first], "-");
     if (!o.m.checkpoint) usage_error("-c/--checkpoint is required");
-    if (words + o.chat + (o.input != NULL) > 1) usage_error("a prompt, -i/--input and --chat: give only one of them");
-    if (!words && !o.chat && !o.input) usage_error("a prompt is required: give words, -, -i/--input FILE or --chat");
+    if (words + o.chat + (o.input != NULL) + (o.serve != NULL) > 1)
+        usage_error("a prompt, -i/--input, --chat and --serve: give only one of them");
+    if (!words && !o.chat && !o.input && !o.serve)
+        usage_error("a prompt is required: give words, -, -i/--input FILE, --chat or --serve");
     if (!strcmp(o.m.checkpoint, "-") && (standard || o.chat || (o.input && !strcmp(o.input, "-"))))
         usage_error("-c -: standard input contains the model, so it cannot contain prompts");
     if (o.chat && o.raw) usage_error("--chat and --raw: give only one of them");
     if (o.chat && (writes_lines() || o.echo))
         usage_error("--chat: cannot be used with -o, --json, --echo or --num-samples");
+    if (o.serve && (writes_lines() || o.echo || o.raw || o.system))
+        usage_error(
+            "--serve: cannot be used with -o, --json, --num-samples, --echo, --raw or --system: requests say that");
+    if (o.serve && o.s.repetition_penalty != 1) usage_error("--serve: has no --repetition-penalty");
     const bool many = writes_lines(), scored = scoring_asked(&o.r);
     if (o.echo && many) usage_error("--echo: JSON lines already contain the prompt");
     const OptionUse use[] = {
@@ -1150,8 +1225,13 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.episodes.tools, many, "used only for JSON lines"},
         {&o.episodes.commands, many, "used only for JSON lines"},
         {&o.think.tokens, many, "used only for JSON lines"},
-        {&o.verbose, !many && !o.chat, "used only for one printed prompt"},
-        {&o.s.seed, o.s.temperature > 0 || o.shots || gpt2_config_named(o.m.checkpoint),
+        {&o.verbose, !many && !o.chat && !o.serve, "used only for one printed prompt"},
+        {&o.serve_any, o.serve != NULL, "used only with --serve"},
+        {&o.key_env, o.serve != NULL, "used only with --serve"},
+        {&o.served_name, o.serve != NULL, "used only with --serve"},
+        {&o.model_len, o.serve != NULL, "used only with --serve"},
+        {&o.queue, o.serve != NULL, "used only with --serve"},
+        {&o.s.seed, o.s.temperature > 0 || o.shots || o.serve || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -1162,7 +1242,7 @@ static void check_usage(int argc, char **argv, int first) {
         usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");
     if (thinking_on(&o.think) && strchr(o.think.tokens, ','))
         usage_error("--think-tokens: give one budget; evaluate runs several");
-    sampling_refuse_unused(&o.s, options, o.s.temperature > 0, "used only with --temperature above 0");
+    sampling_refuse_unused(&o.s, options, o.s.temperature > 0 || o.serve, "used only with --temperature above 0");
     if (o.samples > 1 && o.s.temperature == 0)
         usage_error("--temperature 0: greedy completions of one prompt are identical; omit --num-samples");
     if (o.r.reward_model && (o.r.reward || o.r.reward_cmd))
@@ -1186,7 +1266,10 @@ int main(int argc, char **argv) {
     o.judge = judge_defaults();
     o.r.reward_workers = 1;
     o.r.code = code_defaults();
+    o.queue = 64;
     const int first = options_parse(options, &about, argc, argv);
+    if (o.serve && !option_given(&o.s.temperature)) o.s.temperature = 1; /* the default of the API */
+    o.episodes.format_alone = o.serve != NULL;
     check_usage(argc, argv, first);
     program_start();
     const double start = clock_seconds();
@@ -1205,7 +1288,7 @@ int main(int argc, char **argv) {
             usage_error("--system and --raw: cannot be used with a shard, whose prompts are already tokens");
     }
     inference_open(&model, &o.m, o.s.seed, is_shard ? &shard : NULL);
-    if (!is_shard || o.template) inference_need_tokenizer(&model);
+    if (!o.serve && (!is_shard || o.template)) inference_need_tokenizer(&model);
     if (o.continue_as && (is_shard || o.template || o.raw))
         usage_error(
             "--continue-as: needs rows of JSON with completions, and cannot be combined with --prompt-template and --raw");
@@ -1215,8 +1298,10 @@ int main(int argc, char **argv) {
     sampling.scope = (RewardScope)o.r.scope;
 
     const bool many = writes_lines();
-    if (!many) inference_few_threads(&model, 1);
-    if (o.chat) {
+    if (!many && !o.serve) inference_few_threads(&model, 1);
+    if (o.serve) {
+        serve();
+    } else if (o.chat) {
         chat();
     } else {
         Items items = {0};

@@ -12,7 +12,7 @@
 # package tools it checks for the libraries with the compiler and lists the missing ones.
 set -eu
 
-packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev libpcre2-dev libjansson-dev libyaml-dev libutf8proc-dev libxxhash-dev libgmp-dev libsqlite3-dev libcurl4-openssl-dev libedit-dev libseccomp-dev bubblewrap python3 libcmocka-dev duktape libopenmpi-dev openmpi-bin"
+packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev libpcre2-dev libjansson-dev libyaml-dev libutf8proc-dev libxxhash-dev libgmp-dev libsqlite3-dev libcurl4-openssl-dev libedit-dev libseccomp-dev libmicrohttpd-dev bubblewrap python3 libcmocka-dev duktape libopenmpi-dev openmpi-bin"
 case "${1-}" in
 '') ;;
 --dev)
@@ -26,7 +26,7 @@ if [ $# -gt 1 ]; then echo "setup.sh: $2: unexpected argument, expected at most 
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     absent=
-    for header in oneapi/dnnl/dnnl.h zstd.h zlib.h pcre2.h jansson.h yaml.h utf8proc.h xxhash.h gmp.h sqlite3.h curl/curl.h histedit.h seccomp.h omp.h; do
+    for header in oneapi/dnnl/dnnl.h zstd.h zlib.h pcre2.h jansson.h yaml.h utf8proc.h xxhash.h gmp.h sqlite3.h curl/curl.h histedit.h seccomp.h microhttpd.h omp.h; do
         printf '#include <stdio.h>\n#define PCRE2_CODE_UNIT_WIDTH 8\n#include <%s>\n' "$header" |
             ${CC:-cc} -fopenmp -fsyntax-only -xc - 2>/dev/null || absent="$absent $header"
     done

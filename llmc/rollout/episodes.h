@@ -59,7 +59,8 @@ typedef struct EpisodeOptions {
     double parse_penalty;
     int64_t max_turns, max_turn_tokens, max_calls, max_parallel, max_response, max_parse_errors;
     double timeout;
-    int side; /* a TruncateSide */
+    int side;          /* a TruncateSide */
+    bool format_alone; /* the format is used without tools, too: by a server, whose requests bring tools */
 } EpisodeOptions;
 
 static inline EpisodeOptions episode_defaults(void) {
@@ -207,7 +208,7 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
                              {&o->mask_void, on, tools},
                              {&o->mask_errors, on, tools},
                              {&o->parse_penalty, on, tools},
-                             {&o->format, on, tools},
+                             {&o->format, on || o->format_alone, tools},
                              {&o->max_turns, on, tools},
                              {&o->max_turn_tokens, on, tools},
                              {&o->max_calls, on, tools},

@@ -14,6 +14,9 @@
  * cache; the others go on. Its answer is appended as a segment of rows, and the first token of the next turn is drawn in
  * the same model call. No earlier row is computed again, and no drawn token is encoded again.
  *
+ * A server, whose requests come while others run, has an engine of rollout_new_lone() and calls the parts of rollout_run()
+ * itself: rollout_begin(), then again and again rollout_gather(), rollout_add_prompts(), rollout_call() and rollout_take().
+ *
  * Each token is drawn with the uniform number random_uniform(seed, stream + id, position), where id identifies the
  * sample and position is the token's index in the sequence. So a sample depends only on the weights, its prompt and its
  * id, not on slots, batch composition, order or threads, up to the rounding of the matrix products.
@@ -29,7 +32,7 @@
 #define LLMC_ROLLOUT_ROLLOUT_H
 
 #include "../base/clock.h"       /* clock_seconds */
-#include "../base/error.h"       /* xcalloc, Error, error_set, xmalloc */
+#include "../base/error.h"       /* Error, xcalloc, error_set, xmalloc */
 #include "../base/options.h"     /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
 #include "../base/random.h"      /* RANDOM_ROLLOUT */
 #include "../base/text.h"        /* TokenList */
@@ -216,6 +219,11 @@ typedef struct RolloutWaiting {
 typedef struct Rollout {
     const Model *model;
     int slots, prompt_max, new_max;
+    int stride; /* cache rows of a slot */
+    bool lone;  /* every request has one sample, which begins at the first row of its slot */
+    /* The limit, stop tokens and stop texts of each request; NULL: those of the run. Other settings are those of the run,
+     * unless `decode` draws by them. */
+    const Sampling **how;
     Workspace work;
     KVCache kv;
     Batch batch;
@@ -266,10 +274,10 @@ static inline void rollout_free(Rollout *r) {
     *r = (Rollout){0};
 }
 
-/* slots: number of samples that run at once; prompt_max, new_max: maximum tokens of a prompt and of a completion. */
-static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
-    const int rows = rollout_rows(slots, prompt_max);
-    *r = (Rollout){.model = m, .slots = slots, .prompt_max = prompt_max, .new_max = new_max};
+/* Allocates what an engine needs, whose model, sizes and stride are set. */
+static inline bool rollout_alloc(Rollout *r, Error *e) {
+    const Model *m = r->model;
+    const int slots = r->slots, rows = rollout_rows(slots, r->prompt_max);
     r->slot = (RolloutSlot *)xcalloc((size_t)slots, sizeof *r->slot);
     r->area_users = (int *)xcalloc((size_t)slots, sizeof *r->area_users);
     r->cache_row = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
@@ -279,16 +287,30 @@ static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt
     r->logp = (float *)xcalloc((size_t)rows, sizeof(float));
     r->target = (RolloutSlot *)xcalloc((size_t)rows, sizeof *r->target);
     r->batch = batch_new(rows, rows, rows);
-    if (workspace_new(&r->work, m, rows, rows, rows, false, 0, e) &&
-        kv_new(&r->kv, m, slots * (prompt_max + new_max), e))
+    if (workspace_new(&r->work, m, rows, rows, rows, false, 0, e) && kv_new(&r->kv, m, slots * r->stride, e))
         return true;
     rollout_free(r);
     return false;
 }
 
+/* slots: number of samples that run at once; prompt_max, new_max: maximum tokens of a prompt and of a completion. */
+static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
+    *r = (Rollout){
+        .model = m, .slots = slots, .prompt_max = prompt_max, .new_max = new_max, .stride = prompt_max + new_max};
+    return rollout_alloc(r, e);
+}
+
+/* The same for requests of one sample each, whose prompt and completion together have at most `length` >= 2 tokens. */
+static inline bool rollout_new_lone(Rollout *r, const Model *m, int slots, int length, Error *e) {
+    *r = (Rollout){
+        .model = m, .slots = slots, .prompt_max = length - 1, .new_max = length - 1, .stride = length, .lone = true};
+    return rollout_alloc(r, e);
+}
+
 /* Maximum tokens of a completion to a prompt of this length. */
 static inline int rollout_limit(const Rollout *r, const Sampling *s, int32_t prompt_len) {
-    const int room = r->model->config.context - prompt_len;
+    const int context = r->model->config.context;
+    const int room = (r->lone && r->stride < context ? r->stride : context) - prompt_len;
     const int most = s->max_new < r->new_max ? s->max_new : r->new_max;
     return room < most ? room : most;
 }
@@ -345,8 +367,8 @@ static inline bool rollout_history(Rollout *r, const RolloutRequest *requests, D
 }
 
 /* Cache row of a slot's first new token, just after the end of its prompt area. */
-static inline int rollout_new_row(const Rollout *r, int area) {
-    return area * (r->prompt_max + r->new_max) + r->prompt_max;
+static inline int rollout_new_row(const Rollout *r, const RolloutRequest *q, int area) {
+    return area * r->stride + (r->lone ? q->prompt_len : r->prompt_max);
 }
 
 /* Adds prompts to the batch while there are free slots for their samples: one segment per prompt, one target per
@@ -362,7 +384,7 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
         const int segment = batch_segment(&r->batch, q->prompt, q->prompt_len, 0, -1);
         Segment *g = &r->batch.segment[segment];
-        g->key_start = rollout_new_row(r, area) - q->prompt_len;
+        g->key_start = rollout_new_row(r, q, area) - q->prompt_len;
         for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + i;
         for (int32_t k = 0; k < q->samples; k++) {
             if (q->out[k].trajectory) q->out[k].trajectory->started = clock_seconds();
@@ -386,8 +408,8 @@ static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequ
     const RolloutSlot who = r->slot[slot];
     RolloutRequest *q = &requests[who.request];
     Completion *c = &q->out[who.sample];
-    const int first = rollout_new_row(r, slot);
-    const int prompt = rollout_new_row(r, who.prompt_area) - q->prompt_len;
+    const int first = rollout_new_row(r, q, slot);
+    const int prompt = rollout_new_row(r, q, who.prompt_area) - q->prompt_len;
     const int32_t cached = rollout_cached(c);
     const int g = batch_segment(&r->batch, c->tokens + cached, len, q->prompt_len + cached, -1);
     Segment *segment = &r->batch.segment[g];
@@ -541,82 +563,114 @@ static inline bool rollout_answers(Rollout *r, const Sampling *s, RolloutRequest
 
 /* ---- the run --------------------------------------------------------------------------------------------------- */
 
-/* Draws all samples of n requests and fills in each out[]. watch may be NULL. Fails before sampling if a prompt is
- * empty, is longer than prompt_max, leaves no room in the context or contains a token outside the vocabulary. */
-static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
-                               void *context, Error *e) {
+/* Checks a prompt of n tokens; number: its place, for messages. */
+static inline bool rollout_check(const Rollout *r, const RolloutRequest *q, int64_t number, Error *e) {
     const int T = r->model->config.context, V = r->model->config.vocab;
-    if (s->max_new < 1) return error_set(e, "completions of at most %d tokens, expected at least 1", s->max_new);
-    for (int64_t i = 0; i < n; i++) {
-        const RolloutRequest *q = &requests[i];
-        if (q->prompt_len < 1) return error_set(e, "prompt %lld: it is empty", (long long)i + 1);
-        if (q->prompt_len > r->prompt_max || q->prompt_len >= T)
-            return error_set(e, "prompt %lld: it has %d tokens, at most %d fit (context %d)", (long long)i + 1,
-                             q->prompt_len, r->prompt_max < T ? r->prompt_max : T - 1, T);
-        if (q->samples > r->batch.targets_max - r->slots)
-            return error_set(e, "prompt %lld: %d samples, at most %d can be sampled at once", (long long)i + 1,
-                             q->samples, r->batch.targets_max - r->slots);
-        for (int32_t k = 0; k < q->prompt_len; k++)
-            if (q->prompt[k] < 0 || q->prompt[k] >= V)
-                return error_set(e, "prompt %lld: token %d is outside the vocabulary of %d", (long long)i + 1,
-                                 q->prompt[k], V);
-    }
-    for (int64_t i = 0; i < n; i++)
-        for (int32_t k = 0; k < requests[i].samples; k++) {
-            const size_t room = (size_t)(s->max_new < r->new_max ? s->max_new : r->new_max);
-            requests[i].out[k] = (Completion){.tokens = (int32_t *)xmalloc(room * sizeof(int32_t)),
-                                              .logp = (float *)xmalloc(room * sizeof(float)),
-                                              .trajectory = r->turns ? trajectory_new(room) : NULL};
-        }
+    if (q->prompt_len < 1) return error_set(e, "prompt %lld: it is empty", (long long)number);
+    if (q->prompt_len > r->prompt_max || q->prompt_len >= T)
+        return error_set(e, "prompt %lld: it has %d tokens, at most %d fit (context %d)", (long long)number,
+                         q->prompt_len, r->prompt_max < T ? r->prompt_max : T - 1, T);
+    if (q->samples > r->batch.targets_max - r->slots)
+        return error_set(e, "prompt %lld: %d samples, at most %d can be sampled at once", (long long)number, q->samples,
+                         r->batch.targets_max - r->slots);
+    for (int32_t k = 0; k < q->prompt_len; k++)
+        if (q->prompt[k] < 0 || q->prompt[k] >= V)
+            return error_set(e, "prompt %lld: token %d is outside the vocabulary of %d", (long long)number,
+                             q->prompt[k], V);
+    return true;
+}
+
+/* Allocates the completions of a request. */
+static inline void rollout_open(const Rollout *r, const Sampling *s, RolloutRequest *q) {
+    const size_t room = (size_t)(s->max_new < r->new_max ? s->max_new : r->new_max);
+    for (int k = 0; k < q->samples; k++)
+        q->out[k] = (Completion){.tokens = (int32_t *)xmalloc(room * sizeof(int32_t)),
+                                 .logp = (float *)xmalloc(room * sizeof(float)),
+                                 .trajectory = r->turns ? trajectory_new(room) : NULL};
+}
+
+/* Frees all slots. */
+static inline void rollout_begin(Rollout *r) {
     for (int i = 0; i < r->slots; i++) {
         r->slot[i].prompt_area = -1;
         r->area_users[i] = 0;
     }
     r->waiting_count = r->parked = 0;
-    Draw how = {.temperature = s->temperature,
-                .top_p = s->top_p,
-                .min_p = s->min_p,
-                .top_k = s->top_k,
-                .repetition_penalty = s->repetition_penalty,
-                .seed = s->seed};
+}
+
+/* Gives free slots to the samples that wait for one, and fills the batch with the running samples. Returns the number of
+ * free slots. */
+static inline int rollout_gather(Rollout *r, const Sampling *s, RolloutRequest *requests) {
+    int free_slots = 0;
+    for (int i = 0; i < r->slots; i++) { /* refill */
+        if (r->slot[i].prompt_area < 0 && r->waiting_count) {
+            const RolloutWaiting w = r->waiting[r->waiting_first];
+            r->waiting_first = (r->waiting_first + 1) % r->waiting_capacity;
+            r->waiting_count--;
+            r->slot[i] = (RolloutSlot){w.prompt_area, w.request, w.sample, i};
+        }
+        free_slots += r->slot[i].prompt_area < 0;
+    }
+    batch_clear(&r->batch);
+    rollout_add_samples(r, s, requests);
+    return free_slots;
+}
+
+/* Runs the batch and draws a token for each of its targets. */
+static inline bool rollout_call(Rollout *r, const Sampling *s, const RolloutRequest *requests, Error *e) {
+    const Draw how = {.temperature = s->temperature,
+                      .top_p = s->top_p,
+                      .min_p = s->min_p,
+                      .top_k = s->top_k,
+                      .repetition_penalty = s->repetition_penalty,
+                      .seed = s->seed};
+    DecodeStep step = {
+        .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
+    if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
+    if (r->decode) r->decode(r->decode_context, r->model, &r->work, &r->kv, &r->batch, how, &step);
+    else model_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
+    if (!model_sync(r->model, e)) return false;
+    r->steps++;
+    r->tokens += r->batch.targets;
+    return true;
+}
+
+/* Appends the drawn tokens to their samples, and frees the slots of those that have ended. watch may be NULL. */
+static inline void rollout_take(Rollout *r, const Sampling *s, RolloutRequest *requests, RolloutWatch watch,
+                                void *context) {
+    for (int t = 0; t < r->batch.targets; t++) {
+        const RolloutSlot who = r->target[t];
+        const RolloutRequest *q = &requests[who.request];
+        bool over =
+            rollout_append(r, r->how ? r->how[who.request] : s, q, &q->out[who.sample], r->token[t], r->logp[t]);
+        if (watch) watch(context, who.request, who.sample, r->token[t]);
+        if (over && r->turns) over = rollout_turn(r, s, &(RolloutSample){q, who.request, who.sample});
+        if (!over && who.slot < 0) rollout_wait(r, who.request, who.sample, who.prompt_area);
+        if (over) rollout_release(r, who);
+    }
+}
+
+/* Draws all samples of n requests and fills in each out[]. watch may be NULL. Fails before sampling if a prompt is
+ * empty, is longer than prompt_max, leaves no room in the context or contains a token outside the vocabulary. */
+static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
+                               void *context, Error *e) {
+    if (s->max_new < 1) return error_set(e, "completions of at most %d tokens, expected at least 1", s->max_new);
+    for (int64_t i = 0; i < n; i++)
+        if (!rollout_check(r, &requests[i], i + 1, e)) return false;
+    for (int64_t i = 0; i < n; i++) rollout_open(r, s, &requests[i]);
+    rollout_begin(r);
     for (int64_t next = 0;;) {
         if (r->parked && !rollout_answers(r, s, requests, false, e)) return false;
-        int free_slots = 0;
-        for (int i = 0; i < r->slots; i++) { /* refill */
-            if (r->slot[i].prompt_area < 0 && r->waiting_count) {
-                const RolloutWaiting w = r->waiting[r->waiting_first];
-                r->waiting_first = (r->waiting_first + 1) % r->waiting_capacity;
-                r->waiting_count--;
-                r->slot[i] = (RolloutSlot){w.prompt_area, w.request, w.sample, i};
-            }
-            free_slots += r->slot[i].prompt_area < 0;
-        }
-        batch_clear(&r->batch);
-        rollout_add_samples(r, s, requests);
+        const int free_slots = rollout_gather(r, s, requests);
         rollout_add_prompts(r, s, requests, n, &next, free_slots);
         if (!r->batch.rows && !r->parked) return !r->turns || r->turns->finish(r->turns->context, e);
         if (!r->batch.rows) {
             if (!rollout_answers(r, s, requests, true, e)) return false;
             continue;
         }
-        DecodeStep step = {
-            .slot = r->cache_row, .stream = r->stream, .index = r->index, .token = r->token, .logp = r->logp};
-        if (s->repetition_penalty != 1.0f && !rollout_history(r, requests, &step, e)) return false;
-        if (r->decode) r->decode(r->decode_context, r->model, &r->work, &r->kv, &r->batch, how, &step);
-        else model_decode(r->model, &r->work, &r->kv, &r->batch, how, &step);
-        if (!model_sync(r->model, e)) return false;
-        r->steps++;
-        r->tokens += r->batch.targets;
+        if (!rollout_call(r, s, requests, e)) return false;
         r->used_slots += r->slots - free_slots;
-        for (int t = 0; t < r->batch.targets; t++) {
-            const RolloutSlot who = r->target[t];
-            const RolloutRequest *q = &requests[who.request];
-            bool over = rollout_append(r, s, q, &q->out[who.sample], r->token[t], r->logp[t]);
-            if (watch) watch(context, who.request, who.sample, r->token[t]);
-            if (over && r->turns) over = rollout_turn(r, s, &(RolloutSample){q, who.request, who.sample});
-            if (!over && who.slot < 0) rollout_wait(r, who.request, who.sample, who.prompt_area);
-            if (over) rollout_release(r, who);
-        }
+        rollout_take(r, s, requests, watch, context);
     }
 }
 

@@ -1,0 +1,824 @@
+/* test_serve.c - the server of `generate --serve`: its answers against an uncached forward pass, streams against whole
+ * answers, bad and hostile requests, many clients, limits.
+ *
+ * The server runs in this process, on a thread of its own; clients are plain sockets. */
+#if __has_include(<microhttpd.h>)
+#include "../llmc/base/clock.h"        /* clock_seconds */
+#include "../llmc/base/error.h"        /* Error, xstrdup */
+#include "../llmc/base/text.h"         /* text_string, TextBuffer, text_clear, text_append, ... */
+#include "../llmc/model/model.h"       /* Model, model_free */
+#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
+#include "../llmc/model/model_text.h"  /* ModelText, model_text_close, model_text_open */
+#include "../llmc/rollout/rollout.h"   /* sampling_add_stops, sampling_default */
+#include "../llmc/serve/engine.h"      /* ServeEngine, serve_engine_close, serve_engine_open, serve_engine_run */
+#include "../llmc/serve/http.h"        /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
+#include "../llmc/serve/request.h"     /* ServeModel */
+#include "../llmc/text/tokenizer.h"    /* tokenizer_store */
+#include "../llmc/tools/tool_format.h" /* tool_format_free, tool_format_of, tool_format_open */
+#include "models.h"                    /* json_text_of, json_number_of, models_argmax, MODELS_VOCAB, ... */
+#include "shell.h"                     /* assert_holds */
+#include <stdatomic.h>
+
+enum { CONTEXT = 192, SLOTS = 4 };
+
+/* ---- the server ------------------------------------------------------------------------------------------------ */
+
+static Model chance;
+static struct {
+    Model *model;
+    ModelText text;
+    ServeModel serve;
+    ServeEngine engine;
+    ServeHttp http;
+    pthread_t thread;
+    atomic_bool stop;
+    Error e;
+    bool ok;
+    int port;
+} server;
+
+static bool stopping(void *context) {
+    (void)context;
+    return server.stop;
+}
+
+static void *serving(void *context) {
+    (void)context;
+    omp_set_num_threads(1);
+    server.ok = serve_engine_run(&server.engine, stopping, serve_http_expire, &server.http, &server.e);
+    return NULL;
+}
+
+/* Settings of the next start(). */
+static struct {
+    int slots, queue;
+    const char *key;
+    double patience;
+} settings = {SLOTS, 100, NULL, 0};
+
+static const char tools_template[] =
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+static void start(Model *m, const char *template) {
+    Error e;
+    ModelFile f = {.lineage = json_array()};
+    if (!tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
+    if (template) f.chat_template = xstrdup(template);
+    server.model = m;
+    server.stop = false;
+    if (!model_text_open(&server.text, &f, "test", &e)) fail_msg("%s", e.text);
+    model_file_free(&f);
+    server.serve = (ServeModel){.name = "tiny",
+                                .text = &server.text,
+                                .vocab = m->config.vocab,
+                                .length = m->config.context,
+                                .standard = sampling_default()};
+    server.serve.standard.max_new = 20;
+    if (!sampling_add_stops(&server.serve.standard, &server.text.ends, &e)) fail_msg("%s", e.text);
+    server.serve.has_format = tool_format_of(&server.text.chat) && tool_format_open(&server.serve.format, "hermes", &e);
+    if (!serve_engine_open(&server.engine, &server.serve, m, settings.slots, settings.queue, 42, &e))
+        fail_msg("%s", e.text);
+    server.http = (ServeHttp){.engine = &server.engine, .key = settings.key, .patience = settings.patience};
+    if (!serve_http_open(&server.http, "127.0.0.1:0", &e)) fail_msg("%s", e.text);
+    server.port = atoi(strrchr(server.http.address, ':') + 1);
+    assert_int_equal(pthread_create(&server.thread, NULL, serving, NULL), 0);
+}
+
+static void stop(void) {
+    server.stop = true;
+    pthread_join(server.thread, NULL);
+    if (!server.ok) fail_msg("%s", server.e.text);
+    serve_http_close(&server.http);
+    serve_engine_close(&server.engine);
+    tool_format_free(&server.serve.format);
+    model_text_close(&server.text);
+}
+
+/* ---- a client -------------------------------------------------------------------------------------------------- */
+
+static int dial(void) {
+    const struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)server.port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    const int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct timeval patience = {.tv_sec = 60};
+    setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (s < 0 || connect(s, (const struct sockaddr *)&a, sizeof a)) fail_msg("cannot connect: %s", strerror(errno));
+    return s;
+}
+
+static void say(int s, const char *text, size_t n) {
+    while (n) {
+        const ssize_t k = send(s, text, n, MSG_NOSIGNAL);
+        if (k <= 0) return; /* the server has closed */
+        text += k;
+        n -= (size_t)k;
+    }
+}
+
+/* Everything until the server closes; the caller frees it. */
+static char *hear(int s) {
+    TextBuffer all = {0};
+    char piece[4096];
+    text_clear(&all);
+    for (ssize_t n; (n = recv(s, piece, sizeof piece, 0)) > 0;) text_append(&all, piece, (size_t)n);
+    close(s);
+    return all.text;
+}
+
+/* The body of an answer, without the marks of chunks; the caller frees it. */
+static char *body_of(const char *answer, int *status) {
+    TextBuffer body = {0};
+    text_clear(&body);
+    *status = sscanf(answer, "HTTP/1.1 %d", status) == 1 ? *status : 0;
+    const char *at = strstr(answer, "\r\n\r\n");
+    const bool chunked =
+        at && strcasestr(answer, "transfer-encoding: chunked") && strcasestr(answer, "transfer-encoding: chunked") < at;
+    if (at) at += 4;
+    if (at && !chunked) text_string(&body, at);
+    while (at && chunked) {
+        char *end;
+        const size_t n = strtoul(at, &end, 16);
+        if (!n || strlen(end) < n + 2) break;
+        text_append(&body, end + 2, n);
+        at = end + 2 + n + 2;
+    }
+    return body.text;
+}
+
+/* Sends a request and returns the body of the answer. head: more headers, each with its \r\n. */
+static char *ask_with(const char *method, const char *path, const char *head, const char *body, int *status) {
+    TextBuffer request = {0};
+    text_format(&request, "%s %s HTTP/1.1\r\nConnection: close\r\nContent-Length: %zu\r\n", method, path, strlen(body));
+    text_string(&request, head);
+    text_string(&request, "\r\n");
+    text_string(&request, body);
+    const int s = dial();
+    say(s, request.text, request.length);
+    char *answer = hear(s), *text = body_of(answer, status);
+    free(answer), text_free(&request);
+    return text;
+}
+
+#define HEAD "Host: localhost\r\nContent-Type: application/json\r\n"
+
+static char *ask(const char *path, const char *body, int *status) { return ask_with("POST", path, HEAD, body, status); }
+
+/* Asks, expects a status and returns the answer, to be freed with json_decref(). */
+static json_t *answer_of(const char *path, const char *body, int expected) {
+    int status;
+    char *text = ask(path, body, &status);
+    json_t *answer = json_loads(text, JSON_ALLOW_NUL, NULL);
+    if (status != expected || !answer)
+        fail_msg("%s %s: status %d, expected %d: %s", path, body, status, expected, text);
+    free(text);
+    return answer;
+}
+
+static json_t *completion(const char *body) { return answer_of("/v1/completions", body, 200); }
+static json_t *chat(const char *body) { return answer_of("/v1/chat/completions", body, 200); }
+static const json_t *choice(const json_t *answer, size_t i) {
+    return json_array_get(json_object_get(answer, "choices"), i);
+}
+
+/* ---- greedy text and log-probabilities ------------------------------------------------------------------------- */
+
+/* Appends the greedy continuation by uncached forward passes. */
+static int uncached(int32_t *ids, int n, int most) {
+    const int first = n;
+    while (n - first < most && n < CONTEXT) {
+        float *z = models_logits(&chance, ids, n);
+        const int token = models_argmax(z + (size_t)(n - 1) * MODELS_VOCAB);
+        free(z);
+        if (token == MODELS_EOS) break;
+        ids[n++] = token;
+    }
+    return n - first;
+}
+
+static void greedy_text_is_that_of_the_model(void **state) {
+    (void)state;
+    static const char *const prompts[] = {"2+3=", "a", "What is the capital of France?"};
+    start(&chance, NULL);
+    for (int i = 0; i < 3; i++) {
+        int32_t ids[CONTEXT];
+        char body[300], want[64];
+        const int n = (int)strlen(prompts[i]);
+        for (int k = 0; k < n; k++) ids[k] = (unsigned char)prompts[i][k];
+        const int got = uncached(ids, n, 30);
+        for (int k = 0; k < got; k++) want[k] = (char)ids[n + k];
+        want[got] = 0;
+        snprintf(body, sizeof body, "{\"prompt\":\"%s\",\"temperature\":0,\"max_tokens\":30,\"model\":\"tiny\"}",
+                 prompts[i]);
+        json_t *a = completion(body);
+        assert_string_equal(json_text_of(choice(a, 0), "text"), want);
+        assert_string_equal(json_text_of(choice(a, 0), "finish_reason"), got < 30 ? "stop" : "length");
+        assert_true(json_is_null(json_object_get(choice(a, 0), "logprobs")));
+        assert_int_equal(json_number_of(json_object_get(a, "usage"), "prompt_tokens"), n);
+        assert_int_equal(json_number_of(json_object_get(a, "usage"), "completion_tokens"), got + (got < 30));
+        json_decref(a);
+    }
+    /* lists of texts and of ids; ids that come back */
+    json_t *a = completion("{\"prompt\":[\"2+3=\",\"a\"],\"temperature\":0,\"max_tokens\":5}");
+    json_t *b =
+        completion("{\"prompt\":[[50,43,51,61],[97]],\"temperature\":0,\"max_tokens\":5,\"return_token_ids\":true}");
+    for (size_t i = 0; i < 2; i++) {
+        assert_string_equal(json_text_of(choice(a, i), "text"), json_text_of(choice(b, i), "text"));
+        assert_int_equal(json_number_of(choice(b, i), "index"), i);
+        assert_int_equal(json_array_size(json_object_get(choice(b, i), "prompt_token_ids")), i ? 1 : 4);
+        assert_int_equal(json_array_size(json_object_get(choice(b, i), "token_ids")), 5);
+    }
+    assert_null(json_object_get(choice(a, 0), "token_ids"));
+    json_decref(a), json_decref(b);
+    stop();
+}
+
+static double at(const json_t *list, size_t i) { return json_number_value(json_array_get(list, i)); }
+
+/* Log-probabilities of a prompt, of greedy and of sampled tokens equal log softmax(logits / temperature) in double. */
+static void log_probabilities_are_those_of_a_forward_pass(void **state) {
+    (void)state;
+    static const char prompt[] = "The quick brown fox";
+    const int n = (int)strlen(prompt);
+    start(&chance, NULL);
+    for (int run = 0; run < 4; run++) { /* echo alone; with one greedy token; with sampled ones; without the prompt */
+        static const char *const how[] = {"\"max_tokens\":0,\"echo\":true",
+                                          "\"max_tokens\":1,\"echo\":true,\"temperature\":0",
+                                          "\"max_tokens\":8,\"echo\":true,\"temperature\":0.7,\"seed\":3",
+                                          "\"max_tokens\":8,\"temperature\":2,\"top_p\":0.9,\"seed\":4"};
+        const double temperature = run == 2 ? 0.7 : run == 3 ? 2 : 1;
+        char body[300];
+        snprintf(body, sizeof body, "{\"prompt\":\"%s\",\"logprobs\":3,\"return_token_ids\":true,%s}", prompt,
+                 how[run]);
+        json_t *a = completion(body);
+        const json_t *ids = json_object_get(choice(a, 0), "token_ids"),
+                     *lists = json_object_get(choice(a, 0), "logprobs");
+        const json_t *logps = json_object_get(lists, "token_logprobs"), *tops = json_object_get(lists, "top_logprobs");
+        const json_t *offsets = json_object_get(lists, "text_offset"), *names = json_object_get(lists, "tokens");
+        const int drawn = (int)json_array_size(ids), skip = run == 3 ? n : 0;
+        int32_t all[CONTEXT];
+        for (int i = 0; i < n; i++) all[i] = (unsigned char)prompt[i];
+        for (int i = 0; i < drawn; i++) all[n + i] = (int32_t)at(ids, (size_t)i);
+        assert_int_equal(json_array_size(logps), n + drawn - skip);
+        float *z = models_logits(&chance, all, n + drawn);
+        if (run == 1) assert_int_equal(all[n], models_argmax(z + (n - 1) * MODELS_VOCAB));
+        for (int i = skip, offset = 0; i < n + drawn; i++) {
+            const size_t k = (size_t)(i - skip);
+            assert_int_equal(at(offsets, k), offset);
+            offset += all[i] > 255 ? (int)strlen(json_string_value(json_array_get(names, k))) : (all[i] & 0xC0) != 0x80;
+            if (all[i] < 128) assert_int_equal(json_string_value(json_array_get(names, k))[0], all[i]);
+            if (!i) {
+                assert_true(json_is_null(json_array_get(logps, 0)) && json_is_null(json_array_get(tops, 0)));
+                continue;
+            }
+            const float *row = z + (size_t)(i - 1) * MODELS_VOCAB;
+            const double t = i < n ? 1 : temperature;
+            assert_near(at(logps, k), -models_nats(row, t, all[i]), 1e-4);
+            const json_t *best = json_array_get(tops, k);
+            json_t *value;
+            const char *key;
+            double most = -1e9;
+            assert_true(json_object_size(best) == 3 || json_object_size(best) == 4);
+            json_object_foreach((json_t *)best, key, value) most = fmax(most, json_number_value(value));
+            assert_near(most, -models_nats(row, t, models_argmax(row)), 1e-4);
+            /* a greedy token has exactly the number of the most likely one, by which lm-eval knows it */
+            if (models_argmax(row) == all[i]) assert_true(at(logps, k) == most);
+        }
+        if (run < 3) assert_memory_equal(json_text_of(choice(a, 0), "text"), prompt, (size_t)n);
+        free(z), json_decref(a);
+    }
+    stop();
+}
+
+static void samples_depend_on_their_seed_alone(void **state) {
+    (void)state;
+    static const char body[] = "{\"prompt\":\"abc\",\"max_tokens\":20,\"n\":3,\"seed\":7,\"temperature\":1.5}";
+    start(&chance, NULL);
+    json_t *a = completion(body), *b = completion("{\"prompt\":\"abc\",\"max_tokens\":20,\"n\":6}"),
+           *c = completion(body);
+    assert_true(json_equal(json_object_get(a, "choices"), json_object_get(c, "choices")));
+    assert_string_not_equal(json_text_of(choice(a, 0), "text"), json_text_of(choice(a, 1), "text"));
+    assert_string_not_equal(json_text_of(choice(b, 0), "text"), json_text_of(choice(b, 5), "text"));
+    json_decref(b);
+    b = completion("{\"prompt\":\"abc\",\"max_tokens\":20,\"n\":3,\"seed\":8,\"temperature\":1.5}");
+    assert_string_not_equal(json_text_of(choice(a, 0), "text"), json_text_of(choice(b, 0), "text"));
+    json_decref(a), json_decref(b), json_decref(c);
+    /* top_k 1 is greedy at any temperature */
+    a = completion("{\"prompt\":\"abc\",\"max_tokens\":20,\"top_k\":1,\"temperature\":3}");
+    b = completion("{\"prompt\":\"abc\",\"max_tokens\":20,\"temperature\":0}");
+    assert_string_equal(json_text_of(choice(a, 0), "text"), json_text_of(choice(b, 0), "text"));
+    json_decref(a), json_decref(b);
+    stop();
+}
+
+/* ---- streams --------------------------------------------------------------------------------------------------- */
+
+/* What the events of a stream join to. */
+typedef struct Joined {
+    TextBuffer text;
+    json_t *ids, *logps, *calls;
+    char finish[20];
+    int events, role, usage;
+    bool done;
+} Joined;
+
+static Joined join(const char *path, const char *body, int index) {
+    Joined j = {.ids = json_array(), .logps = json_array()};
+    int status;
+    char *text = ask(path, body, &status);
+    assert_int_equal(status, 200);
+    text_clear(&j.text);
+    for (char *line = text, *end; *line; line = end + 2) {
+        end = strstr(line, "\n\n");
+        assert_non_null(end);
+        *end = 0;
+        assert_memory_equal(line, "data: ", 6);
+        assert_false(j.done);
+        j.done = !strcmp(line + 6, "[DONE]");
+        if (j.done) continue;
+        json_t *event = json_loads(line + 6, JSON_ALLOW_NUL, NULL);
+        assert_non_null(event);
+        j.events++;
+        j.usage += json_object_get(event, "usage") != NULL;
+        const json_t *c = choice(event, 0), *delta = json_object_get(c, "delta");
+        if (!c || json_integer_value(json_object_get(c, "index")) != index) {
+            json_decref(event);
+            continue;
+        }
+        const char *piece = json_string_value(json_object_get(delta ? delta : c, delta ? "content" : "text"));
+        if (piece) text_string(&j.text, piece);
+        j.role += json_object_get(delta, "role") != NULL;
+        json_t *ids = json_object_get(c, "token_ids"), *logprobs = json_object_get(c, "logprobs");
+        json_array_extend(j.ids, ids ? ids : j.calls);
+        json_t *list = json_object_get(logprobs, delta ? "content" : "token_logprobs");
+        if (list) json_array_extend(j.logps, list);
+        if (json_object_get(delta, "tool_calls")) j.calls = json_incref(json_object_get(delta, "tool_calls"));
+        const char *finish = json_string_value(json_object_get(c, "finish_reason"));
+        if (finish) snprintf(j.finish, sizeof j.finish, "%s", finish);
+        json_decref(event);
+    }
+    assert_true(j.done);
+    free(text);
+    return j;
+}
+
+static void joined_free(Joined *j) {
+    text_free(&j->text);
+    json_decref(j->ids), json_decref(j->logps), json_decref(j->calls);
+}
+
+static void pieces_join_to_the_whole(void **state) {
+    (void)state;
+    static const char *const bodies[] = {
+        "\"prompt\":\"abc\",\"max_tokens\":25,\"n\":3,\"seed\":1,\"return_token_ids\":true,\"logprobs\":2",
+        "\"prompt\":\"abc\",\"max_tokens\":40,\"seed\":2,\"stop\":[\"e\",\"qq\"],\"return_token_ids\":true,\"logprobs\":0",
+        "\"prompt\":\"abc\",\"max_tokens\":4,\"seed\":2,\"echo\":true,\"logprobs\":1,\"return_token_ids\":true",
+        /* bytes that are no text */
+        "\"prompt\":[200,201,255],\"max_tokens\":30,\"temperature\":50,\"seed\":2,\"logprobs\":1,\"return_token_ids\":true"};
+    start(&chance, NULL);
+    for (int i = 0; i < 4; i++) {
+        char whole[400], stream[400];
+        snprintf(whole, sizeof whole, "{%s}", bodies[i]);
+        snprintf(stream, sizeof stream, "{%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", bodies[i]);
+        json_t *a = completion(whole);
+        for (int k = 0; k < (i ? 1 : 3); k++) {
+            Joined j = join("/v1/completions", stream, k);
+            const json_t *c = choice(a, (size_t)k), *logprobs = json_object_get(c, "logprobs");
+            assert_string_equal(j.text.text, json_text_of(c, "text"));
+            assert_string_equal(j.finish, json_text_of(c, "finish_reason"));
+            assert_true(json_equal(j.ids, json_object_get(c, "token_ids")));
+            assert_true(json_equal(j.logps, json_object_get(logprobs, "token_logprobs")));
+            assert_int_equal(j.usage, 1);
+            assert_true(j.events > 2);
+            joined_free(&j);
+        }
+        json_decref(a);
+    }
+    stop();
+}
+
+/* A stop text ends the text before it, and so do both texts of a request. */
+static void stop_texts_end_the_text(void **state) {
+    (void)state;
+    start(&chance, NULL);
+    json_t *a = completion("{\"prompt\":\"abc\",\"max_tokens\":40,\"seed\":5,\"temperature\":0.7}");
+    char *text = xstrdup(json_text_of(choice(a, 0), "text")), body[400], word[3] = {0};
+    size_t i = 1;
+    while (text[i] && !(isalnum((unsigned char)text[i]) && isalnum((unsigned char)text[i + 1]))) i++;
+    assert_true(text[i]);
+    memcpy(word, text + i, 2);
+    snprintf(body, sizeof body,
+             "{\"prompt\":\"abc\",\"max_tokens\":40,\"seed\":5,\"temperature\":0.7,\"stop\":[\"never\",\"%s\"]}", word);
+    json_t *b = completion(body);
+    *strstr(text, word) = 0;
+    assert_string_equal(json_text_of(choice(b, 0), "text"), text);
+    assert_string_equal(json_text_of(choice(b, 0), "finish_reason"), "stop");
+    free(text), json_decref(a), json_decref(b);
+    stop();
+}
+
+/* ---- chats ----------------------------------------------------------------------------------------------------- */
+
+static void chats_use_the_template(void **state) {
+    (void)state;
+    start(&chance, "chatml");
+    json_t *a = completion(
+        "{\"prompt\":\"<|im_start|>system\\nS<|im_end|>\\n<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n\","
+        "\"temperature\":0,\"max_tokens\":12,\"return_token_ids\":true}");
+    json_t *b = chat(
+        "{\"messages\":[{\"role\":\"developer\",\"content\":\"S\"},{\"role\":\"user\",\"content\":[{\"type\":\"text\","
+        "\"text\":\"H\"},{\"type\":\"text\",\"text\":\"i\"}]}],\"temperature\":0,\"max_completion_tokens\":12,"
+        "\"return_token_ids\":true,\"logprobs\":true,\"top_logprobs\":2}");
+    const json_t *message = json_object_get(choice(b, 0), "message");
+    assert_string_equal(json_text_of(message, "content"), json_text_of(choice(a, 0), "text"));
+    assert_string_equal(json_text_of(message, "role"), "assistant");
+    assert_true(json_equal(json_object_get(b, "prompt_token_ids"), json_object_get(choice(a, 0), "prompt_token_ids")));
+    assert_true(json_equal(json_object_get(choice(b, 0), "token_ids"), json_object_get(choice(a, 0), "token_ids")));
+    const json_t *content = json_object_get(json_object_get(choice(b, 0), "logprobs"), "content");
+    assert_int_equal(json_array_size(content), 12);
+    const json_t *entry = json_array_get(content, 0), *top = json_array_get(json_object_get(entry, "top_logprobs"), 0);
+    assert_true(json_number_of(entry, "logprob") == json_number_of(top, "logprob"));
+    assert_int_equal(at(json_object_get(entry, "bytes"), 0), (unsigned char)json_text_of(entry, "token")[0]);
+    /* a message cannot write a special token; calls and results are text */
+    json_t *c = chat(
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_end|>\"},{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"1\","
+        "\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\","
+        "\"tool_call_id\":\"1\",\"content\":\"7\"}],\"max_tokens\":1,\"return_token_ids\":true}");
+    int ends = 0;
+    size_t i;
+    json_t *id;
+    json_array_foreach(json_object_get(c, "prompt_token_ids"), i, id) ends += json_integer_value(id) == MODELS_IM_END;
+    assert_int_equal(ends, 3);
+    json_decref(a), json_decref(b), json_decref(c);
+    stop();
+}
+
+#define TOOLS "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"parameters\":{}}}]"
+#define ADD   "{\"messages\":[{\"role\":\"user\",\"content\":\"1+2\"}],\"temperature\":0,\"max_tokens\":80," TOOLS
+
+/* A model that writes a call, a text that is none, or half a call, whatever it is asked. */
+static void calls_are_read(void **state) {
+    (void)state;
+    static const char *const texts[] = {"Hm<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+                                        "a <tool is no call", "x<tool_call>{\"name\": }</tool_call>"};
+    for (int t = 0; t < 3; t++) {
+        int32_t script[CONTEXT] = {0};
+        start(&chance, tools_template);
+        json_t *a = chat(ADD ",\"n\":1}");
+        const int n = (int)json_number_of(json_object_get(a, "usage"), "prompt_tokens");
+        json_decref(a);
+        stop();
+        const int length = (int)strlen(texts[t]);
+        assert_true(n + length < CONTEXT);
+        for (int i = 0; i < length; i++) script[n - 1 + i] = (unsigned char)texts[t][i];
+        script[n - 1 + length] = MODELS_IM_END;
+        Model m = models_scripted(CONTEXT, script, NULL, n + length);
+        start(&m, tools_template);
+        a = chat(ADD ",\"tool_choice\":\"auto\"}");
+        Joined j = join("/v1/chat/completions", ADD ",\"stream\":true}", 0);
+        const json_t *message = json_object_get(choice(a, 0), "message");
+        const json_t *call = json_array_get(json_object_get(message, "tool_calls"), 0),
+                     *function = json_object_get(call, "function");
+        assert_string_equal(json_text_of(message, "content"), t ? texts[t] : "Hm");
+        assert_string_equal(json_text_of(choice(a, 0), "finish_reason"), t ? "stop" : "tool_calls");
+        assert_string_equal(j.text.text, t ? texts[t] : "Hm");
+        assert_string_equal(j.finish, t ? "stop" : "tool_calls");
+        assert_int_equal(j.role, 1);
+        assert_true((call != NULL) == !t && (j.calls != NULL) == !t);
+        if (call) {
+            assert_string_equal(json_text_of(function, "name"), "add");
+            assert_string_equal(json_text_of(function, "arguments"), "{\"a\":1}");
+            assert_true(json_equal(function, json_object_get(json_array_get(j.calls, 0), "function")));
+        }
+        json_decref(a), joined_free(&j);
+        if (!t) { /* tools that are not shown are not called; here the model, which sees positions alone, writes other text */
+            a = chat(ADD ",\"tool_choice\":\"none\"}");
+            assert_null(json_object_get(json_object_get(choice(a, 0), "message"), "tool_calls"));
+            json_decref(a);
+        }
+        stop();
+        model_free(&m);
+    }
+}
+
+/* ---- bad requests ---------------------------------------------------------------------------------------------- */
+
+static void bad_requests_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *path, *body, *part;
+        int status;
+    } bad[] = {
+        {"/v1/completions", "", "is not JSON", 400},
+        {"/v1/completions", "[1]", "expected an object", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"prompt\":\"b\"}", "is not JSON", 400},
+        {"/v1/completions", "{}", "prompt is required", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"frobnicate\":1}", "'frobnicate' is not supported", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"presence_penalty\":0.5}",
+         "'presence_penalty' is not supported with this", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"messages\":[]}", "'messages' is not supported", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"model\":\"gpt-9\"}", "does not exist", 404},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":0}", "only with echo", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":192}", "at most 192 tokens fit", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1.5}", "is a number, expected an integer", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":-1}", "temperature is -1", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":0.001}", "neither 0 (greedy)", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"top_p\":\"x\"}", "is a text, expected a number", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"n\":0}", "expected 1 to 1024", 400},
+        {"/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"n\":1024}", "more than 1024 completions", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\"]}", "at most 4", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":\"\"}", "is empty", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"logprobs\":6}", "expected 0 to 5", 400},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stream_options\":{}}", "only with stream", 400},
+        {"/v1/completions", "{\"prompt\":[1,\"a\"]}", "a text at place 1", 400},
+        {"/v1/completions", "{\"prompt\":[1,260]}", "outside the vocabulary of 260", 400},
+        {"/v1/completions", "{\"prompt\":[[]]}", "is empty", 400},
+        {"/v1/completions", "{\"prompt\":[]}", "empty list", 400},
+        {"/v1/completions", "{\"prompt\":7}", "expected a text or a list", 400},
+        {"/v1/chat/completions", "{\"messages\":[]}", "at least one message", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"king\",\"content\":\"a\"}]}", "has no role", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "has no content", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
+         "is not {\"type\"", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"audio\":1}]}",
+         "'audio' of message 0", 400},
+        {"/v1/chat/completions", ADD ",\"tool_choice\":\"required\"}", "auto or none", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]," TOOLS "}",
+         "cannot show tools", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_logprobs\":1}",
+         "only with logprobs", 400},
+        {"/v1/embeddings", "{}", "no /v1/embeddings here", 404},
+        {"/v1/models", "{}", "is no method of", 405},
+    };
+    start(&chance, NULL);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *a = answer_of(bad[i].path, bad[i].body, bad[i].status);
+        const json_t *error = json_object_get(a, "error");
+        assert_holds(json_text_of(error, "message"), bad[i].part);
+        assert_string_equal(json_text_of(error, "type"), "invalid_request_error");
+        assert_non_null(json_object_get(error, "param"));
+        assert_non_null(json_object_get(error, "code"));
+        json_decref(a);
+    }
+    /* fields that are null or change nothing */
+    json_decref(completion(
+        "{\"prompt\":\"a\",\"frobnicate\":null,\"logit_bias\":{},\"presence_penalty\":0.0,\"suffix\":null,\"user\":\"u\"}"));
+    /* what no page of another site can send */
+    int status;
+    char *text = ask_with("POST", "/v1/completions", "Host: localhost\r\nContent-Type: text/plain\r\n", "{}", &status);
+    assert_int_equal(status, 415);
+    free(text);
+    text =
+        ask_with("POST", "/v1/completions", "Host: evil.example\r\nContent-Type: application/json\r\n", "{}", &status);
+    assert_int_equal(status, 403);
+    free(text);
+    text = ask_with("GET", "/v1/models", "Host: localhost.evil.example\r\n", "", &status);
+    assert_int_equal(status, 403);
+    free(text);
+    /* a body that is too long is not waited for */
+    const int s = dial();
+    static const char large[] = "POST /v1/completions HTTP/1.1\r\n" HEAD "Content-Length: 8388609\r\n\r\n";
+    say(s, large, strlen(large));
+    char *answer = hear(s);
+    text = body_of(answer, &status);
+    assert_int_equal(status, 413);
+    free(answer), free(text);
+    text = ask_with("GET", "/v1/models", HEAD, "", &status);
+    assert_int_equal(status, 200);
+    assert_holds(text, "\"id\":\"tiny\"");
+    free(text);
+    text = ask_with("GET", "/", HEAD, "", &status);
+    assert_int_equal(status, 200);
+    assert_holds(text, "<script src=\"/chat.js\"");
+    free(text);
+    stop();
+}
+
+static uint32_t noise(void) {
+    static uint32_t x = 12345;
+    x = x * 1664525 + 1013904223;
+    return x >> 8;
+}
+
+/* A thousand bodies with changed bytes: each gets a well-formed answer. Two hundred requests of noise: the server lives. */
+static void malformed_requests_are_survived(void **state) {
+    (void)state;
+    static const char *const good[] = {
+        "{\"prompt\":[\"abc\",[1,2]],\"max_tokens\":2,\"logprobs\":1,\"echo\":true,\"stop\":[\"x\"],\"seed\":1}",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"h\\u00e9\"},{\"role\":\"tool\",\"content\":[]}],\"max_tokens\":2,\"n\":2}"};
+    int answers[6] = {0}, status;
+    start(&chance, "chatml");
+    for (int i = 0; i < 1000; i++) {
+        char body[400];
+        snprintf(body, sizeof body, "%s", good[i % 2]);
+        size_t n = strlen(body);
+        for (uint32_t k = 0; k <= noise() % 3; k++) {
+            static const char bytes[] = "\"[]{}:,0-9e\\u\xFF\x80 nulltrue";
+            const size_t p = noise() % n;
+            if (noise() % 4 == 0) memmove(body + p, body + p + 1, n-- - p);
+            else body[p] = bytes[noise() % (sizeof bytes - 1)];
+        }
+        char *text = ask(i % 2 ? "/v1/chat/completions" : "/v1/completions", body, &status);
+        json_t *answer = json_loads(text, JSON_ALLOW_NUL, NULL);
+        assert_true(answer && status >= 200 && status < 500);
+        assert_true((status == 200) == (json_object_get(answer, "choices") != NULL));
+        assert_true((status != 200) == (json_object_get(answer, "error") != NULL));
+        answers[status / 100]++;
+        json_decref(answer), free(text);
+    }
+    assert_true(answers[2] > 10 && answers[4] > 500);
+    for (int i = 0; i < 200; i++) {
+        static const char *const heads[] = {"", "POST /v1/completions HTTP/1.1\r\n",
+                                            "POST /v1/completions HTTP/1.1\r\n" HEAD "Content-Length: 5\r\n\r\n",
+                                            "POST /v1/completions HTTP/1.1\r\n" HEAD
+                                            "Transfer-Encoding: chunked\r\n\r\n"};
+        const int s = dial();
+        char junk[300];
+        for (size_t k = 0; k < sizeof junk; k++) junk[k] = (char)noise();
+        say(s, heads[i % 4], strlen(heads[i % 4]));
+        say(s, junk, noise() % sizeof junk);
+        shutdown(s, SHUT_WR);
+        free(hear(s));
+    }
+    json_decref(completion("{\"prompt\":\"a\"}"));
+    stop();
+}
+
+/* ---- limits ---------------------------------------------------------------------------------------------------- */
+
+static void a_slow_client_is_dropped(void **state) {
+    (void)state;
+    settings.patience = 0.2;
+    start(&chance, NULL);
+    const int s = dial(), t = dial();
+    const double began = clock_seconds();
+    say(s, "GET /v1/models HTTP/1.1\r\nHo", 27);
+    say(t, "POST /v1/completions HTTP/1.1\r\n" HEAD "Content-Length: 20\r\n\r\n{\"pro", 96);
+    free(hear(s)), free(hear(t));
+    assert_true(clock_seconds() - began < 5);
+    json_decref(completion("{\"prompt\":\"a\"}"));
+    settings.patience = 0;
+    stop();
+}
+
+static void a_key_is_needed(void **state) {
+    (void)state;
+    int status;
+    settings.key = "secret";
+    start(&chance, NULL);
+    json_t *a = answer_of("/v1/completions", "{\"prompt\":\"a\"}", 401);
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "authentication_error");
+    json_decref(a);
+    char *text = ask_with("GET", "/v1/models", HEAD "Authorization: Bearer secreT\r\n", "", &status);
+    assert_int_equal(status, 401);
+    free(text);
+    text = ask_with("GET", "/v1/models", HEAD "Authorization: Bearer secret\r\n", "", &status);
+    assert_int_equal(status, 200);
+    free(text);
+    text = ask_with("GET", "/", HEAD, "", &status); /* the page asks for the key */
+    assert_int_equal(status, 200);
+    free(text);
+    settings.key = NULL;
+    stop();
+}
+
+/* Waits until no job is left, for ten seconds at most. */
+static void await_idle(void) {
+    const double end = clock_seconds() + 10;
+    for (bool idle = false; !idle; usleep(2000)) {
+        pthread_mutex_lock(&server.engine.lock);
+        idle = !server.engine.first;
+        pthread_mutex_unlock(&server.engine.lock);
+        if (clock_seconds() > end) fail_msg("jobs are left after ten seconds");
+    }
+}
+
+static void wait_for_jobs(int64_t n) {
+    for (bool there = false; !there; usleep(500)) {
+        pthread_mutex_lock(&server.engine.lock);
+        there = server.engine.jobs >= n;
+        pthread_mutex_unlock(&server.engine.lock);
+    }
+}
+
+/* Endless prompts: a model that never stops, and whose completions take long. */
+static void clients_that_leave_end_their_jobs(void **state) {
+    (void)state;
+    static const char head[] = "POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" HEAD;
+    settings.slots = 1;
+    settings.queue = 2;
+    start(&chance, NULL);
+    int s[4];
+    for (int i = 0; i < 4; i++) { /* a stream and three whole answers */
+        char request[500], body[200];
+        snprintf(body, sizeof body, "{\"prompt\":\"a\",\"max_tokens\":90,\"n\":1000,\"seed\":1,\"stream\":%s}",
+                 i ? "false" : "true");
+        snprintf(request, sizeof request, "%sContent-Length: %zu\r\n\r\n%s", head, strlen(body), body);
+        if (i == 3) break;
+        s[i] = dial();
+        say(s[i], request, strlen(request));
+        wait_for_jobs(i + 1);
+        if (!i) usleep(50000); /* it takes the slot */
+    }
+    json_t *a = answer_of("/v1/completions", "{\"prompt\":\"a\"}", 429);
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "rate_limit_error");
+    json_decref(a);
+    for (int i = 0; i < 3; i++) close(s[i]);
+    await_idle();
+    json_decref(completion("{\"prompt\":\"a\"}"));
+    /* the server's end fails what is not over */
+    s[0] = dial();
+    char request[400];
+    snprintf(request, sizeof request, "%sContent-Length: 50\r\n\r\n%-50s", head,
+             "{\"prompt\":\"a\",\"max_tokens\":90,\"n\":1000}");
+    say(s[0], request, strlen(request));
+    wait_for_jobs(5);
+    server.stop = true;
+    int status;
+    char *answer = hear(s[0]), *text = body_of(answer, &status);
+    assert_int_equal(status, 503);
+    assert_holds(text, "the server is stopping");
+    free(answer), free(text);
+    settings.slots = SLOTS;
+    settings.queue = 100;
+    stop();
+}
+
+typedef struct Client {
+    int number;
+    char *text;
+    pthread_t thread;
+} Client;
+
+static void *client(void *context) {
+    Client *c = (Client *)context;
+    char body[200];
+    int status;
+    snprintf(body, sizeof body, "{\"prompt\":\"client %d\",\"max_tokens\":16,\"seed\":%d,\"temperature\":%s%s}",
+             c->number % 7, c->number, c->number % 3 ? "0.8" : "0", c->number % 2 ? ",\"logprobs\":1" : "");
+    c->text = ask("/v1/completions", body, &status);
+    return NULL;
+}
+
+/* 64 clients at once, with different settings: each gets what it gets alone. */
+static void many_clients_do_not_disturb_each_other(void **state) {
+    (void)state;
+    Client together[64], alone;
+    start(&chance, NULL);
+    for (int i = 0; i < 64; i++) {
+        together[i] = (Client){.number = i};
+        assert_int_equal(pthread_create(&together[i].thread, NULL, client, &together[i]), 0);
+    }
+    for (int i = 0; i < 64; i++) pthread_join(together[i].thread, NULL);
+    for (int i = 0; i < 64; i++) {
+        alone = (Client){.number = i};
+        client(&alone);
+        json_t *a = json_loads(together[i].text, JSON_ALLOW_NUL, NULL),
+               *b = json_loads(alone.text, JSON_ALLOW_NUL, NULL);
+        if (!a || !b) fail_msg("client %d: %s", i, together[i].text);
+        assert_string_equal(json_text_of(choice(a, 0), "text"), json_text_of(choice(b, 0), "text"));
+        free(together[i].text), free(alone.text), json_decref(a), json_decref(b);
+    }
+    stop();
+}
+
+static int setup(void **state) {
+    if (models_setup(state)) return 1;
+    chance = models_random(CONTEXT);
+    return 0;
+}
+
+static int teardown(void **state) {
+    model_free(&chance);
+    return models_teardown(state);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(greedy_text_is_that_of_the_model),
+        cmocka_unit_test(log_probabilities_are_those_of_a_forward_pass),
+        cmocka_unit_test(samples_depend_on_their_seed_alone),
+        cmocka_unit_test(pieces_join_to_the_whole),
+        cmocka_unit_test(stop_texts_end_the_text),
+        cmocka_unit_test(chats_use_the_template),
+        cmocka_unit_test(calls_are_read),
+        cmocka_unit_test(bad_requests_are_refused),
+        cmocka_unit_test(malformed_requests_are_survived),
+        cmocka_unit_test(a_slow_client_is_dropped),
+        cmocka_unit_test(a_key_is_needed),
+        cmocka_unit_test(clients_that_leave_end_their_jobs),
+        cmocka_unit_test(many_clients_do_not_disturb_each_other),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
+
+#else
+#include <stdio.h>
+
+/* Without libmicrohttpd there is no server. */
+int main(void) {
+    puts("[  PASSED  ] 0 test(s).");
+    return 0;
+}
+#endif
