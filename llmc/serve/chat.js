@@ -1,8 +1,6 @@
 /* chat.js - the page for chats: asks the server that it came from, shows answers while they are sampled.
  * Every text becomes a text node, so that what a model writes is never markup. */
 (function () {
-    'use strict';
-
     var columns = [];
     var running = 0;
     var key = '';
@@ -31,7 +29,7 @@
             var value = column.setting[name].value;
             if (name !== 'system' && name !== 'stop' && value !== '') parts.push(name + ' ' + value);
         });
-        column.summary.textContent = 'Settings: ' + parts.join(', ');
+        column.summary.textContent = 'Settings: ' + (parts.join(', ') || 'those of the server');
     }
 
     function addColumn() {
@@ -113,9 +111,8 @@
         var decoder = new TextDecoder();
         var rest = '';
         function next(part) {
-            var at;
             rest += part.done ? decoder.decode() : decoder.decode(part.value, { stream: true });
-            while ((at = rest.indexOf('\n\n')) >= 0) {
+            for (var at = rest.indexOf('\n\n'); at >= 0; at = rest.indexOf('\n\n')) {
                 var line = rest.slice(0, at);
                 rest = rest.slice(at + 2);
                 if (line.indexOf('data: ') === 0 && line !== 'data: [DONE]') event(JSON.parse(line.slice(6)));

@@ -18,8 +18,8 @@
 #endif
 
 /* The page may load its own files and ask its own server, and nothing else. */
-#define SERVE_PAGE_POLICY                                                                                                \
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; " \
+#define SERVE_PAGE_POLICY                                                                                                               \
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; " \
     "frame-ancestors 'none'"
 
 typedef struct ServePage {
