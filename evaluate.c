@@ -68,6 +68,7 @@
 #include "llmc/reward/reward_model.h"      /* RewardModel, REWARD_MODEL_PRM, reward_model_close, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
+#include "llmc/rollout/ablation.h"         /* Ablation, ABLATION_NEEDED, ablation_add, ablation_close, ... */
 #include "llmc/rollout/beam_search.h"      /* SEARCH_BEAM, BeamKind, SEARCH_DVTS, SEARCH_KINDS, ... */
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
 #include "llmc/rollout/certainty.h"        /* Certainty, certainty_close, certainty_open */
@@ -75,7 +76,7 @@
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
 #include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, json_line, data_file_close, data_file_open, ... */
-#include "llmc/rollout/prompts.h"          /* Prompts, PromptText, prompts_length, prompts_read, ... */
+#include "llmc/rollout/prompts.h"          /* Prompts, prompts_length, PromptText, prompts_tokens, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
 #include "llmc/rollout/ranking.h"          /* RankFigures, Ranking, rank_rule_name, RANK_SUM, ... */
 #include "llmc/rollout/rollout.h"          /* Sampling, Rollout, Completion, RewardScope, ... */
@@ -101,6 +102,7 @@ static struct {
     int scope; /* a RewardScope */
     int rank;  /* 0: off; else 1 + a RankOf */
     const char *delimiter;
+    bool ablation;
     bool completion_only, audit;
     int aggregation, weight;
     EpisodeOptions episodes;
@@ -129,6 +131,8 @@ static const Option options[] = {
                 "samples per prompt; 0 computes the greedy accuracy only"),
     EPISODE_OPTIONS(o.episodes),
     THINKING_OPTIONS(o.think),
+    OPTION_FLAG("think-ablation",       0, &o.ablation,
+                "how much the answers depend on each step of the thoughts, which end with --step-separator"),
     OPTION_GROUP("Tasks"),
     OPTION_TEXT("reward",               0, &o.reward,         "SPEC",
                 "weighted rewards for best@k, such as verify:1,format=hash:0.1"),
@@ -576,6 +580,7 @@ typedef struct Tasks {
     Writer out;           /* --completions */
     Work *work;           /* --reference */
     Loss *loss;
+    Ablation *ablation;                      /* --think-ablation */
     const char *search;                      /* --search: the method that is running */
     int32_t budget;                          /* --think-tokens: of this run; 0: none */
     double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
@@ -711,7 +716,11 @@ static void report_turns(const struct TurnTotals *n) {
 /* Takes a completion: writes it to the file of --completions, compares it with the reference. */
 static void take_completion(void *context, const EvaluationSample *s) {
     Tasks *t = (Tasks *)context;
+    const int32_t *prompt = prompts_tokens(&t->prompts, s->prompt);
     count_thought(t, s);
+    if (t->ablation && !t->failed && (s->sample >= 0 || !o.samples))
+        t->failed = !ablation_add(t->ablation, prompt, prompts_length(&t->prompts, s->prompt), s->completion->tokens,
+                                  s->completion->count, &t->error);
     if (o.compute && !t->search) curve_count(s, prompts_length(&t->prompts, s->prompt));
     count_turns(t, s);
     if (o.completions) write_completion(t, s);
@@ -1132,10 +1141,11 @@ static void run_tasks(Tasks *t, Rollout *engine, const Sampling *how, Outcome *o
     while (done < count && !program_stopping()) {
         const int64_t n = count - done < chunk ? count - done : chunk;
         t->all.outcome = outcome + done;
-        if (!evaluate_tasks(
-                &t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
-                o.completions || o.compute || t->work || t->budget || episodes_on(&o.episodes) ? take_completion : NULL,
-                t, &e))
+        if (!evaluate_tasks(&t->all, engine, how, &t->prompts, done, n, &model.text, t->rewarded ? &t->rewards : NULL,
+                            o.completions || o.compute || o.ablation || t->work || t->budget || episodes_on(&o.episodes)
+                                ? take_completion
+                                : NULL,
+                            t, &e))
             fail_tasks(t, e.text);
         if (t->failed) fail_tasks(t, t->error.text);
         done += n;
@@ -1158,18 +1168,18 @@ static void report_thinking(const ThinkingRun *run, int n) {
         set_number(row, "tokens", run[i].tokens);
         set_number(row, "accuracy", run[i].accuracy);
         json_array_append_new(runs, row);
-        control += run[i].control / n;
+        control += run[i].control;
         best = fmax(best, run[i].accuracy);
         if (infinite) fputs("  |         no limit |", stderr);
         else fprintf(stderr, "  | %16d |", run[i].budget);
         fprintf(stderr, " %6.1f | %6.2f %% |\n", run[i].tokens, 100 * run[i].accuracy);
     }
     const double scaling = thinking_scaling(run, n);
-    fprintf(stderr, "  control %.1f %%, performance %.2f %%", 100 * control, 100 * best);
+    fprintf(stderr, "  control %.1f %%, performance %.2f %%", 100 * control / n, 100 * best);
     if (isfinite(scaling)) fprintf(stderr, ", scaling %.4f points per token", 100 * scaling);
     fputc('\n', stderr);
     json_object_set_new(result, "think_runs", runs);
-    set_number(result, "control", control);
+    set_number(result, "control", control / n);
     set_number(result, "scaling", scaling);
     set_number(result, "performance", best);
 }
@@ -1200,6 +1210,28 @@ static void run_budgets(Tasks *t, Rollout *engine, Thinking *thinking, Sampling 
                                t->within / t->thoughts};
     }
     report_thinking(run, n);
+}
+
+/* Reports --think-ablation. */
+static void report_ablation(const Ablation *x) {
+    const double n = x->completions, steps = x->steps;
+    json_t *figures = json_object();
+    fprintf(stderr,
+            "  %.0f completions with a thought and an answer, %.1f steps in each (%.0f without)\n"
+            "  the thoughts raise the log-probability of the answers by %.3f, to %.3f\n"
+            "  without a step it falls by %.3f, with a step of another completion by %.3f\n"
+            "  %.1f %% of the steps are needed: without them more than %.0f %% of the gain is lost\n",
+            n, steps / n, x->without, x->all / n, x->full / n, x->removed / steps, x->swapped / x->swaps,
+            100 * x->needed / x->weighed, 100 * ABLATION_NEEDED);
+    set_number(figures, "completions", n);
+    set_number(figures, "without", x->without);
+    set_number(figures, "steps", steps / n);
+    set_number(figures, "logp", x->full / n);
+    set_number(figures, "gain", x->all / n);
+    set_number(figures, "removed", x->removed / steps);
+    set_number(figures, "swapped", x->swapped / x->swaps);
+    set_number(figures, "needed", x->needed / x->weighed);
+    json_object_set_new(result, "think_ablation", figures);
 }
 
 /* ---- search ---- */
@@ -1427,9 +1459,16 @@ static void evaluate_prompts(const Shard *s) {
     }
     if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
     Certainty certainty = {0};
+    Ablation ablation = {0};
     const int longest = t.prompts.longest + new_max < context ? t.prompts.longest + new_max : context;
     t.all.vote = (VotesWeight)o.weight;
     t.all.certainty = &certainty;
+    if (o.ablation) {
+        inference_need_tokenizer(&model);
+        if (!ablation_open(&ablation, &model.model, &model.text, o.think.end, o.search.separator, longest, &e))
+            die("%s", e.text);
+        t.ablation = &ablation;
+    }
     if (o.weight == VOTES_CERTAINTY && !certainty_open(&certainty, &model.model, longest, &e)) die("%s", e.text);
     Work work;
     Loss loss;
@@ -1451,6 +1490,8 @@ static void evaluate_prompts(const Shard *s) {
     report_table("all", &t.all, t.rewarded);
     report_turns(&t.turns);
     if (t.language_judge.open) report_judge(&t.language_judge);
+    t.ablation = NULL;
+    if (o.ablation) report_ablation(&ablation);
     if (o.compute && !budgets) curve_samples(&t, outcome, count);
     if (o.search.methods) run_search(&t, &how, count, new_max);
     if (o.compute) curve_write(&t);
@@ -1469,6 +1510,7 @@ static void evaluate_prompts(const Shard *s) {
     if (episodes_on(&o.episodes)) episodes_close(&episodes);
     for (int i = 0; i < budgets; i++) thinking_close(&thinking[i]);
     certainty_close(&certainty);
+    ablation_close(&ablation);
     free(outcome), rollout_free(&engine);
     t.prompts.shard = (Shard){0}; /* the caller owns it */
     prompts_close(&t.prompts);
@@ -1771,7 +1813,6 @@ static void check_usage(void) {
 
 /* Rejects options of --search that have no effect, and what it cannot do; sets its defaults. */
 static void refuse_unused_search(void) {
-    static const char only[] = "used only with --search";
     BeamKind kind[SEARCH_KINDS];
     bool uses[SEARCH_KINDS] = {false};
     const int methods = search_methods(kind);
@@ -1781,11 +1822,16 @@ static void refuse_unused_search(void) {
         {&o.search.width, uses[SEARCH_BEAM] || uses[SEARCH_DVTS], "used only by beam and dvts"},
         {&o.search.iterations, steps, "used only by beam, dvts and rebase"},
         {&o.search.lookahead, steps, "used only by beam, dvts and rebase"},
-        {&o.search.separator, methods > 0, only},
+        {&o.search.separator, methods > 0 || o.ablation, "used only with --search and --think-ablation"},
         {&o.search.filter, uses[SEARCH_BEAM] || uses[SEARCH_REBASE], "used only by beam and rebase"},
         {&o.search.sort, uses[SEARCH_BEAM], "used only by beam"},
         {&o.search.balance, uses[SEARCH_REBASE], "used only by rebase"}};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
+    if (o.ablation && (methods || thinking_on(&o.think) || episodes_on(&o.episodes)))
+        usage_error("--think-ablation: cannot be used with --search, --think-tokens, --tools or --tool-cmd");
+    if (o.ablation && !o.search.separator) o.search.separator = "\n";
+    if (o.ablation && (!*o.search.separator || !*o.think.end))
+        usage_error("--think-ablation: --think-end and --step-separator must not be empty");
     if (!methods) return;
     if (!o.reward_model) usage_error("--search: needs a process reward model, --reward-model");
     if (!option_given(&o.samples)) o.samples = 4;
@@ -1825,6 +1871,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.episodes.tools, draws, only_prompts},
         {&o.episodes.commands, draws, only_prompts},
         {&o.think.tokens, draws, only_prompts},
+        {&o.ablation, draws, only_prompts},
         {&o.search.methods, draws, only_prompts},
         {&o.weight, drawn && (o.weight != VOTES_REWARD || o.reward_model),
          "used only for the samples of a prompt shard; reward needs --reward-model"},
@@ -1844,7 +1891,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
-    thinking_refuse_unused(&o.think, options);
+    thinking_refuse_unused(&o.think, options, o.ablation);
     refuse_unused_search();
     if (thinking_on(&o.think) && episodes_on(&o.episodes))
         usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");

@@ -1236,7 +1236,7 @@ static void check_usage(int argc, char **argv, int first) {
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o.episodes, options);
-    thinking_refuse_unused(&o.think, options);
+    thinking_refuse_unused(&o.think, options, false);
     check_steps();
     if (thinking_on(&o.think) && episodes_on(&o.episodes))
         usage_error("--think-tokens and --tools, --tool-cmd: give only one of them");

@@ -16,6 +16,7 @@
 #include "../llmc/model/workspace.h"     /* workspace_free, Workspace, workspace_new */
 #include "../llmc/records/shard.h"       /* RECORD_PROMPT, ShardWriter */
 #include "../llmc/reward/reward_model.h" /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
+#include "../llmc/rollout/ablation.h"    /* Ablation, ablation_add, ablation_close, ablation_open */
 #include "../llmc/rollout/beam_search.h" /* beam_path, SEARCH_DVTS, BeamKind, BeamTree, ... */
 #include "../llmc/rollout/certainty.h"   /* Certainty, certainty_close, certainty_open, certainty_score */
 #include "../llmc/rollout/rollout.h"     /* Sampling, RolloutRequest, Completion, Rollout, ... */
@@ -23,8 +24,8 @@
 #include "../llmc/rollout/trajectory.h"  /* trajectory_free, trajectory_new */
 #include "../llmc/text/tokenizer.h"      /* tokenizer_store */
 #include "files.h"                       /* files_path, text_of */
-#include "models.h"                      /* refused, MODELS_VOCAB, assert_near, json_number_of, ... */
-#include "shell.h"                       /* assert_holds, run, put, said */
+#include "models.h"                      /* refused, assert_near, MODELS_VOCAB, models_random, ... */
+#include "shell.h"                       /* assert_holds, run, put */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
 
@@ -313,6 +314,65 @@ static void self_certainty(void **state) {
     }
     assert_near(score, sum / drawn, 1e-4);
     free(z), trajectory_free(x.trajectory), certainty_close(&c), model_free(&m);
+}
+
+/* ---- ablation of thoughts -------------------------------------------------------------------------------------- */
+
+/* The log-probability of the tokens of a text from byte `from` on. */
+static double logp_of(const Model *m, const char *text, int from) {
+    int32_t ids[CONTEXT];
+    const int n = (int)strlen(text);
+    double sum = 0;
+    for (int i = 0; i < n; i++) ids[i] = (unsigned char)text[i];
+    float *z = models_logits(m, ids, n);
+    for (int i = from; i < n; i++) sum -= models_nats(z + (size_t)(i - 1) * MODELS_VOCAB, 1, ids[i]);
+    free(z);
+    return sum;
+}
+
+/* Two completions, with all variants written out. The second one's steps are replaced by those of the first. */
+static void ablation(void **state) {
+    (void)state;
+    Error e;
+    Model m = models_random(CONTEXT);
+    const ModelText text = text_of_bytes();
+    static const char *const said[] = {"ab;cd;e##xyz", "mnop;q##st", "no end"};
+    static const char *const variants[2][6] = {
+        {"Pab;cd;e##xyz", "P##xyz", "Pcd;e##xyz", "Pab;e##xyz", "Pab;cd;##xyz", NULL},
+        {"Pmnop;q##st", "P##st", "Pq##st", "Pmnop;##st", "Pab;q##st", "Pmnop;cd;##st"}};
+    double L[2][6], all = 0, removed = 0, swapped = 0, weighed = 0, needed = 0;
+    Ablation x;
+    if (!ablation_open(&x, &m, &text, "##", ";", 16, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < 3; i++) {
+        int32_t ids[16];
+        const int n = (int)strlen(said[i]);
+        for (int k = 0; k < n; k++) ids[k] = (unsigned char)said[i][k];
+        if (!ablation_add(&x, (const int32_t[]){'P'}, 1, ids, n, &e)) fail_msg("%s", e.text);
+    }
+    for (int i = 0; i < 2; i++) {
+        const int steps = 3 - i, answer = 3 - i;
+        for (int k = 0; k < 6 && variants[i][k]; k++)
+            L[i][k] = logp_of(&m, variants[i][k], (int)strlen(variants[i][k]) - answer);
+        all += L[i][0] - L[i][1];
+        for (int k = 0; k < steps; k++) {
+            const double d = L[i][0] - L[i][2 + k];
+            removed += d;
+            weighed += L[i][0] > L[i][1];
+            needed += L[i][0] > L[i][1] && d > 0.7 * (L[i][0] - L[i][1]);
+        }
+    }
+    swapped = 2 * L[1][0] - L[1][4] - L[1][5];
+    assert_near(x.completions, 2, 0);
+    assert_near(x.without, 1, 0);
+    assert_near(x.steps, 5, 0);
+    assert_near(x.swaps, 2, 0);
+    assert_near(x.all, all, 1e-3);
+    assert_near(x.full, L[0][0] + L[1][0], 1e-3);
+    assert_near(x.removed, removed, 1e-3);
+    assert_near(x.swapped, swapped, 1e-3);
+    assert_near(x.weighed, weighed, 0);
+    assert_near(x.needed, needed, 0);
+    ablation_close(&x), model_free(&m);
 }
 
 /* ---- search ---------------------------------------------------------------------------------------------------- */
@@ -644,6 +704,10 @@ static void search_refusals(void **state) {
     }
     assert_holds(page, "Accuracy by difficulty");
     free(rows), free(page);
+    run(0, EVALUATE "--think-ablation --think-end n --step-separator e --num-samples 4 --temperature 1 -g 60");
+    assert_holds(out, "\"think_ablation\":{\"completions\":");
+    refused(2, EVALUATE "--think-ablation --think-tokens 5", "--think-ablation: cannot be used with");
+    refused(2, EVALUATE "--think-end x", "--think-end: used only with");
     refused(2, EVALUATE "--report $T/x.html", "--report: used only with --compute-curve");
     refused(2, EVALUATE "--weight reward", "--weight: used only for the samples of a prompt shard; reward needs");
 #undef EVALUATE
@@ -723,6 +787,7 @@ int main(void) {
                                        cmocka_unit_test(search_equals_the_reference),
                                        cmocka_unit_test(search_refusals),
                                        cmocka_unit_test(self_certainty),
-                                       cmocka_unit_test(labels_of_steps)};
+                                       cmocka_unit_test(labels_of_steps),
+                                       cmocka_unit_test(ablation)};
     return cmocka_run_group_tests_name("test_time", tests, models_setup, models_teardown);
 }

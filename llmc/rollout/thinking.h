@@ -57,13 +57,13 @@ static inline ThinkingOptions thinking_defaults(void) {
 
 static inline bool thinking_on(const ThinkingOptions *o) { return o->tokens != NULL; }
 
-/* Rejects options that have no effect. */
-static inline void thinking_refuse_unused(const ThinkingOptions *o, const Option *table) {
+/* Rejects options that have no effect. ends: something else reads the end of thinking. */
+static inline void thinking_refuse_unused(const ThinkingOptions *o, const Option *table, bool ends) {
     static const char only[] = "used only with --think-tokens";
     const bool on = thinking_on(o);
     const OptionUse use[] = {{&o->ignore, on, only},
                              {&o->wait, o->ignore > 0, "used only with --ignore-end"},
-                             {&o->end, on, only},
+                             {&o->end, on || ends, only},
                              {&o->answer, on, only}};
     options_refuse_unused(table, use, sizeof use / sizeof *use);
 }
