@@ -973,6 +973,47 @@ static void test_chart_data(void **state) {
     history_free(&h);
 }
 
+/* The edges of a band have a value for each point; the page has the tokens and the seconds of at most 400 steps, from the
+ * first to the last, and null for steps without them. */
+static void test_chart_axes(void **state) {
+    (void)state;
+    History h = {0};
+    for (int i = 1; i <= 1000; i++) {
+        history_line(&h, 2 * i, 1764000000 + 3 * i);
+        history_value(&h, "length_mean", 2 * i, i);
+        history_value(&h, "length_min", 2 * i, i - 1);
+        history_value(&h, "length_max", 2 * i, i + 2);
+        if (i > 500) history_value(&h, "num_tokens", 2 * i, 100.0 * i);
+    }
+    char *page = page_of(&h, false);
+    const char *at = strstr(page, "id='axes'>");
+    assert_non_null(at);
+    json_t *axes = json_loadb(at + 10, strcspn(at + 10, "<"), 0, NULL);
+    const json_t *step = json_object_get(axes, "step"), *tokens = json_object_get(axes, "tokens"),
+                 *time = json_object_get(axes, "time");
+    const size_t n = json_array_size(step);
+    assert_int_equal(n, 400);
+    assert_int_equal(json_array_size(tokens), n);
+    assert_int_equal(json_array_size(time), n);
+    assert_int_equal(json_integer_value(json_array_get(step, 0)), 2);
+    assert_int_equal(json_integer_value(json_array_get(step, n - 1)), 2000);
+    for (size_t i = 0; i < n; i++) {
+        const double s = json_number_value(json_array_get(step, i));
+        assert_true(json_number_value(json_array_get(time, i)) == 3 * (s / 2 - 1));
+        if (s > 1000) assert_true(json_number_value(json_array_get(tokens, i)) == 50 * s);
+        else assert_true(json_is_null(json_array_get(tokens, i)));
+    }
+    json_decref(axes);
+    double low = 0, high = 0;
+    const char *edge = strstr(page, ",\"low\":[");
+    assert_true(edge && sscanf(edge, ",\"low\":[%lf", &low) == 1);
+    edge = strstr(page, ",\"high\":[");
+    assert_true(edge && sscanf(edge, ",\"high\":[%lf", &high) == 1);
+    assert_true(high - low == 3);
+    free(page);
+    history_free(&h);
+}
+
 static void test_report_long(void **state) {
     (void)state;
     History h = {0};
@@ -1116,6 +1157,7 @@ int main(void) {
         cmocka_unit_test(test_chart_smoothing),
         cmocka_unit_test(test_chart_paths),
         cmocka_unit_test(test_chart_data),
+        cmocka_unit_test(test_chart_axes),
         cmocka_unit_test(test_report_long),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_draw),

@@ -9,7 +9,7 @@
 #ifndef LLMC_REPORT_CHART_DATA_H
 #define LLMC_REPORT_CHART_DATA_H
 
-#include "chart.h"   /* ChartScale, Chart, chart_scale, chart_smooth, ... */
+#include "chart.h"   /* ChartScale, Chart, ChartLine, chart_scale, ... */
 #include "history.h" /* Series */
 
 enum { CHART_DATA_MOST = 240 }; /* points of a curve */
@@ -41,8 +41,9 @@ static inline void chart_data_values(FILE *f, const double *values, const size_t
     fputs(n ? "]" : "[]", f);
 }
 
-/* Writes a curve's steps, raw values and, if it is smoothed, smoothed values. */
-static inline void chart_data_line(FILE *f, const Chart *c, const ChartScale *scale, const Series *s) {
+/* Writes a curve's steps, raw values and, if it is smoothed, smoothed values, and the edges of its band. */
+static inline void chart_data_line(FILE *f, const Chart *c, const ChartScale *scale, const ChartLine *line) {
+    const Series *s = line->mid, *low = line->low, *high = line->high;
     size_t kept[CHART_DATA_MOST];
     const size_t n = chart_data_keep(scale, s, kept);
     fputs("{\"x\":[", f);
@@ -55,11 +56,20 @@ static inline void chart_data_line(FILE *f, const Chart *c, const ChartScale *sc
         chart_data_values(f, smooth, kept, n);
         free(smooth);
     }
+    if (low) {
+        fputs(",\"low\":", f);
+        chart_data_values(f, low->values, kept, n);
+    }
+    if (high) {
+        fputs(",\"high\":", f);
+        chart_data_values(f, high->values, kept, n);
+    }
     fputc('}', f);
 }
 
 /* Writes {"box":[left,right,top,bottom],"x":[x0,x1],"y":[y0,y1],"log":0,"share":0,"lines":[...]}, or null if no value
- * is finite. A line is {"x":[...],"r":[...],"s":[...]}. */
+ * is finite. A line is {"x":[...],"r":[...],"s":[...],"low":[...],"high":[...]},
+ * without the parts that it does not have. */
 static inline void chart_data(FILE *f, const Chart *c) {
     ChartScale s;
     if (!chart_scale(c, &s)) {
@@ -71,7 +81,7 @@ static inline void chart_data(FILE *f, const Chart *c) {
             s.left, s.right, s.top, s.bottom, s.x0, s.x1, s.y0, s.y1, s.log, c->share);
     for (int i = 0; i < c->count; i++) {
         if (i) fputc(',', f);
-        chart_data_line(f, c, &s, c->lines[i].mid);
+        chart_data_line(f, c, &s, &c->lines[i]);
     }
     fputs("]}", f);
 }

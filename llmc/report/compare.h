@@ -20,9 +20,10 @@
 #include "chart_text.h"      /* chart_value */
 #include "curve_catalogue.h" /* curve_group_name */
 #include "curves.h"          /* Curve, CurveList, curve_compare, curve_name, ... */
-#include "history.h"         /* history_find, Series, History, history_free, ... */
+#include "history.h"         /* history_find, History, Series, series_at, ... */
 #include "html.h"            /* html_text */
 #include "report.h"          /* report_file */
+#include "report_controls.h" /* report_controls */
 #include "report_head.h"     /* report_begin, report_date, report_duration, report_end, ... */
 #include "report_rollouts.h" /* report_rollouts */
 #include "report_run.h"      /* run_string, run_cell, run_number */
@@ -403,17 +404,6 @@ static inline void compare_slider(FILE *f, const Runs *r) {
 
 /* ---- curves ---- */
 
-/* The value of a series at a step, or NaN. */
-static inline double series_at(const Series *s, int64_t step) {
-    size_t low = 0, high = s ? s->count : 0;
-    while (low < high) {
-        const size_t middle = (low + high) / 2;
-        if (s->steps[middle] < step) low = middle + 1;
-        else high = middle;
-    }
-    return s && low < s->count && s->steps[low] == step ? s->values[low] : NAN;
-}
-
 static inline void compare_number(FILE *f, size_t k, double value) {
     if (k) fputc(',', f);
     if (isfinite(value)) fprintf(f, "%.6g", value);
@@ -423,8 +413,7 @@ static inline void compare_number(FILE *f, size_t k, double value) {
 /* Writes at most `most` points of a series: the last one of each of as many equal parts of its points. */
 static inline void compare_points(FILE *f, const Run *run, int number, const Series *s, size_t most) {
     const Series *tokens = history_find(&run->h, "num_tokens"), *times = &run->h.times;
-    const double recorded = run_number(json_array_get(run->h.starts, 0), "time");
-    const double began = isfinite(recorded) ? recorded : times->values[0];
+    const double began = history_began(&run->h);
     const size_t n = s->count < most ? s->count : most;
     static const char *const key[] = {"step", "tokens", "time", "value"};
     fprintf(f, "{\"run\":%d", number);
@@ -505,21 +494,6 @@ static inline void compare_figure(FILE *f, const Runs *r, const Curve *curve, si
     fputs("</div></figure>\n", f);
 }
 
-/* Writes the controls, which the script shows. */
-static inline void compare_controls(FILE *f) {
-    fputs("<form id='controls' hidden><fieldset><legend>x axis</legend>"
-          "<label><input type='radio' name='x' value='step' checked> step</label>"
-          "<label><input type='radio' name='x' value='tokens'> tokens</label>"
-          "<label><input type='radio' name='x' value='time'> seconds</label></fieldset>"
-          "<fieldset><legend>y axis</legend><label><input type='checkbox' name='log'> logarithmic</label></fieldset>"
-          "<fieldset><legend>range of x</legend><label>from <input type='number' name='from' step='any'></label>"
-          "<label>to <input type='number' name='to' step='any'></label>"
-          "<button type='reset'>everything</button></fieldset>"
-          "<p class='note'>Or drag over a chart to select a range; a double click or Escape shows everything.</p>"
-          "</form>\n",
-          f);
-}
-
 static inline void compare_curves(FILE *f, const Runs *r) {
     History all = compare_names(r);
     CurveList list = {(Curve *)xcalloc(all.series_count + 1, sizeof(Curve)), 0};
@@ -531,7 +505,7 @@ static inline void compare_curves(FILE *f, const Runs *r) {
             "<section id='curves'><h2>Curves</h2><p class='note'>The letter at the end of a curve names its run; below "
             "are the last values. The script draws at most %zu points of a curve.</p>\n",
             most);
-    compare_controls(f);
+    report_controls(f, true);
     for (size_t i = 0; i < list.count; i++) {
         if (!i || list.curves[i - 1].group != list.curves[i].group)
             fprintf(f, "<h3>%s</h3><div class='curves'>\n", curve_group_name(list.curves[i].group));

@@ -79,6 +79,23 @@ static inline const Series *history_find(const History *h, const char *key) {
     return NULL;
 }
 
+/* The value of a series at a step, or NaN. */
+static inline double series_at(const Series *s, int64_t step) {
+    size_t low = 0, high = s ? s->count : 0;
+    while (low < high) {
+        const size_t middle = (low + high) / 2;
+        if (s->steps[middle] < step) low = middle + 1;
+        else high = middle;
+    }
+    return s && low < s->count && s->steps[low] == step ? s->values[low] : NAN;
+}
+
+/* Unix time at which the run began, or of its first line; only if there is a line. */
+static inline double history_began(const History *h) {
+    const json_t *time = json_object_get(json_array_get(h->starts, 0), "time");
+    return json_is_number(time) ? json_number_value(time) : h->times.values[0];
+}
+
 /* Appends a value. */
 static inline void series_add(Series *s, int64_t step, double value) {
     if (s->count == s->capacity) {

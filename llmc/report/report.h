@@ -21,6 +21,7 @@
 #include "curves.h"                /* CurveList, curve_constant, curve_figure, curve_list, ... */
 #include "history.h"               /* History */
 #include "overoptimisation_page.h" /* report_overoptimisation */
+#include "report_controls.h"       /* report_axes, report_controls */
 #include "report_head.h"           /* report_end, report_head */
 #include "report_length.h"         /* report_length */
 #include "report_pairs.h"          /* report_pairs */
@@ -47,12 +48,14 @@ static inline void report_constants(FILE *f, const CurveList *curves, size_t fir
 }
 
 /* Writes the charts of all curves under the headings of their groups; the first chart is wide. */
-static inline void report_curves(FILE *f, const CurveList *curves) {
+static inline void report_curves(FILE *f, const History *h, const CurveList *curves) {
     if (!curves->count) return;
     fputs(
         "<section id='curves'><h2>Curves</h2><p class='note'>Faint line: raw values. Strong line: moving average. The "
         "number at a curve's end is its last value.</p>\n",
         f);
+    report_controls(f, false);
+    report_axes(f, h);
     size_t drawn = 0;
     for (size_t i = 0; i < curves->count;) {
         const CurveGroup group = curves->curves[i].group;
@@ -80,7 +83,7 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_final(f, h, &curves);
     report_overoptimisation(f, h);
     report_length(f, h);
-    report_curves(f, &curves);
+    report_curves(f, h, &curves);
     report_samples(f, h);
     report_pairs(f, h);
     report_rollouts(f, h);
