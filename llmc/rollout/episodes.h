@@ -488,17 +488,29 @@ static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *
     return true;
 }
 
-/* Takes the answer to an end; the episode is over. */
+/* An answer has come, or a tool has failed. An episode that has ended is over with the last answer, which may be an earlier
+ * one than that to its end, because programs answer in any order. */
+static inline void episodes_took(Episodes *x, Episode *p) {
+    const bool failed = p->y->stop == STOP_TOOL_FAILED;
+    if (p->waiting > 0 && !failed) return;
+    if (!p->ended) {
+        episodes_answered(x, p);
+        return;
+    }
+    x->failed += failed;
+    episodes_forget(x, p);
+    x->ending--;
+    episode_free(p);
+}
+
+/* Takes the answer to an end. */
 static inline void episodes_take_end(Episodes *x, Episode *p, const ToolReply *r) {
     double reward = NAN;
     if (!r->value || !episode_reward(r->value, &reward)) p->y->stop = STOP_TOOL_FAILED;
     p->y->reward = (float)episode_sum(p->y->reward, reward);
     p->y->end_reward = (float)episode_sum(p->y->end_reward, reward);
-    if (--p->waiting > 0 && p->y->stop != STOP_TOOL_FAILED) return;
-    x->failed += p->y->stop == STOP_TOOL_FAILED;
-    episodes_forget(x, p);
-    x->ending--;
-    episode_free(p);
+    p->waiting--;
+    episodes_took(x, p);
 }
 
 /* Takes an answer of a program. */
@@ -523,7 +535,7 @@ static inline bool episodes_take(Episodes *x, const ToolReply *r, Error *e) {
     json_decref(r->value);
     if (good) p->waiting--;
     else episodes_fail(x, p);
-    if (!p->waiting && !p->ended) episodes_answered(x, p);
+    episodes_took(x, p);
     return true;
 }
 
