@@ -5,14 +5,15 @@
 #     scripts/chapter.sh 19         self-taught reasoning and rejection sampling
 #     scripts/chapter.sh all 2      all chapters that there are, with seed 2
 #
-# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 8 reward models; 9 InstructGPT; 14 the KL leash; 15 DPO;
-# 18 iterative preference learning; 19 rejection sampling; 20 process rewards; 21 test-time compute; 23 GRPO.
-# shellcheck disable=SC1091
+# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 6 Self-Instruct; 8 reward models; 9 InstructGPT; 10 Constitutional AI and
+# Llama 2; 14 the KL leash; 15 DPO; 18 iterative preference learning; 19 rejection sampling; 20 process rewards; 21 test-time
+# compute; 23 GRPO; 25 recipes.
+# shellcheck disable=SC1091,SC2317
 cd "$(dirname "$0")/.."
 chapter=${1:-}
 [ $# -gt 0 ] && shift
 LOOP_NAME=chapter-$chapter
-chapters="2 5 8 9 14 15 18 19 20 21 23"
+chapters="2 5 6 8 9 10 14 15 18 19 20 21 23 25"
 case " $chapters all " in *" ${chapter:-none} "*) ;; *) echo "chapter.sh: give one of $chapters, or all" >&2; exit 2 ;; esac
 if [ "$chapter" = all ]; then
     failed=
@@ -37,54 +38,7 @@ greedy() { stage "$1.json" measure "$1.bin" && percent accuracy "$1.json"; }
 # script NAME: runs another script with this seed, for the files that it makes.
 script() { "scripts/$1.sh" "$seed" >>"$out/log" 2>&1; }
 
-# prefs ROWS OPTION...: makes ROWS.jsonl by make_prefs, and ROWS.shard.
-prefs() {
-    local rows=$1
-    shift
-    stage "$rows.jsonl" ./data/make_prefs "$@" -o "$rows.jsonl"
-    stage "$rows.shard" ./data/make_shard -i "$rows.jsonl" -o "$rows.shard"
-}
-
-# The letters: a hidden rule, its preferences, and a policy that writes letters at random (README.md, "The whole chain").
-rule=char=a:1,length:-0.25
-letters=$loops/letters-$seed
-letters() { # NAME OPTION...
-    local rows=$letters/$1
-    shift
-    prefs "$rows" --rule $rule --min-length 3 --seed "$seed" "$@"
-}
-policy() {
-    mkdir -p "$letters"
-    letters answers --format chat --count 3000
-    letters prefs --count 3000
-    letters prefs-val --count 300 --split heldout
-    letters prompts --format prompt --count 1000
-    letters prompts-val --format prompt --count 100 --split heldout
-    stage "$letters/policy.bin" ./train_sft --layers 2 --width 64 --context 64 -i "$letters/answers.shard" -x 100 \
-        --batch-tokens 2048 -l 2e-3 --seed "$seed" -o "$letters/policy.bin"
-}
-reward_model() {
-    policy
-    stage "$letters/rm.bin" ./train_rm -c "$letters/policy.bin" -i "$letters/prefs.shard" --per-device-train-batch-size 32 -x 150 \
-        -l 1e-3 --seed "$seed" -o "$letters/rm.bin"
-}
-ppo() { # MODEL OPTION...
-    local to=$1
-    shift
-    stage "$to.bin" ./train_ppo -c "$letters/policy.bin" --reward-model "$letters/rm.bin" -i "$letters/prompts.shard" -p 64 -g 16 \
-        -l 1e-3 --sample-count 0 --seed "$seed" -o "$to.bin" --metrics "$to.metrics.jsonl" "$@"
-}
-# gold MODEL: the mean score of its samples by the hidden rule.
-gold_of() {
-    ./evaluate -c "$1" -i "$letters/prompts-val.shard" --reward command --reward-cmd "./data/make_prefs --score --rule $rule" \
-        -g 16 --num-samples 4 >"$2"
-}
-gold() {
-    local scores
-    scores=$out/$(basename "$1").gold.json
-    stage "$scores" gold_of "$1.bin" "$scores" && figure reward "$scores"
-}
-last() { sed -n "s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | tail -n 1; } # last KEY METRICS: its value in the last step that has it
+. scripts/letters.sh
 
 chapter_2() {
     title "likelihood, KL, entropy"
@@ -109,6 +63,14 @@ chapter_5() {
     claim "demonstrations teach a task to a model that cannot do it" \
         "held-out accuracy $before % -> $after %" "$after > $before + 20"
 }
+chapter_6() {
+    title "Self-Instruct"
+    script self-instruct
+    o=$loops/self-instruct-$seed
+    before=$(percent accuracy "$o/base.json") after=$(percent accuracy "$o/instructed.json") control=$(percent accuracy "$o/control.json")
+    claim "a model learns to follow instructions from those that it wrote itself" "$before % -> $after %" "$after > $before + 50"
+    claim "more than from the seeds alone" "SFT on the 20 seeds: $control %" "$after > $control + 20"
+}
 chapter_8() {
     title "comparisons and reward models"
     reward_model
@@ -129,6 +91,24 @@ chapter_9() {
     before=$(gold "$letters/policy") after=$(gold "$out/ppo")
     claim "PPO against a reward model raises what the preferences stand for" \
         "score by the hidden rule $(short "$before") -> $(short "$after")" "$after > $before + 0.5"
+}
+chapter_10() {
+    title "RLAIF, Constitutional AI, Llama 2"
+    script constitutional
+    o=$loops/constitutional-$seed
+    # share MODEL PATTERN: answers that hold the pattern, or the letter asked for, in percent.
+    share() { awk -F'"' -v re="$2" '{ n += re ? $12 ~ re : index($12, $8) > 0 } END { printf "%.1f", 100 * n / NR }' "$o/$1.held.jsonl"; }
+    before=$(share base '[de]') control=$(share control '[de]') revised=$(share sl '[de]') after=$(share rl '[de]')
+    claim "a model that revises its answers by principles and learns from them does less of what they forbid" \
+        "harmful $before % -> $revised %; without revision $control %" "$revised < $before / 2 && $control > $before / 2"
+    claim "a judge that follows the principles takes it further" "after RL $after %" "$after < $revised / 2"
+    claim "it stays helpful" "helpful $(share base '') % -> $(share rl '') %" "$(share rl '') > $(share base '') - 15"
+    script rejection-sampling
+    o=$loops/rejection-sampling-$seed last=${ROUNDS:-3}
+    before=$(figure reward "$o/policy.gold.json") after=$(figure reward "$o/best$last.gold.json") control=$(figure reward "$o/control$last.gold.json")
+    claim "fine-tuning on the best of 4 samples raises what the comparisons stand for" \
+        "score by the hidden rule $(short "$before") -> $(short "$after"); on any sample $(short "$control")" \
+        "$after > $before + 0.5 && $after > $control + 0.5"
 }
 chapter_14() {
     title "the KL leash"
@@ -240,6 +220,18 @@ chapter_23() {
     before=$(greedy "$start") after=$(greedy "$out/verify") control=$(greedy "$out/random")
     claim "rewards of checked answers teach without a demonstration" "$before % -> $after %" "$after > $before + 10"
     claim "random rewards teach nothing" "$control %" "$control < $before + 5"
+}
+chapter_25() {
+    title "recipes"
+    script tulu
+    o=$loops/tulu-$seed
+    sft=$(percent accuracy "$o/sft.json") after=$(percent accuracy "$o/rlvr.json")
+    claim "verified rewards add to fine-tuning and preferences" "Tulu 3: SFT $sft %, after DPO and RLVR $after %" "$after > $sft + 3"
+    script llama3
+    o=$loops/llama3-$seed last=${ROUNDS:-3}
+    after=$(figure reward "$o/dpo$last.gold.json") control=$(figure reward "$o/control$last.gold.json")
+    claim "rounds of rejection sampling gain by DPO in each" \
+        "Llama 3: score by the hidden rule $(short "$after"), without DPO $(short "$control")" "$after > $control + 0.2"
 }
 "chapter_$chapter"
 finished=yes

@@ -100,7 +100,8 @@ page() {
     [ -e "$1" ] && ./data/show --report "$out/report.html" "$@" >/dev/null 2>>"$out/log" && say "curves: $out/report.html"
 }
 
-# ---- the base model, which all scripts of one seed share ----
+# ---- the base model, which the scripts of one seed share, unless one has LOOP_BASE=own ----
+[ "${LOOP_BASE:-}" != own ] || return 0
 shared=$loops/base-$seed
 mkdir -p "$shared"
 start=$shared/base base=$shared/base.bin

@@ -75,10 +75,43 @@ static void self_taught(void **state) {
     free(kept);
 }
 
+/* Constitutional AI runs to its end with a model that has learned nothing: each revision answers the critique of its answer. */
+static void constitution(void **state) {
+    (void)state;
+    run(0, TINY "ROWS=300 RL_STEPS=1 REVISIONS=1 TIE=0 scripts/constitutional.sh 1");
+    assert_holds(out, "SL-CAI, 1 revisions");
+    assert_holds(out, "RL-CAI");
+    char *rows = text_of(files_path("loops/constitutional-1/again1.jsonl"));
+    assert_int_equal(lines_of(rows), 100);
+    for (int i = 0; i < 100; i++) {
+        json_t *row = json_line_of(rows, i);
+        const json_t *m = json_object_get(row, "messages");
+        assert_int_equal(json_array_size(m), 5);
+        const char *asked = json_text_of(json_array_get(m, 2), "content"),
+                   *again = json_text_of(json_array_get(m, 4), "content");
+        assert_true(!strcmp(asked, *again == 'd' ? "d?" : "e?") && !strcmp(again + 1, ">a")); /* one principle */
+        json_decref(row);
+    }
+    free(rows);
+}
+
+/* The model's own verdicts decide about its pairs. */
+static void self_rewarding(void **state) {
+    (void)state;
+    run(0, TINY "ROWS=600 scripts/self-rewarding.sh 1");
+    assert_holds(out, "M1, IFT and EFT");
+    char *pairs = text_of(files_path("loops/self-rewarding-1/m2.pairs.jsonl"));
+    assert_true(lines_of(pairs) > 0);
+    json_t *row = json_line_of(pairs, 0);
+    assert_true(json_number_of(row, "margin") > 0.002);
+    json_decref(row);
+    free(pairs);
+}
+
 static void chapters(void **state) {
     (void)state;
     run(2, "scripts/chapter.sh");
-    assert_holds(said, "chapter.sh: give one of 2 5 8 ");
+    assert_holds(said, "chapter.sh: give one of 2 5 6 8 ");
     run(2, "scripts/chapter.sh 99");
     /* a claim that does not hold is said and is the status: five steps teach nothing */
     run(1, TINY "BASE_STEPS=5 scripts/chapter.sh 5 7");
@@ -88,6 +121,7 @@ static void chapters(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught),
+                                       cmocka_unit_test(constitution), cmocka_unit_test(self_rewarding),
                                        cmocka_unit_test(chapters)};
     return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
 }
