@@ -370,6 +370,10 @@ static void test_tensorboard_golden(void **state) {
     json_t *options = json_pack("{s:s, s:s}", "beta", "0.04", "input", "a b.shard");
     assert_true(tensorboard_hparams(&t, wall, options, &e));
     json_decref(options);
+    assert_true(tensorboard_histogram(&t, wall, 13, "rewards/verify",
+                                      (const double[]){0, 1, 1, NAN, 0.25, -2, INFINITY}, 7, &e));
+    assert_true(tensorboard_histogram(&t, wall, 14, "completions/length", (const double[]){8, 8}, 2, &e));
+    assert_true(tensorboard_histogram(&t, wall, 15, "none", (const double[]){NAN}, 1, &e));
     assert_true(tensorboard_close(&t, &e));
     char name[300], *written = event_file(folder, name, sizeof name);
     assert_memory_equal(name, "events.out.tfevents.1764000000.", 31);

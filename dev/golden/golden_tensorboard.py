@@ -10,7 +10,7 @@ import io
 
 from tensorboard.compat.proto import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, HistogramProto, Summary, SummaryMetadata
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -53,3 +53,22 @@ def hparams(values):
 
 print(record(step=12, summary=text("samples/1", "2+3=\n\n    5 \u00e4")))
 print(record(step=0, summary=hparams({"beta": 0.04, "input": "a b.shard"})))
+
+
+def histogram(tag, values, buckets=30):
+    """Buckets of equal width from the least to the greatest value; one if all are equal."""
+    low, high = min(values), max(values)
+    n = buckets if high > low else 1
+    limits = [low + (high - low) * (i + 1) / n if i + 1 < n else high for i in range(n)]
+    counts = [0.0] * n
+    for v in values:
+        counts[min(int((v - low) / (high - low) * n), n - 1) if high > low else 0] += 1
+    proto = HistogramProto(
+        min=low, max=high, num=len(values), sum=sum(values), sum_squares=sum(v * v for v in values),
+        bucket_limit=limits, bucket=counts,
+    )
+    return Summary(value=[Summary.Value(tag=tag, histo=proto)])
+
+
+print(record(step=13, summary=histogram("train/rewards/verify", [0.0, 1.0, 1.0, 0.25, -2.0])))
+print(record(step=14, summary=histogram("train/completions/length", [8.0, 8.0])))

@@ -41,17 +41,17 @@
 #define LLMC_REPORT_METRICS_H
 
 #include "../base/clock.h"     /* clock_date, clock_seconds */
-#include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, xstrdup, ... */
+#include "../base/error.h"     /* Error, error_set, PRINTF_LIKE, xrealloc, ... */
 #include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
 #include "../base/json_text.h" /* json_number_text, json_dump_short */
 #include "../base/terminal.h"  /* terminal_escapes, terminal_width */
-#include "../base/text.h"      /* text_format, TextBuffer, text_append, text_free, ... */
+#include "../base/text.h"      /* text_format, TextBuffer, utf8_copy, text_append, ... */
 #include "history.h"           /* history_row, History, HistoryLine, LINE_KEPT, ... */
 #include "progress.h"          /* progress_draw */
 #include "report.h"            /* report_check, report_write */
 #include "rollouts.h"          /* RolloutLog, rollouts_add, rollouts_close, rollouts_open */
 #include "run_facts.h"         /* RunPhase, RUN_SAVING, PhaseClock, phase_clock_start, ... */
-#include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_hparams, tensorboard_open, ... */
+#include "tensorboard.h"       /* tensorboard_close, TensorBoard, tensorboard_histogram, tensorboard_hparams, ... */
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -73,6 +73,12 @@ typedef struct Metrics {
     char **names; /* (count) metrics of the current step */
     double *values;
     size_t count, capacity;
+    struct MetricsValues { /* distributions of the current step, for TensorBoard */
+        char *name;
+        double *values;
+        size_t n;
+    } * distributions;
+    size_t distribution_count;
     double clock, reported, carried; /* time of opening, of the last report (monotonic); seconds run before resuming */
     double report_wait;              /* seconds from one report to the next */
     bool quiet;                      /* print nothing: set on every rank but the first */
@@ -191,6 +197,17 @@ static inline bool metrics_begin(Metrics *m, Error *e) {
 
 /* ---- opening ---- */
 
+/* Writes the distributions of the step, if ok is set, and frees them. */
+static inline bool metrics_write_distributions(Metrics *m, double time, int64_t step, bool ok, Error *e) {
+    for (size_t i = 0; i < m->distribution_count; i++) {
+        struct MetricsValues *d = &m->distributions[i];
+        ok = ok && tensorboard_histogram(&m->board, time, step, d->name, d->values, d->n, e);
+        free(d->name), free(d->values);
+    }
+    m->distribution_count = 0;
+    return ok;
+}
+
 static inline void metrics_free(Metrics *m) {
     if (m->jsonl && m->jsonl != stdout) fclose(m->jsonl);
     if (m->samples) fclose(m->samples);
@@ -198,6 +215,8 @@ static inline void metrics_free(Metrics *m) {
     free(m->rollouts);
     tensorboard_close(&m->board, NULL);
     for (size_t i = 0; i < m->count; i++) free(m->names[i]);
+    metrics_write_distributions(m, 0, 0, false, NULL);
+    free(m->distributions);
     free(m->names);
     free(m->values);
     free(m->jsonl_path);
@@ -334,6 +353,16 @@ static inline void metrics_set(Metrics *m, const char *key, double value) {
     m->values[m->count++] = value;
 }
 
+/* Adds the distribution of the finite ones of n values to the current step. Only TensorBoard shows it. */
+static inline void metrics_distribution(Metrics *m, const char *key, const double *values, size_t n) {
+    if (!m->board.file) return;
+    m->distributions =
+        (struct MetricsValues *)xrealloc(m->distributions, m->distribution_count + 1, sizeof *m->distributions);
+    struct MetricsValues *d = &m->distributions[m->distribution_count++];
+    *d = (struct MetricsValues){utf8_copy(key), (double *)xmalloc(n * sizeof *values), n};
+    memcpy(d->values, values, n * sizeof *values);
+}
+
 /* Sets a metric of an evaluation: eval_KEY, or eval_SET_KEY of a set of its records. */
 static inline void metrics_set_of(Metrics *m, const char *set, const char *key, double value) {
     TextBuffer name = {0};
@@ -400,6 +429,7 @@ static inline bool metrics_step(Metrics *m, int64_t step, Error *e) {
     }
     if (ok && m->board.file)
         ok = tensorboard_step(&m->board, time, step, (const char *const *)m->names, m->values, m->count, e);
+    ok = metrics_write_distributions(m, time, step, ok, e);
     for (size_t i = 0; i < m->count; i++) {
         history_value(&m->history, m->names[i], step, m->values[i]);
         free(m->names[i]);

@@ -1,4 +1,4 @@
-/* tensorboard.h - TensorBoard event files of scalars, texts and hyperparameters.
+/* tensorboard.h - TensorBoard event files of scalars, histograms, texts and hyperparameters.
  *
  * An event file is a sequence of TFRecords, each
  *
@@ -9,7 +9,9 @@
  *
  *     Event   1: double wall_time   2: int64 step   3: string file_version ("brain.Event:2", in the first record)
  *             5: Summary            7: SessionLog {1: status, START = 1}
- *     Summary 1: repeated Value {1: string tag, 2: float simple_value, 8: TensorProto, 9: SummaryMetadata}
+ *     Summary 1: repeated Value {1: string tag, 2: float simple_value, 5: HistogramProto, 8: TensorProto,
+ *             9: SummaryMetadata}
+ *     HistogramProto   double 1: min, 2: max, 3: num, 4: sum, 5: sum_squares, 6: bucket_limit, 7: bucket (both packed)
  *     SummaryMetadata  1: {1: string plugin_name, 2: bytes content}   4: data class, TENSOR = 2
  *     TensorProto      1: dtype, FLOAT = 1, STRING = 7   2: shape {2: dim {1: int64 size}}   5: float   8: string
  *
@@ -224,6 +226,57 @@ static inline bool tensorboard_hparams(TensorBoard *t, double wall, const json_t
                                        empty, sizeof empty - 1, e);
     free(bytes[0]);
     return ok;
+}
+
+/* Writes a field of n doubles: packed if n >= 0, else a single one. */
+static inline void tensorboard_doubles(FILE *f, int field, const double *values, int n) {
+    if (n < 0) {
+        if (*values == 0) return; /* the default is not written */
+        tensorboard_field(f, field, 1);
+        fwrite(values, sizeof *values, 1, f);
+    } else tensorboard_bytes(f, field, values, (size_t)n * sizeof *values);
+}
+
+enum { TENSORBOARD_BUCKETS = 30 };
+
+/* Writes the distribution of the finite ones of n values, as a histogram of buckets of equal width, and flushes it. Writes
+ * nothing if there is none. */
+static inline bool tensorboard_histogram(TensorBoard *t, double wall, int64_t step, const char *key,
+                                         const double *values, size_t n, Error *e) {
+    double low = INFINITY, high = -INFINITY, count = 0, sum = 0, squares = 0;
+    double limit[TENSORBOARD_BUCKETS], bucket[TENSORBOARD_BUCKETS] = {0};
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(values[i])) continue;
+        low = fmin(low, values[i]);
+        high = fmax(high, values[i]);
+        count++;
+        sum += values[i];
+        squares += values[i] * values[i];
+    }
+    if (!count) return true;
+    const int buckets = high > low ? TENSORBOARD_BUCKETS : 1;
+    for (int i = 0; i < buckets; i++) limit[i] = i + 1 < buckets ? low + (high - low) * (i + 1) / buckets : high;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(values[i])) continue;
+        const int k = high > low ? (int)((values[i] - low) / (high - low) * buckets) : 0;
+        bucket[k < buckets ? k : buckets - 1]++;
+    }
+    char *bytes[4], tag[300];
+    size_t length[4];
+    FILE *event = tensorboard_memory(&bytes[0], &length[0]), *summary = tensorboard_memory(&bytes[1], &length[1]),
+         *value = tensorboard_memory(&bytes[2], &length[2]), *histogram = tensorboard_memory(&bytes[3], &length[3]);
+    const double head[] = {low, high, count, sum, squares};
+    for (int i = 0; i < 5; i++) tensorboard_doubles(histogram, i + 1, &head[i], -1);
+    tensorboard_doubles(histogram, 6, limit, buckets);
+    tensorboard_doubles(histogram, 7, bucket, buckets);
+    snprintf(tag, sizeof tag, "train/%s", key);
+    tensorboard_string(value, 1, tag);
+    tensorboard_message(value, 5, histogram, &bytes[3], &length[3]);
+    tensorboard_message(summary, 1, value, &bytes[2], &length[2]);
+    tensorboard_event_head(event, wall, step);
+    tensorboard_message(event, 5, summary, &bytes[1], &length[1]);
+    fclose(event);
+    return tensorboard_record(t, bytes[0], length[0], e);
 }
 
 /* Writes the finite ones of `count` scalars as one event and flushes it, so that a viewer shows them at once. */

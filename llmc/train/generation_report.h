@@ -9,7 +9,7 @@
 #define LLMC_TRAIN_GENERATION_REPORT_H
 
 #include "../base/clock.h"              /* clock_seconds */
-#include "../base/error.h"              /* die, Error, xcalloc, PLURAL, ... */
+#include "../base/error.h"              /* die, xcalloc, Error, PLURAL, ... */
 #include "../base/random.h"             /* RANDOM_EVAL */
 #include "../base/text.h"               /* text_format, TextBuffer, text_free */
 #include "../dist/dist.h"               /* dist_sum, dist_max, DIST_FIELDS, dist_complete, ... */
@@ -315,8 +315,11 @@ static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
     char key[128];
     float *part = (float *)xmalloc((size_t)g->completions * sizeof *part);
+    double *each = (double *)xcalloc((size_t)g->completions + 1, sizeof *each);
     for (int k = 0; k < g->rewards.count; k++) {
-        for (int32_t i = 0; i < g->completions; i++) part[i] = g->scored[i].parts[k];
+        for (int32_t i = 0; i < g->completions; i++) each[i] = part[i] = g->scored[i].parts[k];
+        snprintf(key, sizeof key, "rewards/%s", g->rewards.name[k]);
+        metrics_distribution(m, key, each, (size_t)g->completions);
         const Spread s = spread_of(part, g->completions, 1);
         snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
         metrics_set(m, key, s.mean);
@@ -330,11 +333,14 @@ static inline void generation_log(Generation *g) {
             const Completion *c = &g->scored[i].completion;
             if (ended && !c->finished) continue;
             const int32_t n = completion_drawn(c) + (c->trajectory ? c->trajectory->masked : 0);
+            each[i] = n;
             sum[ended] += n;
             count[ended]++;
             least[ended] = fmin(least[ended], n);
             most[ended] = fmax(most[ended], n);
         }
+    metrics_distribution(m, "completions/length", each, (size_t)g->completions);
+    free(each);
     metrics_set(m, "completions/mean_length", sum[0] / count[0]);
     metrics_set(m, "completions/min_length", least[0]);
     metrics_set(m, "completions/max_length", most[0]);
