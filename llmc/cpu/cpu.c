@@ -133,7 +133,8 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
         const size_t floats = cpu_most(head_tiles_floats(rows, u->width) + head_tiles_kept(rows, Vp), drawn) +
                               tiles_sums_count(omp_get_max_threads()) + low + panels + wide + sums;
         return 2 * CPU_CODE_BYTES + floats * sizeof(float) +
-               (u->weights + cpu_most(left, cpu_most(operand, head)) + cpu_most(right, cpu_most(operand, turned))) *
+               ((gemm_passing(rows) && !u->sampled ? 0 : u->weights) + cpu_most(left, cpu_most(operand, head)) +
+                cpu_most(right, cpu_most(operand, turned))) *
                    sizeof(uint16_t);
     }
     const size_t right = (size_t)gemm_terms(rows) * (size_t)u->widest;

@@ -7,9 +7,10 @@
  * Products are oneDNN's (its C API), except that those in bfloat16 are our own (tiles_product.h).
  *
  * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
- * by address, and gemm_weights_changed() marks them stale. In bfloat16 the packing rounds the float32 weights, and
- * activations are rounded before each product. Sums, outputs and everything else stay float32, so bfloat16 affects no
- * other operation.
+ * by address, and gemm_weights_changed() marks them stale. Products in bfloat16 of more than GEMM_KEPT_ROWS rows, as in
+ * training, pack them into scratch memory instead, unless a copy is kept for decode. In bfloat16 the packing rounds the
+ * float32 weights, and activations are rounded before each product, or stored in bfloat16 (act.h). Sums stay float32.
+ *
  * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
  * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
@@ -27,7 +28,7 @@
 #include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Acts, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
 #include "product.h"          /* CPU_HALF */
-#include "tiles.h"            /* CPU_TILES, tiles_count, tiles_pack_team, tiles_turn_team, ... */
+#include "tiles.h"            /* tiles_pack_team, CPU_TILES, tiles_count, TILES_PAIRS, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
@@ -55,7 +56,11 @@ typedef struct GemmPack {
     bool fresh;
 } GemmPack;
 
-enum { GEMM_PLANS = 2048, CPU_WIDE = 4 };
+enum {
+    GEMM_PLANS = 2048,
+    GEMM_KEPT_ROWS = 128, /* products of more rows in bfloat16 do not keep packed weights */
+    CPU_WIDE = 4
+};
 
 struct Device {
     Dtype dtype;
@@ -291,6 +296,10 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
     return d->half[which];
 }
 
+/* Returns whether a product of N rows packs its weights into scratch memory. That costs little beside so many rows; a
+ * packed copy of all weights is worth its memory only for decode. */
+static inline bool gemm_passing(int N) { return N > GEMM_KEPT_ROWS; }
+
 #ifdef CPU_TILES
 /* tiles_pack_team(), tiles_turn_team() and tiles_product_team(), by all threads if it is worth it. */
 static inline void cpu_tiles_pack(uint16_t *to, TilesForm form, const void *x, bool half, size_t ld, int n, int depth) {
@@ -308,14 +317,16 @@ static inline void cpu_tiles_product(const TilesProduct *p) {
     tiles_product_team(p);
 }
 
-/* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED). */
-static inline const uint16_t *gemm_tiles(Device *d, const float *w, int M, int K) {
+/* Returns the weights w [M, K], packed as the right operand w^T (TILES_PAIRS_TRANSPOSED), for a product of N rows. NULL: there
+ * is no packed copy yet, and a product of so many rows makes none. */
+static inline const uint16_t *gemm_tiles(Device *d, const float *w, int N, int M, int K) {
     const size_t count = (size_t)M * (size_t)K, bytes = tiles_count(M, K) * sizeof(uint16_t);
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
         if (d->packs[i].from == w && d->packs[i].kind == GEMM_TILES && d->packs[i].count == count &&
             d->packs[i].depth == K)
             pack = &d->packs[i];
+    if (!pack && gemm_passing(N)) return NULL;
     if (!pack)
         pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K, .bytes = bytes});
     if (!pack->fresh) cpu_tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, false, (size_t)K, M, K);
@@ -410,14 +421,16 @@ static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, co
 /* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), in packed blocks. out_half, x_half: that matrix is bfloat16. */
 static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, void *out, bool out_half, const void *x,
                                               bool x_half, const float *w, const float *b, int N, int M, int K) {
-    const uint16_t *weights = kind == GEMM_NT ? gemm_tiles(d, w, M, K) : gemm_tiles(d, w, K, M);
-    uint16_t *left = gemm_half(d, 0, tiles_count(N, K));
-    uint16_t *turned = kind == GEMM_NN ? gemm_half(d, 1, tiles_count(M, K)) : NULL;
+    const bool transposed = kind == GEMM_NT, plain = x_half && K % TILES_BLOCK == 0 && !tiles_amx();
+    const uint16_t *kept = transposed ? gemm_tiles(d, w, N, M, K) : gemm_tiles(d, w, N, K, M);
+    uint16_t *left = plain ? NULL : gemm_half(d, 0, tiles_count(N, K));
+    uint16_t *right = kept && transposed ? NULL : gemm_half(d, 1, tiles_count(M, K));
     const TilesProduct p = {.rows = N,
                             .cols = M,
                             .depth = K,
-                            .a = left,
-                            .b = turned ? turned : weights,
+                            .a = plain ? (const uint16_t *)x : left,
+                            .lda = plain ? (size_t)K : 0,
+                            .b = right ? right : kept,
                             .bias = b,
                             .out = out_half ? NULL : (float *)out,
                             .half = out_half ? (uint16_t *)out : NULL,
@@ -425,8 +438,10 @@ static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, void *ou
                             .sums = gemm_sums(d)};
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
-        tiles_pack_team(left, TILES_ROWS, x, x_half, (size_t)K, N, K);
-        if (turned) tiles_turn_team(turned, weights, K, M, true);
+        if (left) tiles_pack_team(left, TILES_ROWS, x, x_half, (size_t)K, N, K);
+        if (right && kept) tiles_turn_team(right, kept, K, M, true);
+        else if (right && transposed) tiles_pack_team(right, TILES_PAIRS_TRANSPOSED, w, false, (size_t)K, M, K);
+        else if (right) tiles_pack_team(right, TILES_PAIRS, w, false, (size_t)M, M, K);
         tiles_product_team(&p);
     }
 }

@@ -13,9 +13,9 @@
 
 #include "../model/backend.h" /* Head, Acts */
 #include "act.h"              /* ACT_HALF, Act */
-#include "gemm.h"             /* cpu_tiles_product, Device, cpu_tiles_pack, cpu_tiles_turn, ... */
+#include "gemm.h"             /* cpu_tiles_pack, cpu_tiles_product, Device, cpu_narrow, ... */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
-#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesProduct, TilesHead, ... */
+#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesHead, TilesProduct, ... */
 #include <math.h>
 
 #define HEAD_KEPT ((size_t)26 << 20) /* most logits that are kept */
@@ -36,12 +36,12 @@ typedef struct HeadRow {
 } HeadRow;
 
 /* Sizes of the scratch memory for n rows: bfloat16 (h in both forms, the gradient of a block's logits in both, and the
- * block's part of the output matrix) and floats (statistics, four numbers for each row, and the sums of dh if activations
+ * block's part of the output matrix in both) and floats (statistics, four numbers for each row, and the sums of dh if activations
  * are bfloat16). */
 static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab) {
     const int n = rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS;
     const int block = padded_vocab < HEAD_BLOCK ? padded_vocab : HEAD_BLOCK;
-    return 2 * tiles_count(n, channels) + 2 * tiles_count(n, block) + tiles_count(block, channels);
+    return 2 * tiles_count(n, channels) + 2 * tiles_count(n, block) + 2 * tiles_count(block, channels);
 }
 static inline size_t head_tiles_floats(int rows, int channels) {
     const size_t n = (size_t)(rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS);
@@ -114,6 +114,14 @@ static inline void head_tiles_values(const Head *a, TilesHead *t, int first, int
     }
 }
 
+/* The rows of the output matrix of `tokens` tokens from h->first on, packed: of the packed copy, or in `block`. */
+static inline const uint16_t *head_tiles_weight(const TilesHead *h, const float *weight, const uint16_t *kept,
+                                                uint16_t *block, int tokens, int C) {
+    if (kept) return kept + (size_t)h->first * tiles_blocks(C) * TILES_BLOCK;
+    cpu_tiles_pack(block, TILES_PAIRS_TRANSPOSED, weight + (size_t)h->first * (size_t)C, false, (size_t)C, tokens, C);
+    return block;
+}
+
 /* The gradient of a block's logits that were kept. */
 static inline void head_tiles_gradient(const TilesProduct *logits) {
     const int strips = (int)tiles_blocks(logits->rows);
@@ -126,10 +134,12 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     const int C = a->channels, Vp = a->padded_vocab, block = Vp < HEAD_BLOCK ? Vp : HEAD_BLOCK;
     const size_t channels = (size_t)C;
     const Act *h = (const Act *)a->h + (size_t)first * channels;
-    const uint16_t *weight = gemm_tiles(d, (const float *)a->weight, Vp, C);
+    const float *weight = (const float *)a->weight;
+    const uint16_t *weight_kept = gemm_tiles(d, weight, n, Vp, C);
     uint16_t *h_rows = gemm_half(d, 0, head_tiles_halves(n, C, Vp)), *h_pairs = h_rows + tiles_count(n, C),
              *gradient = h_pairs + tiles_count(n, C);
-    uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block);
+    uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block),
+             *weight_block = weight_turned + tiles_count(block, C);
     const size_t statistics = (size_t)n * TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS;
     const size_t kept = a->dlogp ? head_tiles_kept(n, Vp) : 0;
     const size_t floats = kept + head_tiles_floats(n, C);
@@ -153,7 +163,7 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     cpu_tiles_pack(h_rows, TILES_ROWS, h, ACT_HALF, channels, n, C);
     for (t.first = 0; t.first < Vp; t.first += block) {
         logits.cols = tiles_least(block, Vp - t.first);
-        logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
+        logits.b = head_tiles_weight(&t, weight, weight_kept, weight_block, logits.cols, C);
         cpu_tiles_product(&logits);
     }
     head_tiles_values(a, &t, first, n, max, log_sum, entropy);
@@ -169,10 +179,12 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     for (t.first = 0; t.first < Vp; t.first += block) {
         const int tokens = tiles_least(block, Vp - t.first);
         logits.cols = tokens;
-        logits.b = weight + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK;
         if (kept) head_tiles_gradient(&logits);
-        else cpu_tiles_product(&logits);
-        cpu_tiles_turn(weight_turned, logits.b, tokens, C, true);
+        else {
+            logits.b = head_tiles_weight(&t, weight, weight_kept, weight_block, tokens, C);
+            cpu_tiles_product(&logits);
+        }
+        cpu_tiles_pack(weight_turned, TILES_PAIRS, weight + (size_t)t.first * channels, false, channels, C, tokens);
         dh.depth = tokens;
         dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
         cpu_tiles_product(&dh);

@@ -59,7 +59,8 @@ typedef struct TilesHead {
 
 typedef struct TilesProduct {
     int rows, cols, depth;
-    const uint16_t *a, *b; /* packed */
+    const uint16_t *a, *b; /* packed, */
+    size_t lda; /* or a [rows, depth] as it is, in rows that are lda apart: not on AMX, depth a multiple of 32 */
     TilesEpilogue epilogue;
     const float *bias; /* (cols) or NULL */
     float *out;        /* rows are ldo apart */
@@ -281,13 +282,19 @@ TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int
     _tile_stored(3, c + 16 * TILES_BLOCK + 16, 4 * TILES_BLOCK);
 }
 
+/* Where rows and blocks of a left operand are, in bytes. */
+typedef struct TilesStride {
+    size_t row, block;
+} TilesStride;
+
 /* c [r, 32] = `steps` blocks of r rows of a strip by as many of a panel, by dot products of pairs (vdpbf16ps), with the
  * sums in registers. `ahead` cache lines per block are prefetched from `next` on. */
-TILES_INLINE void tiles_vector_rows(const int r, float *c, const uint16_t *a, const uint16_t *b, int steps,
-                                    const char *next, int ahead) {
+TILES_INLINE void tiles_vector_rows(const int r, float *c, const char *a, TilesStride stride, const uint16_t *b,
+                                    int steps, const char *next, int ahead) {
     __m512 left[TILES_VECTOR_ROWS], right[TILES_VECTOR_ROWS];
+    const char *base[3] = {a, a + 4 * stride.row, a + 8 * stride.row}; /* addresses of rows take few registers */
     for (int i = 0; i < r; i++) left[i] = right[i] = _mm512_setzero_ps();
-    for (int s = 0; s < steps; s++, a += TILES_BLOCK_SIZE, b += TILES_BLOCK_SIZE) {
+    for (int s = 0; s < steps; s++, b += TILES_BLOCK_SIZE) {
         for (int i = 0; i < ahead; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
         for (int pair = 0; pair < TILES_BLOCK / 2; pair++) {
             const __m512bh b0 = (__m512bh)_mm512_load_si512(b + TILES_BLOCK * pair);
@@ -295,12 +302,13 @@ TILES_INLINE void tiles_vector_rows(const int r, float *c, const uint16_t *a, co
 #pragma GCC unroll 12
             for (int i = 0; i < r; i++) {
                 int32_t both;
-                memcpy(&both, a + TILES_BLOCK * i + 2 * pair, sizeof both);
+                memcpy(&both, base[i / 4] + (size_t)(i % 4) * stride.row + 4 * pair, sizeof both);
                 const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
                 left[i] = _mm512_dpbf16_ps(left[i], x, b0);
                 right[i] = _mm512_dpbf16_ps(right[i], x, b1);
             }
         }
+        for (int i = 0; i < 3; i++) base[i] += stride.block;
     }
     for (int i = 0; i < r; i++) {
         _mm512_store_ps(c + TILES_BLOCK * i, left[i]);
@@ -309,16 +317,16 @@ TILES_INLINE void tiles_vector_rows(const int r, float *c, const uint16_t *a, co
 }
 
 /* tiles_sums() without tiles: only the first `rows` rows of c are computed, in groups of at most TILES_VECTOR_ROWS. */
-static inline void tiles_sums_vector(float *c, const uint16_t *a, const uint16_t *b, int steps, int rows,
-                                     const char *next, int ahead) {
+static inline void tiles_sums_vector(float *c, const uint16_t *a, TilesStride stride, const uint16_t *b, int steps,
+                                     int rows, const char *next, int ahead) {
     const int groups = (rows + TILES_VECTOR_ROWS - 1) / TILES_VECTOR_ROWS, lines = (ahead + groups - 1) / groups;
     for (int first = 0, group = 0; group < groups; group++) {
         const int r = (rows - first + groups - group - 1) / (groups - group);
         float *to = c + TILES_BLOCK * first;
-        const uint16_t *from = a + TILES_BLOCK * first;
+        const char *from = (const char *)a + stride.row * (size_t)first;
         switch (r) {
 #define ROWS(n)                                                                                                        \
-    case n: tiles_vector_rows(n, to, from, b, steps, next, lines); break;
+    case n: tiles_vector_rows(n, to, from, stride, b, steps, next, lines); break;
             ROWS(1)
             ROWS(2)
             ROWS(3)
@@ -346,6 +354,7 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
     const int strip1 = tiles_least(strip0 + plan->block, (int)tiles_blocks(p->rows));
     const int panel0 = group * plan->group, panel1 = tiles_least(panel0 + plan->group, (int)tiles_blocks(p->cols));
     const int strips = strip1 - strip0, ahead = (TILES_BLOCK + strips - 1) / strips;
+    const TilesStride packed = {2 * TILES_BLOCK, 2 * TILES_BLOCK_SIZE}, plain = {2 * p->lda, 2 * TILES_BLOCK};
     float fresh[2][TILES_BLOCK_SIZE] __attribute__((aligned(64)));
     TilesPending q = {0};
     int turn = 0;
@@ -359,7 +368,8 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
                 const char *next = (const char *)(b + (size_t)steps * TILES_BLOCK_SIZE);
                 for (int i = 0; i < strips; i++) {
                     const uint16_t *a =
-                        p->a + ((size_t)(strip0 + i) * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
+                        p->lda ? p->a + (size_t)((strip0 + i) * TILES_BLOCK) * p->lda + (size_t)(first * TILES_BLOCK)
+                               : p->a + ((size_t)(strip0 + i) * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
                     const int slot = (plan->part < steps ? (panel - panel0) * plan->block : 0) + i;
                     float *sum = sums + (size_t)slot * TILES_BLOCK_SIZE;
                     const bool begin = first == 0, last = first + n == steps;
@@ -368,8 +378,8 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
                     if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more);
                     else {
                         tiles_finish(p, epilogue, &q, q.rows, group);
-                        tiles_sums_vector(c, a, b, n, tiles_least(TILES_BLOCK, p->rows - (strip0 + i) * TILES_BLOCK),
-                                          next, more);
+                        tiles_sums_vector(c, a, p->lda ? plain : packed, b, n,
+                                          tiles_least(TILES_BLOCK, p->rows - (strip0 + i) * TILES_BLOCK), next, more);
                     }
                     next += (size_t)(ahead * n) * 64;
                     q.rows = 0;
