@@ -45,21 +45,38 @@ static const float *last_logits(const Model *m, const int32_t *ids, int n) {
     return z;
 }
 
-/* The token at which the cumulative distribution after n tokens exceeds the uniform number of (stream, index), in double;
- * the likeliest one at temperature 0. */
+/* Whether the reference came to a decision that the rounding of another processor could change: a random number next to the
+ * border of two tokens, or two scores that are nearly equal. Such a case is not compared. */
+static bool close_call;
+
+enum { TOP_K = 5 };
+
+/* The token at which the cumulative distribution over the TOP_K likeliest after n tokens exceeds the uniform number of (stream,
+ * index), in double; the likeliest one at temperature 0. */
 static int32_t draw(const Model *m, const int32_t *ids, int n, double temperature, uint64_t seed, uint64_t stream,
                     uint64_t index) {
     const float *z = last_logits(m, ids, n);
-    const double u = random_uniform(seed, stream, index), top = z[models_argmax(z)];
-    double sum = 0, below = 0;
-    int32_t v = 0;
-    if (temperature == 0) return models_argmax(z);
-    for (int k = 0; k < MODELS_VOCAB; k++) sum += exp((z[k] - top) / temperature);
-    for (; v < MODELS_VOCAB - 1; v++) {
-        below += exp((z[v] - top) / temperature) / sum;
-        if (below > u) break;
+    const double u = random_uniform(seed, stream, index);
+    bool kept[MODELS_VOCAB] = {false};
+    double sum = 0, below = 0, lowest = INFINITY;
+    for (int k = 0; k < (temperature == 0 ? 1 : TOP_K); k++) {
+        int best = -1;
+        for (int v = 0; v < MODELS_VOCAB; v++)
+            if (!kept[v] && (best < 0 || z[v] > z[best])) best = v;
+        kept[best] = true;
+        lowest = z[best];
     }
-    return v;
+    for (int v = 0; v < MODELS_VOCAB; v++) close_call = close_call || (!kept[v] && lowest - z[v] < 1e-4);
+    for (int v = 0; v < MODELS_VOCAB; v++)
+        sum += kept[v] ? exp((z[v] - lowest) / (temperature > 0 ? temperature : 1)) : 0;
+    int32_t drawn = -1;
+    for (int v = 0; v < MODELS_VOCAB; v++) {
+        if (!kept[v]) continue;
+        below += exp((z[v] - lowest) / (temperature > 0 ? temperature : 1)) / sum;
+        close_call = close_call || fabs(below - u) < 1e-5;
+        if (drawn < 0 && (below > u || below > 1 - 1e-9)) drawn = v;
+    }
+    return drawn;
 }
 
 typedef struct Forced {
@@ -150,6 +167,7 @@ static Sampling sampling(int max_new, int32_t stop) {
     s.temperature = 0.8f;
     s.max_new = max_new;
     s.seed = 11;
+    s.top_k = TOP_K;
     s.stop[s.stops++] = stop;
     return s;
 }
@@ -161,7 +179,7 @@ static void forced_equals_the_reference(void **state) {
     Error e;
     Model m = models_random(CONTEXT);
     const ModelText text = text_of_bytes();
-    int waits = 0, cut = 0, own = 0;
+    int waits = 0, cut = 0, own = 0, skipped = 0;
     static const int settings[][3] = {{80, 0, SAMPLES}, {50, 2, SAMPLES}, {70, 4, 1}, {9, 1, SAMPLES}};
     for (size_t k = 0; k < 4; k++) {
         const int budget = settings[k][0], ignore = settings[k][1], samples = settings[k][2];
@@ -179,7 +197,10 @@ static void forced_equals_the_reference(void **state) {
             const RolloutRequest *q = &w.request[i / samples];
             const Completion *c = &w.out[i];
             Forced f = {0};
+            close_call = false;
             force(&m, q, i % samples, &s, budget, ignore, 'n', 'e', 7, &f);
+            skipped += close_call;
+            if (close_call) continue;
             assert_int_equal(c->count, f.n - q->prompt_len);
             assert_memory_equal(c->tokens, f.ids + q->prompt_len, (size_t)c->count * sizeof(int32_t));
             assert_memory_equal(c->trajectory->drawn, f.drawn + q->prompt_len, (size_t)c->count);
@@ -207,6 +228,7 @@ static void infinite_is_plain(void **state) {
     const ModelText text = text_of_bytes();
     const ThinkingOptions o = {.wait = "Wt", .end = "e", .answer = "="};
     Sampling s = sampling(NEW, 'n');
+    s.top_k = 0;
     Thinking x;
     Work plain = {0}, forced = {0};
     int marked = 0;
@@ -437,6 +459,10 @@ static double plain_score(const PlainSearch *x, const Plain *b) {
     return total;
 }
 
+static bool plain_equal(const Plain *a, const Plain *b) {
+    return a->n == b->n && !memcmp(a->ids, b->ids, (size_t)a->n * sizeof *a->ids);
+}
+
 static void plain_take_best(PlainSearch *x, int keep) {
     Plain next[16];
     int n = 0;
@@ -465,9 +491,7 @@ static void plain_beam(PlainSearch *x) {
             x->result[x->results++] = x->live[i];
             continue;
         }
-        for (int k = 0; k < kept; k++)
-            equal = equal ||
-                    (x->live[k].n == x->live[i].n && !memcmp(x->live[k].ids, x->live[i].ids, (size_t)x->live[i].n * 4));
+        for (int k = 0; k < kept; k++) equal = equal || plain_equal(&x->live[k], &x->live[i]);
         if (!(equal && x->filter)) x->live[kept++] = x->live[i];
     }
     x->lives = kept;
@@ -529,6 +553,9 @@ static void plain_search(PlainSearch *x) {
             Plain ahead = x->live[i];
             for (int k = 0; k < x->lookahead && !last; k++) plain_step(x, &ahead, 0, false);
             x->live[i].score = plain_score(x, &ahead);
+            for (int k = 0; k < i; k++)
+                close_call = close_call || (!plain_equal(&x->live[k], &x->live[i]) &&
+                                            fabs(x->live[k].score - x->live[i].score) < 1e-5);
         }
         if (x->kind == SEARCH_DVTS) plain_dvts(x, last);
         else plain_beam(x);
@@ -569,7 +596,7 @@ static void search_equals_the_reference(void **state) {
     Model policy = models_random(CONTEXT);
     Sampling s = sampling(LIMIT, STOP);
     Work w = {0};
-    int many = 0, unfinished = 0;
+    int many = 0, unfinished = 0, compared = 0;
     work_prompts(&w, 1);
     token_list_append(&prm.text.ends, STOP);
     if (!reward_model_reserve(&prm, 600, &e)) fail_msg("%s", e.text);
@@ -615,7 +642,14 @@ static void search_equals_the_reference(void **state) {
                                .lookahead = settings[k].lookahead,
                                .filter = settings[k].filter,
                                .sort = settings[k].sort};
+            close_call = false;
             plain_search(y);
+            compared += !close_call;
+            if (close_call) {
+                free(y);
+                beam_tree_free(&tree[i]), beam_tree_free(&alone[i]);
+                continue;
+            }
             assert_int_equal(tree[i].results, y->results);
             assert_int_equal(alone[i].results, y->results);
             for (int r = 0; r < y->results; r++) {
@@ -633,7 +667,7 @@ static void search_equals_the_reference(void **state) {
         }
         beam_free(&x);
     }
-    assert_true(many > 20 && unfinished > 5);
+    if (many < 15 || unfinished < 5 || compared < 24) fail_msg("%d compared, %d with several results", compared, many);
     token_list_free(&prm.text.ends);
     workspace_free(&prm.work, &prm.model), batch_free(&prm.batch);
     free(prm.value), free(prm.owner), free(prm.steps);

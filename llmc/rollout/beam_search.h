@@ -458,7 +458,11 @@ static inline bool beam_judge(BeamSearch *x, Error *e) {
     return true;
 }
 
-/* Scores all live solutions. */
+static inline bool beam_equal(const Beam *a, const Beam *b) {
+    return a->count == b->count && !memcmp(a->tokens, b->tokens, (size_t)a->count * sizeof *a->tokens);
+}
+
+/* Scores all live solutions. Equal ones get equal scores. */
 static inline bool beam_score(BeamSearch *x, BeamTree *t, int trees, Error *e) {
     batch_clear(&x->batch);
     for (int k = 0; k < trees; k++)
@@ -474,6 +478,8 @@ static inline bool beam_score(BeamSearch *x, BeamTree *t, int trees, Error *e) {
             b->score = 1;
             for (int32_t s = 0; s < b->steps; s++)
                 b->score = reward_model_aggregate(x->prm->aggregation, b->score, b->p[s]);
+            for (int j = 0; j < i; j++) /* so that rounding does not choose between them */
+                if (beam_equal(t[k].live[j], b)) b->score = t[k].live[j]->score;
         }
     return true;
 }
@@ -548,8 +554,7 @@ static inline void beam_end_over(BeamTree *t) {
 static inline void beam_filter(BeamTree *t) {
     for (int i = 0; i < t->lives; i++)
         for (int k = t->lives - 1; k > i; k--) {
-            const Beam *a = t->live[i], *b = t->live[k];
-            if (a->count != b->count || memcmp(a->tokens, b->tokens, (size_t)a->count * sizeof *a->tokens)) continue;
+            if (!beam_equal(t->live[i], t->live[k])) continue;
             beam_drop(t, t->live[k]);
             memmove(t->live + k, t->live + k + 1, (size_t)(t->lives - k - 1) * sizeof *t->live);
             t->lives--;
