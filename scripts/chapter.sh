@@ -171,11 +171,11 @@ chapter_21() {
         -x 400 --batch-tokens 2048 -l 5e-3 --warmup-steps 20 --seed "$seed"
     stage "$out/prm.bin" ./train_rm --kind prm -c "$out/policy.bin" -i "$out/steps.shard" -o "$out/prm.bin" -x 3000 \
         --per-device-train-batch-size 64 -l 2e-3 --warmup-steps 50 --seed "$seed"
-    search() {
-        ./evaluate -c "$1" --reward-model "$2" -i "$3" --num-samples 8 --temperature 1 -g 40 --search best-of-n,beam,dvts,rebase \
-            --compute-curve "$out/compute.jsonl" --report "$out/compute.html" >"$4"
+    search() { # SOLUTIONS POLICY REWARD_MODEL PROBLEMS OUTPUT
+        ./evaluate -c "$2" --reward-model "$3" -i "$4" --num-samples "$1" --temperature 1 -g 40 --search best-of-n,beam,dvts,rebase \
+            --compute-curve "$out/compute.jsonl" --report "$out/compute.html" >"$5"
     }
-    stage "$out/search.json" search "$out/policy.bin" "$out/prm.bin" "$out/sums.shard" "$out/search.json"
+    stage "$out/search.json" search 8 "$out/policy.bin" "$out/prm.bin" "$out/sums.shard" "$out/search.json"
     found() { awk "BEGIN { printf \"%.1f\", 100 * $(sed -n "s/.*\"$1\":{\"accuracy\":\([0-9.e-]*\),.*/\1/p" "$out/search.json") }"; }
     votes=$(percent majority@8 "$out/search.json") weighted=$(percent weighted@8 "$out/search.json")
     beam=$(found beam) dvts=$(found dvts)
@@ -198,8 +198,8 @@ chapter_21() {
     stage "$out/thoughts.shard" ./data/make_shard -i "$out/thoughts.jsonl" -o "$out/thoughts.shard"
     stage "$out/thinker.bin" ./train_sft --layers 2 --width 64 --heads 4 --context 72 -i "$out/thoughts.shard" -o "$out/thinker.bin" \
         -x 500 --batch-tokens 2048 -l 5e-3 --warmup-steps 20 --seed "$seed"
-    force() { ./evaluate -c "$1" -i "$2" --num-samples 0 -g 4 --think-end '#' --think-tokens 1,12,24,36 >"$3"; }
-    stage "$out/forced.json" force "$out/thinker.bin" "$out/fives.shard" "$out/forced.json"
+    force() { ./evaluate -c "$2" -i "$3" --num-samples 0 -g 4 --think-end '#' --think-tokens "$1" >"$4"; }
+    stage "$out/forced.json" force 1,12,24,36 "$out/thinker.bin" "$out/fives.shard" "$out/forced.json"
     brief=$(thought 1) long=$(thought 36) scaling=$(figure scaling "$out/forced.json")
     claim "a longer thought gives a better answer" \
         "thoughts of at most 1, 12, 24, 36 tokens: $brief, $(thought 12), $(thought 24), $long %; scaling $(short "$scaling")" \
