@@ -4,9 +4,11 @@
  * The key is the XXH3-128 of the address and of the whole request, which has the model. Several processes may use one file.
  *
  *     JudgeCache c;
- *     if (!judge_cache_open(&c, "judge.db", &e)) die("%s", e.text);
- *     char *body = judge_cache_find(&c, url, request);            // NULL: not there
- *     if (!body) judge_cache_put(&c, url, request, reply, length, &e);
+ *     size_t length;
+ *     const char *url = "https://example.org/v1/chat/completions", *request = "{}", *reply = "{}";
+ *     if (!judge_cache_open(&c, "judge.db", &e)) return false;
+ *     char *body = judge_cache_find(&c, url, request, &length);            // NULL: not there
+ *     if (!body && !judge_cache_put(&c, url, request, reply, strlen(reply), &e)) return false;
  *     judge_cache_close(&c);
  */
 #ifndef LLMC_JUDGE_CACHE_H

@@ -14,9 +14,11 @@
  * without such a judge do not need it.
  *
  *     JudgeHttp h;
- *     if (!judge_http_open(&h, &(JudgeHttpOptions){.url = "http://localhost:8000/v1", ...}, &e)) die("%s", e.text);
- *     JudgeCall call[2] = {{.request = body}, {.request = other}};
- *     if (!judge_http_run(&h, call, 2, &e)) die("%s", e.text);           // call[i].reply, or call[i].why
+ *     const JudgeHttpOptions o = {
+ *         .url = "http://localhost:8000/v1", .key_env = "OPENAI_API_KEY", .parallel = 16, .retries = 5, .timeout = 60};
+ *     JudgeCall call[2] = {{.request = "{}"}, {.request = "{}"}};
+ *     if (!judge_http_open(&h, &o, &e)) return false;
+ *     if (!judge_http_run(&h, call, 2, &e)) return false;           // call[i].reply, or call[i].why
  *     judge_http_close(&h);
  */
 #ifndef LLMC_JUDGE_HTTP_H

@@ -10,11 +10,13 @@
  *
  *     Judge j;
  *     JudgeOptions o = judge_defaults();
- *     JudgeQuestion q[8];
+ *     JudgeQuestion q[8] = {0};
  *     double value[8];
+ *     const Backend *backend;
+ *     Device *device;
  *     o.file = "judge.bin";
- *     if (!judge_open(&j, &o, backend, device, 42, &e) || !judge_use(&j, JUDGE_BY_SCORE, &e)) die("%s", e.text);
- *     if (!judge_ask(&j, JUDGE_BY_SCORE, q, 8, value, &e)) die("%s", e.text);                // NaN: no answer
+ *     if (!judge_open(&j, &o, backend, device, 42, &e) || !judge_use(&j, JUDGE_BY_SCORE, &e)) return false;
+ *     if (!judge_ask(&j, JUDGE_BY_SCORE, q, 8, false, value, &e)) return false;                // NaN: no answer
  *     judge_close(&j);
  */
 #ifndef LLMC_JUDGE_JUDGE_H

@@ -10,8 +10,12 @@
  * A completion that could not be judged is NaN: its question does not fit the judge's context, its record has no rubric or
  * no answer to compare with, it has no opponent.
  *
- *     judge_attach(&judge, &rewards, &e);                 // the parts of --reward; fails if one of them cannot be asked
- *     rewards_score(&rewards, in, n, parts, totals, &e);
+ *     Judge judge;
+ *     Rewards rewards;
+ *     RewardInput in[4] = {0};
+ *     float part[4], total[4];
+ *     if (!judge_attach(&judge, &rewards, &e)) return false; // the parts of --reward; fails if one of them cannot be asked
+ *     if (!rewards_score(&rewards, in, 4, part, total, &e)) return false;
  */
 #ifndef LLMC_JUDGE_JUDGED_H
 #define LLMC_JUDGE_JUDGED_H

@@ -8,11 +8,15 @@
  *
  *     JudgeLocal j;
  *     JudgeLabels labels;
+ *     TokenList ids = {0};
+ *     const char *const texts[] = {"1", "2"};
  *     double l[2];
+ *     const Backend *backend;
+ *     Device *device;
  *     JudgePrompt prompt = {.ids = ids, .shared = -1};
- *     if (!judge_local_open(&j, "judge.bin", backend, device, 4096, &e)) die("%s", e.text);
- *     if (!judge_labels_encode(&labels, &j.text, texts, 2, &e)) die("%s", e.text);
- *     if (!judge_local_ask(&j, &prompt, 1, &labels, l, &e)) die("%s", e.text);     // NaN: does not fit the context
+ *     if (!judge_local_open(&j, "judge.bin", backend, device, 4096, &e)) return false;
+ *     if (!judge_labels_encode(&labels, &j.text, texts, 2, &e)) return false;
+ *     if (!judge_local_ask(&j, &prompt, 1, &labels, l, &e)) return false;     // NaN: does not fit the context
  *     judge_labels_free(&labels), judge_local_close(&j);
  */
 #ifndef LLMC_JUDGE_LOCAL_H

@@ -8,8 +8,10 @@
  *
  *     JudgeEvaluation v = judge_evaluation();
  *     PairTexts text;
- *     if (!pair_texts_open(&text, &shard, &e)) die("%s", e.text);
- *     if (!judge_evaluate(&v, &judge, &text, &shard, shard.count, take, context, &e)) die("%s", e.text);
+ *     Judge judge;
+ *     Shard shard;
+ *     if (!pair_texts_open(&text, &shard, &e)) return false;
+ *     if (!judge_evaluate(&v, &judge, &text, &shard, shard.count, NULL, NULL, &e)) return false;
  *     pair_texts_close(&text);
  */
 #ifndef LLMC_JUDGE_PAIRS_H

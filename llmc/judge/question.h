@@ -23,8 +23,8 @@
  *     JudgeQuestion q = {0};
  *     ModelText text;
  *     q.field[JUDGE_PROMPT] = (TextSlice){"2+3=", 4};
- *     if (!judge_template_parse(&t, "{user}Q: {prompt}\n{assistant}Verdict:", "my template", &e)) die("%s", e.text);
- *     if (!judge_template_encode(&t, &text, &q, &ids, &e)) die("%s", e.text);
+ *     if (!judge_template_parse(&t, "{user}Q: {prompt}\n{assistant}Verdict:", "my template", &e)) return false;
+ *     if (!judge_template_encode(&t, &text, &q, &ids, &e)) return false;
  *     judge_template_free(&t);
  */
 #ifndef LLMC_JUDGE_QUESTION_H

@@ -11,8 +11,10 @@
  * Whatever is not exactly one of these has no value: no match, matches that differ, a number out of range, a refusal.
  *
  *     JudgeReply r;
- *     if (!judge_reply_parse(&r, body, length, &e)) return false;       // another shape
- *     const double value = judge_reply_labels(&r, labels, 2, NULL, p, &mass);     // NaN: none
+ *     const char *const labels[] = {"yes", "no"}, *body = "{}";
+ *     double p[2], mass;
+ *     if (!judge_reply_parse(&r, body, strlen(body), &e)) return false;       // another shape
+ *     const bool found = judge_reply_labels(&r, labels, 2, NULL, p, &mass);
  *     judge_reply_free(&r);
  */
 #ifndef LLMC_JUDGE_REPLY_H
