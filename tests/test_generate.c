@@ -816,6 +816,38 @@ static void signals(void **state) {
 
 /* ---- bad input ------------------------------------------------------------------------------------------------- */
 
+#if __has_include(<microhttpd.h>)
+/* The server's greedy answer is that of the program (test_serve.c has the rest), and a signal ends it with status 0. */
+static void serves(void **state) {
+    (void)state;
+    run(0, "./generate -c $T/chat.bin --temperature 0 -g 20 hello");
+    char *text = xstrdup(out);
+    put("ask.py", "import json, sys, urllib.request as u\n"
+                  "body = {'messages': [{'role': 'user', 'content': 'hello'}], 'temperature': 0, 'max_tokens': 20}\n"
+                  "q = u.Request(sys.argv[1] + '/v1/chat/completions', json.dumps(body).encode(),\n"
+                  "              {'Content-Type': 'application/json', 'Authorization': 'Bearer secret'})\n"
+                  "answer = json.load(u.build_opener(u.ProxyHandler({})).open(q))\n"
+                  "print(answer['choices'][0]['message']['content'])\n");
+    run(0, "export KEY=secret; ./generate -c $T/chat.bin --serve 127.0.0.1:0 --api-key-env KEY --slots 2 & pid=$!; "
+           "until grep -q 'is served at' $T/.err; do sleep 0.01; done; "
+           "python3 $T/ask.py $(sed -n 's|.* is served at \\(http://[^/]*\\)/v1.*|\\1|p' $T/.err); "
+           "kill -TERM $pid; wait $pid");
+    assert_string_equal(out, text);
+    assert_holds(said, "chat.bin is served at http://127.0.0.1:");
+    assert_holds(said, "1 requests, 1 completions of 20 tokens");
+    free(text);
+    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 hi", "give only one of them");
+    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --json", "cannot be used with");
+    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --repetition-penalty 2", "has no --repetition-penalty");
+    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --max-model-len 1",
+            "--max-model-len: 1 is less than 2");
+    refused(2, "./generate -c $T/random.bin --serve-any b", "used only with --serve");
+    refused(1, "./generate -c $T/random.bin --serve nowhere", "expected HOST:PORT");
+    refused(1, "./generate -c $T/random.bin --serve 0.0.0.0:0", "add --serve-any if that is meant");
+    refused(1, "./generate -c $T/random.bin --serve 127.0.0.1:0 --api-key-env NO_SUCH_KEY", "no variable NO_SUCH_KEY");
+}
+#endif
+
 static void bad_input(void **state) {
     (void)state;
     refused(2, "./generate hi", "-c/--checkpoint is required");
@@ -919,6 +951,9 @@ int main(void) {
         cmocka_unit_test(chat_on_a_terminal),
         cmocka_unit_test(chat_overflows),
         cmocka_unit_test(signals),
+#if __has_include(<microhttpd.h>)
+        cmocka_unit_test(serves),
+#endif
         cmocka_unit_test(bad_input),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
