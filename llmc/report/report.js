@@ -200,7 +200,7 @@
             add(c.svg, 'path', 'grid base', {d: 'M' + X(v).toFixed(1) + ' ' + b[3] + 'v3'});
             add(c.svg, 'text', 'tick', {x: X(v), y: b[3] + 14, 'text-anchor': 'middle'}, plot.say(v));
         });
-        add(c.svg, 'text', 'axis', {x: b[1] + 16, y: b[3] + 14}, mode === 'time' ? 's' : mode);
+        add(c.svg, 'text', 'axis', {x: c.svg.viewBox.baseVal.width, y: b[3] + 14, 'text-anchor': 'end'}, mode === 'time' ? 's' : mode);
         add(c.svg, 'text', 'axis', {x: b[0] - 5, y: 12}, texts.unit + (c.log ? ', logarithmic' : ''));
     }
 
@@ -257,6 +257,20 @@
         Array.prototype.forEach.call(form.elements.x, function (e) { if (e.checked) mode = e.value; });
         logarithmic = form.elements.log.checked;
         charts.forEach(draw);
+        /* the page of a run that goes on reloads itself */
+        history.replaceState(null, '', '#' + mode + (logarithmic ? '-log' : ''));
+    }
+
+    /* Sets the controls as the address says, if it says so. */
+    function restore() {
+        var said = /^#(step|tokens|time)(-log)?$/.exec(location.hash);
+        form.reset();
+        if (!said) return;
+        Array.prototype.forEach.call(form.elements.x, function (e) {
+            if (e.value === said[1] && !e.disabled) e.checked = true;
+        });
+        form.elements.log.checked = Boolean(said[2]);
+        change();
     }
 
     if (form) {
@@ -264,7 +278,7 @@
         Array.prototype.forEach.call(form.elements.x, function (e) {
             e.disabled = table[e.value].every(function (v) { return v == null; });
         });
-        form.reset();
+        restore();
         form.hidden = false;
         form.addEventListener('input', change);
         form.addEventListener('submit', function (ev) { ev.preventDefault(); });
