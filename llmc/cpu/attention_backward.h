@@ -15,9 +15,10 @@
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, act_store */
-#include "attention_strip.h"  /* CPU_LANES, CPU_STRIP, cpu_segments, cpu_zero_outside, ... */
+#include "attention_strip.h"  /* CPU_STRIP, CPU_LANES, CPU_KEYS, cpu_segments, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
 #include "product.h"          /* CPU_VEC, CPU_HALF, cpu_product_add, cpu_product_set */
+#include "product_pairs.h"    /* aligned, cpu_pairs_add, cpu_pairs_round, cpu_pairs_set */
 #include "vector_math.h"      /* cpu_cap, cpu_exp */
 #include <assert.h>
 #include <math.h>
@@ -37,14 +38,23 @@ typedef struct CpuBackward {
     float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
     float keys[CPU_HALF_KEYS] __attribute__((aligned(64)));      /* a block of keys and one of values, if converted */
     float values[CPU_HALF_KEYS] __attribute__((aligned(64)));
+#ifdef CPU_HALF
+    CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));    /* not scaled, (D / 2, LANES) */
+    CpuPair dout_pairs[CPU_STRIP / 2] __attribute__((aligned(64))); /* (D / 2, LANES) */
+    CpuPair q_rows[CPU_STRIP / 2] __attribute__((aligned(64)));     /* not scaled, (LANES / 2, D) */
+    CpuPair dout_rows[CPU_STRIP / 2] __attribute__((aligned(64)));  /* (LANES / 2, D) */
+    Act p_half[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));  /* p and ds, rounded, (KEYS, LANES) */
+    Act ds_half[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));
+    CpuPair ds_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* (KEYS / 2, LANES) */
+#endif
     /* the gradients of keys and values of one head, rows row0 .. of the batch, which are `stride` apart */
     float *dk, *dv;
     size_t row0, stride;
 } CpuBackward;
 
 /* P = e^(S - lse), dS = P (dP - delta), with P = 0 if the key is not visible to the lane. With a cap, S is
- * cap tanh(s / cap), and the gradient of s is dS (1 - (S / cap)^2). */
-static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, float cap, size_t ld) {
+ * cap tanh(s / cap), and the gradient of s is dS (1 - (S / cap)^2). scale: of the scores, unless the queries have it. */
+static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b, float scale, float cap, size_t ld) {
     const float inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
     for (int at = b->first; at < b->last; at += CPU_VEC) {
         float lse[CPU_VEC], delta[CPU_VEC], bent[CPU_VEC] = {0};
@@ -55,6 +65,8 @@ static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b,
         }
         for (int k = 0; k < b->keys; k++) {
             float *p = f->p + k * ld + at, *ds = f->ds + k * ld + at;
+            if (scale != 1)
+                for (int i = 0; i < CPU_VEC; i++) p[i] *= scale;
             if (cap > 0) {
                 cpu_cap(p, CPU_VEC, cap);
                 for (int i = 0; i < CPU_VEC; i++) bent[i] = p[i] * inverse_cap;
@@ -69,6 +81,8 @@ static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b,
                 p[i] = cpu_exp(p[i] - lse[i]);
                 ds[i] = p[i] * (ds[i] - delta[i]) * (1.0f - bent[i] * bent[i]);
             }
+            if (scale != 1)
+                for (int i = 0; i < CPU_VEC; i++) ds[i] *= scale;
         }
     }
 }
@@ -86,11 +100,33 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
         const size_t at = b.key * f->stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
+#ifdef CPU_HALF
+        if (cpu_head_pairs(a)) {
+            const Act *k_block = k + b.key * stride, *v_block = v + b.key * stride;
+            const size_t lane = (size_t)b.first;
+            cpu_pairs_set(b.keys, n, D / 2, (const CpuPair *)k_block, stride / 2, 1, f->q_pairs + lane, ld, p, ld);
+            cpu_pairs_set(b.keys, n, D / 2, (const CpuPair *)v_block, stride / 2, 1, f->dout_pairs + lane, ld, ds, ld);
+            cpu_softmax_backward_block(f, &b, a->scale, a->cap, ld);
+            for (int i = 0; i < b.keys; i++) {
+                cpu_pairs_round(f->p_half + i * ld + lane, p + i * ld, n);
+                cpu_pairs_round(f->ds_half + i * ld + lane, ds + i * ld, n);
+            }
+            cpu_block_pairs(f->ds_pairs, f->ds, ld, b.keys, b.first, b.last);
+            cpu_head_row_pairs((CpuPair *)f->keys, k_block, stride, b.keys, D);
+            cpu_pairs_add(b.keys, D, (used + 1) / 2, (const CpuPair *)(f->p_half + lane), ld / 2, 1,
+                          f->dout_rows + lane / 2 * (size_t)D, D, dv + at, f->stride);
+            cpu_pairs_add(b.keys, D, (used + 1) / 2, (const CpuPair *)(f->ds_half + lane), ld / 2, 1,
+                          f->q_rows + lane / 2 * (size_t)D, D, dk + at, f->stride);
+            cpu_pairs_add(D, n, (b.keys + 1) / 2, (const CpuPair *)f->keys, 1, D, f->ds_pairs + lane, ld, f->dq + lane,
+                          ld);
+            continue;
+        }
+#endif
         const float *keys = cpu_head_rows(f->keys, k + b.key * stride, stride, b.keys, D, &k_ld);
         const float *values = cpu_head_rows(f->values, v + b.key * stride, stride, b.keys, D, &v_ld);
         cpu_product_set(b.keys, n, D, keys, k_ld, 1, f->q + b.first, ld, p, ld);
         cpu_product_set(b.keys, n, D, values, v_ld, 1, f->dout + b.first, ld, ds, ld);
-        cpu_softmax_backward_block(f, &b, a->cap, ld);
+        cpu_softmax_backward_block(f, &b, 1, a->cap, ld);
         cpu_product_add(b.keys, D, used, p, ld, 1, f->dout_row + b.first * D, D, dv + at, f->stride);
         cpu_product_add(b.keys, D, used, ds, ld, 1, f->q_row + b.first * D, D, dk + at, f->stride);
         cpu_product_add(D, n, b.keys, keys, 1, k_ld, ds, ld, f->dq + b.first, ld);
@@ -113,12 +149,24 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     const float *lse = (const float *)a->lse;
     float scale[CPU_LANES];
     cpu_lanes_fill(l, a, p, part);
-    cpu_lanes_load(f.q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
-    cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
+    bool pairs = false;
+#ifdef CPU_HALF
+    pairs = cpu_head_pairs(a);
+    if (pairs) {
+        cpu_lanes_load_pairs(f.q_pairs, ld, l, (const Act *)a->q, a->q_stride, D);
+        cpu_lanes_load_pairs(f.dout_pairs, ld, l, dout, out_stride, D);
+        cpu_lanes_load_rows(f.q_rows, l, (const Act *)a->q, a->q_stride, D);
+        cpu_lanes_load_rows(f.dout_rows, l, dout, out_stride, D);
+    }
+#endif
+    if (!pairs) {
+        cpu_lanes_load(f.q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
+        cpu_lanes_load(f.dout, ld, l, dout, out_stride, D, 1);
+    }
     for (int d = 0; d < D; d++) memset(f.dq + d * ld, 0, l->padded * sizeof(float));
     for (int lane = 0; lane < l->padded; lane++) {
         f.lse[lane] = f.delta[lane] = 0;
-        scale[lane] = a->scale;
+        scale[lane] = pairs ? 1 : a->scale;
     }
     for (int lane = 0; lane < l->count; lane++) {
         const size_t row = l->row[lane], at = row * out_stride + (size_t)l->head[lane] * D;
@@ -126,8 +174,10 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         float delta = 0;
 #pragma omp simd reduction(+ : delta)
         for (int d = 0; d < D; d++) {
-            f.q_row[lane * D + d] = act_get(q[d]) * a->scale;
-            f.dout_row[lane * D + d] = act_get(dout[at + d]);
+            if (!pairs) {
+                f.q_row[lane * D + d] = act_get(q[d]) * a->scale;
+                f.dout_row[lane * D + d] = act_get(dout[at + d]);
+            }
             delta += act_get(dout[at + d]) * act_get(out[at + d]);
         }
         f.delta[lane] = delta;

@@ -17,6 +17,7 @@
 #include "act.h"              /* Act, act_get, act_floats, act_store, ... */
 #include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
 #include "product.h"          /* CPU_VEC, CPU_HALF, CPU_UNROLL, cpu_product_rescale, ... */
+#include "product_pairs.h"    /* aligned, cpu_pairs_rescale, cpu_pairs_set */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 #include <assert.h>
 #include <math.h>
@@ -31,17 +32,23 @@ typedef struct CpuForward {
     float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
     float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
     float rows[CPU_HALF_KEYS] __attribute__((aligned(64)));     /* a block of keys, then of values, if converted */
+#ifdef CPU_HALF
+    CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));            /* not scaled, (D / 2, LANES) */
+    CpuPair p_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* probabilities, (KEYS / 2, LANES) */
+#endif
 } CpuForward;
 
-/* Converts the scores of a block to probabilities relative to the new maximum, for lanes first .. last-1:
+/* Multiplies the scores of a block by `scale` and converts them to probabilities relative to the new maximum, for lanes first .. last-1:
  *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
-static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float cap, size_t ld) {
+static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float scale, float cap, size_t ld) {
     for (int at = b->first; at < b->last; at += CPU_VEC) {
         float next[CPU_VEC], total[CPU_VEC];
         const int *seen = f->lanes.seen + at, *from = f->lanes.from + at;
         for (int i = 0; i < CPU_VEC; i++) next[i] = f->m[at + i];
         for (int k = 0; k < b->keys; k++) {
             float *s = f->s + k * ld + at;
+            if (scale != 1)
+                for (int i = 0; i < CPU_VEC; i++) s[i] *= scale;
             if (cap > 0) cpu_cap(s, CPU_VEC, cap);
             if (b->masked) {
                 const int key = b->key + k;
@@ -90,9 +97,21 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, c
                 cpu_prefetch(v + i * stride, D);
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
+#ifdef CPU_HALF
+        if (cpu_head_pairs(a)) {
+            cpu_pairs_set(b.keys, n, D / 2, (const CpuPair *)(k + b.key * stride), stride / 2, 1, f->q_pairs + b.first,
+                          ld, f->s + b.first, ld);
+            cpu_softmax_block(f, &b, a->scale, a->cap, ld);
+            cpu_block_pairs(f->p_pairs, f->s, ld, b.keys, b.first, b.last);
+            cpu_head_row_pairs((CpuPair *)f->rows, v + b.key * stride, stride, b.keys, D);
+            cpu_pairs_rescale(D, n, (b.keys + 1) / 2, (const CpuPair *)f->rows, 1, D, f->p_pairs + b.first, ld,
+                              f->out + b.first, ld, f->alpha + b.first);
+            continue;
+        }
+#endif
         const float *block = cpu_head_rows(f->rows, k + b.key * stride, stride, b.keys, D, &row);
         cpu_product_set(b.keys, n, D, block, row, 1, f->q + b.first, ld, f->s + b.first, ld);
-        cpu_softmax_block(f, &b, a->cap, ld);
+        cpu_softmax_block(f, &b, 1, a->cap, ld);
         block = cpu_head_rows(f->rows, v + b.key * stride, stride, b.keys, D, &row);
         cpu_product_rescale(D, n, b.keys, block, 1, row, f->s + b.first, ld, f->out + b.first, ld, f->alpha + b.first);
     }
@@ -223,7 +242,11 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
         f->sum[lane] = 0;
         scale[lane] = 1;
     }
-    cpu_lanes_load(f->q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
+#ifdef CPU_HALF
+    if (cpu_head_pairs(a)) cpu_lanes_load_pairs(f->q_pairs, ld, l, (const Act *)a->q, a->q_stride, D);
+    else
+#endif
+        cpu_lanes_load(f->q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
     cpu_lanes_prefix(l, a, prefix);
     cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);

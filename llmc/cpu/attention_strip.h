@@ -18,7 +18,8 @@
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_floats, act_store */
-#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_transpose_out, cpu_transpose_in */
+#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_transpose_out, cpu_transpose4, ... */
+#include "product_pairs.h"    /* cpu_pairs_of_rows, cpu_pairs_of_floats */
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -206,6 +207,51 @@ static inline void cpu_lanes_store(Act *x, size_t stride, const CpuLanes *l, con
 #endif
     }
 }
+
+#ifdef CPU_HALF
+/* Whether products are those of product_pairs.h. */
+static inline bool cpu_head_pairs(const Attention *a) { return a->head_size % CPU_VEC == 0 && a->kv_stride % 2 == 0; }
+
+/* to[D / 2, ld] = the lanes' rows of x in pairs of channels. Padding lanes are set to 0. */
+static inline void cpu_lanes_load_pairs(CpuPair *to, size_t ld, const CpuLanes *l, const Act *x, size_t stride, int D) {
+    static const Act zeros[CPU_HEAD_MAX];
+    for (int lane = 0; lane < l->padded; lane += 4) {
+        const Act *row[4];
+        for (int i = 0; i < 4; i++)
+            row[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : zeros;
+        for (int d = 0; d < D; d += 8) {
+            CpuQuad t[4]; /* moved, not computed with */
+            for (int i = 0; i < 4; i++) memcpy(&t[i], row[i] + d, sizeof t[i]);
+            cpu_transpose4(t, t);
+            for (int i = 0; i < 4; i++) memcpy(to + (size_t)(d / 2 + i) * ld + lane, &t[i], sizeof t[i]);
+        }
+    }
+}
+
+/* to[lanes / 2, D] = the lanes' rows of x in pairs of lanes. Padding lanes are set to 0. */
+static inline void cpu_lanes_load_rows(CpuPair *to, const CpuLanes *l, const Act *x, size_t stride, int D) {
+    static const Act zeros[CPU_HEAD_MAX];
+    for (int lane = 0; lane < l->padded; lane += 2) {
+        const Act *row[2];
+        for (int i = 0; i < 2; i++)
+            row[i] = lane + i < l->count ? x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D : zeros;
+        cpu_pairs_of_rows(to + (size_t)(lane / 2) * D, row[0], row[1], D);
+    }
+}
+
+/* to[(rows + 1) / 2, D] = rows of keys or values of one head in pairs of rows. */
+static inline void cpu_head_row_pairs(CpuPair *to, const Act *x, size_t stride, int rows, int D) {
+    for (int i = 0; i < rows; i += 2)
+        cpu_pairs_of_rows(to + (size_t)(i / 2) * D, x + i * stride, i + 1 < rows ? x + (i + 1) * stride : NULL, D);
+}
+
+/* to[(rows + 1) / 2, ld] = columns `first` .. `last` - 1 of x[rows, ld], rounded, in pairs of rows. */
+static inline void cpu_block_pairs(CpuPair *to, const float *x, size_t ld, int rows, int first, int last) {
+    for (int i = 0; i < rows; i += 2)
+        cpu_pairs_of_floats(to + (size_t)(i / 2) * ld + first, x + i * ld + first,
+                            i + 1 < rows ? x + (i + 1) * ld + first : NULL, last - first);
+}
+#endif
 
 /* Rows of keys or values of one head as floats: x itself, or a copy of it in `buffer`, whose rows are D long. *ld receives
  * the distance between rows. */
