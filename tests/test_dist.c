@@ -216,7 +216,7 @@ static void assert_near_metrics(const char *a, const char *b, double gap) {
         assert_int_equal(json_object_size(row), json_object_size(other));
         json_object_foreach(row, key, value) {
             if (strstr(key, "time") || strstr(key, "timing") || strstr(key, "perf/") || strstr(key, "num_tokens") ||
-                !strcmp(key, "eps"))
+                strstr(key, "latency") || strstr(key, "parked_share") || !strcmp(key, "eps"))
                 continue;
             const json_t *there = json_object_get(other, key);
             if (!there) fail_msg("%s: line %d has no %s", b, i, key);
@@ -280,6 +280,28 @@ static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
         /* with --kl-in reward, the reward includes 0.1 times a KL that is the rounding error of about 10
          * log-probabilities */
         assert_near(metric("one.jsonl", 0, "reward"), metric("many.jsonl", 0, "reward"), i == 2 ? 1e-6 : 0);
+    }
+}
+
+/* Trajectories: turns, calls, rewards of turns and what is made of them, with a program of its own on every rank. */
+static void trajectories_are_the_same_on_any_number_of_ranks(void **state) {
+    NEEDS_MPI();
+    put("tool.sh",
+        "exec sed -u -e 's/^{\"op\":\"hello\".*$/{\"op\":\"hello\",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+        "\"parameters\":{\"required\":[\"x\"]}}}]}/' "
+        "-e 's/^{\"op\":\"call\"\\(.*\\)\"name\":.*\"x\":\"\\(.*\\)\"}.*\"id\":\\(\"[^\"]*\"\\)}$/"
+        "{\"op\":\"call\"\\1\"content\":\"a\\2\",\"reward\":0.5,\"id\":\\3}/'\n");
+    static const char *const how[] = {"--advantage-level gigpo --observation-ce 0.1",
+                                      "--advantage-level turn --num-iterations 2 --llds-coef 0.5 --mask-error-turns"};
+    for (int i = 0; i < 2; i++) {
+#define TOOLS "-g 20 --tool-cmd 'sh $T/tool.sh' --tool-workers 1 --tool-format 'call=x{arguments}y;result=z{content}z' "
+        sh(GRPO TOOLS "%s -x 4 -o $T/one.bin --metrics $T/one.jsonl", how[i]);
+        sh("$RANKS 2 " GRPO TOOLS "%s -x 4 -o $T/many.bin --metrics $T/many.jsonl", how[i]);
+        assert_near_metrics("one.jsonl", "many.jsonl", 2e-3);
+        assert_true(weights_gap("one.bin", "many.bin") < 1e-3);
+        assert_true(metric("one.jsonl", 0, "turns/mean") > 1.1);
+        static const char *const same[] = {"turns/mean", "tools/f/calls", "completions/mean_length", "reward"};
+        for (int k = 0; k < 4; k++) assert_true(metric("one.jsonl", 0, same[k]) == metric("many.jsonl", 0, same[k]));
     }
 }
 
@@ -508,6 +530,7 @@ int main(void) {
                                        cmocka_unit_test(memory_is_shared_out),
                                        cmocka_unit_test(sft_is_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(grpo_is_the_same_on_any_number_of_ranks),
+                                       cmocka_unit_test(trajectories_are_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(other_trainers_know_ranks),
                                        cmocka_unit_test(states_go_from_ranks_to_ranks),
                                        cmocka_unit_test(a_rank_that_dies_ends_the_run),

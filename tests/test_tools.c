@@ -727,6 +727,54 @@ static void test_evaluate(void **state) {
     assert_holds(out, "\"stop\":{\"");
 }
 
+/* Figures of all steps to the last digit; those of the second depend on the weights that the first one left. */
+#define FIGURES                                                                                                        \
+    "grep '^{\"step\"' $T/m.jsonl | grep -oE '\"(loss|grad_norm|reward|num_tokens|entropy|turns/mean)\":[^,]*'"
+
+/* The same figures, to the bit, with few slots and one worker, and with many slots and workers that answer late and in any
+ * order; with rewards of turns, and with the opposite of an answer they are others. */
+static void test_order(void **state) {
+    (void)state;
+    put("late.pl",
+        "my ($wait, $sign, $in, @q) = (@ARGV, '');\n"
+        "$| = 1;\n"
+        "for (;;) {\n"
+        "    vec(my $ready = '', 0, 1) = 1;\n"
+        "    if (select $ready, undef, undef, @q ? $wait * rand : undef) {\n"
+        "        sysread STDIN, $in, 65536, length $in or last;\n"
+        "        push @q, $1 while $in =~ s/^(.*)\\n//;\n"
+        "        next if rand() * $wait > 0.001;\n"
+        "    }\n"
+        "    next if !@q;\n"
+        "    my $line = splice(@q, $wait ? int rand @q : 0, 1);\n"
+        "    my ($op) = $line =~ /\"op\":\"(\\w+)\"/;\n"
+        "    my @keys = $line =~ /(\"(?:id\":\"[^\"]*\"|(?:turn|call)\":\\d+))/g;\n"
+        "    my ($x) = $line =~ /\"x\":\"(.*?)\"/;\n"
+        "    push @keys, '\"content\":\"' . length($x) . '\",\"reward\":' . $sign * length $x if $op eq 'call';\n"
+        "    push @keys, '\"episodes\":true,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"product\",\"parameters\":"
+        "{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"string\"}},\"required\":[\"x\"]}}}]' if $op eq 'hello';\n"
+        "    print '{', join(',', \"\\\"op\\\":\\\"$op\\\"\", @keys), \"}\\n\";\n"
+        "}\n");
+    static const char *const how[] = {"--slots 4 --tool-workers 1 --tool-cmd 'perl $T/late.pl 0 1'",
+                                      "--slots 64 --tool-workers 8 --tool-cmd 'perl $T/late.pl 0.02 1'",
+                                      "--slots 5 --tool-workers 3 --tool-cmd 'perl $T/late.pl 0.01 1'",
+                                      "--slots 5 --tool-workers 3 --tool-cmd 'perl $T/late.pl 0 -1'"};
+    char *figures[4];
+    for (int i = 0; i < 4; i++) {
+        char command[700];
+        snprintf(command, sizeof command,
+                 GRPO "-l 0.01 --max-turns 3 --advantage-level return --reward none " FORMAT
+                      " %s --metrics $T/m.jsonl && " FIGURES,
+                 how[i]);
+        run(0, command);
+        figures[i] = strdup(out);
+    }
+    assert_string_equal(figures[0], figures[1]);
+    assert_string_equal(figures[0], figures[2]);
+    assert_string_not_equal(figures[0], figures[3]);
+    for (int i = 0; i < 4; i++) free(figures[i]);
+}
+
 /* A reward program reads all turns and why they ended; completions that ended for a reason leave the loss. */
 static void test_rewards(void **state) {
     (void)state;
@@ -836,7 +884,7 @@ static void test_credit(void **state) {
     put_program("paid.sh", HELLO ",\"episodes\":true", "", done);
     for (int i = 0; i < CASES; i++) {
         char command[900];
-        snprintf(command, sizeof command, TURNS "%s && sha1sum $T/grpo.bin", cases[i].options);
+        snprintf(command, sizeof command, TURNS "%s && " FIGURES, cases[i].options);
         run(0, command);
         model[i] = strdup(out);
         char *metrics = text_of(files_path("m.jsonl"));
@@ -893,14 +941,24 @@ static void test_failing_programs(void **state) {
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_code),
-                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
-                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
-                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
-                                       cmocka_unit_test(test_rewards),        cmocka_unit_test(test_evaluate),
-                                       cmocka_unit_test(test_online_pairs),   cmocka_unit_test(test_environments),
-                                       cmocka_unit_test(test_credit),         cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),
+                                       cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries),
+                                       cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),
+                                       cmocka_unit_test(test_code),
+                                       cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_order),
+                                       cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),
+                                       cmocka_unit_test(test_online_pairs),
+                                       cmocka_unit_test(test_environments),
+                                       cmocka_unit_test(test_credit),
+                                       cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }
