@@ -1117,6 +1117,8 @@ static void serve(void) {
     m.has_format = format != NULL;
     if (o.key_env && (!(http.key = getenv(o.key_env)) || !*http.key))
         die("--api-key-env: the environment has no variable %s with a key", o.key_env);
+    if (o.serve_any && !http.key)
+        warn("--serve-any without --api-key-env: whoever reaches the server can use the model");
     inference_few_threads(&model, (int)o.s.slots);
     if (!serve_engine_open(&engine, &m, &model.model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
         die("%s", e.text);

@@ -72,6 +72,8 @@ typedef struct ServeJob {
     ServeScore *score; /* (prompts) or NULL */
     int next;          /* the first choice that has not begun */
     int left;          /* choices and scores that are not over */
+    uint64_t
+        number; /* of all jobs, also of servers before this one: seconds since 1970 when it began, then a counter */
     bool cancelled, failed;
     Error e; /* of a failure */
     pthread_cond_t changed;
@@ -88,7 +90,7 @@ typedef struct ServeEngine {
     ServeChoice **running;    /* (slots); NULL: the entry is free */
     ServeJob *first, *last;   /* jobs that are not over */
     int waiting, queue;       /* jobs none of whose choices has begun; the most that may wait */
-    uint64_t next_id;
+    uint64_t next_id, next_number;
     Batch score;                   /* prompts to be scored */
     Floats *logits;                /* (SERVE_LOGITS, vocab) on the device */
     float *host;                   /* the same on the host */
@@ -460,6 +462,7 @@ static inline bool serve_engine_open(ServeEngine *x, const ServeModel *serve, co
     if (!rollout_new_lone(&x->r, m, slots, serve->length, e)) return false;
     x->model = m;
     rollout_begin(&x->r);
+    x->next_number = (uint64_t)time(NULL) << 20;
     x->run = serve->standard;
     x->run.seed = seed;
     x->how = (const Sampling **)xcalloc((size_t)slots, sizeof *x->how);
@@ -494,6 +497,7 @@ static inline bool serve_engine_submit(ServeEngine *x, ServeJob *job) {
     pthread_mutex_lock(&x->lock);
     job->failed = x->ended;
     const bool ok = !x->ended && x->waiting < x->queue;
+    job->number = x->next_number++;
     if (ok && job->left) {
         for (int i = 0; i < job->choices; i++) /* ids of seeds have bit 55; each seed has room for 4096 choices */
             job->choice[i].id =

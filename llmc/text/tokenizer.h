@@ -1136,7 +1136,7 @@ static inline bool tokenizer_load_tables(Tokenizer *t, const uint32_t *header, c
     }
     if (end != bytes) return error_set(e, "tokenizer: the tokens' lengths do not add up to their %zu bytes", bytes);
     t->vocab = vocab;
-    memcpy(t->kind, in, (size_t)vocab);
+    memcpy(t->kind, in, (uint32_t)vocab);
     in += vocab;
     for (int32_t id = 0; id < vocab; id++)
         if (t->kind[id] > (TOKEN_BYTE | TOKEN_APART))
