@@ -61,8 +61,8 @@
 #include "llmc/base/line_editor.h"      /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
 #include "llmc/base/program.h"          /* program_stopping, program_signal, program_bytes, program_on_signal, ... */
-#include "llmc/base/terminal.h"         /* terminal_escapes */
-#include "llmc/base/text.h"             /* TextBuffer, TokenList, text_free, token_list_append, ... */
+#include "llmc/base/terminal.h"         /* terminal_escapes, terminal_colors */
+#include "llmc/base/text.h"             /* TextBuffer, TokenList, text_free, text_string, ... */
 #include "llmc/device.h"                /* DTYPE_AUTO */
 #include "llmc/judge/judge.h"           /* Judge, judge_close */
 #include "llmc/judge/judge_options.h"   /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
@@ -72,15 +72,16 @@
 #include "llmc/model/workspace.h"       /* kv_bytes */
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
-#include "llmc/rollout/episodes.h"      /* episodes_on, episodes_code, EPISODE_OPTIONS, EpisodeOptions, ... */
+#include "llmc/rollout/episodes.h"      /* episodes_on, Episodes, episodes_check, episodes_close, ... */
 #include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, json_line, inference_need_tokenizer, ... */
 #include "llmc/rollout/prompts.h"       /* PromptText */
-#include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, rollout_free, ... */
+#include "llmc/rollout/rollout.h"       /* Completion, RolloutRequest, Rollout, RolloutTurns, ... */
 #include "llmc/rollout/scoring.h"       /* Score, scoring_asked, scoring_close, SCORING_OPTIONS, ... */
 #include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set, ... */
 #include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
 #include "llmc/rollout/stop_text.h"     /* stop_text_cut, stop_text_longest */
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
+#include "llmc/rollout/trajectory.h"    /* STOP_COMPLETED, trajectory_stop_name */
 #include "llmc/tools/code_tool.h"       /* CodeToolOptions */
 #include "llmc/tools/tool_format.h"     /* tool_format_free, tool_format_of, tool_format_open */
 #if __has_include(<microhttpd.h>)
@@ -311,6 +312,88 @@ static void one_prompt(const TokenList *ids, double start) {
                 finished ? "finished" : "truncated");
     text_free(&p.text.waiting);
     sequence_free(&s);
+}
+
+/* ---- one prompt with tools ---- */
+
+/* A completion of several turns that is printed while it is drawn, with what the model observed in another colour. */
+typedef struct Told {
+    Printer printer;
+    RolloutTurns inner, turns; /* the environment, and the one that prints and asks it */
+    bool colors;
+    int64_t drawn;
+} Told;
+
+/* Prints a token as soon as it is drawn; RolloutWatch. */
+static void told_drawn(void *context, int64_t request, int32_t sample, int32_t token) {
+    Told *t = (Told *)context;
+    (void)request, (void)sample;
+    t->drawn++;
+    if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)t->drawn);
+    if (!sampling_is_stop(&sampling, token)) printer_tokens(&t->printer, &token, 1, false);
+}
+
+static bool told_turn(void *context, const RolloutSample *who, const Completion *c) {
+    const RolloutTurns *x = &((Told *)context)->inner;
+    return x->turn(x->context, who, c);
+}
+
+/* Prints what follows a turn. */
+static int told_ready(void *context, bool wait, RolloutAnswer *answer, Error *e) {
+    Told *t = (Told *)context;
+    const int got = t->inner.ready(t->inner.context, wait, answer, e);
+    if (got <= 0 || answer->over) return got;
+    printer_flush(&t->printer, true);
+    if (t->colors) fputs("\033[36m", stdout);
+    printer_tokens(&t->printer, answer->ids, answer->count, false);
+    printer_flush(&t->printer, true);
+    if (t->colors) fputs("\033[0m", stdout);
+    return got;
+}
+
+static void told_end(void *context, const RolloutSample *who, const Completion *c) {
+    const RolloutTurns *x = &((Told *)context)->inner;
+    x->end(x->context, who, c);
+}
+
+static bool told_finish(void *context, Error *e) {
+    const RolloutTurns *x = &((Told *)context)->inner;
+    return x->finish(x->context, e);
+}
+
+/* Prints the completion of one prompt whose turns may call tools. what: the prompt, for programs. */
+static void one_prompt_with_tools(const TokenList *ids, const PromptText *what) {
+    Error e;
+    Episodes x;
+    Rollout engine;
+    Completion c = {0};
+    Told t = {.printer = {.terminal = isatty(STDOUT_FILENO)}, .colors = terminal_colors(STDOUT_FILENO)};
+    const int context = model.model.config.context, new_max = o.s.max_new < context ? (int)o.s.max_new : context;
+    if (!check_length(ids->count, &e)) die("%s", e.text);
+    const CodeToolOptions code = {o.r.code.sandbox, o.r.code.timeout};
+    if (!episodes_open(&x, &o.episodes, &code, &model.text, 1, "generate", o.s.seed, &e))
+        die("%s: %s", episodes_option(&o.episodes), e.text);
+    if (!episodes_check(&x, what, 1, "the prompt", &e)) die("%s", e.text);
+    if (!rollout_new(&engine, &model.model, 1, ids->count, new_max, &e)) die("%s", e.text);
+    t.inner = t.turns = x.turns;
+    t.turns.context = &t;
+    t.turns.turn = told_turn;
+    t.turns.ready = told_ready;
+    t.turns.end = told_end;
+    t.turns.finish = told_finish;
+    engine.turns = &t.turns;
+    RolloutRequest q = {.prompt = ids->ids, .prompt_len = ids->count, .samples = 1, .out = &c, .record = what};
+    if (o.echo) printer_tokens(&t.printer, ids->ids, ids->count, true);
+    if (!rollout_run(&engine, &sampling, &q, 1, told_drawn, &t, &e)) die("%s", e.text);
+    text_string(&t.printer.text.waiting, "\n");
+    printer_flush(&t.printer, true);
+    if (o.verbose || c.trajectory->stop != STOP_COMPLETED)
+        fprintf(stderr, "[%s after %d turns, %lld tokens drawn]\n", trajectory_stop_name(c.trajectory->stop),
+                c.trajectory->turns, (long long)t.drawn);
+    completion_free(&c);
+    text_free(&t.printer.text.waiting);
+    rollout_free(&engine);
+    episodes_close(&x);
 }
 
 /* ---- many prompts ---------------------------------------------------------------------------------------------- */
@@ -1224,8 +1307,8 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
-        {&o.episodes.tools, many, "used only for JSON lines"},
-        {&o.episodes.commands, many, "used only for JSON lines"},
+        {&o.episodes.tools, !o.chat, "not used with --chat"},
+        {&o.episodes.commands, !o.chat, "not used with --chat"},
         {&o.think.tokens, many, "used only for JSON lines"},
         {&o.verbose, !many && !o.chat && !o.serve, "used only for one printed prompt"},
         {&o.serve_any, o.serve != NULL, "used only with --serve"},
@@ -1319,6 +1402,7 @@ int main(int argc, char **argv) {
         }
         if (o.rollouts) label_steps(&items);
         else if (many) many_prompts(&items);
+        else if (episodes_on(&o.episodes)) one_prompt_with_tools(&items.ids, &items.what[0]);
         else one_prompt(&items.ids, start);
         items_free(&items), text_free(&text);
         ask_close(&ask);

@@ -13,7 +13,7 @@
 #include "../llmc/tools/tool_program.h" /* ToolReply */
 #include "../llmc/tools/tools.h"        /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                      /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                      /* run, assert_holds, refused_output, out, ... */
+#include "shell.h"                      /* run, assert_holds, out, refused_output, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -705,6 +705,7 @@ static void test_evaluate(void **state) {
            " --completions $T/rows.jsonl --seed 3");
     const char *turns = strstr(out, "\"turns_mean\":"), *calls = strstr(out, "\"tool_calls_mean\":");
     assert_true(turns && calls);
+    assert_holds(out, "\"stop\":{\"");
     char *rows = text_of(files_path("rows.jsonl"));
     double n = 0, drawn = 0, calling = 0;
     for (const char *at = rows, *end; (end = strchr(at, '\n')); at = end + 1) {
@@ -724,7 +725,12 @@ static void test_evaluate(void **state) {
     assert_true(fabs(strtod(turns + 13, NULL) - drawn / n) < 1e-9);
     assert_true(fabs(strtod(calls + 18, NULL) - calling / n) < 0.2); /* without calls that could not be read */
     assert_holds(said, " turns and ");
-    assert_holds(out, "\"stop\":{\"");
+    /* generate prints the turns of one prompt, and what the calculator answered */
+    run(0, "./generate -c $T/sft.bin --temperature 0 -g 44 --tools calculator " FORMAT
+           " --max-turns 2 --verbose '12*34='");
+    assert_holds(out, "<c>");
+    assert_holds(out, "<r>");
+    assert_holds(said, " after 2 turns, ");
 }
 
 /* Figures of all steps to the last digit; those of the second depend on the weights that the first one left. */
@@ -750,7 +756,7 @@ static void test_order(void **state) {
         "    my ($op) = $line =~ /\"op\":\"(\\w+)\"/;\n"
         "    my @keys = $line =~ /(\"(?:id\":\"[^\"]*\"|(?:turn|call)\":\\d+))/g;\n"
         "    my ($x) = $line =~ /\"x\":\"(.*?)\"/;\n"
-        "    push @keys, '\"content\":\"' . length($x) . '\",\"reward\":' . $sign * length $x if $op eq 'call';\n"
+        "    push @keys, '\"state\":{\"a\":1},\"content\":\"' . length($x) . '\",\"reward\":' . $sign * length $x if $op eq 'call';\n"
         "    push @keys, '\"episodes\":true,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"product\",\"parameters\":"
         "{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"string\"}},\"required\":[\"x\"]}}}]' if $op eq 'hello';\n"
         "    print '{', join(',', \"\\\"op\\\":\\\"$op\\\"\", @keys), \"}\\n\";\n"
@@ -867,9 +873,8 @@ static void test_environments(void **state) {
  * changes the model; options without effect. */
 static void test_credit(void **state) {
     (void)state;
-    static const char *const done =
-        "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"state\":{\"a\":1},\"id\":\\2}";
-#define TURNS GRPO "--tool-cmd 'sh $T/paid.sh' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
+#define TURNS                                                                                                          \
+    GRPO "--tool-cmd 'perl $T/late.pl 0 1' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
     static const struct {
         const char *options, *metric;
     } cases[] = {{"", "\"llds/right\":"},
@@ -881,7 +886,6 @@ static void test_credit(void **state) {
                  {"--num-iterations 2 --llds-coef 5", "\"llds/active\":"}};
     enum { CASES = sizeof cases / sizeof *cases };
     char *model[CASES];
-    put_program("paid.sh", HELLO ",\"episodes\":true", "", done);
     for (int i = 0; i < CASES; i++) {
         char command[900];
         snprintf(command, sizeof command, TURNS "%s && " FIGURES, cases[i].options);
