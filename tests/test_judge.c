@@ -112,7 +112,7 @@ static void scores_are_exact(void **state) {
         add_bytes(ids, &n, "assistant\nit is ");
         double p[12], sum = 0, mean = 0;
         for (int k = 0; k < 12; k++) {
-            char label[8];
+            char label[16];
             snprintf(label, sizeof label, "%d", k + 1);
             sum += p[k] = exp(label_logp(ids, n, label));
         }
@@ -257,7 +257,7 @@ static void rationales(void **state) {
         assert_int_equal(ids->ids[ids->count - 1], ':');
         assert_true(ids->count > prompt.ids.count);
         for (int n = 1; n <= 10; n++) {
-            char label[8];
+            char label[16];
             snprintf(label, sizeof label, " %d", n);
             const double p = exp(label_logp(ids->ids, ids->count, label));
             sum += p;
@@ -663,6 +663,13 @@ static void refusals(void **state) {
     }
 }
 
+/* Whether a file holds a text. */
+static void file_holds(const char *name, const char *part) {
+    char *text = text_of(files_path(name));
+    assert_holds(text, part);
+    free(text);
+}
+
 /* The judge is trained to know the rule of the letters; everything that asks it then agrees with the rule. */
 static void programs(void **state) {
     (void)state;
@@ -674,7 +681,9 @@ static void programs(void **state) {
     sh("./train_sft --layers 2 --width 32 --heads 2 --context 64 -i $T/asks.shard -o $T/knows.bin -x 200 --batch-tokens 4096 "
        "-l 5e-3 2>/dev/null");
     sh("./evaluate --judge $T/knows.bin --judge-template $T/ask.txt -i $T/prefs.shard --completions $T/labelled.jsonl >$T/judge.json 2>$T/judge.txt");
-    json_t *figures = json_line_of(text_of(files_path("judge.json")), 0);
+    char *printed = text_of(files_path("judge.json"));
+    json_t *figures = json_line_of(printed, 0);
+    free(printed);
     assert_int_equal(json_number_of(figures, "pairs"), 120);
     assert_true(json_number_of(figures, "accuracy") > 0.8);
     assert_true(json_number_of(json_object_get(figures, "judge"), "label_mass") > 0.9);
@@ -700,16 +709,27 @@ static void programs(void **state) {
     sh("./train_sft --layers 1 --width 16 --heads 2 --context 32 -i $T/chat.shard -o $T/policy.bin -x 1 2>/dev/null");
     sh("./train_dpo -c $T/policy.bin -i $T/prompts.shard -o $T/online.bin --online --judge $T/knows.bin --judge-template $T/ask.txt "
        "--tie 0.01 -x 2 -g 6 --per-device-train-batch-size 8 --metrics $T/online.jsonl 2>$T/online.txt");
-    assert_holds(text_of(files_path("online.txt")), "judge   pair: 2 questions per prompt, 16 per generation");
+    file_holds("online.txt", "judge   pair: 2 questions per prompt, 16 per generation");
     assert_int_equal(metric("online.jsonl", 1, "judge/questions"), 16);
     sh("./train_grpo -c $T/policy.bin -i $T/prompts.shard -o $T/grpo.bin --reward judge=pair --judge $T/knows.bin "
        "--judge-template $T/ask.txt -x 2 -g 6 -p 4 -G 4 --metrics $T/grpo.jsonl 2>$T/grpo.txt");
-    assert_holds(text_of(files_path("grpo.txt")), "judge   pair: 12 questions per prompt, 48 per generation");
+    file_holds("grpo.txt", "judge   pair: 12 questions per prompt, 48 per generation");
     assert_near(metric("grpo.jsonl", 0, "reward"), 0.5, 1e-6); /* what one wins, another loses */
     assert_true(fabs(metric("grpo.jsonl", 0, "judge/position_bias")) <= 1);
     sh("./train_ppo -c $T/policy.bin -i $T/prompts.shard -o $T/ppo.bin --reward judge=pair --judge $T/knows.bin --algo rloo "
        "--judge-template $T/ask.txt --judge-opponents 2 -x 1 -g 6 -p 4 -G 4 --metrics $T/ppo.jsonl 2>/dev/null");
     assert_int_equal(metric("ppo.jsonl", 0, "judge/questions"), 32);
+    /* a server: the same reward for all; the key is in nothing that is written */
+    sh("OPENAI_API_KEY=" KEY " ./train_grpo -c $T/policy.bin -i $T/prompts.shard -o $T/http.bin --reward judge=score "
+       "--judge-url http://127.0.0.1:%d/good --judge-model m --judge-cache $T/http.db -x 1 -g 4 -p 4 -G 2 --metrics $T/http.jsonl "
+       "--report $T/http.html 2>$T/http.txt",
+       server.port);
+    assert_near(metric("http.jsonl", 0, "reward"), 3.0 / 9, 1e-6);
+    run(1, "grep -rl very-secret $T");
+    run(1,
+        "./train_grpo -c $T/policy.bin -i $T/prompts.shard -o $T/http2.bin --reward judge=score --judge-url http://127.0.0.1:1 "
+        "--judge-model m --judge-retries 0 -x 1 -g 4 -p 16 -G 2 2>$T/http.txt; status=$?; tail -n 1 $T/http.txt >&2; exit $status");
+    assert_holds(said, "32 of 32 replies of the judge have no answer");
     run(0,
         "./generate -c $T/policy.bin -i $T/prompts.shard -g 6 --num-samples 3 --reward judge=pair --judge $T/knows.bin "
         "--judge-template $T/ask.txt -o $T/said.jsonl");

@@ -259,7 +259,7 @@ static inline void judge_http_send(JudgeHttp *h, JudgeCall *c) {
 
 /* Whether no other request could succeed after this end of one: *e has the reason. */
 static inline bool judge_http_hopeless(const JudgeHttp *h, const JudgeCall *c, CURLcode code, long status, Error *e) {
-    char what[80];
+    char what[160];
     switch (code) {
     case CURLE_OK: break;
     case CURLE_PEER_FAILED_VERIFICATION:
