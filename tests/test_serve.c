@@ -536,6 +536,10 @@ static void bad_requests_are_refused(void **state) {
         {"/v1/completions", "{\"prompt\":[[]]}", "is empty", 400},
         {"/v1/completions", "{\"prompt\":[]}", "empty list", 400},
         {"/v1/completions", "{\"prompt\":7}", "expected a text or a list", 400},
+        {"/v1/chat/completions",
+         "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":1024,\"max_tokens\":150,\"logprobs\":true,"
+         "\"top_logprobs\":20}",
+         "up to 3225600 log-probabilities", 400},
         {"/v1/chat/completions", "{\"messages\":[]}", "at least one message", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"king\",\"content\":\"a\"}]}", "has no role", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "has no content", 400},

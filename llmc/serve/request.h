@@ -32,8 +32,9 @@ enum {
     SERVE_STOPS = 4, /* stop texts of a request */
     SERVE_TOP = 5,   /* alternatives for each token of a completion; chats: SERVE_TOP_CHAT */
     SERVE_TOP_CHAT = 20,
-    SERVE_SAMPLES = 1024, /* completions, or scored prompts, of a request */
-    SERVE_NEW = 16,       /* tokens of a completion without max_tokens */
+    SERVE_SAMPLES = 1024,     /* completions, or scored prompts, of a request */
+    SERVE_LOGPROBS = 1 << 21, /* log-probabilities of an answer, those of alternatives included */
+    SERVE_NEW = 16,           /* tokens of a completion without max_tokens */
 };
 
 typedef enum { SERVE_COMPLETION = 1, SERVE_CHAT = 2, SERVE_BOTH = 3 } ServeKind;
@@ -634,6 +635,11 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
     if (q->prompts * q->samples > SERVE_SAMPLES)
         return serve_refuse(f, 400, "n", "%d prompts with n %d are more than %d completions", q->prompts, q->samples,
                             SERVE_SAMPLES);
+    int64_t listed = (int64_t)q->prompts * q->samples * q->how.max_new;
+    for (int i = 0; q->echo && i < q->prompts; i++) listed += q->prompt[i].count;
+    if (q->top >= 0 && listed * (1 + q->top) > SERVE_LOGPROBS)
+        return serve_refuse(f, 400, "logprobs", "the answer would have up to %lld log-probabilities, at most %d",
+                            (long long)(listed * (1 + q->top)), SERVE_LOGPROBS);
     if (!q->how.max_new && !q->echo) return serve_refuse(f, 400, "max_tokens", "max_tokens 0 is used only with echo");
     for (int i = 0; i < q->prompts; i++) {
         const int64_t n = q->prompt[i].count, most = q->limited ? q->how.max_new : 1;
