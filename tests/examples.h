@@ -178,3 +178,11 @@ extern PolicyBatch b;
 #elif defined LLMC_LOSS_PPO_H
 extern PpoBatch b;
 #endif
+#ifdef LLMC_SERVE_REQUEST_H
+extern ServeModel served;
+#endif
+#ifdef LLMC_SERVE_ENGINE_H
+extern ServeEngine server;
+extern ServeJob *job;
+extern bool stopping(void *context);
+#endif

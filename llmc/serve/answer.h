@@ -6,12 +6,13 @@
  * Log-probabilities, and token_ids of return_token_ids, list every token that was drawn, the one that ended the completion
  * as well. A token whose bytes are no text is written as bytes:\x80, as OpenAI does.
  *
- *     json_t *answer = serve_answer(&x, job);                       // of a job that is over
+ *     json_t *answer = serve_answer(&server, job);                  // of a job that is over
  *     char *text = serve_dump(answer);
  *
  *     ServePieces p;
- *     serve_pieces_open(&p, &x, job);
- *     while (!serve_pieces_next(&p, &out)) wait();                  // with the engine's lock
+ *     TextBuffer events = {0};
+ *     serve_pieces_open(&p, &server, job);
+ *     while (!serve_pieces_next(&p, &events)) serve_job_wait(&server, job);      // with the engine's lock
  *     serve_pieces_close(&p);
  */
 #ifndef LLMC_SERVE_ANSWER_H

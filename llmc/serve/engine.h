@@ -14,8 +14,8 @@
  * A sample depends on the weights, the prompt and its seed alone, up to rounding, not on the other requests.
  *
  *     ServeEngine x;
- *     if (!serve_engine_open(&x, &serve_model, &model, slots, queue, seed, &e)) die("%s", e.text);
- *     serve_engine_run(&x, stopping, NULL, &e);          // until stopping() returns true
+ *     if (!serve_engine_open(&x, &served, &model, slots, 64, seed, &e)) die("%s", e.text);
+ *     serve_engine_run(&x, stopping, NULL, NULL, &e);    // until stopping() returns true
  *     serve_engine_close(&x);
  */
 #ifndef LLMC_SERVE_ENGINE_H

@@ -10,9 +10,9 @@
  * answer. A client that closes its connection ends its job. Requests must say that they are JSON, and, unless other machines
  * may use the server, be for this machine by name: so that no web page can send them.
  *
- *     ServeHttp h = {.engine = &x, .any = false, .key = NULL};
+ *     ServeHttp h = {.engine = &server, .any = false, .key = NULL};
  *     if (!serve_http_open(&h, "127.0.0.1:8000", &e)) die("%s", e.text);
- *     serve_engine_run(&x, stopping, serve_http_expire, &h, &e);
+ *     serve_engine_run(&server, stopping, serve_http_expire, &h, &e);
  *     serve_http_close(&h);
  */
 #ifndef LLMC_SERVE_HTTP_H

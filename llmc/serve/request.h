@@ -11,7 +11,7 @@
  *
  *     ServeRequest q;
  *     ServeFault fault;
- *     if (!serve_request(&q, &model, SERVE_CHAT, body, n, &fault)) answer(fault.status, fault.e.text);
+ *     if (!serve_request(&q, &served, SERVE_CHAT, text, length, &fault)) print(fault.status, fault.e.text);
  *     serve_request_free(&q);
  */
 #ifndef LLMC_SERVE_REQUEST_H
