@@ -21,7 +21,7 @@ static json_t *tokens, *cases[CONVERSATIONS], *templates;
 static int setup(void **state) {
     Error e;
     Jsonl j;
-    json_t *row;
+    json_t *row = NULL;
     int more, count = -1;
     templates = json_object();
     if (files_setup(state) || !jsonl_open(&j, "tests/golden/template.jsonl.zst", false, &e)) return 1;
