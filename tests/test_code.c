@@ -337,7 +337,7 @@ static void test_cheats(void **state) {
         "{\"tests\":[\"assert f(3) == 10\",\"assert f(4) == 17\"]}",
         "{\"tests\":{\"inputs\":[\"3\\n\",\"4\\n\"],\"outputs\":[\"10\\n\",\"17\\n\"]}}"};
     Error e;
-    int n;
+    int n = 0;
     CodeSample *all = code_samples("tests/code/cheats.txt", &n);
     assert_non_null(all);
     assert_true(n >= 25);

@@ -529,6 +529,7 @@ static void config_refusals(void **state) {
         {"mistral", "{\"num_key_value_heads\":\"-\"}", "has no num_key_value_heads"},
         {"llama-a", "{\"head_dim\":11}", "11 rotated channels, expected an even number"},
         {"llama-a", "{\"rms_norm_eps\":0}", "rms_norm_eps is 0"},
+        {"llama-a", "{\"rms_norm_eps\":1e-60}", "rms_norm_eps is 1e-60, expected a number from 1e-30"},
         {"llama-a", "{\"rms_norm_eps\":\"x\"}", "rms_norm_eps is not a number"},
         {"llama-a", "{\"attention_bias\":1}", "attention_bias is not true or false"},
         {"llama-a", "{\"hidden_act\":\"gelu\"}", "hidden_act is \"gelu\", expected silu"},

@@ -218,7 +218,7 @@ static inline bool huggingface_integer(const json_t *object, const char *key, in
     return true;
 }
 
-/* A key with a positive number. fallback: the value if it is absent or null; NAN: it is required. */
+/* A key with a positive number that float32 can have. fallback: the value if it is absent or null; NAN: it is required. */
 static inline bool huggingface_number(const json_t *object, const char *key, double fallback, double *to,
                                       const char *name, Error *e) {
     const json_t *value = huggingface_value(object, key);
@@ -226,8 +226,8 @@ static inline bool huggingface_number(const json_t *object, const char *key, dou
     if (!value && isnan(fallback)) return error_set(e, "%s: has no %s", name, key);
     if (value && !json_is_number(value)) return error_set(e, "%s: %s is not a number", name, key);
     if (value) *to = json_number_value(value);
-    if (value && !(*to > 0 && *to < 1e30))
-        return error_set(e, "%s: %s is %g, expected a positive number", name, key, *to);
+    if (value && !(*to >= 1e-30 && *to <= 1e30))
+        return error_set(e, "%s: %s is %g, expected a number from 1e-30 to 1e30", name, key, *to);
     return true;
 }
 
