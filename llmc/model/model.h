@@ -16,7 +16,7 @@
 #define LLMC_MODEL_MODEL_H
 
 #include "../base/error.h"  /* Error, xcalloc, xmalloc, error_set */
-#include "../base/random.h" /* RANDOM_INIT, Random, random_normal, random_real, ... */
+#include "../base/random.h" /* RANDOM_INIT, Random, random_normals, random_real, ... */
 #include "backend.h"        /* QuantMatrix, QuantType, Floats, Blocks, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
 #include "quantized.h"      /* quant_info, quant_bytes, quant_decode, quant_encode, ... */
