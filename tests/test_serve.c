@@ -660,7 +660,7 @@ static void a_slow_client_is_dropped(void **state) {
     say(s, "GET /v1/models HTTP/1.1\r\nHo", 27);
     say(t, "POST /v1/completions HTTP/1.1\r\n" HEAD "Content-Length: 20\r\n\r\n{\"pro", 96);
     free(hear(s)), free(hear(t));
-    assert_true(clock_seconds() - began < 5);
+    assert_true(clock_seconds() - began < 30);
     json_decref(completion("{\"prompt\":\"a\"}"));
     settings.patience = 0;
     stop();
@@ -687,14 +687,14 @@ static void a_key_is_needed(void **state) {
     stop();
 }
 
-/* Waits until no job is left, for ten seconds at most. */
+/* Waits until no job is left, for a minute at most. */
 static void await_idle(void) {
-    const double end = clock_seconds() + 10;
+    const double end = clock_seconds() + 60;
     for (bool idle = false; !idle; usleep(2000)) {
         pthread_mutex_lock(&server.engine.lock);
         idle = !server.engine.first;
         pthread_mutex_unlock(&server.engine.lock);
-        if (clock_seconds() > end) fail_msg("jobs are left after ten seconds");
+        if (clock_seconds() > end) fail_msg("jobs are left after a minute");
     }
 }
 
@@ -706,24 +706,32 @@ static void wait_for_jobs(int64_t n) {
     }
 }
 
-/* Endless prompts: a model that never stops, and whose completions take long. */
+/* Waits until every job has begun. */
+static void wait_for_slot(void) {
+    for (bool begun = false; !begun; usleep(500)) {
+        pthread_mutex_lock(&server.engine.lock);
+        begun = !server.engine.waiting;
+        pthread_mutex_unlock(&server.engine.lock);
+    }
+}
+
+/* A slot, two places to wait, and requests that take long: the next one is refused, those of clients that leave end. */
 static void clients_that_leave_end_their_jobs(void **state) {
     (void)state;
     static const char head[] = "POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" HEAD;
     settings.slots = 1;
     settings.queue = 2;
     start(&chance, NULL);
-    int s[4];
-    for (int i = 0; i < 4; i++) { /* a stream and three whole answers */
+    int s[3];
+    for (int i = 0; i < 3; i++) { /* a stream and two whole answers, of a thousand completions each */
         char request[500], body[200];
         snprintf(body, sizeof body, "{\"prompt\":\"a\",\"max_tokens\":90,\"n\":1000,\"seed\":1,\"stream\":%s}",
                  i ? "false" : "true");
         snprintf(request, sizeof request, "%sContent-Length: %zu\r\n\r\n%s", head, strlen(body), body);
-        if (i == 3) break;
         s[i] = dial();
         say(s[i], request, strlen(request));
         wait_for_jobs(i + 1);
-        if (!i) usleep(50000); /* it takes the slot */
+        if (!i) wait_for_slot();
     }
     json_t *a = answer_of("/v1/completions", "{\"prompt\":\"a\"}", 429);
     assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "rate_limit_error");
