@@ -165,7 +165,7 @@ static inline void credit_advantages(Credit *c, const Generation *g, ScaleReward
         uint64_t *state = (uint64_t *)xcalloc(turns, sizeof *state);
         for (int32_t i = 0; i < n; i++) {
             const Trajectory *y = g->scored[i].completion.trajectory;
-            outcome[i] = generation_outcome(g, i) - (penalty ? penalty[i] : 0);
+            outcome[i] = isnan(g->reward[i]) ? NAN : generation_outcome(g, i) - (penalty ? penalty[i] : 0);
             memcpy(reward + turn[i], y->turn_reward, (size_t)y->turns * sizeof *reward);
             memcpy(state + turn[i], y->state, (size_t)y->turns * sizeof *state);
         }
