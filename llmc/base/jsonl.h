@@ -319,6 +319,7 @@ static inline bool jsonl_too_long(const Jsonl *j, Error *e) {
  * and may not be skipped. */
 static inline int jsonl_next(Jsonl *j, json_t **row, Error *e) {
     bool too_long;
+    *row = NULL;
     for (int more; (more = jsonl_text(j, &too_long, e)) != 0;) {
         if (more < 0) return -1;
         if (jsonl_blank(j) && !too_long) continue;
