@@ -42,7 +42,7 @@ typedef struct TurnRewards {
     const int32_t *turn;     /* (trajectories + 1) */
     const float *reward;     /* (turns) NaN: none */
     const uint64_t *state;   /* (turns) what the turn was drawn after; equal for equal states */
-    const float *outcome;    /* (trajectories) */
+    const float *outcome;    /* (trajectories) O_i */
     const float *trajectory; /* (trajectories) R_i; NaN: not scored */
 } TurnRewards;
 
