@@ -4,7 +4,7 @@
  * Kernels read an element by act_get() and write it by act_set(), which rounds to nearest, ties to even. For float both
  * are the identity. Compilers vectorise loops over either. Sums and statistics are float in both.
  *
- *     for (int c = 0; c < C; c++) out[c] = act_set(act_get(x[c]) * scale);
+ *     for (int i = 0; i < n; i++) y[i] = act_set(act_get(x[i]) - max);
  */
 #ifndef LLMC_CPU_ACT_H
 #define LLMC_CPU_ACT_H
