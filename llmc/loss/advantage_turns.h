@@ -16,10 +16,15 @@
  * of z_k, of turn k. The function writes what a turn has in addition to the advantage of its whole trajectory, z(O_i) or
  * z(R_i), which advantage.h computes; their sum is A_ik. Trajectories whose reward is NaN are in no mean and get 0.
  *
- *     TurnRewards t = {turn, turn_reward, state, outcome, reward};                     // 8 prompts, 16 trajectories each
- *     TurnCredit c = {CREDIT_GIGPO, SCALE_GROUP, 0.5, 1, 1};
- *     advantage_group(reward, 8, 16, SCALE_GROUP, advantage, &stats);
- *     double size = advantage_turns(&c, &t, 8, 16, advantage, addition);           // turn k of trajectory i: addition[turn[i] + k]
+ *     const int32_t turn[] = {0, 2, 3};                          // a group of two trajectories, of two turns and of one
+ *     const float given[] = {0, 0.5f, 1}, outcome[] = {1, 0}, all[] = {1.5f, 1};
+ *     const uint64_t state[] = {0, 7, 0};
+ *     const TurnRewards t = {turn, given, state, outcome, all};
+ *     const TurnCredit c = {CREDIT_GIGPO, SCALE_GROUP, 0.5, 1, 1};
+ *     AdvantageStats stats;
+ *     float addition[3];
+ *     advantage_group(all, 1, 2, SCALE_GROUP, advantage, &stats);
+ *     advantage_turns(&c, &t, 1, 2, advantage, addition);        // turn k of trajectory i: addition[turn[i] + k]
  */
 #ifndef LLMC_LOSS_ADVANTAGE_TURNS_H
 #define LLMC_LOSS_ADVANTAGE_TURNS_H

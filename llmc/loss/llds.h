@@ -8,8 +8,11 @@
  * so it acts only on turns whose likelihood fell, and there only on the tokens that fell. N are the tokens of the whole
  * optimizer step that count. Deng et al. 2025 (2512.04220), with the gate for each action, which the paper finds best.
  *
+ *     const int32_t offset[] = {0, 4}, turn[] = {0, 0, 1, 1};                       // a completion of two turns
+ *     const float A[] = {0.5f}, before[] = {-1, -1, -2, -1}, now[] = {-1.5f, -1, -1, -2};
+ *     const PolicyBatch one = {.completions = 1, .offset = offset, .advantage = A, .logp = now, .old_logp = before};
  *     LldsStats stats = {0};
- *     loss += llds_loss(0.1, n.tokens, &b, turn, dlogp, &stats);                    // b: a PolicyBatch, after policy_loss()
+ *     loss += llds_loss(0.1, 4, &one, turn, dlogp, &stats);                         // the first turn fell by 0.5
  */
 #ifndef LLMC_LOSS_LLDS_H
 #define LLMC_LOSS_LLDS_H

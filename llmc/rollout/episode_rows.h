@@ -5,8 +5,12 @@
  * unless there is one that answers whole turns and something else beside it. The field `tools` of a row, a list of names or of
  * schemas, narrows its tools to these.
  *
+ *     Tools tools = {0};
+ *     ToolPrograms programs = {0};
+ *     const PromptText record = {.fields = "{\"tools\": [\"calculator\"]}"};
  *     EpisodeRow row;
- *     if (!episode_row_read(&tools, &programs, &prompts.what[0], &row, &e)) die("%s", e.text);
+ *     if (!tools_add(&tools, "calculator", &e)) die("%s", e.text);
+ *     if (!episode_row_read(&tools, &programs, &record, &row, &e)) die("%s", e.text);
  *     if (row.text < 0 && episode_row_has(&row, 0)) printf("may call %s\n", tools.tool[0].name);
  */
 #ifndef LLMC_ROLLOUT_EPISODE_ROWS_H

@@ -39,7 +39,7 @@
 #include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
 #include "prompts.h"               /* PromptText */
 #include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
-#include "trajectory.h"            /* STOP_TOOL_FAILED, Trajectory, STOP_NONE, trajectory_stop_name, ... */
+#include "trajectory.h"            /* Trajectory, STOP_TOOL_FAILED, STOP_NONE, trajectory_stop_name, ... */
 #include <xxhash.h>
 
 typedef enum { AGGREGATE_LAST, AGGREGATE_SUM } EpisodeAggregator; /* of the rewards of turns */

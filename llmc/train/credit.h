@@ -4,15 +4,16 @@
  * Completions without tools have a single turn, to which all of this applies, too.
  *
  *     Credit c;
- *     credit_open(&c, &options, &g);                                        // after generation_open()
- *     advantage_group(g.reward, P, G, scale, advantage, &stats);
- *     credit_advantages(&c, &g, scale, NULL, advantage);                    // once for each generation
- *     credit_forward(&c, &g, &x, &model, &work, temperature);               // for each micro-batch
+ *     const CreditOptions how = credit_defaults();
+ *     credit_open(&c, &how, &g);                                             // after generation_open()
+ *     credit_advantages(&c, &g, SCALE_GROUP, NULL, advantage);               // after advantage_group(), for each generation
+ *     credit_begin(&c, &g, 0, g.completions);                                // for each optimizer step
+ *     const GenerationSlice x = generation_pack(&g, 0, 4);                   // for each micro-batch
+ *     credit_forward(&c, &g, &x, &model, &work, temperature);
  *     credit_give(&c, &x, &b, NULL);
- *     loss += policy_loss(&config, &n, &b, x.dlogp, x.dentropy, &stats);
- *     loss += credit_llds(&c, &x, &b, n.tokens);
- *     loss += credit_backward(&c, &g, &x, &model, &work, temperature, dentropy);
- *     credit_log(&c, &g);                                                   // once for each optimizer step
+ *     loss += credit_llds(&c, &x, &b, N);                                    // after policy_loss()
+ *     loss += credit_backward(&c, &g, &x, &model, &work, temperature, NULL);
+ *     credit_log(&c, &g);                                                    // for each optimizer step
  *     credit_close(&c);
  */
 #ifndef LLMC_TRAIN_CREDIT_H
