@@ -17,7 +17,8 @@
 #ifndef LLMC_ROLLOUT_BEAM_TASKS_H
 #define LLMC_ROLLOUT_BEAM_TASKS_H
 
-#include "../base/error.h"           /* xcalloc, Error */
+#include "../base/error.h"           /* xcalloc, Error, error_set */
+#include "../base/program.h"         /* program_stopping */
 #include "../model/model_text.h"     /* ModelText */
 #include "../reward/code_reward.h"   /* CodeScorer */
 #include "../reward/verify_answer.h" /* RewardInput */
@@ -125,7 +126,8 @@ static inline bool beam_evaluate(BeamSearch *x, BeamKind kind, int n, const Samp
         for (int k = 0; k < trees; k++)
             t[k] = (BeamTree){
                 .prompt = prompts_tokens(p, i + k), .prompt_len = prompts_length(p, i + k), .id = (uint64_t)(i + k)};
-        ok = beam_run(x, kind, n, how, t, trees, e);
+        ok = !program_stopping() || error_set(e, "stopped by a signal");
+        ok = ok && beam_run(x, kind, n, how, t, trees, e);
         for (int k = 0; k < trees; k++) {
             ok = ok && beam_judge_prompt(&t[k], p, i + k, how, text, code, watch, context, f, &right[i + k], e);
             beam_tree_free(&t[k]);
