@@ -13,7 +13,7 @@
 #include "../llmc/tools/tool_program.h" /* ToolReply */
 #include "../llmc/tools/tools.h"        /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                      /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"                      /* run, assert_holds, out, refused_output, ... */
+#include "shell.h"                      /* assert_holds, run, out, refused_output, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
 
@@ -938,31 +938,40 @@ static void test_failing_programs(void **state) {
     REFUSED("--tool-cmd 'sh $T/silent.sh' --tool-timeout 0.2 --tool-retries 0 --slots 200", "no answer in 0.2 seconds");
     /* lost completions have no reward */
     put_program("lost.sh", HELLO ",\"episodes\":true", "", "no");
-    run(0, GENERATE "--tool-cmd 'sh $T/lost.sh' --tool-workers 1 --max-tool-failures 1");
+    run(0, GENERATE "--tool-cmd 'sh $T/lost.sh' --tool-workers 1 --max-tool-failures 1 --reward verify,length=0/10");
     assert_holds(out, "\"stop\":\"tool_failed\"");
+    for (char *line = strtok(out, "\n"); line; line = strtok(NULL, "\n")) {
+        if (!strstr(line, "\"stop\":\"tool_failed\"")) continue;
+        assert_holds(line, "\"right\":null");
+        assert_holds(line, "\"reward\":null");
+        assert_holds(line, "\"verify\":null");
+    }
 }
 
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
 
+/* The game of scripts/guess.py. */
+static void test_guess(void **state) {
+    (void)state;
+    run(0,
+        "printf '%s\\n' '{\"op\":\"hello\"}' '{\"op\":\"reset\",\"id\":\"1\",\"answer\":\"9\"}' "
+        "'{\"op\":\"step\",\"id\":\"1\",\"turn\":0,\"text\":\"16\"}' '{\"op\":\"step\",\"id\":\"1\",\"turn\":1,\"text\":\"8\"}' "
+        "'{\"op\":\"step\",\"id\":\"1\",\"turn\":2,\"text\":\" 9\"}' '{\"op\":\"end\",\"id\":\"1\"}' | python3 scripts/guess.py");
+    assert_holds(out, "\"turn\": 0, \"observation\": \"lower\", \"done\": false, \"reward\": 0}");
+    assert_holds(out, "\"turn\": 1, \"observation\": \"higher\", \"done\": false, \"reward\": 0}");
+    assert_holds(out, "\"turn\": 2, \"observation\": \"lower\", \"done\": true, \"reward\": 0.625}");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),
-                                       cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries),
-                                       cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),
-                                       cmocka_unit_test(test_code),
-                                       cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),
-                                       cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),
-                                       cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),
-                                       cmocka_unit_test(test_order),
-                                       cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_evaluate),
-                                       cmocka_unit_test(test_online_pairs),
-                                       cmocka_unit_test(test_environments),
-                                       cmocka_unit_test(test_credit),
-                                       cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_code),
+                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_order),          cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_online_pairs),
+                                       cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
+                                       cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

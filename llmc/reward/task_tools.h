@@ -11,13 +11,13 @@
  * its program.
  *
  * A demonstration has steps before its completion: {"name", "arguments", "result"} for a call, {"said", "result"} for a
- * turn that is answered by a user. A wrong one calls with a wrong argument
- * (bigmul) or reports a wrong result (lookup).
+ * turn that is answered by a user. A wrong one calls with a wrong argument (bigmul), repeats the key that it asked for
+ * instead of what that leads to (lookup), or guesses at random (guess).
  */
 #ifndef LLMC_REWARD_TASK_TOOLS_H
 #define LLMC_REWARD_TASK_TOOLS_H
 
-#include "../base/random.h"  /* Random, random_below, random_between, RANDOM_TASK, ... */
+#include "../base/random.h"  /* Random, random_between, random_below, RANDOM_TASK, ... */
 #include "../base/text.h"    /* text_format, TextBuffer, text_free, text_string */
 #include "task.h"            /* Task, TaskOptions, task_knob, task_wrong_number */
 #include "task_arithmetic.h" /* task_power */
@@ -99,7 +99,7 @@ static inline void task_lookup_result(uint64_t seed, int64_t facts, int64_t key,
     }
 }
 
-static inline void task_lookup_solve(const TaskOptions *o, bool wrong, Random *r, Task *t) {
+static inline void task_lookup_solve(const TaskOptions *o, bool wrong, const Random *r, Task *t) {
     const int64_t facts = task_facts(o);
     for (int i = 1; i < t->count; i++) {
         char query[32];
@@ -109,10 +109,7 @@ static inline void task_lookup_solve(const TaskOptions *o, bool wrong, Random *r
         task_step(t, "search", "query", query, result.text);
         text_free(&result);
     }
-    const int64_t right = t->value[t->count - 1];
-    int64_t said = right;
-    while (wrong && said == right) said = (int64_t)random_below(r, (uint64_t)facts);
-    text_format(&t->completion, "k%lld", (long long)said);
+    text_format(&t->completion, "k%lld", (long long)t->value[wrong ? t->count - 2 : t->count - 1]);
 }
 
 static inline void task_guess_problem(Random *r, Task *t) {

@@ -39,7 +39,7 @@
 #include "certainty.h"                 /* Certainty, certainty_score */
 #include "prompts.h"                   /* Prompts, prompts_input, prompts_said, prompts_empty, ... */
 #include "rollout.h"                   /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
-#include "trajectory.h"                /* trajectory_reward */
+#include "trajectory.h"                /* trajectory_lost, trajectory_reward */
 #include "votes.h"                     /* VOTES_REWARD, votes_at_k, VOTES_CERTAINTY, VotesWeight */
 
 enum { EVALUATION_KS = 16 };
@@ -299,6 +299,8 @@ static inline bool evaluation_verify(const Evaluation *v, const RolloutRequest *
         in[i] = prompts_input(p, first + i / samples, said[i], length, c, 0, how->max_new);
     }
     const bool ok = evaluation_check_all(in, n, v->code, right, e);
+    for (int i = 0; i < n; i++)
+        if (trajectory_lost(q[i / samples].out[i % samples].trajectory)) right[i] = NAN;
     for (int i = 0; i < n; i++) free(said[i]);
     free(in), free(said);
     return ok;

@@ -31,7 +31,7 @@
 #include "inference.h"               /* Inference */
 #include "prompts.h"                 /* PromptText, prompts_said */
 #include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
-#include "trajectory.h"              /* trajectory_stop_name */
+#include "trajectory.h"              /* trajectory_lost, trajectory_stop_name */
 
 typedef struct ScoringOptions {
     const char *reward, *reward_cmd, *reward_model;
@@ -130,6 +130,12 @@ static inline bool scoring_possible(Scoring *s, const PromptText *what, bool *po
     return s->by_model || rewards_scorable(&s->rewards, &in, possible, e);
 }
 
+/* A completion that a tool has lost has no score. */
+static inline void scoring_none(Score *score, int parts) {
+    score->right = score->reward = NAN;
+    for (int k = 0; k < parts; k++) score->parts[k] = NAN;
+}
+
 /* Scores the completions of a request. score: (request.samples). */
 static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling *how, const PromptText *what,
                                const RolloutRequest *q, Score *score, Error *e) {
@@ -171,6 +177,7 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
             score[i].right = right[i];
             score[i].reward = total[i];
             memcpy(score[i].parts, part + (size_t)i * (size_t)parts, (size_t)parts * sizeof *part);
+            if (trajectory_lost(q->out[i].trajectory)) scoring_none(&score[i], parts);
         }
         free(said[i]);
     }

@@ -174,11 +174,14 @@ static inline bool trajectory_void(const Trajectory *y) {
     return y->counts.parse_errors > 0 || trajectory_truncated(y->stop);
 }
 
+/* Whether a tool failed, so that there is nothing to score (NULL: a completion of one turn). */
+static inline bool trajectory_lost(const Trajectory *y) { return y && y->stop == STOP_TOOL_FAILED; }
+
 /* The reward of a trajectory (NULL: a completion of one turn): `score` of its final text, NaN if that cannot be scored,
  * plus what its environment gave. NaN if nothing could be scored, or if a tool failed. */
 static inline float trajectory_reward(const Trajectory *y, float score) {
     if (!y) return score;
-    if (y->stop == STOP_TOOL_FAILED) return NAN;
+    if (trajectory_lost(y)) return NAN;
     return isnan(y->reward) ? score : isnan(score) ? y->reward : score + y->reward;
 }
 
