@@ -7,7 +7,7 @@
  *
  *     ComputePoint p[] = {{.method = "majority", .parameter = 8, .flops = 1e9, .accuracy = 0.5, .low = 0.4, .high = 0.6}};
  *     json_t *row = compute_json(&p[0]);
- *     compute_page(file, "sft.bin on tasks.shard", p, 1);
+ *     compute_page(f, "sft.bin on tasks.shard", p, 1);
  */
 #ifndef LLMC_REPORT_COMPUTE_H
 #define LLMC_REPORT_COMPUTE_H

@@ -15,8 +15,8 @@
  *
  *     Ablation x;
  *     if (!ablation_open(&x, &model, &model_text, "</think>", "\n", longest, &e)) die("%s", e.text);
- *     if (!ablation_add(&x, prompt, n, tokens, count, &e)) die("%s", e.text);      // for each completion
- *     const double share = x.needed / x.weighed;
+ *     if (!ablation_add(&x, prompt, prompt_len, completion, completion_len, &e)) die("%s", e.text);    // each completion
+ *     printf("%g of the steps are needed\n", x.needed / x.weighed);
  *     ablation_close(&x);
  */
 #ifndef LLMC_ROLLOUT_ABLATION_H

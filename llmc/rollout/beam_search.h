@@ -24,8 +24,10 @@
  * prompt's id and the numbers of the copies that were taken, so the results do not depend on what else is searched.
  *
  *     BeamSearch x;
- *     BeamTree tree = {.prompt = ids, .prompt_len = n, .id = i};
- *     if (!beam_new(&x, &o, &model, &process_model, trees, prompt_max, new_max, &e)) die("%s", e.text);
+ *     BeamOptions o = beam_defaults();
+ *     BeamTree tree = {.prompt = prompt, .prompt_len = prompt_len, .id = id};
+ *     o.separator = "\n";
+ *     if (!beam_new(&x, &o, &model, &model_text, &rm, 1, 16, prompt_max, new_max, &e)) die("%s", e.text);
  *     if (!beam_run(&x, SEARCH_BEAM, 16, &sampling, &tree, 1, &e)) die("%s", e.text);   // tree.result[0 ... results - 1]
  *     beam_tree_free(&tree);
  *     beam_free(&x);

@@ -8,10 +8,11 @@
  * A solution that was cut off before its end is a result, but it is neither chosen nor does it vote, unless no result has
  * ended. Each result has one vote: a result is counted as often as the search drew it.
  *
+ *     BeamSearch x;                                                                       // of beam_new()
  *     BeamFigures f;
  *     double *right = (double *)xcalloc((size_t)prompts.count, sizeof *right);
- *     if (!beam_evaluate(&search, SEARCH_DVTS, 16, &sampling, &prompts, prompts.count, &model_text, NULL, NULL, NULL, right,
- *                          &f, &e))
+ *     if (!beam_evaluate(&x, SEARCH_DVTS, 16, &sampling, &prompts, prompts.count, &model_text, NULL, NULL, NULL, right, &f,
+ *                        &e))
  *         die("%s", e.text);
  */
 #ifndef LLMC_ROLLOUT_BEAM_TASKS_H

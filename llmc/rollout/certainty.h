@@ -6,10 +6,11 @@
  * p is the model's distribution at temperature 1 before each token. The completions are run once more, without a cache,
  * because the sampler keeps no logits.
  *
- *     Certainty c;
- *     if (!certainty_open(&c, &model, longest, &e)) die("%s", e.text);             // tokens of a prompt and a completion
- *     if (!certainty_score(&c, prompt, prompt_len, &completion, &score, &e)) die("%s", e.text);
- *     certainty_close(&c);
+ *     Certainty x;
+ *     double mean;
+ *     if (!certainty_open(&x, &model, longest, &e)) die("%s", e.text);             // tokens of a prompt and a completion
+ *     if (!certainty_score(&x, prompt, prompt_len, &c, &mean, &e)) die("%s", e.text);
+ *     certainty_close(&x);
  */
 #ifndef LLMC_ROLLOUT_CERTAINTY_H
 #define LLMC_ROLLOUT_CERTAINTY_H

@@ -9,7 +9,8 @@
  * A prefix is prefilled once for all its continuations, and equal prefixes of several solutions are continued once. The draws
  * depend on the seed and on the prefix alone.
  *
- *     StepSolution s[2];             // prompts, tokens and ends of their steps
+ *     Scoring scoring;
+ *     StepSolution s[2] = {{0}};             // prompts, tokens and ends of their steps
  *     StepRollouts x = {.engine = &engine, .sampling = &sampling, .text = &model_text, .scoring = &scoring, .samples = 8};
  *     if (!step_rollouts(&x, s, 2, false, &e)) die("%s", e.text);                 // fills in s[i].value and s[i].error
  */

@@ -14,10 +14,11 @@
  * budget and without ignored ends nothing is forced, and the completions are those of plain sampling, bit by bit.
  *
  *     Thinking x;
- *     if (!thinking_open(&x, &o, budget, &model_text, &sampling, context, longest_prompt, &e)) die("%s", e.text);
+ *     const ThinkingOptions o = thinking_defaults();
+ *     if (!thinking_open(&x, &o, 256, &model_text, &sampling, config.context, prompt_max, &e)) die("%s", e.text);
  *     sampling.max_new = x.new_max;                                       // the engine's completions have room for it
  *     engine.turns = &x.turns;
- *     rollout_run(&engine, &sampling, q, n, NULL, NULL, &e);              // trajectory->thought: tokens of the thought
+ *     rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e);       // trajectory->thought: tokens of the thought
  *     thinking_close(&x);
  */
 #ifndef LLMC_ROLLOUT_THINKING_H
