@@ -149,7 +149,7 @@ static void resumed_runs_end_in_the_same_bytes(void **state) {
 
 static void bad_input(void **state) {
     (void)state;
-    refused(2, ONLINE "-o $T/kept", "--online: give --reward-model, --reward or --reward-cmd");
+    refused(2, ONLINE "-o $T/kept", "--online: give --reward-model, --reward, --reward-cmd or --judge");
     refused(2, ONLINE JUDGE "-o $T/kept --loss-type kto", "--online generates pairs");
     refused(2, ONLINE JUDGE "-o $T/kept --precompute-ref-log-probs", "--online samples its completions during the run");
     refused(2, ONLINE JUDGE "-o $T/kept --online-loss xpo --reference-free", "sample from the reference");
