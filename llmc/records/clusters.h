@@ -14,6 +14,7 @@
  *     clusters_add(all, "arithmetic");                               // of a record; NULL: it has none
  *     char *text = clusters_text(all);
  *     json_t *read = clusters_parse(text, &e);                       // NULL: it is not such an object
+ *     json_t *lineage = json_array();                                // of the model
  *     const ClusterTrained was = clusters_trained(lineage, "words"); // CLUSTER_TRAINED, _HELD_OUT or _UNKNOWN
  */
 #ifndef LLMC_RECORDS_CLUSTERS_H

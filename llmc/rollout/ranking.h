@@ -13,7 +13,8 @@
  * be, in this order. The prompt is computed once for all its options.
  *
  *     Ranking r;
- *     if (!ranking_open(&r, &prompts, count, &how, &model_text, &e)) die("%s", e.text);
+ *     const RankHow written = {.of = RANK_TEXTS, .delimiter = " "};
+ *     if (!ranking_open(&r, &prompts, count, &written, &model_text, &e)) die("%s", e.text);
  *     if (!ranking_run(&r, &model, rows, &e)) die("%s", e.text);
  *     for (int64_t i = 0; i < r.count; i++) use(&r.item[i]);
  *     const RankFigures f = ranking_figures(&r, NULL);
