@@ -222,7 +222,7 @@ static void templates_that_differ(void **state) {
         assert_holds(said, "is chatml, whose turns end with <|im_end|>");
     }
     sh("./train_dpo " POLICY "-i $T/prefs.shard");
-    assert_null(strstr(said, "template"));
+    assert_null(strstr(said, "chat template"));
 }
 
 /* Fine-tuning teaches the template of its data: the output has it, and the tokens that it needs. */
@@ -234,7 +234,7 @@ static void fine_tuning_takes_the_template(void **state) {
     sh("./evaluate -c $T/llama.bin -i $T/llama.shard");
     assert_null(strstr(said, "warning"));
     sh("./train_dpo -c $T/llama.bin -i $T/llamaprefs.shard -o $T/x.bin -x 1");
-    assert_null(strstr(said, "template"));
+    assert_null(strstr(said, "chat template"));
     /* a model without enough rows */
     run(1, "./train_dpo " POLICY "-i $T/many.shard");
     assert_holds(said, "does not fit the model's 260; make the shard with the model's tokenizer");

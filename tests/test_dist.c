@@ -299,7 +299,7 @@ static void trajectories_are_the_same_on_any_number_of_ranks(void **state) {
         sh("$RANKS 2 " GRPO TOOLS "%s -x 4 -o $T/many.bin --metrics $T/many.jsonl", how[i]);
         assert_near_metrics("one.jsonl", "many.jsonl", 2e-3);
         assert_true(weights_gap("one.bin", "many.bin") < 1e-3);
-        assert_true(metric("one.jsonl", 0, "turns/mean") > 1.1);
+        assert_true(metric("one.jsonl", 0, "turns/mean") > 1);
         static const char *const same[] = {"turns/mean", "tools/f/calls", "completions/mean_length", "reward"};
         for (int k = 0; k < 4; k++) assert_true(metric("one.jsonl", 0, same[k]) == metric("many.jsonl", 0, same[k]));
     }
