@@ -31,6 +31,7 @@
 #include "llmc/records/eval_sets.h"     /* EvalSets, eval_set, eval_set_size, eval_sets_free, ... */
 #include "llmc/records/inputs.h"        /* Inputs, inputs_close */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
+#include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "llmc/records/shard.h"         /* Shard, Record, record_free, shard_close, ... */
 #include "llmc/records/tokens.h"        /* TokenMeaning, TokenShard */
 #include "llmc/report/metrics.h"        /* metrics_phase, metrics_set, metrics_set_of, Metrics, ... */
@@ -38,7 +39,7 @@
 #include "llmc/rollout/rollout.h"       /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
-#include "llmc/train/mixing.h"          /* MIXING_OPTIONS, MixingOptions, mixing_begin, mixing_check, ... */
+#include "llmc/train/mixing.h"          /* mixing_begin, mixing_check, mixing_check_limit, mixing_inputs, ... */
 #include "llmc/train/sampled_answers.h" /* SampledAnswers, answers_record, ANSWERS_OF_DATA, ANSWERS_OF_STUDENT, ... */
 #include "llmc/train/teacher.h"         /* TeacherStats, teacher_metrics, TEACHER_OPTIONS, Teacher, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, state_int, trainer_announce, ... */
