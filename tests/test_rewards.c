@@ -1177,8 +1177,8 @@ static void test_command_workers(void **state) {
     static const char *const programs[] = {
         "sed -u 's/.*\"completion\":\"\\([0-9]*\\)\".*/\\1/'",
         "perl -ne '$| = 1; select undef, undef, undef, 0.002; /completion\":\"(\\d+)/ and print \"$1\\n\"'",
-        "perl -ne '$| = 1; @x = /completion\":\"(\\d+)/g; $n = @x; print \"[\" . "
-        "join(\",\", map { /7$/ ? \"null\" : $n * 1000 + $_ } @x) . \"]\\n\"'"};
+        ("perl -ne '$| = 1; @x = /completion\":\"(\\d+)/g; $n = @x; print \"[\" . "
+         "join(\",\", map { /7$/ ? \"null\" : $n * 1000 + $_ } @x) . \"]\\n\"'")};
     RewardInput in[N];
     float part[N], total[N];
     char text[N][8];

@@ -179,7 +179,7 @@ static void forced_equals_the_reference(void **state) {
     Error e;
     Model m = models_random(CONTEXT);
     const ModelText text = text_of_bytes();
-    int waits = 0, cut = 0, own = 0, skipped = 0;
+    int waits = 0, cut = 0, own = 0;
     static const int settings[][3] = {{80, 0, SAMPLES}, {50, 2, SAMPLES}, {70, 4, 1}, {9, 1, SAMPLES}};
     for (size_t k = 0; k < 4; k++) {
         const int budget = settings[k][0], ignore = settings[k][1], samples = settings[k][2];
@@ -199,7 +199,6 @@ static void forced_equals_the_reference(void **state) {
             Forced f = {0};
             close_call = false;
             force(&m, q, i % samples, &s, budget, ignore, 'n', 'e', 7, &f);
-            skipped += close_call;
             if (close_call) continue;
             assert_int_equal(c->count, f.n - q->prompt_len);
             assert_memory_equal(c->tokens, f.ids + q->prompt_len, (size_t)c->count * sizeof(int32_t));
