@@ -1861,7 +1861,7 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.reference, !scored && (!prompts || drawn), "used only for a loss, or for samples of a prompt shard"},
         {&o.rank, prompts, "used only for a prompt shard"},
         {&o.delimiter, o.rank != 0, "used only with --rank-options"},
-        {&o.reward_model, scored || draws, only_prompts},
+        {&o.reward_model, !prompts || draws, only_prompts},
         {&o.tokens, o.reference != NULL, "used only with --reference"},
         {&o.s.max_new, draws, only_prompts},
         {&o.s.stop, draws, only_prompts},
