@@ -409,7 +409,7 @@ static void a_lost_rank_leaves_the_state(void **state) {
     NEEDS_MPI();
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state"));
     const pid_t launcher =
-        run_start("mpirun --mca odls_base_sigkill_timeout 10 --oversubscribe --bind-to none -n 2 " SFT
+        run_start("mpirun --mca odls_base_sigkill_timeout 60 --oversubscribe --bind-to none -n 2 " SFT
                   "-x 100000 -o $T/lost.bin --state $T/lost.state --metrics $T/lost.jsonl "
                   "--dist-timeout 20");
     run_until(files_path("lost.jsonl"), 5);
@@ -419,7 +419,7 @@ static void a_lost_rank_leaves_the_state(void **state) {
     assert_holds(said, "rank 1 of 2 (process ");
     run(0,
         "tail -n 1 $T/lost.jsonl | grep '^{\"record\":\"end\".*\"status\":\"failed\".*\"reason\":\"rank 1 of 2 (process '");
-    run(124, "timeout 3 " SFT "-x 100000 -o $T/lost.bin --resume $T/lost.state");
+    run(124, "timeout 5 " SFT "-x 100000 -o $T/lost.bin --resume $T/lost.state");
     assert_holds(said, "stopped by a signal after step ");
 }
 
