@@ -5,15 +5,15 @@
 #     scripts/chapter.sh 19         self-taught reasoning and rejection sampling
 #     scripts/chapter.sh all 2      all chapters that there are, with seed 2
 #
-# Chapters: 2 likelihood and KL; 5 supervised fine-tuning; 6 Self-Instruct; 8 reward models; 9 InstructGPT; 10 Constitutional AI and
-# Llama 2; 14 the KL leash; 15 DPO; 18 iterative preference learning; 19 rejection sampling; 20 process rewards; 21 test-time
-# compute; 23 GRPO; 25 recipes.
+# Chapters: 2 likelihood and KL; 4 instruction tuning; 5 supervised fine-tuning; 6 Self-Instruct; 8 reward models; 9 InstructGPT;
+# 10 Constitutional AI and Llama 2; 14 the KL leash; 15 DPO; 18 iterative preference learning; 19 rejection sampling; 20 process
+# rewards; 21 test-time compute; 23 GRPO; 25 recipes.
 # shellcheck disable=SC1091,SC2317
 cd "$(dirname "$0")/.."
 chapter=${1:-}
 [ $# -gt 0 ] && shift
 LOOP_NAME=chapter-$chapter
-chapters="2 5 6 8 9 10 14 15 18 19 20 21 23 25"
+chapters="2 4 5 6 8 9 10 14 15 18 19 20 21 23 25"
 case " $chapters all " in *" ${chapter:-none} "*) ;; *) echo "chapter.sh: give one of $chapters, or all" >&2; exit 2 ;; esac
 if [ "$chapter" = all ]; then
     failed=
@@ -54,6 +54,20 @@ chapter_2() {
     claim "KL(p, p) is 0" "$(short "$same")" "$same ^ 2 < 1e-12"
     claim "KL(p, q) is above 0" \
         "$(short "$kl") nats a token between a model and the same model after more training" "$kl > 0.001"
+}
+chapter_4() {
+    title "instruction tuning"
+    script flan
+    o=$loops/flan-$seed
+    # right WORDINGS ASKED: accuracy in percent.
+    right() { percent accuracy "$o/$1.$2.json"; }
+    claim "a model that knows one wording of its tasks does not understand another" \
+        "trained wording $(right 1 trained) %, others $(right 1 unseen) %" "$(right 1 trained) > 90 && $(right 1 unseen) < 60"
+    claim "trained on many wordings, it understands new ones" \
+        "with 1, 10, 100 wordings $(right 1 unseen), $(right 10 unseen), $(right 100 unseen) %" \
+        "$(right 100 unseen) > $(right 1 unseen) + 20"
+    claim "at this size it does not learn to do a task that it never saw" \
+        "held-out task $(right 100 held) %, chance 33 %" "$(right 100 held) < 50"
 }
 chapter_5() {
     title "supervised fine-tuning"
