@@ -253,6 +253,13 @@ static inline void chart_band(FILE *f, const ChartScale *scale, const ChartLine 
     fputs("'/>", f);
 }
 
+/* Sets *at to tick i of an axis from low to high, at a multiple of `tick`; false: there is none. Ticks are counted, because a
+ * value may be so large that another tick does not change it. */
+static inline bool chart_tick_at(double low, double high, double tick, int i, double *at) {
+    *at = (ceil(low / tick) + i) * tick;
+    return i <= 20 && *at <= high + tick * 1e-6;
+}
+
 /* Draws the grid, the labels of both axes and the unit. */
 static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     char text[32];
@@ -269,7 +276,8 @@ static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     }
     double tick = chart_round(s->x1 - s->x0, c->wide ? 8 : 4);
     if (tick < 1) tick = 1; /* steps are integers */
-    for (double v = ceil(s->x0 / tick) * tick; v <= s->x1 + tick * 1e-6; v += tick) {
+    double v;
+    for (int i = 0; chart_tick_at(s->x0, s->x1, tick, i, &v); i++) {
         const double x = chart_x(s, v);
         chart_tick(v, tick, false, text);
         fprintf(f, "<path class='grid base' d='M%.1f %.0fv3'/>", x, s->bottom);

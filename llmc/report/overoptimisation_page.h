@@ -35,13 +35,14 @@ static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const dou
 
 static inline void overoptimisation_axes(FILE *f, const ChartScale *s) {
     char text[32];
-    for (double y = ceil(s->y0 / s->tick) * s->tick; y <= s->y1 + 1e-9; y += s->tick) {
+    double x, y;
+    for (int i = 0; chart_tick_at(s->y0, s->y1, s->tick, i, &y); i++) {
         chart_tick(y, s->tick, false, text);
         fprintf(f, "<path class='grid' d='M%.1f %.1fH%.1f'/><text x='%.1f' y='%.1f' text-anchor='end'>%s</text>",
                 s->left, chart_y(s, y), s->right, s->left - 6, chart_y(s, y) + 3, text);
     }
     const double step = chart_round(s->x1 - s->x0, 8);
-    for (double x = 0; x <= s->x1 + 1e-9; x += step) {
+    for (int i = 0; chart_tick_at(s->x0, s->x1, step, i, &x); i++) {
         chart_tick(x, step, false, text);
         fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>%s</text>", chart_x(s, x), s->bottom + 14, text);
     }

@@ -57,7 +57,8 @@ var plot = (function () {
             all = [];
         }
         step = distance(high - low, most);
-        for (i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) all.push(i * step);
+        for (i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step && all.length < 64; i++)
+            all.push(i * step);
         return all;
     }
 
