@@ -498,7 +498,6 @@ static void check_named(const Jsonl *j, json_t *row) {
  * text. */
 static void check_used(const json_t *row) {
     const bool text = rows.kind == ROW_TEXT;
-    const bool drawn = mixes && !text;
     if (mixes && text)
         die("%s: a token shard is not made as a mixture; make one of each file, and give train_sft -i FILE:WEIGHT",
             inputs.path[0]);
@@ -515,7 +514,7 @@ static void check_used(const json_t *row) {
         {&o.max_tokens, !text, "not used for records of kind text"},
         {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
         {&o.hold_out, !text, "not used for records of kind text"},
-        {&o.seed, o.val_output || drawn || o.wordings, "used only with --val-output, a mixture or --wordings"},
+        {&o.seed, o.val_output || mixes || o.wordings, "used only with --val-output, a mixture or --wordings"},
         {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
         {&o.wordings, row && !text, "not used for records of kind text"},
         {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},

@@ -22,7 +22,7 @@
 
 #include "../llmc/base/error.h"  /* Error, error_set, xrealloc, xstrdup */
 #include "../llmc/base/jsonl.h"  /* jsonl_error, Jsonl, jsonl_close, jsonl_next, ... */
-#include "../llmc/base/random.h" /* RANDOM_WORDING, Random, random_real */
+#include "../llmc/base/random.h" /* RANDOM_WORDING, Random, random_below */
 #include "row_fields.h"          /* row_pattern_check */
 
 enum { WORDINGS_MAX = 4096, WORDINGS_PER_ROW_MAX = 64 };
@@ -104,8 +104,7 @@ static inline int wordings_draw(const Wordings *w, const char *task, uint64_t nu
         if (!w->item[i].task || !strcmp(w->item[i].task, task)) fit[count++] = i;
     for (; drawn < w->per_row && drawn < count; drawn++) {
         const int left = count - drawn;
-        int k = (int)(random_real(&random) * left);
-        if (k >= left) k = left - 1;
+        const int k = (int)random_below(&random, (uint64_t)left);
         chosen[drawn] = fit[k];
         fit[k] = fit[left - 1];
     }

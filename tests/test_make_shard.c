@@ -177,6 +177,16 @@ static void test_damaged(void **state) {
     assert_same(1, "-i $T/c.jsonl -i $T/b.jsonl", "b.jsonl: line 1: is a row of kind text");
 }
 
+/* Without --input, standard input is read. */
+static void test_standard_input(void **state) {
+    (void)state;
+    put_rows("a.jsonl", preference, false);
+    run(0,
+        "data/make_shard -o $T/x.shard --skip-bad < $T/a.jsonl && data/make_shard -i $T/a.jsonl -o $T/y.shard --skip-bad && "
+        "cmp $T/x.shard $T/y.shard");
+    assert_same(0, "--skip-bad < $T/a.jsonl", "x.shard: preference, ");
+}
+
 /* ---- wordings -------------------------------------------------------------------------------------------------- */
 
 /* The text of record i of $T/x.shard, whose tokens are bytes. The result must be freed. */
@@ -281,9 +291,11 @@ static void test_named_prompt(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat),     cmocka_unit_test(test_model_template), cmocka_unit_test(test_preferences),
-        cmocka_unit_test(test_prompts),  cmocka_unit_test(test_text),           cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_wordings), cmocka_unit_test(test_named_prompt),
+        cmocka_unit_test(test_chat),           cmocka_unit_test(test_model_template),
+        cmocka_unit_test(test_preferences),    cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_text),           cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_standard_input), cmocka_unit_test(test_wordings),
+        cmocka_unit_test(test_named_prompt),
     };
     return cmocka_run_group_tests_name("make_shard", tests, setup, teardown);
 }

@@ -53,8 +53,8 @@ static inline MixConfig mix_options_config(const MixingOptions *o, const Inputs 
                        .random = o->random};
 }
 
-/* Fills in the files of -i and --mix. Fails if one is named twice, or if their amounts contradict the options; then
- * nothing stays allocated. */
+/* Fills in the files of -i and --mix, of which there may be none. Fails if one is named twice, or if their amounts contradict
+ * the options; then nothing stays allocated. */
 static inline bool mix_options_inputs(Inputs *in, const MixingOptions *o, const OptionList *list, Error *e) {
     if (!inputs_open(in, "-i/--input", list, e)) return false;
     bool ok = !o->file || (inputs_read(in, "--mix", o->file, e) && inputs_check(in, "--mix", e));
@@ -68,7 +68,7 @@ static inline bool mix_options_inputs(Inputs *in, const MixingOptions *o, const 
             ok = error_set(e, "-i/--input %s=%s: a name is for the metrics of a mixture; give a weight, too",
                            in->label[i], in->path[i]);
     const MixConfig how = mix_options_config(o, in);
-    ok = ok && mix_check(in, &how, e);
+    ok = ok && (!in->count || mix_check(in, &how, e));
     if (!ok) inputs_close(in);
     return ok;
 }
