@@ -658,36 +658,28 @@ static void show_model(const char *path, char *memory, size_t n) {
 
 /* ---- the command line ------------------------------------------------------------------------------------------ */
 
-/* Reads the first number of the file or memory block. *model: it is a safetensors file, which begins with the size of its
- * header; *stream: it has to be read from the front. */
-static int32_t magic_of(const char *path, const char *memory, size_t n, bool *model, bool *stream) {
+enum { FIRST_BYTES = 16 }; /* that tell what a file is */
+
+/* Reads the first bytes of the file or memory block; there may be fewer, and the others are 0. *stream: it has to be read from
+ * the front. */
+static size_t read_first(const char *path, const char *memory, size_t n, char first[FIRST_BYTES], bool *stream) {
     Error e;
     Reader r;
-    int32_t magic;
-    uint8_t first[9] = {0};
-    uint64_t header;
     bool failed = false;
-    const bool ok = memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e);
-    if (ok) reader_peek(&r, first, sizeof first, &failed, &e);
-    if (!ok || failed) die("%s", e.text);
-    memcpy(&magic, first, sizeof magic);
-    memcpy(&header, first, sizeof header);
-    *model = header <= SAFETENSORS_HEADER_MAX && first[8] == '{';
+    memset(first, 0, FIRST_BYTES);
+    if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
+    const size_t got = reader_peek(&r, first, FIRST_BYTES, &failed, &e);
+    if (failed) die("%s", e.text);
     *stream = reader_left(&r) < 0;
     reader_close(&r);
-    return magic;
+    return got;
 }
 
-/* Whether the file or memory block is a file of rollouts. */
-static bool is_rollouts(const char *path, const char *memory, size_t n) {
-    Error e;
-    Reader r;
-    char first[16] = "";
-    bool failed = false;
-    if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
-    const size_t got = reader_peek(&r, first, sizeof first, &failed, &e);
-    reader_close(&r);
-    return got == sizeof first && rollouts_begins(first);
+/* Whether these are the first bytes of a safetensors file, which begins with the size of its header. */
+static bool is_model(const char first[FIRST_BYTES]) {
+    uint64_t header;
+    memcpy(&header, first, sizeof header);
+    return header <= SAFETENSORS_HEADER_MAX && first[8] == '{';
 }
 
 /* Shows a file of rollouts. */
@@ -711,18 +703,6 @@ static void show_rollouts(const char *path, const char *memory, size_t n) {
     if (!rollouts_print(&r, &view, path, &e)) die("%s", e.text);
     rollouts_free(&r);
     reader_close(&in);
-}
-
-/* Whether the file or memory block is a corpus of the tool `search`. */
-static bool is_corpus(const char *path, const char *memory, size_t n) {
-    Error e;
-    Reader r;
-    char first[16] = "";
-    bool failed = false;
-    if (!(memory ? reader_memory(&r, memory, n, &e) : reader_open(&r, path, &e))) die("%s", e.text);
-    const size_t got = reader_peek(&r, first, sizeof first, &failed, &e);
-    reader_close(&r);
-    return got == sizeof first && search_begins(first);
 }
 
 /* Prints passages of a corpus. */
@@ -836,23 +816,22 @@ int main(int argc, char **argv) {
     /* a source that cannot be read twice is kept in memory */
     if (!strcmp(path, "-") || (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
         if (!(memory = file_slurp(path, SIZE_MAX / 4, &n, &e))) die("%s", e.text);
-    if (is_rollouts(path, memory, n)) {
-        show_rollouts(path, memory, n);
-        free(memory);
-        if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
-        return 0;
-    }
-    if (is_corpus(path, memory, n)) {
-        show_corpus(path, memory != NULL);
+    char first_bytes[FIRST_BYTES];
+    int32_t magic;
+    bool stream;
+    const bool whole = read_first(path, memory, n, first_bytes, &stream) == FIRST_BYTES;
+    const bool rollouts = whole && rollouts_begins(first_bytes), corpus = whole && search_begins(first_bytes);
+    memcpy(&magic, first_bytes, sizeof magic);
+    if (rollouts || corpus) {
+        if (rollouts) show_rollouts(path, memory, n);
+        else show_corpus(path, memory != NULL);
         free(memory);
         if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
         return 0;
     }
     const OptionUse use[] = {{&o.step, false, "used only for rollouts"}, {&o.prompt, false, "used only for rollouts"}};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
-    bool model, stream;
-    const int32_t magic = magic_of(path, memory, n, &model, &stream);
-    if (model) {
+    if (is_model(first_bytes)) {
         if (stream) { /* compressed */
             Reader all;
             if (!(memory ? reader_memory(&all, memory, n, &e) : reader_open(&all, path, &e))) die("%s", e.text);
