@@ -741,6 +741,7 @@ static void report_json(json_t *object, const Evaluation *v, bool rewarded) {
     set_number(object, "finished", v->finished);
     set_count(object, "prompts", v->prompts);
     set_count(object, "unscorable", v->unscorable);
+    if (v->lost) set_count(object, "samples_lost", v->lost);
     for (int k = 0; k < v->ks; k++) {
         const struct {
             const char *name;
@@ -775,6 +776,7 @@ static void report_table(const char *name, const Evaluation *v, bool rewarded) {
     wilson_interval(v->greedy, (double)v->prompts, &low, &high);
     fprintf(stderr, "%s: %lld prompts", name, (long long)v->prompts);
     if (v->unscorable) fprintf(stderr, " and %lld that cannot be verified", (long long)v->unscorable);
+    if (v->lost) fprintf(stderr, "; %lld samples were lost and do not count", (long long)v->lost);
     if (v->prompts)
         fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
                 100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
@@ -839,7 +841,7 @@ static void curve_parts(const Outcome *outcome, int64_t count) {
     curve.part = (int *)xrealloc(curve.part, (size_t)count + 1, sizeof *curve.part);
     for (int64_t i = 0; i < count; i++) {
         curve.part[i] = -1;
-        if (outcome[i].scorable && o.samples) order[n++] = (int)i;
+        if (outcome[i].scorable && o.samples && !isnan(outcome[i].pass[0])) order[n++] = (int)i;
     }
     qsort_r(order, (size_t)n, sizeof *order, by_pass, (void *)outcome);
     for (int i = 0; i < n; i++) curve.part[order[i]] = (int)((int64_t)i * COMPUTE_PARTS / n);

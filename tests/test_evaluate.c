@@ -9,10 +9,11 @@
 #include "../llmc/model/model.h"        /* model_free, Model, model_init, model_new */
 #include "../llmc/model/model_file.h"   /* model_save */
 #include "../llmc/model/model_load.h"   /* ModelFile, model_file_free */
-#include "../llmc/records/shard.h"      /* RECORD_PROMPT, RECORD_CHAT, ShardWriter, shard_add, ... */
+#include "../llmc/records/shard.h"      /* RECORD_PROMPT, ShardWriter, RECORD_CHAT, shard_add, ... */
 #include "../llmc/records/tokens.h"     /* TokenMeaning, tokens_write */
 #include "../llmc/rollout/certainty.h"  /* certainty_of */
-#include "../llmc/rollout/evaluation.h" /* pass_at_k, wilson_interval, best_at_k */
+#include "../llmc/rollout/evaluation.h" /* pass_at_k, wilson_interval, Evaluation, EvaluationPrompt, ... */
+#include "../llmc/rollout/rollout.h"    /* Completion */
 #include "../llmc/rollout/votes.h"      /* votes_at_k, majority_right, VOTES_DRAWS, weighted_right */
 #include "../llmc/text/jinja_filter.h"  /* kind */
 #include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
@@ -71,6 +72,30 @@ static void pass_and_best_are_means_over_subsets(void **state) {
     }
     assert_near(pass_at_k(16, 3, 8), 0.9, 1e-12); /* 1 - C(13,8) / C(16,8) = 1 - 1287 / 12870 */
     assert_near(pass_at_k(4096, 1, 64), 64.0 / 4096, 1e-12);
+}
+
+/* A sample that a tool or the sandbox has lost is neither right nor wrong: the figures are those of the others. */
+static void lost_samples_do_not_count(void **state) {
+    (void)state;
+    Error e;
+    char *answers[] = {(char *)"5", (char *)"", (char *)"6", (char *)"5"};
+    double right[] = {1, NAN, 0, 1}, weight[4] = {0};
+    float reward[] = {NAN, NAN, NAN, NAN};
+    const Completion completion[4] = {0};
+    EvaluationPrompt j = {.answers = answers, .right = right, .weight = weight, .reward = reward, .out = completion};
+    Evaluation v = {.samples = 4};
+    Outcome o = {.scorable = true};
+    evaluation_ks(&v); /* 1, 2, 4 */
+    assert_true(evaluation_samples(&v, &o, &j, NULL, &e));
+    assert_near(o.pass[0], 2.0 / 3, 1e-12);
+    assert_near(o.pass[1], 1, 1e-12); /* two of three hold a right one */
+    assert_true(isnan(o.pass[2]));    /* there are no four */
+    assert_near(o.majority[0], 2.0 / 3, 1e-12);
+    assert_true(isnan(o.majority[2]));
+    evaluation_summarise(&v, &o, 1);
+    assert_int_equal(v.lost, 1);
+    assert_near(v.pass[0], 2.0 / 3, 1e-12);
+    assert_true(isnan(v.pass[2]));
 }
 
 static void majorities(void **state) {
@@ -763,6 +788,7 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(pass_and_best_are_means_over_subsets),
+                                       cmocka_unit_test(lost_samples_do_not_count),
                                        cmocka_unit_test(majorities),
                                        cmocka_unit_test(votes_are_means_over_subsets),
                                        cmocka_unit_test(certainty),

@@ -14,7 +14,9 @@
  *
  * Rewards are either named parts (rewards.h) or the scores of a reward model (reward_model.h) in Evaluation.judge.
  *
- * Prompts whose task has no verifier, or that lack what the verifier needs, are counted and left out of the means.
+ * Prompts whose task has no verifier, or that lack what the verifier needs, are counted and left out of the means. So are
+ * samples that a tool or the sandbox has lost, which are neither right nor wrong: the figures of their prompt are those of
+ * its other samples, and it has none for a k above their number.
  *
  *     Evaluation v = {.samples = 8};
  *     evaluate_tasks(&v, &engine, &sampling, &prompts, 0, prompts.count, &model_text, &rewards, NULL, NULL, &e);
@@ -50,6 +52,7 @@ typedef struct Outcome {
     double greedy, tokens;
     double pass[EVALUATION_KS], majority[EVALUATION_KS], best[EVALUATION_KS], weighted[EVALUATION_KS];
     double reward; /* mean over the samples with a reward; NaN if there are none */
+    int lost;      /* samples that could not be verified */
 } Outcome;
 
 typedef struct Evaluation {
@@ -60,7 +63,7 @@ typedef struct Evaluation {
     VotesWeight vote;     /* VOTES_REWARD: votes are weighted by the judge, if there is one */
     Certainty *certainty; /* of the model, for VOTES_CERTAINTY */
     /* results: means over the scorable prompts */
-    int64_t prompts, unscorable;
+    int64_t prompts, unscorable, lost; /* lost: samples of these prompts that could not be verified */
     double greedy, greedy_error;
     double tokens, finished;  /* greedy completions of all prompts: mean length, fraction not truncated */
     int ks, k[EVALUATION_KS]; /* 1, 2, 4, ... and n */
@@ -147,10 +150,11 @@ static inline void evaluation_ks(Evaluation *v) {
 static inline void evaluation_summarise(Evaluation *v, const Outcome *o, int64_t n) {
     double unused;
     evaluation_ks(v);
-    v->prompts = 0;
+    v->prompts = v->lost = 0;
     v->finished = 0;
     for (int64_t i = 0; i < n; i++) {
         v->prompts += o[i].scorable;
+        v->lost += o[i].scorable ? o[i].lost : 0;
         v->finished += o[i].finished;
     }
     v->unscorable = n - v->prompts;
@@ -264,23 +268,32 @@ static inline bool evaluation_weights(const Evaluation *v, EvaluationPrompt *j, 
 /* Computes pass, majority, best, weighted and reward from the samples of one prompt. */
 static inline bool evaluation_samples(const Evaluation *v, Outcome *o, EvaluationPrompt *j, Rewards *rewards,
                                       Error *e) {
-    const int n = v->samples;
-    int correct = 0, rewarded = 0;
-    double sum = 0;
-    for (int i = 0; i < n; i++) correct += j->right[i] > 0.5;
-    for (int i = 0; i < n; i++) j->right[i] = j->right[i] > 0.5; /* NaN counts as wrong */
-    if (!evaluation_rewards(v, j, n, rewards, e) || !evaluation_weights(v, j, n, e)) return false;
-    for (int i = 0; i < n; i++) {
-        if (isnan(j->reward[i])) continue;
-        sum += j->reward[i];
-        rewarded++;
+    const int most = v->samples;
+    char *answers[most];
+    double right[most], weight[most], sum = 0;
+    float reward[most];
+    int n = 0, correct = 0, rewarded = 0; /* n: samples that could be verified */
+    if (!evaluation_rewards(v, j, most, rewards, e) || !evaluation_weights(v, j, most, e)) return false;
+    for (int i = 0; i < most; i++) {
+        if (!isnan(j->reward[i])) {
+            sum += j->reward[i];
+            rewarded++;
+        }
+        if (isnan(j->right[i])) continue;
+        answers[n] = j->answers[i];
+        right[n] = j->right[i];
+        weight[n] = j->weight[i];
+        reward[n] = j->reward[i];
+        correct += right[n++] > 0.5;
     }
     o->reward = rewarded ? sum / rewarded : NAN;
+    o->lost = most - n;
     for (int k = 0; k < v->ks; k++) {
-        o->pass[k] = pass_at_k(n, correct, v->k[k]);
-        o->majority[k] = votes_at_k(j->answers, j->right, NULL, n, v->k[k]);
-        o->best[k] = rewards || v->judge ? best_at_k(j->reward, j->right, n, v->k[k]) : NAN;
-        o->weighted[k] = evaluation_weighted(v) ? votes_at_k(j->answers, j->right, j->weight, n, v->k[k]) : NAN;
+        const bool enough = v->k[k] <= n;
+        o->pass[k] = enough ? pass_at_k(n, correct, v->k[k]) : NAN;
+        o->majority[k] = enough ? votes_at_k(answers, right, NULL, n, v->k[k]) : NAN;
+        o->best[k] = enough && (rewards || v->judge) ? best_at_k(reward, right, n, v->k[k]) : NAN;
+        o->weighted[k] = enough && evaluation_weighted(v) ? votes_at_k(answers, right, weight, n, v->k[k]) : NAN;
     }
     return true;
 }
