@@ -165,7 +165,7 @@ static void exact_bytes(void **state) {
     assert_true(shard_add(&w, &a, &e) && shard_add(&w, &b, &e) && shard_commit(&w, &e));
     uint8_t *file = files_get(path, &n);
     const uint8_t header[] = {
-        0x04, 0x29, 0x35, 0x01, 1, 0, 0, 0, 1, 0, 0, 0, 44, 1, 0, 0, 2, 0, 0, 0,
+        0x04, 0x29, 0x35, 0x01, 2, 0, 0, 0, 1, 0, 0, 0, 44, 1, 0, 0, 2, 0, 0, 0,
         9,    0,    0,    0,    0, 0, 0, 0, 0, 0, 0, 0, 2,  0, 0, 0, 0, 0, 0, 0, /* records */
         12,   0,    0,    0,    0, 0, 0, 0,                                      /* tokens */
         27,   0,    0,    0,    0, 0, 0, 0,                                      /* payload */
@@ -273,7 +273,9 @@ static void wrong_fields(void **state) {
         {RECORD_CHAT, 0, 4, 20240326, "memory: this is a checkpoint, expected a record shard"},
         {RECORD_CHAT, 0, 4, 20240520, "memory: this is a token shard, expected a record shard"},
         {RECORD_CHAT, 0, 4, 7, "memory: this is a file of an unknown kind, expected a record shard"},
-        {RECORD_CHAT, 4, 4, 2, "memory: record shard of version 2, expected 1"},
+        {RECORD_CHAT, 4, 4, 1,
+         "memory: record shard of version 1, expected 2"}, /* labels of steps had another meaning */
+        {RECORD_CHAT, 4, 4, 3, "memory: record shard of version 3, expected 2"},
         {RECORD_CHAT, 8, 4, 0, "kind of record is 0, expected 1 to 5"},
         {RECORD_CHAT, 8, 4, 6, "kind of record is 6"},
         {RECORD_CHAT, 8, 4, RECORD_STEP, "record 0 is too short for its tokens"},

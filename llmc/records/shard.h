@@ -1,7 +1,7 @@
 /* shard.h - record shards: training data files, each with records of one kind.
  *
  *   header     1024 bytes, int32[256], little-endian:
- *                [0] magic 20261124   [1] version 1   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
+ *                [0] magic 20261124   [1] version 2   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
  *                [5] tokens of the longest record     [6..7] 0
  *                as uint64, at int      [8] records   [10] tokens of all records   [12] bytes of the payload
  *                [14] bytes of the tokenizer   [16] bytes of the chat template, including its NUL
@@ -59,7 +59,7 @@
 #include <assert.h>
 #include <math.h>
 
-enum { SHARD_VERSION = 1, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
+enum { SHARD_VERSION = 2, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
 
 typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED } RecordKind;
 
