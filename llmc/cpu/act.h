@@ -9,7 +9,8 @@
 #ifndef LLMC_CPU_ACT_H
 #define LLMC_CPU_ACT_H
 
-#include "product.h" /* CPU_HALF */
+#include "../base/half.h" /* half_from_bf16, half_to_bf16 */
+#include "product.h"      /* CPU_HALF */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,23 +20,8 @@
 typedef uint16_t Act;
 enum { ACT_HALF = 1 };
 
-static inline float act_get(Act x) {
-    union {
-        uint32_t u;
-        float f;
-    } bits = {(uint32_t)x << 16};
-    return bits.f;
-}
-
-/* NaN stays NaN. */
-static inline Act act_set(float x) {
-    union {
-        float f;
-        uint32_t u;
-    } bits = {x};
-    const uint32_t rounded = (bits.u + 0x7fffu + (bits.u >> 16 & 1)) >> 16, quiet = bits.u >> 16 | 0x40;
-    return (Act)((bits.u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
+static inline float act_get(Act x) { return half_from_bf16(x); }
+static inline Act act_set(float x) { return half_to_bf16(x); }
 
 /* CPU_VEC elements. */
 static inline CpuVec act_vector(const Act *x) {
