@@ -138,10 +138,11 @@ $(BUILD)/test_%: tests/test_%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(COMPILE) $(TEST_CFLAGS) -MF $@.d $< $(CPU_OBJECTS) -o $@ -lcmocka $(LDLIBS)
 
-# A benchmark may call single kernels, compiled for the machine that it runs on.
+# A benchmark may call single kernels, compiled for the machine that it runs on. The code for AVX512-BF16 also has the
+# instructions of AMX, and uses them where they are.
 $(BUILD)/%: dev/bench/%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
-	$(CC) $(CFLAGS) -O3 -march=native $(STANDARD) -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -O3 -march=native -mamx-tile -mamx-bf16 $(STANDARD) -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 $(BUILD)/%: dev/%.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)

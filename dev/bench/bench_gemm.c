@@ -24,6 +24,8 @@ static const Option options[] = {OPTION_CHOICE("dtype", 0, &o.dtype, "float32|bf
                                  OPTION_END};
 static const OptionAbout about = {"[options]", "Times the matrix products of a model."};
 
+typedef enum { GEMM_NT, GEMM_NN, GEMM_TN } GemmKind;
+
 /* Sizes as in cpu/gemm.h: NT out[N,M] = x[N,K] w[M,K]^T, NN out[N,M] = x[N,K] w[K,M], TN out[M,K] +=
  * y[N,M]^T x[N,K]. */
 typedef struct Shape {
@@ -78,7 +80,7 @@ static const Shape shapes[] = {
 static void packed(Device *d, const Shape *s, float *out, const float *x, float *w) {
     if (s->kind == GEMM_NT) gemm_nt(d, out, x, w, NULL, s->N, s->M, s->K);
     if (s->kind == GEMM_NN) gemm_nn(d, out, x, w, s->N, s->M, s->K);
-    if (s->kind == GEMM_TN) gemm_tn(d, w, x, out, s->N, s->M, s->K, false);
+    if (s->kind == GEMM_TN) gemm_tn(d, w, x, out, s->N, s->M, s->K);
 }
 
 static void plain(Device *d, const Shape *s, float *out, const float *x, float *w) {

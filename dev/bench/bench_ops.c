@@ -121,7 +121,6 @@ int main(int argc, char **argv) {
     BENCH("gather_rows", 2 * row, copy_bandwidth, b->gather_rows(d, A(y), A(x), I(order), N, C))
     BENCH("scatter_rows", 3 * row, copy_bandwidth, b->scatter_rows(d, A(y), A(x), I(order), N, C))
     BENCH("kv_store", 4 * row, copy_bandwidth, b->kv_store(d, A(y), A(z), A(x), A(u), C, I(order), N, C))
-    BENCH("round to bfloat16 (4C)", 6 * row, copy_bandwidth, cpu_round_bf16((uint16_t *)wide2, wide, 4 * n))
 
     float *p = bench_floats(PARAMETERS, 1, 20), *g = bench_floats(PARAMETERS, 1, 21);
     float *m = bench_floats(PARAMETERS, 1, 22), *v = bench_floats(PARAMETERS, 1, 23);

@@ -15,7 +15,8 @@
  * its one public function, and links all of them into every program; cpu.h chooses at run time.
  *
  * Weights, their gradients and the moments are float32. So are activations, except in the backend that is compiled with
- * CPU_HALF, for --dtype bf16 on processors with bfloat16 arithmetic: there they are bfloat16 (act.h). All threads that OpenMP provides are used; OMP_NUM_THREADS sets their number.
+ * CPU_HALF, for --dtype bf16 on processors with bfloat16 arithmetic: there they are bfloat16 (act.h). All threads that
+ * OpenMP provides are used; OMP_NUM_THREADS sets their number.
  */
 #include "../base/error.h"      /* Error, error_set, xcalloc */
 #include "../model/backend.h"   /* Weights, Acts, Floats, DTYPE_BF16, ... */
@@ -31,7 +32,7 @@
 #include "attention.h"  /* cpu_kv_store */
 #include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
 #include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
-#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, gemm_terms, ... */
+#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, CPU_WIDE, ... */
 #include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
 #include "lora.h"       /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
@@ -46,14 +47,12 @@
 #endif
 
 static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
-    if (dtype == DTYPE_BF16 && dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_bf16 &&
-        dnnl_get_effective_cpu_isa() != dnnl_cpu_isa_avx512_core_amx)
+    if (dtype == DTYPE_BF16 && !tiles_available())
         return error_set(e,
                          "--dtype bf16: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use float32");
     if (ACT_HALF && dtype != DTYPE_BF16) return error_set(e, "cpu: these kernels are for --dtype bf16");
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->dtype = dtype;
-    d->tiles = dtype == DTYPE_BF16 && tiles_available();
     d->plans = (GemmPlan *)xcalloc(GEMM_PLANS, sizeof *d->plans);
     if (dnnl_engine_create(&d->engine, dnnl_cpu, 0) != dnnl_success ||
         dnnl_stream_create(&d->stream, d->engine, dnnl_stream_default_flags) != dnnl_success) {
@@ -114,18 +113,18 @@ static inline size_t cpu_most(size_t a, size_t b) { return a > b ? a : b; }
 
 /* The logits of rows that are sampled are in the memory that the head has for logits, or on tiles for statistics. */
 static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
-    const bool bf16 = d->dtype == DTYPE_BF16, taught = u->teacher_vocab > 0;
+    const bool taught = u->teacher_vocab > 0;
     const int rows = u->rows > 0 ? u->rows : 1, Vp = u->padded_vocab, Vt = u->teacher_vocab;
     const int chunk = divergence_chunk_rows(rows, Vp, Vt),
               width = (int)cpu_most((size_t)u->width, (size_t)u->teacher_width);
-    const size_t both = taught ? (size_t)gemm_terms(chunk) * (size_t)(Vp + Vt) : 0;
+    const size_t both = taught ? (size_t)chunk * (size_t)(Vp + Vt) : 0;
     const size_t low = (size_t)rows * (size_t)u->adapters;
     const size_t panels = u->quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
     const size_t wide = ACT_HALF && (low || panels) ? (size_t)rows * (3 * (size_t)u->widest + (size_t)u->adapters) : 0;
     const size_t head_size = (size_t)(u->width < 256 ? u->width : 256); /* at most, in nearly all models */
     const size_t sums = ACT_HALF ? 2 * (size_t)rows * head_size * (size_t)omp_get_max_threads() : 0;
     const size_t drawn = cpu_most(both, u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0);
-    if (d->tiles) {
+    if (d->dtype == DTYPE_BF16) {
         const size_t head = head_tiles_halves(rows, u->width, Vp), operand = tiles_count(rows, u->widest);
         const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
         const size_t left = taught ? divergence_tiles_left(chunk, width, Vp) : 0;
@@ -137,10 +136,8 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
                 cpu_most(right, cpu_most(operand, turned))) *
                    sizeof(uint16_t);
     }
-    const size_t right = (size_t)gemm_terms(rows) * (size_t)u->widest;
-    const size_t logits = (size_t)gemm_terms(head_chunk_rows(rows, Vp)) * (size_t)Vp;
-    return CPU_CODE_BYTES * (bf16 ? 2 : 1) + (u->weights + cpu_most(logits, drawn) + low + panels) * sizeof(float) +
-           (bf16 ? (cpu_most(right, cpu_most(logits, both)) + right) * sizeof(uint16_t) : 0);
+    const size_t logits = (size_t)head_chunk_rows(rows, Vp) * (size_t)Vp;
+    return CPU_CODE_BYTES + (u->weights + cpu_most(logits, drawn) + low + panels) * sizeof(float);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {
@@ -182,7 +179,7 @@ static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const
 static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                        const Weights *w, int N, int IC, int OC) {
     if (dx) gemm_nn(d, (Act *)dx, (const Act *)dout, (const float *)w, N, IC, OC);
-    if (dw) gemm_tn(d, (float *)dw, (const Act *)dout, (const Act *)x, N, OC, IC, dx != NULL);
+    if (dw) gemm_tn(d, (float *)dw, (const Act *)dout, (const Act *)x, N, OC, IC);
     if (db) cpu_column_sums(d, (float *)db, (const Act *)dout, N, OC);
 }
 

@@ -4,7 +4,7 @@
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
- * Products are oneDNN's (its C API), except that those in bfloat16 are our own (tiles_product.h).
+ * Products in float32 are oneDNN's (its C API), those in bfloat16 our own (tiles_product.h).
  *
  * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
  * by address, and gemm_weights_changed() marks them stale. Products in bfloat16 of more than GEMM_KEPT_ROWS rows, as in
@@ -14,12 +14,12 @@
  * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
  * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
  *
- * There, one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
+ * In bfloat16 one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
  * its own operands: a row gives the same bits in any batch, of the sampler or of the trainer, with any number of threads.
  *
  * A plan is a compiled primitive for one shape. Packed batches of every length share few plans: rows of a result are
- * computed in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written), and the
- * terms of a sum are padded. The primitives share one scratch buffer owned by the device, so that it is counted.
+ * computed in blocks and rounded up to ROW_ALIGN (backend.h allows the excess rows to be read and written). The primitives
+ * share one scratch buffer owned by the device, so that it is counted.
  */
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
@@ -33,10 +33,8 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
-typedef enum { GEMM_NT, GEMM_NN, GEMM_TN, GEMM_TILES } GemmKind;
-
+/* A product by weights [M, K] as oneDNN computes it. */
 typedef struct GemmPlan {
-    GemmKind kind;
     int N, M, K;
     bool bias, used;
     dnnl_primitive_t primitive;
@@ -47,10 +45,9 @@ typedef struct GemmPlan {
 
 typedef struct GemmPack {
     const float *from;
-    size_t count; /* floats at `from` */
-    GemmKind kind;
-    dnnl_memory_desc_t layout; /* not for GEMM_TILES */
-    int depth;                 /* GEMM_TILES: K of the weights [M, K] */
+    size_t count;              /* floats at `from` */
+    dnnl_memory_desc_t layout; /* in float32 */
+    int depth;                 /* in bfloat16: K of the weights [M, K] */
     void *weights;             /* packed */
     size_t bytes;              /* of them */
     bool fresh;
@@ -76,8 +73,7 @@ struct Device {
     size_t scratchpad_count;
     uint16_t *half[2]; /* operands rounded to bfloat16 */
     size_t half_count[2];
-    bool tiles;  /* products in bfloat16 are those of tiles_product.h */
-    float *sums; /* their partial sums */
+    float *sums; /* partial sums of products in bfloat16 */
     size_t sums_count;
     float *logits; /* the head's chunk of logits */
     size_t logits_count;
@@ -128,19 +124,6 @@ static inline bool cpu_worth_product(int n, int m, int k) { return (double)n * m
  * threads has no influence on which elements are left to scalar code, whose sums may be contracted differently. */
 enum { CPU_BLOCK = 4096 };
 
-/* Rounds n floats to bfloat16, to nearest, ties to even; NaN stays NaN. */
-static inline void cpu_round_bf16(uint16_t *restrict out, const float *restrict in, size_t n) {
-#pragma omp parallel for simd schedule(static) if (parallel : cpu_worth(n))
-    for (size_t i = 0; i < n; i++) {
-        union {
-            float f;
-            uint32_t u;
-        } x = {in[i]};
-        const uint32_t rounded = (x.u + 0x7fffu + (x.u >> 16 & 1)) >> 16, quiet = x.u >> 16 | 0x40;
-        out[i] = (uint16_t)((x.u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-    }
-}
-
 /* Returns n activations as floats: x itself, or memory of the device, of which there are CPU_WIDE; read: with the values of
  * x. cpu_narrow() takes results back to x. */
 static inline float *cpu_wide(Device *d, int which, const Acts *x, size_t n, bool read) {
@@ -168,32 +151,15 @@ static inline void cpu_narrow(Acts *x, const float *wide, size_t n) {
 }
 
 static inline void gemm_plan_make(Device *d, GemmPlan *p) {
-    const bool bf16 = d->dtype == DTYPE_BF16;
-    const dnnl_data_type_t type = bf16 ? dnnl_bf16 : dnnl_f32;
     dnnl_dims_t xs = {p->N, p->K}, ws = {p->K, p->M}, os = {p->N, p->M}, bs = {1, p->M};
     dnnl_memory_desc_t x, w, b, out;
-    if (p->kind == GEMM_TN) { /* out[M,K] += y[N,M]^T x[N,K] */
-        xs[0] = p->M;
-        xs[1] = p->N;
-        ws[0] = p->N;
-        ws[1] = p->K;
-        os[0] = p->M;
-        os[1] = p->K;
-    }
-    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&x, 2, xs, type, p->kind == GEMM_TN ? dnnl_ba : dnnl_ab));
-    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&w, 2, ws, type, p->kind == GEMM_TN ? dnnl_ab : dnnl_format_tag_any));
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&x, 2, xs, dnnl_f32, dnnl_ab));
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&w, 2, ws, dnnl_f32, dnnl_format_tag_any));
     DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&out, 2, os, dnnl_f32, dnnl_ab));
     DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&b, 2, bs, dnnl_f32, dnnl_ab));
     dnnl_primitive_attr_t attr;
     DNNL_TRY(d, dnnl_primitive_attr_create(&attr));
     DNNL_TRY(d, dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user));
-    if (p->kind == GEMM_TN) {
-        dnnl_post_ops_t ops;
-        DNNL_TRY(d, dnnl_post_ops_create(&ops));
-        DNNL_TRY(d, dnnl_post_ops_append_sum(ops, 1.0f));
-        DNNL_TRY(d, dnnl_primitive_attr_set_post_ops(attr, ops));
-        dnnl_post_ops_destroy(ops);
-    }
     dnnl_matmul_desc_t matmul;
     dnnl_primitive_desc_t description;
     DNNL_TRY(d, dnnl_matmul_desc_init(&matmul, &x, &w, p->bias ? &b : NULL, &out));
@@ -223,18 +189,18 @@ static inline void gemm_plans_clear(Device *d) {
     d->plan_count = 0;
 }
 
-static inline GemmPlan *gemm_plan(Device *d, GemmKind kind, int N, int M, int K, bool bias) {
+static inline GemmPlan *gemm_plan(Device *d, int N, int M, int K, bool bias) {
     if (d->plan_count > GEMM_PLANS / 2) gemm_plans_clear(d);
-    uint64_t hash = (uint64_t)kind * 2 + bias;
+    uint64_t hash = (uint64_t)bias;
     hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)N;
     hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)M;
     hash = (hash * 0x9E3779B97F4A7C15u) ^ (uint64_t)K;
     hash *= 0x9E3779B97F4A7C15u;
     for (uint32_t i = (uint32_t)(hash >> 40);; i++) {
         GemmPlan *p = &d->plans[i % GEMM_PLANS];
-        if (p->used && p->kind == kind && p->N == N && p->M == M && p->K == K && p->bias == bias) return p;
+        if (p->used && p->N == N && p->M == M && p->K == K && p->bias == bias) return p;
         if (p->used) continue;
-        *p = (GemmPlan){.kind = kind, .N = N, .M = M, .K = K, .bias = bias, .used = true};
+        *p = (GemmPlan){.N = N, .M = M, .K = K, .bias = bias, .used = true};
         d->plan_count++;
         gemm_plan_make(d, p);
         return p;
@@ -250,17 +216,14 @@ static inline GemmPack *gemm_pack_add(Device *d, GemmPack pack) {
     return &d->packs[d->pack_count++];
 }
 
-/* Returns the weights w, [M,K] for NT and [K,M] for NN, in the plan's layout. */
+/* Returns the weights w [M,K] in the plan's layout. */
 static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
-        if (d->packs[i].from == w && d->packs[i].kind == p->kind &&
-            dnnl_memory_desc_equal(&d->packs[i].layout, &p->weights))
-            pack = &d->packs[i];
+        if (d->packs[i].from == w && dnnl_memory_desc_equal(&d->packs[i].layout, &p->weights)) pack = &d->packs[i];
     if (!pack)
         pack = gemm_pack_add(d, (GemmPack){.from = w,
                                            .count = (size_t)p->M * (size_t)p->K,
-                                           .kind = p->kind,
                                            .layout = p->weights,
                                            .bytes = dnnl_memory_desc_get_size(&p->weights)});
     if (!pack->fresh) {
@@ -269,8 +232,7 @@ static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
         dnnl_memory_t from, to;
         dnnl_primitive_desc_t description;
         dnnl_primitive_t reorder;
-        dnnl_status_t s =
-            dnnl_memory_desc_init_by_tag(&plain, 2, dims, dnnl_f32, p->kind == GEMM_NT ? dnnl_ba : dnnl_ab);
+        dnnl_status_t s = dnnl_memory_desc_init_by_tag(&plain, 2, dims, dnnl_f32, dnnl_ba);
         if (!s) s = dnnl_memory_create(&from, &plain, d->engine, (void *)(uintptr_t)w);
         if (!s) s = dnnl_memory_create(&to, &p->weights, d->engine, pack->weights);
         if (!s) s = dnnl_reorder_primitive_desc_create(&description, &plain, d->engine, &p->weights, d->engine, NULL);
@@ -323,12 +285,9 @@ static inline const uint16_t *gemm_tiles(Device *d, const float *w, int N, int M
     const size_t count = (size_t)M * (size_t)K, bytes = tiles_count(M, K) * sizeof(uint16_t);
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
-        if (d->packs[i].from == w && d->packs[i].kind == GEMM_TILES && d->packs[i].count == count &&
-            d->packs[i].depth == K)
-            pack = &d->packs[i];
+        if (d->packs[i].from == w && d->packs[i].count == count && d->packs[i].depth == K) pack = &d->packs[i];
     if (!pack && gemm_passing(N)) return NULL;
-    if (!pack)
-        pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .kind = GEMM_TILES, .depth = K, .bytes = bytes});
+    if (!pack) pack = gemm_pack_add(d, (GemmPack){.from = w, .count = count, .depth = K, .bytes = bytes});
     if (!pack->fresh) cpu_tiles_pack((uint16_t *)pack->weights, TILES_PAIRS_TRANSPOSED, w, false, (size_t)K, M, K);
     pack->fresh = true;
     return (const uint16_t *)pack->weights;
@@ -367,27 +326,9 @@ static inline int gemm_block(int N, int rows_left) {
     return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
 }
 
-/* The number of terms of a sum over N rows, rounded up to an eighth of a power of two and at least 64; the added terms
- * are zeros. */
-static inline int gemm_terms(int N) {
-    int step = 64;
-    while (step * 16 < N) step *= 2;
-    return (N + step - 1) / step * step;
-}
-
-/* Returns x in the type of the arithmetic: x itself, or n floats rounded into half[which], followed by `padding`
- * zeros. */
-static inline void *gemm_operand(Device *d, int which, const float *x, size_t n, size_t padding) {
-    if (d->dtype != DTYPE_BF16) return (void *)(uintptr_t)x;
-    gemm_half(d, which, n + padding);
-    cpu_round_bf16(d->half[which], x, n);
-    memset(d->half[which] + n, 0, padding * sizeof *d->half[which]);
-    return d->half[which];
-}
-
-static inline void gemm_run(Device *d, GemmPlan *p, void *x, void *w, const float *b, float *out) {
+static inline void gemm_run(Device *d, GemmPlan *p, const float *x, void *w, const float *b, float *out) {
     if (d->failed) return;
-    dnnl_memory_set_data_handle(p->x, x);
+    dnnl_memory_set_data_handle(p->x, (void *)(uintptr_t)x);
     dnnl_memory_set_data_handle(p->w, w);
     dnnl_memory_set_data_handle(p->out, out);
     if (b) dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b);
@@ -402,26 +343,23 @@ static inline void gemm_run(Device *d, GemmPlan *p, void *x, void *w, const floa
     DNNL_TRY(d, dnnl_stream_wait(d->stream));
 }
 
-/* out[N,M] = x[N,K] w + b in blocks of rows, w [M,K] (NT) or [K,M] (NN). In bfloat16 all of x is rounded first. */
-static inline void gemm_rows_by_weights(Device *d, GemmKind kind, float *out, const float *x, const float *w,
-                                        const float *b, int N, int M, int K) {
-    const bool bf16 = d->dtype == DTYPE_BF16;
-    const size_t width = (size_t)K, padding = bf16 ? (size_t)(gemm_terms(N) - N) * width : 0;
-    uint8_t *operand = (uint8_t *)gemm_operand(d, 0, x, (size_t)N * width, padding);
-    const size_t row_bytes = width * (bf16 ? sizeof(uint16_t) : sizeof(float));
+/* out[N,M] = x[N,K] w[M,K]^T + b in blocks of rows, by oneDNN. */
+static inline void gemm_rows_by_weights(Device *d, float *out, const float *x, const float *w, const float *b, int N,
+                                        int M, int K) {
     for (int first = 0, rows; first < N; first += rows) {
         rows = gemm_block(N, N - first);
-        GemmPlan *p = gemm_plan(d, kind, gemm_rows(rows), M, K, b != NULL);
+        GemmPlan *p = gemm_plan(d, gemm_rows(rows), M, K, b != NULL);
         if (d->failed) return;
-        gemm_run(d, p, operand + (size_t)first * row_bytes, gemm_packed(d, p, w), b, out + (size_t)first * (size_t)M);
+        gemm_run(d, p, x + (size_t)first * (size_t)K, gemm_packed(d, p, w), b, out + (size_t)first * (size_t)M);
     }
 }
 
 #ifdef CPU_TILES
-/* out[N,M] = x[N,K] w + b, w [M,K] (NT) or [K,M] (NN), in packed blocks. out_half, x_half: that matrix is bfloat16. */
-static inline void gemm_rows_by_weights_tiles(Device *d, GemmKind kind, void *out, bool out_half, const void *x,
+/* out[N,M] = x[N,K] w + b in packed blocks, w [M,K] if transposed, otherwise [K,M]. out_half, x_half: that matrix is
+ * bfloat16. */
+static inline void gemm_rows_by_weights_tiles(Device *d, bool transposed, void *out, bool out_half, const void *x,
                                               bool x_half, const float *w, const float *b, int N, int M, int K) {
-    const bool transposed = kind == GEMM_NT, plain = x_half && K % TILES_BLOCK == 0 && !tiles_amx();
+    const bool plain = x_half && K % TILES_BLOCK == 0 && !tiles_amx();
     const uint16_t *kept = transposed ? gemm_tiles(d, w, N, M, K) : gemm_tiles(d, w, N, K, M);
     uint16_t *left = plain ? NULL : gemm_half(d, 0, tiles_count(N, K));
     uint16_t *right = kept && transposed ? NULL : gemm_half(d, 1, tiles_count(M, K));
@@ -469,23 +407,22 @@ static inline void gemm_tn_tiles(Device *d, float *out, const void *y, bool y_ha
 
 #ifdef CPU_HALF
 static inline void gemm_nt(Device *d, Act *out, const Act *x, const float *w, const float *b, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, GEMM_NT, out, true, x, true, w, b, N, M, K);
+    gemm_rows_by_weights_tiles(d, true, out, true, x, true, w, b, N, M, K);
 }
 
 static inline void gemm_nt_floats(Device *d, float *out, const Act *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, GEMM_NT, out, false, x, true, w, NULL, N, M, K);
+    gemm_rows_by_weights_tiles(d, true, out, false, x, true, w, NULL, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, Act *out, const Act *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, GEMM_NN, out, true, x, true, w, NULL, N, M, K);
+    gemm_rows_by_weights_tiles(d, false, out, true, x, true, w, NULL, N, M, K);
 }
 
 static inline void gemm_nn_floats(Device *d, Act *out, const float *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, GEMM_NN, out, true, x, false, w, NULL, N, M, K);
+    gemm_rows_by_weights_tiles(d, false, out, true, x, false, w, NULL, N, M, K);
 }
 
-static inline void gemm_tn(Device *d, float *out, const Act *y, const Act *x, int N, int M, int K, bool rounded) {
-    (void)rounded;
+static inline void gemm_tn(Device *d, float *out, const Act *y, const Act *x, int N, int M, int K) {
     gemm_tn_tiles(d, out, y, true, x, N, M, K);
 }
 
@@ -495,34 +432,23 @@ static inline void gemm_tn_floats(Device *d, float *out, const float *y, const A
 #else
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NT, out, false, x, false, w, b, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_tiles(d, true, out, false, x, false, w, b, N, M, K);
 #endif
-    gemm_rows_by_weights(d, GEMM_NT, out, x, w, b, N, M, K);
+    gemm_rows_by_weights(d, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_rows_by_weights_tiles(d, GEMM_NN, out, false, x, false, w, NULL, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_tiles(d, false, out, false, x, false, w, NULL, N, M, K);
 #endif
-    if (d->dtype == DTYPE_BF16) gemm_rows_by_weights(d, GEMM_NN, out, x, w, NULL, N, M, K);
-    else DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
+    DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
 }
 
-/* rounded: the preceding call was gemm_nn() of the same y, so half[0] already holds it. */
-static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K, bool rounded) {
+static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->tiles) return gemm_tn_tiles(d, out, y, false, x, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_tn_tiles(d, out, y, false, x, N, M, K);
 #endif
-    if (d->dtype != DTYPE_BF16) {
-        DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
-        return;
-    }
-    GemmPlan *p = gemm_plan(d, GEMM_TN, gemm_terms(N), M, K, false);
-    if (d->failed) return;
-    const size_t excess = (size_t)(p->N - N);
-    void *left = rounded ? d->half[0] : gemm_operand(d, 0, y, (size_t)N * (size_t)M, excess * (size_t)M);
-    void *right = gemm_operand(d, 1, x, (size_t)N * (size_t)K, excess * (size_t)K);
-    gemm_run(d, p, left, right, NULL, out);
+    DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
 }
 
 /* Those whose out (NT), x (NN) or y (TN) is float even if activations are not: logits. */
@@ -535,7 +461,7 @@ static inline void gemm_nn_floats(Device *d, Act *out, const float *x, const flo
 }
 
 static inline void gemm_tn_floats(Device *d, float *out, const float *y, const Act *x, int N, int M, int K) {
-    gemm_tn(d, out, y, x, N, M, K, true);
+    gemm_tn(d, out, y, x, N, M, K);
 }
 #endif
 

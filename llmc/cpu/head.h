@@ -7,7 +7,7 @@
 #define LLMC_CPU_HEAD_H
 
 #include "../base/random.h"   /* random_uniform */
-#include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, Floats, ... */
+#include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, DTYPE_BF16, ... */
 #include "act.h"              /* Act */
 #include "gemm.h"             /* Device, gemm_nt_floats, cpu_scratch, gemm_nn_floats, ... */
 #include "head_tiles.h"       /* HeadRow, head_tiles */
@@ -91,7 +91,7 @@ static inline void head_row_backward(float *restrict z, const HeadRow *row, int 
 static inline void cpu_head(Device *d, const Head *a) {
     if (a->rows == 0) return;
 #ifdef CPU_TILES
-    if (d->tiles) {
+    if (d->dtype == DTYPE_BF16) {
         head_tiles(d, a);
         return;
     }

@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#if defined __AMX_BF16__ || defined __AMXBF16__ /* gcc; clang 14 */
+#if defined __AVX512BF16__ && (defined __AMX_BF16__ || defined __AMXBF16__) /* gcc; clang 14 */
 #define CPU_TILES
 #endif
 
@@ -54,7 +54,7 @@ static inline bool tiles_amx(void) {
 #endif
 }
 
-/* Returns whether products in bfloat16 are those of tiles_product.h: by AMX or, without it, by AVX512-BF16. */
+/* Returns whether this code can compute products in bfloat16: by AMX or, without it, by AVX512-BF16. */
 static inline bool tiles_available(void) {
 #ifdef CPU_TILES
     const dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
