@@ -49,4 +49,13 @@ gold() {
     scores=$out/$(basename "$1").gold.json
     stage "$scores" gold_of "$1.bin" "$scores" && figure reward "$scores"
 }
+# gold_table TITLE, gold_row LABEL MODEL [ROWS]: a table of recipes: gold, the rows that the model was trained on, and how many of
+# these are distinct.
+gold_table() { printf '%s (seed %s)\n%-24s %8s %9s %9s\n' "$1" "$seed" round gold rows distinct; }
+gold_row() {
+    local count distinct score
+    score=$(gold "$2")
+    sizes ${3:+"$3"}
+    printf '%-24s %8.3f %9s %9s\n' "$1" "$score" "$count" "$distinct"
+}
 last() { sed -n "s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | tail -n 1; } # last KEY METRICS: its value in the last step that has it

@@ -17,9 +17,8 @@ cd "$(dirname "$0")/.." && . scripts/loop.sh && . scripts/letters.sh
 : "${ROUNDS:=3}"
 reward_model
 base=$letters/policy.bin
-printf "Llama 3's recipe, %s samples a prompt (seed %s)\\n%-24s %8s %9s %9s\\n" "$SAMPLES" "$seed" round gold rows distinct
-line() { printf '%-24s %8.3f %9s %9s\n' "$1" "$(gold "$2")" "$3" "$4"; } # line LABEL MODEL ROWS DISTINCT
-line policy "$letters/policy" - -
+gold_table "Llama 3's recipe, $SAMPLES samples a prompt"
+gold_row policy "$letters/policy"
 for label in dpo control; do
     from=$letters/policy
     set --
@@ -37,7 +36,7 @@ for label in dpo control; do
             dpo "$to" "$to.sft" "$to.pairs" --loss-type sigmoid,sft --loss-weights 1,0.2 --beta 0.1
             from=$to
         fi
-        line "$label, round $i" "$from" "$(wc -l <"$to.kept.jsonl")" "$(sort -u "$to.kept.jsonl" | wc -l)"
+        gold_row "$label, round $i" "$from" "$to.kept"
     done
 done
 say "control: rejection sampling and SFT without DPO"

@@ -79,16 +79,20 @@ pick() { local rows=$1; shift; stage "$rows.jsonl" ./data/pick -o "$rows.jsonl" 
 measure() { ./evaluate -c "$1" -i "$held" --num-samples 8 --temperature 0.7 --max-new-tokens 12 --slots 128 >"${1%.bin}.json"; }
 figure() { sed -n "s/.*\"$1\":\([-0-9.e]*\).*/\1/p" "$2"; } # figure KEY FILE: a number of a JSON object
 
+# sizes [ROWS]: sets count to the number of rows of ROWS.jsonl and distinct to that of different ones; without ROWS both to -.
+sizes() {
+    count=- distinct=-
+    [ $# -gt 0 ] || return 0
+    count=$(wc -l <"$1.jsonl")
+    distinct=$(sort -u "$1.jsonl" | wc -l)
+}
+table() { printf '%-28s %9s %7s %7s %7s %9s %8s\n' "$1" greedy pass@1 pass@8 length rows distinct; }
 # row LABEL MODEL [ROWS]: a line of the table: greedy accuracy and pass@8 on held-out problems, the rows that the model was
 # trained on, and how many of these are distinct.
-table() { printf '%-28s %9s %7s %7s %7s %9s %8s\n' "$1" greedy pass@1 pass@8 length rows distinct; }
 row() {
     stage "$2.json" measure "$2.bin"
-    local count=- distinct=-
-    if [ $# -gt 2 ]; then
-        count=$(wc -l <"$3.jsonl")
-        distinct=$(sort -u "$3.jsonl" | wc -l)
-    fi
+    local count distinct
+    sizes ${3:+"$3"}
     printf '%-28s %7s %% %5s %% %5s %% %7.1f %9s %8s\n' "$1" "$(percent accuracy "$2.json")" \
         "$(percent pass@1 "$2.json")" "$(percent pass@8 "$2.json")" "$(figure mean_length "$2.json")" "$count" "$distinct"
 }

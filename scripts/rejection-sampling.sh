@@ -12,9 +12,8 @@ cd "$(dirname "$0")/.." && . scripts/loop.sh && . scripts/letters.sh
 : "${ROUNDS:=3}"
 reward_model
 base=$letters/policy.bin
-printf 'rejection sampling, %s samples a prompt (seed %s)\n%-24s %8s %9s %9s\n' "$SAMPLES" "$seed" round gold rows distinct
-line() { printf '%-24s %8.3f %9s %9s\n' "$1" "$(gold "$2")" "$3" "$4"; } # line LABEL MODEL ROWS DISTINCT
-line policy "$letters/policy" - -
+gold_table "rejection sampling, $SAMPLES samples a prompt"
+gold_row policy "$letters/policy"
 for label in best control; do
     from=$letters/policy
     set --
@@ -28,7 +27,7 @@ for label in best control; do
         pick "$to.kept" "$@" --as sft --shuffle
         sft "$to" "$letters/policy" "$to.kept"
         from=$to
-        line "$label, round $i" "$to" "$(wc -l <"$to.kept.jsonl")" "$(sort -u "$to.kept.jsonl" | wc -l)"
+        gold_row "$label, round $i" "$to" "$to.kept"
     done
 done
 say "control: one of the samples at random"
