@@ -60,6 +60,9 @@ for k in 1 10 100; do
     stage "$out/$k.bin" ./train_sft --layers 2 --width 96 --heads 4 --context 64 -i "$out/$k.shard" -o "$out/$k.bin" \
         --max-steps "$STEPS" --batch-tokens 4096 --learning-rate 2e-3 --warmup-steps 20 --logging-steps 50 --seed "$seed" \
         --metrics "$out/$k.metrics.jsonl"
-    printf '%-12s %16s %% %16s %% %16s %%\n' "$k" "$(ask "$out/$k" trained)" "$(ask "$out/$k" unseen)" "$(ask "$out/$k" held)"
+    known=$(ask "$out/$k" trained)
+    other=$(ask "$out/$k" unseen)
+    absent=$(ask "$out/$k" held)
+    printf '%-12s %16s %% %16s %% %16s %%\n' "$k" "$known" "$other" "$absent"
 done
 page
