@@ -22,23 +22,23 @@
 #ifndef LLMC_JUDGE_LOCAL_H
 #define LLMC_JUDGE_LOCAL_H
 
-#include "../base/error.h"        /* Error, Error, xcalloc, xcalloc, ... */
-#include "../base/io.h"           /* XXH3_64bits, XXH3_64bits */
-#include "../base/random.h"       /* RANDOM_JUDGE, RANDOM_JUDGE */
-#include "../base/text.h"         /* TokenList, TokenList, token_list_append, token_list_append, ... */
-#include "../model/backend.h"     /* Backend, Backend, Device, Device */
-#include "../model/batch.h"       /* Batch, Batch */
-#include "../model/model.h"       /* Model, Model, model_free, model_free, ... */
-#include "../model/model_file.h"  /* model_load, model_load */
-#include "../model/model_fits.h"  /* model_fits_policy, model_fits_policy */
-#include "../model/model_load.h"  /* ModelFile, ModelFile, model_file_free, model_file_free */
-#include "../model/model_text.h"  /* ModelText, ModelText, model_text_close, model_text_close, ... */
-#include "../model/pack.h"        /* batch_clear, batch_clear, batch_free, batch_free, ... */
-#include "../model/transformer.h" /* ModelOutput, ModelOutput, model_forward, model_forward */
-#include "../model/workspace.h"   /* workspace_free, workspace_free, Workspace, Workspace, ... */
-#include "../rollout/rollout.h"   /* Completion, Completion, RolloutRequest, RolloutRequest, ... */
-#include "../rollout/stop_text.h" /* StopTexts, StopTexts */
-#include "../text/tokenizer.h"    /* TOKENIZER_CONTINUES, TOKENIZER_CONTINUES, tokenizer_encode, ... */
+#include "../base/error.h"        /* Error, xcalloc, error_set, xrealloc, ... */
+#include "../base/io.h"           /* XXH3_64bits */
+#include "../base/random.h"       /* RANDOM_JUDGE */
+#include "../base/text.h"         /* TokenList, token_list_append, token_list_free */
+#include "../model/backend.h"     /* Backend, Device */
+#include "../model/batch.h"       /* Batch */
+#include "../model/model.h"       /* Model, model_free, model_sync */
+#include "../model/model_file.h"  /* model_load */
+#include "../model/model_fits.h"  /* model_fits_policy */
+#include "../model/model_load.h"  /* ModelFile, model_file_free */
+#include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
+#include "../model/pack.h"        /* batch_clear, batch_free, batch_completion, batch_fits, ... */
+#include "../model/transformer.h" /* ModelOutput, model_forward */
+#include "../model/workspace.h"   /* workspace_free, Workspace, workspace_new */
+#include "../rollout/rollout.h"   /* Completion, RolloutRequest, Sampling, rollout_free, ... */
+#include "../rollout/stop_text.h" /* StopTexts */
+#include "../text/tokenizer.h"    /* TOKENIZER_CONTINUES, tokenizer_encode */
 
 enum { JUDGE_LABELS_MAX = 100 };
 

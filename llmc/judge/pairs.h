@@ -17,13 +17,13 @@
 #ifndef LLMC_JUDGE_PAIRS_H
 #define LLMC_JUDGE_PAIRS_H
 
-#include "../base/error.h"         /* Error, Error, xcalloc, xcalloc, ... */
-#include "../base/text.h"          /* TextBuffer, TextBuffer, text_clear, text_clear, ... */
-#include "../records/shard.h"      /* Shard, Shard, Record, Record, ... */
-#include "../reward/calibration.h" /* Calibration, Calibration, calibration_add_pair, calibration_add_pair, ... */
-#include "../text/chat.h"          /* ChatMessage, ChatMessage, ChatTemplate, ChatTemplate, ... */
-#include "../text/tokenizer.h"     /* tokenizer_decode, tokenizer_decode, Tokenizer, Tokenizer, ... */
-#include "judge.h"                 /* JudgePair, JudgePair, Judge, Judge, ... */
+#include "../base/error.h"         /* Error, xcalloc, error_set */
+#include "../base/text.h"          /* TextBuffer, text_clear, TokenList, text_free, ... */
+#include "../records/shard.h"      /* Shard, Record, record_free, shard_record */
+#include "../reward/calibration.h" /* Calibration, calibration_add_pair, calibration_new */
+#include "../text/chat.h"          /* ChatMessage, ChatTemplate, chat_encode, chat_template_free, ... */
+#include "../text/tokenizer.h"     /* tokenizer_decode, Tokenizer, tokenizer_free, tokenizer_load */
+#include "judge.h"                 /* JudgePair, Judge, judge_pairs */
 
 /* The tokenizer of a shard, and its template around a user's message. */
 typedef struct PairTexts {

@@ -30,10 +30,10 @@
 #ifndef LLMC_JUDGE_QUESTION_H
 #define LLMC_JUDGE_QUESTION_H
 
-#include "../base/error.h"       /* Error, Error, error_set, error_set, ... */
-#include "../base/text.h"        /* TextBuffer, TextBuffer, text_clear, text_clear, ... */
-#include "../model/model_text.h" /* ModelText, ModelText */
-#include "../text/chat.h"        /* ChatMessage, ChatMessage, CHAT_CONTINUED, CHAT_CONTINUED, ... */
+#include "../base/error.h"       /* Error, error_set, xcalloc, xrealloc, ... */
+#include "../base/text.h"        /* TextBuffer, text_clear, TextSlice, text_free, ... */
+#include "../model/model_text.h" /* ModelText */
+#include "../text/chat.h"        /* ChatMessage, CHAT_CONTINUED, chat_encode_flags */
 #include <jansson.h>
 
 typedef enum {
