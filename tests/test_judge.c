@@ -540,6 +540,7 @@ static void servers_that_refuse(void **state) {
                                            {"http://localhost.evil.org/v1", "use https, or give --judge-insecure"},
                                            {"http://u:p@localhost/v1", "has a user or password"},
                                            {"ftp://localhost/", "must begin with https:// or http://"},
+                                           {"http://127.0.0.1:99999/v1", "cannot be asked: URL using bad"},
                                            {"https:///v1", "must be the address of a server"}};
     setenv("OPENAI_API_KEY", KEY, 1);
     for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {

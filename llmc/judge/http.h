@@ -80,7 +80,7 @@ typedef struct JudgeHttp {
     JudgeCache cache;
     double first_wait; /* seconds before the second try */
     int64_t waits;     /* for the jitter */
-    double cached, retries, requests;
+    double cached, retries;
 } JudgeHttp;
 
 /* A request and its reply. */
@@ -241,7 +241,6 @@ static inline void judge_http_send(JudgeHttp *h, JudgeCall *c) {
     text_clear(&c->body);
     c->too_long = false;
     c->tries++;
-    h->requests++;
     t->easy_setopt(c->easy, CURLOPT_URL, h->address);
     t->easy_setopt(c->easy, CURLOPT_PROTOCOLS_STR, "http,https");
     t->easy_setopt(c->easy, CURLOPT_FOLLOWLOCATION, 0L);
@@ -267,6 +266,9 @@ static inline bool judge_http_hopeless(const JudgeHttp *h, const JudgeCall *c, C
     case CURLE_SSL_CACERT_BADFILE:
     case CURLE_SSL_ISSUER_ERROR:
     case CURLE_URL_MALFORMAT:
+        snprintf(what, sizeof what, "cannot be asked: %s", h->curl.easy_strerror(code));
+        judge_http_failed(h, c, what, e);
+        return true;
     default: return false;
     }
     if (status >= 300 && status < 400) {
