@@ -17,7 +17,7 @@ static void fuzz_reply(const char *body, size_t n, bool score) {
     Error e = {""};
     JudgeReply r;
     double p[5], mass = 0;
-    if (!pattern.code) require(judge_pattern_open(&pattern, JUDGE_PATTERN, &e));
+    if (!pattern.groups) require(judge_pattern_open(&pattern, JUDGE_PATTERN, &e));
     if (!judge_reply_parse(&r, body, n, &e)) {
         require_error(&e);
         return;

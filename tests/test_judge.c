@@ -13,6 +13,7 @@
 #include "../llmc/judge/labels.h"         /* JudgeSums, judge_both_orders */
 #include "../llmc/judge/local.h"          /* JudgePrompt, JudgeRationales, judge_local_rationales */
 #include "../llmc/judge/question.h"       /* JUDGE_COMPLETION, JUDGE_PROMPT, JudgeQuestion, JUDGE_SCALE, ... */
+#include "../llmc/judge/reply.h"          /* JudgePattern, JudgeReply, judge_pattern_free, judge_pattern_open, ... */
 #include "../llmc/model/model.h"          /* Model, model_free */
 #include "../llmc/model/model_text.h"     /* model_text_decode */
 #include "../llmc/reward/rewards.h"       /* rewards_score, Rewards, rewards_close, rewards_open */
@@ -596,6 +597,31 @@ static void probabilities_of_a_server(void **state) {
     }
 }
 
+static double value_by(const char *pattern, const char *content) {
+    static const char *const labels[] = {"1", "2", "3", "4", "5"};
+    Error e;
+    JudgePattern p;
+    const JudgeReply r = {.content = content, .length = strlen(content)};
+    if (!judge_pattern_open(&p, pattern, &e)) fail_msg("%s", e.text);
+    const double value = judge_reply_match(&r, &p, labels, 5, true);
+    judge_pattern_free(&p);
+    return value;
+}
+
+/* All matches count, also empty ones before wide characters; a search that would take for ever has no value. */
+static void patterns(void **state) {
+    (void)state;
+    assert_true(value_by("(?=\\x{e9}([0-9]))", "\xC3\xA9"
+                                               "4 \xC3\xA9"
+                                               "4") == 0.75);
+    assert_true(isnan(value_by("(?=\\x{e9}([0-9]))", "\xC3\xA9"
+                                                     "4 \xC3\xA9"
+                                                     "5")));
+    assert_true(value_by("(?:a+)+b|Score: ([0-9])", "aaa Score: 4") == 0.75);
+    assert_true(
+        isnan(value_by("(?:a+)+b|Score: ([0-9])", "Score: 4 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")));
+}
+
 /* Many at once; what the cache has is not asked again. */
 static void many_requests_and_a_cache(void **state) {
     (void)state;
@@ -650,7 +676,7 @@ static void refusals(void **state) {
         {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-template $T/score.txt",
          "a server begins its answers itself"},
         {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern 'a(b'",
-         "--judge-pattern: missing"},
+         "--judge-pattern /a(b/: missing"},
         {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern ab", "has no group"},
     };
     char command[600];
@@ -752,6 +778,7 @@ int main(void) {
         cmocka_unit_test(servers_that_misbehave),
         cmocka_unit_test(servers_that_refuse),
         cmocka_unit_test(probabilities_of_a_server),
+        cmocka_unit_test(patterns),
         cmocka_unit_test(many_requests_and_a_cache),
         cmocka_unit_test(refusals),
         cmocka_unit_test(programs),

@@ -20,14 +20,12 @@
 #ifndef LLMC_JUDGE_REPLY_H
 #define LLMC_JUDGE_REPLY_H
 
-#include "../base/error.h" /* error_set, Error, xstrndup, checked_object */
-#include "../base/text.h"  /* TextBuffer, text_append, text_free */
-#ifndef PCRE2_CODE_UNIT_WIDTH
-#define PCRE2_CODE_UNIT_WIDTH 8
-#endif
+#include "../base/error.h"            /* error_set, Error, xstrndup */
+#include "../base/text.h"             /* TextBuffer, text_append, text_free */
+#include "../reward/verify_answer.h"  /* VerifySpan */
+#include "../reward/verify_pattern.h" /* VerifyRegex, verify_regex_compile, verify_regex_find, ... */
 #include <jansson.h>
 #include <math.h>
-#include <pcre2.h>
 #include <strings.h>
 
 enum { JUDGE_REPLY_MAX = 4 << 20 }; /* bytes of a reply */
@@ -69,12 +67,11 @@ static inline bool judge_reply_parse(JudgeReply *r, const char *body, size_t n, 
 
 /* Whether a token is the label, but for blanks around it. */
 static inline bool judge_token_is(const char *token, const char *label) {
-    while (*token == ' ' || *token == '\n' || *token == '\t') token++;
-    while (*label == ' ') label++;
+    static const char blanks[] = " \n\t";
+    token += strspn(token, blanks);
+    label += strspn(label, " ");
     const size_t n = strlen(label);
-    if (strncmp(token, label, n)) return false;
-    for (token += n; *token == ' ' || *token == '\n'; token++) {}
-    return !*token;
+    return !strncmp(token, label, n) && !token[n + strspn(token + n, blanks)];
 }
 
 /* Adds the probability of the token {token, logprob} to that of its label. Returns false if it has another shape. */
@@ -114,14 +111,16 @@ static inline bool judge_reply_labels(const JudgeReply *r, const char *const *la
     for (int64_t at = first; first >= 0 && at < count; at++) {
         const json_t *item = json_array_get(r->logprobs, (size_t)at), *top = json_object_get(item, "top_logprobs"), *x;
         size_t k;
-        *mass = 0;
+        double sum = 0;
         for (int i = 0; i < n; i++) p[i] = 0;
         if (!json_array_size(top)) return false;
         json_array_foreach(top, k, x) if (!judge_token_add(x, labels, n, p)) return false;
-        for (int i = 0; i < n; i++) *mass += p[i];
-        for (int i = 0; i<n && * mass> 0; i++) p[i] /= *mass;
-        if (*mass > 1.01) return false; /* the same token twice */
-        if (*mass > 0) return true;
+        for (int i = 0; i < n; i++) sum += p[i];
+        *mass = sum;
+        if (sum > 1.01) return false; /* the same token twice */
+        if (sum == 0) continue;
+        for (int i = 0; i < n; i++) p[i] /= sum;
+        return true;
     }
     return false;
 }
@@ -129,29 +128,21 @@ static inline bool judge_reply_labels(const JudgeReply *r, const char *const *la
 /* ---- pattern ----------------------------------------------------------------------------------------------------- */
 
 typedef struct JudgePattern {
-    pcre2_code *code;
-    pcre2_match_data *data;
+    VerifyRegex regex;
     uint32_t groups;
 } JudgePattern;
 
 static inline void judge_pattern_free(JudgePattern *p) {
-    pcre2_match_data_free(p->data);
-    pcre2_code_free(p->code);
+    verify_regex_free(&p->regex);
     *p = (JudgePattern){0};
 }
 
 /* Compiles --judge-pattern, which must have a group. */
 static inline bool judge_pattern_open(JudgePattern *p, const char *pattern, Error *e) {
-    int code;
-    PCRE2_SIZE at;
-    PCRE2_UCHAR why[200];
-    *p = (JudgePattern){.code = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, NULL)};
-    if (!p->code) {
-        pcre2_get_error_message(code, why, sizeof why);
-        return error_set(e, "--judge-pattern: %s at byte %zu", (const char *)why, (size_t)at);
-    }
-    pcre2_pattern_info(p->code, PCRE2_INFO_CAPTURECOUNT, &p->groups);
-    p->data = (pcre2_match_data *)checked_object(pcre2_match_data_create_from_pattern(p->code, NULL), "a match");
+    Error why;
+    *p = (JudgePattern){0};
+    if (!verify_regex_compile(&p->regex, pattern, 0, &why)) return error_set(e, "--judge-%s", why.text);
+    pcre2_pattern_info(p->regex.code, PCRE2_INFO_CAPTURECOUNT, &p->groups);
     if (p->groups) return true;
     judge_pattern_free(p);
     return error_set(e, "--judge-pattern: has no group ( ) for the answer");
@@ -159,7 +150,7 @@ static inline bool judge_pattern_open(JudgePattern *p, const char *pattern, Erro
 
 /* Copies group k of the last match; "" if it did not take part. The caller frees it. */
 static inline char *judge_pattern_group(const JudgePattern *p, const char *text, uint32_t k) {
-    const PCRE2_SIZE *at = pcre2_get_ovector_pointer(p->data);
+    const PCRE2_SIZE *at = pcre2_get_ovector_pointer(p->regex.data);
     const bool any = k <= p->groups && at[2 * k] != PCRE2_UNSET && at[2 * k + 1] >= at[2 * k];
     return any ? xstrndup(text + at[2 * k], at[2 * k + 1] - at[2 * k]) : xstrndup("", 0);
 }
@@ -185,14 +176,17 @@ static inline double judge_answer_value(const char *answer, const char *below, c
     return NAN;
 }
 
-/* The value of a reply by the pattern; NaN if there is no match, or if two matches have different values. */
+/* The value of a reply by the pattern; NaN if there is no match, if two matches have different values, or if the search hit
+ * its limit (../reward/verify_pattern.h). */
 static inline double judge_reply_match(const JudgeReply *r, const JudgePattern *p, const char *const *labels, int n,
                                        bool score) {
     double value = NAN;
     if (!r->content) return NAN;
-    for (PCRE2_SIZE at = 0; at <= r->length;) {
-        if (pcre2_match(p->code, (PCRE2_SPTR)r->content, r->length, at, 0, p->data, NULL) <= 0) return value;
-        const PCRE2_SIZE *found = pcre2_get_ovector_pointer(p->data);
+    for (size_t at = 0; at <= r->length;) {
+        const int rc = verify_regex_find(&p->regex, (VerifySpan){r->content, r->length}, at);
+        if (rc == PCRE2_ERROR_NOMATCH) return value;
+        if (rc < 0) return NAN;
+        const PCRE2_SIZE *found = pcre2_get_ovector_pointer(p->regex.data);
         const PCRE2_SIZE begin = found[0], end = found[1];
         char *answer = judge_pattern_group(p, r->content, 1), *below = judge_pattern_group(p, r->content, 2);
         const double here = judge_answer_value(answer, below, labels, n, score);
@@ -200,6 +194,7 @@ static inline double judge_reply_match(const JudgeReply *r, const JudgePattern *
         if (isnan(here) || (!isnan(value) && here != value)) return NAN;
         value = here;
         at = end > begin ? end : end + 1;
+        while (at < r->length && (r->content[at] & 0xC0) == 0x80) at++; /* to the next character */
     }
     return value;
 }

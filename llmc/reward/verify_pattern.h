@@ -49,7 +49,8 @@ static inline bool verify_regex_compile(VerifyRegex *r, const char *pattern, uin
         pcre2_get_error_message(code, text, sizeof text);
         return error_set(e, "pattern /%.200s/: %s at byte %zu", pattern, (const char *)text, (size_t)at);
     }
-    r->data = (pcre2_match_data *)checked_object(pcre2_match_data_create(1, NULL), "the data of a pattern's match");
+    r->data = (pcre2_match_data *)checked_object(pcre2_match_data_create_from_pattern(r->code, NULL),
+                                                 "the data of a pattern's match");
     r->context = (pcre2_match_context *)checked_object(pcre2_match_context_create(NULL), "a pattern's limits");
     pcre2_set_heap_limit(r->context, 16384); /* KiB */
     return true;
@@ -79,13 +80,18 @@ static inline bool verify_regex_parse(VerifyRegex *r, const char *text, const ch
     return good;
 }
 
-/* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. PCRE2 restarts the count of backtracks at every
- * starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a second) in total. */
-static inline float verify_regex_match(const VerifyRegex *r, VerifySpan text) {
-    const size_t n = text.n;
-    const size_t limit = 10000000 / (n + 1);
+/* Searches for the pattern from byte `from` on. Returns what pcre2_match() does; the groups are in r->data. PCRE2 restarts
+ * the count of backtracks at every starting point, so the limit shrinks as the text grows: about 10^7 steps (a tenth of a
+ * second) in total. */
+static inline int verify_regex_find(const VerifyRegex *r, VerifySpan text, size_t from) {
+    const size_t limit = 10000000 / (text.n + 1);
     pcre2_set_match_limit(r->context, limit < 1000 ? 1000 : limit > 1000000 ? 1000000 : (uint32_t)limit);
-    const int rc = pcre2_match(r->code, (PCRE2_SPTR)text.s, n, 0, 0, r->data, r->context);
+    return pcre2_match(r->code, (PCRE2_SPTR)text.s, text.n, from, 0, r->data, r->context);
+}
+
+/* 1 if the pattern is found, 0 if not, NaN if the search hit its limit. */
+static inline float verify_regex_match(const VerifyRegex *r, VerifySpan text) {
+    const int rc = verify_regex_find(r, text, 0);
     return rc >= 0 ? 1 : rc == PCRE2_ERROR_NOMATCH ? 0 : NAN;
 }
 
