@@ -61,7 +61,6 @@ typedef struct Judge {
     int64_t principle_count;
     uint64_t hash;     /* of the files of the options but the model */
     int64_t opponents; /* of each completion; 0: all; -1: the record's answer */
-    int32_t group;     /* completions of a prompt that are judged together; 0: all that a call has */
     uint64_t seed;
     char scale[24]; /* its highest score as text */
     JudgeSums sums;

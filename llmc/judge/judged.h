@@ -190,12 +190,10 @@ static inline void judge_group_edges(const Judge *j, uint64_t key, int first, in
     free(order);
 }
 
-/* The end of the group that begins with completion `first`: consecutive completions of one prompt, at most j->group. */
-static inline int judge_group_end(const Judge *j, const RewardInput *in, int first, int n) {
+/* The end of the group that begins with completion `first`. */
+static inline int judge_group_end(const RewardInput *in, int first, int n) {
     int end = first + 1;
-    while (end < n && in[end].prompt_ids == in[first].prompt_ids && in[end].prompt == in[first].prompt &&
-           (!j->group || end - first < j->group))
-        end++;
+    while (end < n && in[end].group == in[first].group) end++;
     return end;
 }
 
@@ -203,7 +201,7 @@ static inline bool judge_tournament(Judge *j, const RewardInput *in, const Judge
                                     Error *e) {
     JudgeEdges x = {0};
     for (int first = 0, end; first < n; first = end) {
-        end = judge_group_end(j, in, first, n);
+        end = judge_group_end(in, first, n);
         judge_group_edges(j, in[first].id, first, end - first, &x);
     }
     JudgePair *pair = (JudgePair *)xcalloc((size_t)x.count + 1, sizeof *pair);
@@ -275,7 +273,7 @@ static inline bool judge_group(Judge *j, const RewardInput *in, const JudgeRecor
 
 /* ---- the reward part --------------------------------------------------------------------------------------------- */
 
-/* Judges n completions by a mode; consecutive ones of a prompt are a group. scores[i * stride], NaN: not judged. */
+/* Judges n completions by a mode. scores[i * stride], NaN: not judged. */
 static inline bool judge_completions(Judge *j, JudgeMode m, const RewardInput *in, int n, float *scores, int stride,
                                      Error *e) {
     JudgeRecord *r = (JudgeRecord *)xcalloc((size_t)n + 1, sizeof *r);
@@ -288,7 +286,7 @@ static inline bool judge_completions(Judge *j, JudgeMode m, const RewardInput *i
     case JUDGE_BY_PAIR: ok = judge_tournament(j, in, r, n, value, e); break;
     default:
         for (int first = 0, end; ok && first < n; first = end) {
-            end = judge_group_end(j, in, first, n);
+            end = judge_group_end(in, first, n);
             ok = judge_group(j, in, r, first, end, value, e);
         }
     }

@@ -330,7 +330,6 @@ static inline void generation_open_judge(Generation *g) {
     if (!judge_given(o)) return;
     if (!judge_open(j, o, t->backend, t->device, (uint64_t)t->o->seed, &e) || !judge_attach(j, &g->rewards, &e))
         die("%s", e.text);
-    j->group = (int32_t)g->o->generations;
     if (o->file) trainer_file(t, "judge", o->file, j->local.file.hash);
     if (j->hash) trainer_file(t, "judge-template", o->template ? o->template : o->principles, j->hash);
     generation_say_judge(g, g->o->generations);
@@ -529,12 +528,13 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     const size_t K = (size_t)g->rewards.count;
     RewardInput *in = (RewardInput *)xcalloc((size_t)count, sizeof *in);
     float *parts = (float *)xcalloc((size_t)count * (K + 1), sizeof *parts), *total = parts + (size_t)count * K;
-    for (int32_t i = 0; i < count; i++) {
+    for (int32_t i = 0, first = 0; i < count; i++) { /* first: of its group, which has the completions of one draw */
         const Completion *c = &scored[i].completion;
+        if (scored[i].prompt != scored[first].prompt || i - first == g->o->generations) first = i;
         scored[i].text = prompts_said(&g->sampling, &g->t->text, c, &scored[i].text_length);
         in[i] = prompts_input(&g->train, scored[i].prompt, scored[i].text, scored[i].text_length, c, scored[i].id,
                               (int32_t)g->o->max_completion);
-        in[i].group = (int32_t)scored[i].prompt;
+        in[i].group = first;
     }
     const JudgeLocal *judge = &g->language_judge.local;
     const int64_t judged = judge->rows;
