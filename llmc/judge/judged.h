@@ -170,7 +170,8 @@ static inline void judge_add_edge(JudgeEdges *x, int a, int b) {
 }
 
 /* Adds the pairs of completions first ... first+G-1. With a number N of opponents, completions in random order are placed on
- * a circle, and each meets those up to N / 2 places away; with an odd N also the one opposite. */
+ * a circle, and each meets those up to N / 2 places away; with an odd N also the one opposite, so that with N and G odd one
+ * of them meets one more. */
 static inline void judge_group_edges(const Judge *j, uint64_t key, int first, int G, JudgeEdges *x) {
     const int64_t N = j->opponents;
     const bool all = N == 0 || N >= G - 1;
@@ -184,7 +185,7 @@ static inline void judge_group_edges(const Judge *j, uint64_t key, int first, in
         random_shuffle(&random, order, G);
         for (int d = 1; d <= N / 2; d++)
             for (int i = 0; i < G; i++) judge_add_edge(x, first + (int)order[i], first + (int)order[(i + d) % G]);
-        for (int i = 0; N % 2 && i < G / 2; i++)
+        for (int i = 0; N % 2 && i < (G + 1) / 2; i++)
             judge_add_edge(x, first + (int)order[i], first + (int)order[(i + G / 2) % G]);
     }
     free(order);
@@ -332,7 +333,7 @@ static inline int64_t judge_cost(const Judge *j, JudgeMode m, int64_t G) {
     if (m != JUDGE_BY_PAIR) return G;
     if (j->opponents < 0) return 2 * G;
     const int64_t N = j->opponents && j->opponents < G - 1 ? j->opponents : G - 1;
-    return N % 2 && G % 2 ? G * (N - 1) : G * N;
+    return G * N + (N % 2 && G % 2);
 }
 
 /* A figure of the sums. */
