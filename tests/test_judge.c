@@ -422,6 +422,9 @@ static void rewards_by_a_judge(void **state) {
     in[1].fields = "{\"rubric\":[{\"text\":\"kind\",\"weight\":-1}]}";
     assert_false(judge_completions(&j, JUDGE_BY_RUBRIC, in, 6, parts, 1, &e));
     assert_holds(e.text, "criterion 0 must be a number above 0");
+    in[1].fields = "{\"rubric\":\"kind\"}";
+    assert_false(judge_completions(&j, JUDGE_BY_RUBRIC, in, 6, parts, 1, &e));
+    assert_holds(e.text, "rubric: must be a list of criteria");
     judge_close(&j);
 
     o = judge_defaults();

@@ -26,7 +26,7 @@
 #include "../base/text.h"            /* TextSlice, text_string, text_format, TextBuffer, ... */
 #include "../model/backend.h"        /* Backend, Device */
 #include "../reward/rewards.h"       /* Rewards, REWARD_JUDGE, rewards_judge_modes */
-#include "../reward/verify_answer.h" /* RewardInput, VerifySpan, verify_completion, verify_fields */
+#include "../reward/verify_answer.h" /* RewardInput, VerifySpan, verify_completion, verify_fields, ... */
 #include "judge.h"                   /* Judge, JudgePair, judge_ask, judge_open, ... */
 #include "judge_options.h"           /* JudgeMode, JUDGE_BY_RUBRIC, JUDGE_BY_PAIR, JUDGE_BY_SCORE, ... */
 #include "labels.h"                  /* JudgeSums */
@@ -112,6 +112,12 @@ static inline bool judge_scores(Judge *j, const RewardInput *in, const JudgeReco
     return ok;
 }
 
+/* Sets *rubric to the criteria of a record; NULL: it has none. */
+static inline bool judge_rubric(const JudgeRecord *r, const json_t **rubric, Error *e) {
+    *rubric = verify_present(r->fields, "rubric");
+    return !*rubric || json_is_array(*rubric) || error_set(e, "rubric: must be a list of criteria");
+}
+
 /* Reads criterion k of a rubric. */
 static inline bool judge_criterion(const json_t *rubric, size_t k, TextSlice *text, double *weight, Error *e) {
     const json_t *item = json_array_get(rubric, k), *value = json_object_get(item, "text"),
@@ -128,21 +134,23 @@ static inline bool judge_rubrics(Judge *j, const RewardInput *in, const JudgeRec
                                  Error *e) {
     int64_t count = 0, at = 0;
     bool ok = true;
-    for (int i = 0; i < n; i++) count += (int64_t)json_array_size(json_object_get(r[i].fields, "rubric"));
+    const json_t **rubric = (const json_t **)xcalloc((size_t)n + 1, sizeof *rubric);
+    for (int i = 0; ok && i < n; i++) {
+        ok = judge_rubric(&r[i], &rubric[i], e);
+        count += (int64_t)json_array_size(rubric[i]);
+    }
     JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)count + 1, sizeof *q);
     double *weight = (double *)xcalloc((size_t)count + 1, sizeof *weight),
            *p = (double *)xcalloc((size_t)count + 1, sizeof *p);
-    for (int i = 0; i < n; i++) {
-        const json_t *rubric = json_object_get(r[i].fields, "rubric");
-        for (size_t k = 0; ok && k < json_array_size(rubric); k++, at++) {
+    for (int i = 0; i < n; i++)
+        for (size_t k = 0; ok && k < json_array_size(rubric[i]); k++, at++) {
             q[at] = judge_question(j, &in[i], &r[i]);
-            ok = judge_criterion(rubric, k, &q[at].field[JUDGE_RUBRIC], &weight[at], e);
+            ok = judge_criterion(rubric[i], k, &q[at].field[JUDGE_RUBRIC], &weight[at], e);
         }
-    }
     ok = ok && judge_ask(j, JUDGE_BY_RUBRIC, q, count, false, p, e);
     at = 0;
     for (int i = 0; ok && i < n; i++) { /* a criterion without an answer makes the whole NaN */
-        const size_t criteria = json_array_size(json_object_get(r[i].fields, "rubric"));
+        const size_t criteria = json_array_size(rubric[i]);
         double sum = 0, all = 0;
         for (size_t k = 0; k < criteria; k++, at++) {
             sum += weight[at] * p[at];
@@ -151,7 +159,7 @@ static inline bool judge_rubrics(Judge *j, const RewardInput *in, const JudgeRec
         value[i] = criteria ? sum / all : NAN;
         j->sums.unscorable += !criteria;
     }
-    free(q), free(weight), free(p);
+    free(rubric), free(q), free(weight), free(p);
     return ok;
 }
 
