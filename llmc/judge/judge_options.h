@@ -11,14 +11,13 @@
 #include "../base/options.h" /* OPTION_TEXT, OPTION_INT, OPTION_REAL, OPTION_FLAG, ... */
 #include "../base/text.h"    /* text_format, text_string, TextBuffer */
 
-#define JUDGE_MODES_CHOICES "score|rubric|pair|group"
 typedef enum {
     JUDGE_BY_SCORE,
     JUDGE_BY_RUBRIC,
     JUDGE_BY_PAIR,
     JUDGE_BY_GROUP,
     JUDGE_MODES
-} JudgeMode; /* in this order */
+} JudgeMode; /* in the order of judge_mode_name() and of REWARD_JUDGES (../reward/rewards.h) */
 
 enum { JUDGE_OF_PAIRS = 1u << JUDGE_MODES };
 
