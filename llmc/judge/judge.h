@@ -24,6 +24,7 @@
 
 #include "../base/error.h"    /* error_set, Error, xcalloc, checked_object, ... */
 #include "../base/io.h"       /* XXH3_64bits, file_slurp */
+#include "../base/options.h"  /* Option, option_store_int */
 #include "../base/random.h"   /* RANDOM_JUDGE, Random, random_below, random_start */
 #include "../base/text.h"     /* TextSlice, text_string, TextBuffer, text_clear, ... */
 #include "../model/backend.h" /* Backend, Device */
@@ -117,14 +118,25 @@ static inline bool judge_read_principles(Judge *j, Error *e) {
 
 /* Reads --judge-opponents. */
 static inline bool judge_read_opponents(Judge *j, Error *e) {
-    char *end;
     const char *text = j->o->opponents;
+    const Option number = {.value = &j->opponents, .low = 1, .high = 4096};
     if (!strcmp(text, "all")) return true;
     j->opponents = -1;
     if (!strcmp(text, "answer")) return true;
-    j->opponents = strtoll(text, &end, 10);
-    return (*text && !*end && j->opponents >= 1 && j->opponents <= 4096) ||
+    return option_store_int(&number, text, NULL) ||
            error_set(e, "--judge-opponents %.40s: must be all, answer, or a number from 1 to 4096", text);
+}
+
+/* Checks the texts of the options that a question or a request has. */
+static inline bool judge_check_texts(const JudgeOptions *o, Error *e) {
+    const struct {
+        const char *option, *text;
+    } all[] = {{"judge-labels", o->labels}, {"judge-cot-end", o->cot_end}, {"judge-model", o->model}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const size_t n = all[i].text ? strlen(all[i].text) : 0;
+        if (n && utf8_valid(all[i].text, n) < n) return error_set(e, "--%s: must be a text in UTF-8", all[i].option);
+    }
+    return true;
 }
 
 /* Opens the server of --judge-url. */
@@ -148,7 +160,7 @@ static inline bool judge_open(Judge *j, const JudgeOptions *o, const Backend *b,
     *j = (Judge){.o = o, .seed = seed};
     snprintf(j->scale, sizeof j->scale, "%lld", (long long)o->scale);
     if (o->cot && !*o->cot_end) return error_set(e, "--judge-cot-end: the text is empty");
-    bool ok = judge_read_opponents(j, e) && (!o->principles || judge_read_principles(j, e));
+    bool ok = judge_check_texts(o, e) && judge_read_opponents(j, e) && (!o->principles || judge_read_principles(j, e));
     if (ok && o->file && o->url) ok = error_set(e, "--judge and --judge-url: give only one of them");
     ok = ok && (o->url ? judge_open_http(j, e) : judge_local_open(&j->local, o->file, b, d, JUDGE_ROWS, e));
     if (ok) j->open = true;
@@ -207,8 +219,8 @@ static inline void judge_add_label(const Judge *j, JudgeForm *f, const char *tex
 }
 
 /* Makes the labels of a mode. */
-static inline bool judge_make_labels(const Judge *j, JudgeMode m, Error *e) {
-    JudgeForm *f = (JudgeForm *)&j->form[m];
+static inline bool judge_make_labels(Judge *j, JudgeMode m, Error *e) {
+    JudgeForm *f = &j->form[m];
     char number[24];
     if (judge_is_score(m)) {
         if (j->o->labels) return error_set(e, "--judge-labels: judge=%s has the labels 1 to N", judge_mode_name(m));
