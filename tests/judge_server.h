@@ -12,6 +12,7 @@
 #include <cmocka.h> /* keep: assert_true */
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -204,6 +205,7 @@ static inline JudgeServer judge_server_start(void) {
         close(listener);
         return s;
     }
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* it does not outlive a test that crashes */
     signal(SIGCHLD, SIG_IGN);
     for (;;) {
         const int to = accept(listener, NULL, NULL);
