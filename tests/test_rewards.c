@@ -1211,14 +1211,14 @@ static void test_command_workers(void **state) {
                {"while read -r x; do echo '[1,2,3]'; done", "must be a list of 4 numbers"},
                {"while read -r x; do echo '[1,2,3,\"4\"]'; done", "must be a list of 4 numbers"},
                {"while read -r x; do echo '[1,2,3,1e99]'; done", "must be a list of 4 numbers"},
-               {"read -r x; printf '[1,2,3,4]\\n[1'; sleep 100", "0 of 3 answers after 0.3 seconds"},
+               {"read -r x; printf '[1,2,3,4]\\n[1'; sleep 100", " of 3 answers after 0.3 seconds"},
                {"read -r x; exit 0", "ended with exit status 0 after 0 of "}};
     for (size_t i = 0; i < COUNT(bad); i++) {
         Rewards r;
         assert_true(rewards_open(&r, "command", bad[i].program, i == 4 ? 0.3 : 20, 1, 0, &e));
         assert_true(rewards_workers(&r, 9, true, &e));
         assert_false(rewards_score(&r, in, N, part, total, &e));
-        if (i != 4) assert_message(&e, bad[i].message);
+        assert_message(&e, bad[i].message);
         assert_false(rewards_score(&r, in, N, part, total, &e));
         assert_message(&e, "has ended");
         rewards_close(&r);
