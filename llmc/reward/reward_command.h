@@ -1,8 +1,8 @@
 /* reward_command.h - rewards computed by a user's program, in any language.
  *
- * The program is started once by `sh -c`, or as several workers, and runs as long as the trainer. For every completion it reads one line of
- * JSON on its standard input and must write one line on its standard output, in the same order: a finite number, or
- * null / none / nan if it cannot score the completion. Its standard error is the trainer's.
+ * The program is started once by `sh -c`, or as several workers, and runs as long as the trainer. For every completion it
+ * reads one line of JSON on its standard input and must write one line on its standard output, in the same order: a finite
+ * number, or null / none / nan if it cannot score the completion. Its standard error is the trainer's.
  *
  *     {"prompt":"12+34=","completion":"46","answer":"46","task":"add","level":2}      ->      1.0
  *
@@ -236,9 +236,9 @@ static inline bool reward_worker_take(RewardCommand *c, int index, const RewardB
     t->length -= from;
     if (t->length < most) return true;
     t->text[80] = 0;
-    return reward_command_fail(
-        c, e, "answer %d of %d starts with '%s' and has no newline after %zu bytes, must be a number or null",
-        c->worker[index].read + 1, c->worker[index].lines, t->text, most);
+    return reward_command_fail(c, e, "answer %d of %d starts with '%s' and has no newline after %zu bytes, must be %s",
+                               c->worker[index].read + 1, c->worker[index].lines, t->text, most,
+                               c->groups ? "a list of numbers or nulls" : "a number or null");
 }
 
 /* What a worker has written after its last line, at most 80 bytes. */

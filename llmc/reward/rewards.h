@@ -313,7 +313,8 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
         return error_set(
             e,
             "reward '%s': unknown, must be verify, exact, em, f1, choice, numeric, math, hash, countdown, sort, "
-            "brackets, code, regex, format, cosine, overlong, repetition, length, turns, tool-use, random, command, model or judge",
+            "brackets, code, regex, format, cosine, overlong, repetition, length, turns, tool-use, random, command, model "
+            "or judge",
             name);
     at += n;
     n = 0;
