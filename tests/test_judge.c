@@ -754,6 +754,11 @@ static void programs(void **state) {
     sh("./train_ppo -c $T/policy.bin -i $T/prompts.shard -o $T/ppo.bin --reward judge=pair --judge $T/knows.bin --algo rloo "
        "--judge-template $T/ask.txt --judge-opponents 2 -x 1 -g 6 -p 4 -G 4 --metrics $T/ppo.jsonl 2>/dev/null");
     assert_int_equal(metric("ppo.jsonl", 0, "judge/questions"), 32);
+    /* groups of the same prompt that follow each other stay apart */
+    sh(LETTERS "--seed 1 --count 1 --format prompt | ./data/make_shard --quiet -i - -o $T/one.shard");
+    sh("./train_grpo -c $T/policy.bin -i $T/one.shard -o $T/one.bin --reward-group -x 1 -g 6 -p 4 -G 4 "
+       "--reward-cmd 'while read -r line; do echo [0,0,0,1]; done' --metrics $T/one.jsonl 2>/dev/null");
+    assert_near(metric("one.jsonl", 0, "reward"), 0.25, 1e-6);
     /* a server: the same reward for all; the key is in nothing that is written */
     sh("OPENAI_API_KEY=" KEY " ./train_grpo -c $T/policy.bin -i $T/prompts.shard -o $T/http.bin --reward judge=score "
        "--judge-url http://127.0.0.1:%d/good --judge-model m --judge-cache $T/http.db -x 1 -g 4 -p 4 -G 2 --metrics $T/http.jsonl "
