@@ -90,8 +90,9 @@ static inline Random random_start(uint64_t seed, uint64_t stream) {
 
 static inline uint64_t random_next(Random *r) { return random_bits(r->seed, r->stream, r->index++); }
 
-/* Uniform in [0, 1) with 53 bits. */
-static inline double random_real(Random *r) { return (double)(random_next(r) >> 11) * 0x1p-53; }
+/* Uniform in [0, 1) with 53 bits. random_real_of(): from a number of 64 random bits. */
+static inline double random_real_of(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; }
+static inline double random_real(Random *r) { return random_real_of(random_next(r)); }
 
 /* Uniform in {0, ..., n-1} without modulo bias (multiply-shift with rejection: Lemire 2019); n >= 1. */
 static inline uint64_t random_below(Random *r, uint64_t n) {
@@ -106,10 +107,15 @@ static inline int64_t random_between(Random *r, int64_t low, int64_t high) {
     return low + (int64_t)random_below(r, (uint64_t)(high - low) + 1);
 }
 
-/* Standard normal (Box and Muller 1958). The second value is discarded, so each draw uses exactly two counters. */
-static inline double random_normal(Random *r) {
-    const double u = 1.0 - random_real(r), v = random_real(r);
+/* Standard normal (Box and Muller 1958). The second value is discarded, so each draw uses exactly two counters.
+ * random_normal_of(): from the bits of these. */
+static inline double random_normal_of(uint64_t first, uint64_t second) {
+    const double u = 1.0 - random_real_of(first), v = random_real_of(second);
     return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+static inline double random_normal(Random *r) {
+    const uint64_t first = random_next(r);
+    return random_normal_of(first, random_next(r));
 }
 
 enum { RANDOM_BATCH = 64 }; /* counters whose blocks random_batch() computes together */
@@ -143,8 +149,7 @@ static inline void random_normals(Random *r, double deviation, float *out, size_
     for (size_t i = 0; i < n; i++) {
         const size_t at = 2 * i % RANDOM_BATCH;
         if (at == 0) random_batch(r->seed, r->stream, r->index + 2 * i, bits);
-        const double u = 1.0 - (double)(bits[at] >> 11) * 0x1p-53, v = (double)(bits[at + 1] >> 11) * 0x1p-53;
-        out[i] = (float)(deviation * (sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v)));
+        out[i] = (float)(deviation * random_normal_of(bits[at], bits[at + 1]));
     }
     r->index += 2 * (uint64_t)n;
 }
