@@ -236,37 +236,14 @@ RUN(decode) {
     b->attention_forward(d, &a);
 }
 
+/* The shape of an adapter, in Lora and in Dora. */
+#define ADAPTER                                                                                                        \
+    .rows = N, .in = C, .rank = 4, .parts = 2, .stride = O, .first = {0, 40}, .count = {32, 56}, .scale = 0.5f
 RUN(lora) {
-    Lora l = {.rows = N,
-              .in = C,
-              .rank = 4,
-              .parts = 2,
-              .stride = O,
-              .first = {0, 40},
-              .count = {32, 56},
-              .scale = 0.5f,
-              .x = A(0),
-              .a = W(1),
-              .b = W(2),
-              .h = A(3),
-              .out = A(4)};
+    Lora l = {ADAPTER, .x = A(0), .a = W(1), .b = W(2), .h = A(3), .out = A(4)};
     b->lora_forward(d, &l);
-    Dora o = {.rows = N,
-              .in = C,
-              .rank = 4,
-              .parts = 2,
-              .stride = O,
-              .first = {0, 40},
-              .count = {32, 56},
-              .scale = 0.5f,
-              .w = W(5),
-              .a = W(1),
-              .b = W(2),
-              .magnitude = W(6),
-              .bias = W(7),
-              .norm = F(8),
-              .u = A(9),
-              .out = A(4)};
+    Dora o = {ADAPTER,      .w = W(5),    .a = W(1), .b = W(2),  .magnitude = W(6),
+              .bias = W(7), .norm = F(8), .u = A(9), .out = A(4)};
     b->dora_norm(d, &o);
     b->dora_forward(d, &o);
     o.dout = A(4);
