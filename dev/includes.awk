@@ -5,7 +5,7 @@
 # function is a use before `(`, or where the file declares no variable of that name. A name that a macro makes,
 # TENSOR_##name, is defined by the header whose enum applies the macro. A macro without a body, XXH_INLINE_ALL,
 # configures a header of the system: names that begin with XXH and that no file defines come from the header that
-# defines the macro.
+# defines the macro, unless enumerators of the project begin so, too.
 #
 # check=1: prints each annotation that names what the header does not define or the file does not use. Otherwise writes
 # each target, with its includes rewritten, to out/PATH.
@@ -45,7 +45,7 @@ function prefix_owner(macro,    i, p, n) {
     for (i = 1; i <= n; i++) if (!(p[i] in owner)) owner[p[i]] = file
 }
 # The statement s[1..n] at depth 0 ends with `;`, or with `{` (body = 1).
-function statement(body,    i, parens, name, call, typedef) {
+function statement(body,    i, end, parens, name, call, typedef) {
     typedef = s[1] == "typedef"
     if (!n || s[1] ~ /^(_Static_assert|static_assert|using|namespace)$/) return
     for (i = 1; i < n && s[i] != "("; i++) if (s[i] ~ /^(struct|union|enum|class)$/ && is_name(s[i + 1]))
@@ -53,7 +53,9 @@ function statement(body,    i, parens, name, call, typedef) {
         else if (typedef) define(s[i + 1], "type", 1)
     if (typedef && !body) {
         for (i = 1; i < n; i++) if (s[i] == "(" && s[i + 1] == "*") { define(s[i + 2], "type", 0); return }
-        for (i = n; i > 1; i--) if (is_name(s[i]) && s[i + 1] != "]") break
+        end = n
+        for (i = n; i > 2; i--) if (s[i] == "__attribute__") end = i - 1
+        for (i = end; i > 1; i--) if (is_name(s[i]) && s[i + 1] != "]") break
         for (name = i; name > 1; name--) if (s[name] == "{}") break
         define(s[i], "type", name == 1 && s[2] ~ /^(struct|union|enum)$/)
         return
@@ -126,7 +128,10 @@ function outer_token(t,    i, equal, paren, is_enum) {
     enum_next = 1
 }
 function enum_token(t, next_) {
-    if (is_name(t) && enum_next && next_ != "(") define(t, "constant", 0)
+    if (is_name(t) && enum_next && next_ != "(") {
+        define(t, "constant", 0)
+        enumerated[substr(t, 1, index(t, "_") - 1)] = 1
+    }
     if (is_name(t) && (file, t) in pastes) prefix_owner(t)
     if (t == "(") enum_parens++
     if (t == ")") enum_parens--
@@ -259,7 +264,7 @@ function provider(f, t,    i, k, list, best, kind, score, top) {
     }
     if (k) return best
     for (i in owner) if (index(t, i) == 1 && t != i && owner[i] != f && (f, owner[i]) in reaches) return owner[i]
-    for (i in configured) if (index(t, i) == 1) {
+    for (i in configured) if (index(t, i) == 1 && !(i in enumerated)) {
         if (index(configured[i] " ", " " f " ")) return ""
         k = split(configured[i], list, " ")
         for (i = 1; i <= k; i++) if ((f, list[i]) in reaches) return list[i]

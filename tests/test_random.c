@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/random.h" /* random_bits, random_start, Random, random_shuffle, ... */
+#include "../llmc/base/random.h" /* random_bits, Random, random_start, random_shuffle, ... */
 #include <string.h>
 
 /* Random123 1.14, tests/kat_vectors, lines "philox4x32 10": counter, key, expected (Salmon et al. 2011). */

@@ -10,7 +10,7 @@
 #define LLMC_CPU_ACT_H
 
 #include "../base/half.h" /* half_from_bf16, half_to_bf16 */
-#include "product.h"      /* CPU_HALF */
+#include "product.h"      /* CpuVec */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

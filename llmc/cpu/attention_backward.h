@@ -17,8 +17,8 @@
 #include "act.h"              /* Act, act_get, act_store */
 #include "attention_strip.h"  /* CPU_STRIP, CPU_LANES, CPU_KEYS, cpu_segments, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
-#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_product_add, cpu_product_set */
-#include "product_pairs.h"    /* aligned, cpu_pairs_add, cpu_pairs_round, cpu_pairs_set */
+#include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
+#include "product_pairs.h"    /* CpuPair, cpu_pairs_add, cpu_pairs_round, cpu_pairs_set */
 #include "vector_math.h"      /* cpu_cap, cpu_exp */
 #include <assert.h>
 #include <math.h>

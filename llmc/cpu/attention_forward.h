@@ -16,8 +16,8 @@
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, act_floats, act_store, ... */
 #include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
-#include "product.h"          /* CPU_VEC, CPU_HALF, CPU_UNROLL, cpu_product_rescale, ... */
-#include "product_pairs.h"    /* aligned, cpu_pairs_rescale, cpu_pairs_set */
+#include "product.h"          /* CPU_VEC, CpuQuad, CpuVec, CPU_UNROLL, ... */
+#include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 #include <assert.h>
 #include <math.h>

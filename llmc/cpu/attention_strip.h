@@ -18,8 +18,8 @@
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_floats, act_store */
-#include "product.h"          /* CPU_VEC, CPU_HALF, cpu_transpose_out, cpu_transpose4, ... */
-#include "product_pairs.h"    /* cpu_pairs_of_rows, cpu_pairs_of_floats */
+#include "product.h"          /* CPU_VEC, cpu_transpose_out, CpuQuad, cpu_transpose4, ... */
+#include "product_pairs.h"    /* CpuPair, cpu_pairs_of_rows, cpu_pairs_of_floats */
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>

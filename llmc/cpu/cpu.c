@@ -25,7 +25,6 @@
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves, head_tiles_kept */
-#include "product.h"            /* CPU_ALIGN */
 #include "tiles.h"              /* tiles_count, tiles_available */
 #include "tiles_product.h"      /* tiles_sums_count */
 

@@ -27,7 +27,6 @@
 #include "../base/error.h"    /* checked, Error, error_set, xrealloc */
 #include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Acts, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
-#include "product.h"          /* CPU_HALF */
 #include "tiles.h"            /* tiles_pack_team, CPU_TILES, tiles_count, TILES_PAIRS, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>

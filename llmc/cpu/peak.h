@@ -17,7 +17,7 @@
 #include "../base/program.h"  /* program_processor */
 #include "../model/backend.h" /* DTYPE_BF16 */
 #include "gemm.h"             /* Device */
-#include "product.h"          /* CPU_VEC */
+#include "product.h"          /* CpuVec, CPU_VEC */
 #include "tiles.h"            /* CPU_TILES, tiles_amx, tiles_configure */
 #include <stdio.h>
 #include <sys/stat.h>

@@ -20,7 +20,7 @@
 #include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Weights */
 #include "../model/quantized.h" /* quant_info, quant_bytes, quant_decode */
 #include "gemm.h"               /* Device, cpu_wide, cpu_narrow, cpu_scratch */
-#include "product.h"            /* CPU_VEC, CPU_INLINE, cpu_product_add, CPU_UNROLL, ... */
+#include "product.h"            /* CpuVec, CPU_VEC, CPU_INLINE, cpu_product_add, ... */
 
 enum { QUANT_FEW = 8, QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
 enum { QUANT_BUFFER = 2 * QUANT_WIDE * QUANT_DEPTH }; /* floats of a thread */
