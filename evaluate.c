@@ -54,7 +54,7 @@
 #include "llmc/model/pack.h"               /* batch_segment, batch_target, batch_clear, batch_fits, ... */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_flops, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
-#include "llmc/records/clusters.h"         /* ClusterTrained, clusters_trained, CLUSTER_TRAINED, ... */
+#include "llmc/records/clusters.h"         /* clusters_find, CLUSTER_TRAINED, CLUSTER_UNKNOWN, ClusterTrained, ... */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
 #include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
@@ -74,7 +74,7 @@
 #include "llmc/rollout/certainty.h"        /* Certainty, certainty_close, certainty_open */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_OPTIONS, EpisodeOptions, Episodes, ... */
-#include "llmc/rollout/evaluation.h"       /* Outcome, Evaluation, EvaluationSample, evaluation_summarise, ... */
+#include "llmc/rollout/evaluation.h"       /* Outcome, EvaluationSample, Evaluation, evaluation_weighted, ... */
 #include "llmc/rollout/inference.h"        /* DataFile, json_line, data_file_close, data_file_open, ... */
 #include "llmc/rollout/prompts.h"          /* Prompts, prompts_length, PromptText, prompts_tokens, ... */
 #include "llmc/rollout/prompts_code.h"     /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code, ... */
@@ -912,6 +912,34 @@ static void curve_write(const Tasks *t) {
     free(curve.point), free(curve.part);
 }
 
+/* The prompts in groups: those of a task, of a cluster of tasks, or of a file. */
+typedef struct Groups {
+    int64_t prompts;
+    int count;
+    int *of;           /* (prompts) the group of each; -1: none */
+    const char **name; /* (count) */
+} Groups;
+
+/* Reports the figures of the prompts of a group as JSON, and on standard error unless title is NULL. */
+typedef json_t *(*GroupFigures)(const void *context, const Groups *g, int group, const char *title);
+
+static Groups groups_new(int64_t prompts) {
+    return (Groups){.prompts = prompts, .of = (int *)xcalloc((size_t)prompts + 1, sizeof(int))};
+}
+
+static void groups_free(Groups *g) { free(g->of), free(g->name); }
+
+static void groups_add(Groups *g, const char *name) {
+    g->name = (const char **)xrealloc(g->name, (size_t)g->count + 1, sizeof *g->name);
+    g->name[g->count++] = name;
+}
+
+static bool groups_empty(const Groups *g, int group) {
+    for (int64_t i = 0; i < g->prompts; i++)
+        if (g->of[i] == group) return false;
+    return true;
+}
+
 static int by_task(const void *a, const void *b, void *prompts) {
     const PromptText *what = ((const Prompts *)prompts)->what;
     const int64_t i = *(const int64_t *)a, j = *(const int64_t *)b;
@@ -919,100 +947,94 @@ static int by_task(const void *a, const void *b, void *prompts) {
     return order ? order : (i > j) - (i < j);
 }
 
-/* Reports the same figures for each task of the shard; prints tables only if there are several tasks. */
-static void report_tasks(Tasks *t, int64_t done) {
-    int64_t *order = (int64_t *)xmalloc((size_t)done * sizeof *order);
-    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
+/* Reports the same figures for each task of the first `count` prompts; prints tables only if there are several tasks. */
+static void report_tasks(const Prompts *p, int64_t count, GroupFigures figures, const void *context) {
+    Groups g = groups_new(count);
+    int64_t *order = (int64_t *)xmalloc((size_t)count * sizeof *order);
     json_t *tasks = json_object();
-    for (int64_t i = 0; i < done; i++) order[i] = i;
-    qsort_r(order, (size_t)done, sizeof *order, by_task, &t->prompts);
-    for (int64_t i = 0; i < done;) {
-        const char *task = t->prompts.what[order[i]].task;
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
-        int64_t n = 0;
-        for (; i < done && !strcmp(t->prompts.what[order[i]].task, task); i++) part[n++] = t->all.outcome[order[i]];
-        evaluation_summarise(&v, part, n);
-        json_t *figures = json_object();
-        report_json(figures, &v, t->rewarded);
-        json_object_set_new(tasks, task, figures);
-        if (n < done) report_table(*task ? task : "(no task)", &v, t->rewarded);
+    for (int64_t i = 0; i < count; i++) order[i] = i;
+    qsort_r(order, (size_t)count, sizeof *order, by_task, (void *)p);
+    for (int64_t i = 0; i < count; i++) {
+        const char *task = p->what[order[i]].task;
+        if (!g.count || strcmp(g.name[g.count - 1], task) != 0) groups_add(&g, task);
+        g.of[order[i]] = g.count - 1;
+    }
+    for (int k = 0; k < g.count; k++) {
+        const char *title = *g.name[k] ? g.name[k] : "(no task)";
+        json_object_set_new(tasks, g.name[k], figures(context, &g, k, g.count > 1 ? title : NULL));
     }
     json_object_set_new(result, "tasks", tasks);
-    free(order), free(part);
+    groups_free(&g), free(order);
 }
 
-/* The cluster of tasks that prompt i is of, or NULL. field: the one that names it. The result must be freed. */
-static char *prompt_cluster(const Prompts *p, int64_t i, const char *field) {
+/* The place of prompt i's cluster of tasks in the shard's list; -1: it has none. */
+static int prompt_cluster(const Prompts *p, int64_t i) {
+    const json_t *all = p->shard.clusters;
     const PromptText *what = &p->what[i];
-    if (!strcmp(field, "task")) return *what->task ? xstrdup(what->task) : NULL;
-    json_t *fields = json_loads(what->fields, 0, NULL);
-    const json_t *value = json_object_get(fields, field);
-    char *name = json_is_string(value) ? xstrdup(json_string_value(value)) : NULL;
+    const char *field = json_string_value(json_object_get(all, "field"));
+    if (!strcmp(field, "task")) return *what->task ? clusters_find(all, what->task) : -1;
+    json_t *fields = json_loads(what->fields, JSON_ALLOW_NUL, NULL);
+    const char *name = json_string_value(json_object_get(fields, field));
+    const int place = name ? clusters_find(all, name) : -1;
     json_decref(fields);
-    return name;
-}
-
-static const char *cluster_trained_text(ClusterTrained was) {
-    static const char *const texts[] = {"its training does not say whether it has seen them", "seen in training",
-                                        "not seen in training"};
-    return texts[was];
-}
-
-static json_t *cluster_trained_json(ClusterTrained was) {
-    return was == CLUSTER_UNKNOWN ? json_null() : json_boolean(was == CLUSTER_TRAINED);
+    return place;
 }
 
 /* Reports the same figures for each cluster of tasks of the shard, and whether the model was trained on it, according to its
  * lineage. */
-static void report_clusters(Tasks *t, int64_t done) {
-    const json_t *all = t->prompts.shard.clusters, *names = json_object_get(all, "clusters");
+static void report_clusters(const Prompts *p, int64_t count, GroupFigures figures, const void *context) {
+    static const char *const texts[] = {"its training does not say whether it has seen them", "seen in training",
+                                        "not seen in training"};
+    const json_t *names = json_object_get(p->shard.clusters, "clusters");
     if (!json_array_size(names)) return;
-    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
-    char **own = (char **)xcalloc((size_t)done, sizeof *own);
+    Groups g = groups_new(count);
     json_t *clusters = json_object();
-    for (int64_t i = 0; i < done; i++)
-        own[i] = prompt_cluster(&t->prompts, i, json_string_value(json_object_get(all, "field")));
-    for (size_t k = 0; k < json_array_size(names); k++) {
-        const char *name = json_string_value(json_array_get(names, k));
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
-        int64_t n = 0;
-        for (int64_t i = 0; i < done; i++)
-            if (own[i] && !strcmp(own[i], name)) part[n++] = t->all.outcome[i];
-        if (!n) continue;
-        const ClusterTrained was = clusters_trained(model.file.lineage, name);
-        json_t *figures = json_object();
-        evaluation_summarise(&v, part, n);
-        report_json(figures, &v, t->rewarded);
-        json_object_set_new(figures, "seen", cluster_trained_json(was));
-        json_object_set_new(clusters, name, figures);
+    for (size_t k = 0; k < json_array_size(names); k++) groups_add(&g, json_string_value(json_array_get(names, k)));
+    for (int64_t i = 0; i < count; i++) g.of[i] = prompt_cluster(p, i);
+    for (int k = 0; k < g.count; k++) {
+        if (groups_empty(&g, k)) continue;
+        const ClusterTrained was = clusters_trained(model.file.lineage, g.name[k]);
         TextBuffer title = {0};
-        text_format(&title, "cluster %s, %s", name, cluster_trained_text(was));
-        report_table(title.text, &v, t->rewarded);
+        text_format(&title, "cluster %s, %s", g.name[k], texts[was]);
+        json_t *row = figures(context, &g, k, title.text);
+        json_object_set_new(row, "seen", was == CLUSTER_UNKNOWN ? json_null() : json_boolean(was == CLUSTER_TRAINED));
+        json_object_set_new(clusters, g.name[k], row);
         text_free(&title);
     }
     json_object_set_new(result, "clusters", clusters);
-    for (int64_t i = 0; i < done; i++) free(own[i]);
-    free(own), free(part);
+    groups_free(&g);
 }
 
-/* Reports the same figures for each of several files. */
-static void report_files(Tasks *t, int64_t done) {
-    Outcome *part = (Outcome *)xmalloc((size_t)done * sizeof *part);
+/* Reports the same figures for each file if there are several. */
+static void report_files(const Prompts *p, int64_t count, GroupFigures figures, const void *context) {
+    if (inputs.count < 2) return;
+    Groups g = groups_new(count);
     json_t *files = json_array();
+    for (int64_t i = 0; i < count; i++) g.of[i] = p->what[i].file;
     for (int k = 0; k < inputs.count; k++) {
-        Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
-        int64_t n = 0;
-        for (int64_t i = 0; i < done; i++)
-            if (t->prompts.what[i].file == k) part[n++] = t->all.outcome[i];
-        json_t *figures = json_object();
-        json_object_set_new(figures, "data", json_string(inputs.path[k]));
-        evaluation_summarise(&v, part, n);
-        report_json(figures, &v, t->rewarded);
-        json_array_append_new(files, figures);
-        report_table(inputs.path[k], &v, t->rewarded);
+        groups_add(&g, inputs.path[k]);
+        json_t *row = figures(context, &g, k, inputs.path[k]);
+        json_object_set_new(row, "data", json_string(inputs.path[k]));
+        json_array_append_new(files, row);
     }
     json_object_set_new(result, "files", files);
+    groups_free(&g);
+}
+
+/* GroupFigures of a Tasks. */
+static json_t *tasks_figures(const void *tasks, const Groups *g, int group, const char *title) {
+    const Tasks *t = (const Tasks *)tasks;
+    Evaluation v = {.samples = t->all.samples, .judge = t->all.judge, .vote = t->all.vote};
+    Outcome *part = (Outcome *)xmalloc((size_t)g->prompts * sizeof *part);
+    json_t *figures = json_object();
+    int64_t n = 0;
+    for (int64_t i = 0; i < g->prompts; i++)
+        if (g->of[i] == group) part[n++] = t->all.outcome[i];
+    evaluation_summarise(&v, part, n);
+    report_json(figures, &v, t->rewarded);
+    if (title) report_table(title, &v, t->rewarded);
     free(part);
+    return figures;
 }
 
 /* Opens the reward model of --reward-model. */
@@ -1337,31 +1359,13 @@ static json_t *report_ranking(const char *name, const RankFigures *f) {
     return figures;
 }
 
-/* The same for each cluster of tasks. */
-static void report_ranked_clusters(const Ranking *r) {
-    const Prompts *p = r->prompts;
-    const json_t *all = p->shard.clusters, *names = json_object_get(all, "clusters");
-    bool *which = (bool *)xcalloc((size_t)r->count + 1, sizeof *which);
-    json_t *clusters = json_object();
-    for (size_t k = 0; k < json_array_size(names); k++) {
-        const char *name = json_string_value(json_array_get(names, k));
-        const ClusterTrained was = clusters_trained(model.file.lineage, name);
-        TextBuffer title = {0};
-        for (int64_t i = 0; i < r->count; i++) {
-            char *own = prompt_cluster(p, i, json_string_value(json_object_get(all, "field")));
-            which[i] = own && !strcmp(own, name);
-            free(own);
-        }
-        const RankFigures f = ranking_figures(r, which);
-        text_format(&title, "cluster %s, %s", name, cluster_trained_text(was));
-        json_t *figures = report_ranking(title.text, &f);
-        json_object_set_new(figures, "seen", cluster_trained_json(was));
-        json_object_set_new(clusters, name, figures);
-        text_free(&title);
-    }
-    if (json_array_size(names)) json_object_set(result, "clusters", clusters);
-    json_decref(clusters);
+/* GroupFigures of a Ranking. */
+static json_t *ranking_group(const void *ranking, const Groups *g, int group, const char *title) {
+    bool *which = (bool *)xcalloc((size_t)g->prompts + 1, sizeof *which);
+    for (int64_t i = 0; i < g->prompts; i++) which[i] = g->of[i] == group;
+    const RankFigures f = ranking_figures((const Ranking *)ranking, which);
     free(which);
+    return report_ranking(title, &f);
 }
 
 /* Writes the log-probabilities of a prompt's options to the file of --completions. */
@@ -1409,7 +1413,8 @@ static void evaluate_options(const Shard *s) {
     for (int64_t i = 0; o.completions && i < count; i++)
         if (!write_ranked(&out, &r, i, &e)) die("%s", e.text);
     if (o.completions && !writer_commit(&out, &e)) die("%s", e.text);
-    report_ranked_clusters(&r);
+    report_clusters(&p, count, ranking_group, &r);
+    report_files(&p, count, ranking_group, &r);
     const RankFigures f = ranking_figures(&r, NULL);
     json_t *figures = report_ranking("all", &f);
     json_object_update(result, figures);
@@ -1486,9 +1491,9 @@ static void evaluate_prompts(const Shard *s) {
     set_count(result, "seed", o.s.seed);
     set_count(result, "dropped", t.prompts.dropped);
     set_number(result, "temperature", o.s.temperature);
-    report_tasks(&t, count);
-    report_clusters(&t, count);
-    if (inputs.count > 1) report_files(&t, count);
+    report_tasks(&t.prompts, count, tasks_figures, &t);
+    report_clusters(&t.prompts, count, tasks_figures, &t);
+    report_files(&t.prompts, count, tasks_figures, &t);
     report_table("all", &t.all, t.rewarded);
     report_turns(&t.turns);
     if (t.language_judge.open) report_judge(&t.language_judge);
