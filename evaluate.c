@@ -56,7 +56,7 @@
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "llmc/records/clusters.h"         /* clusters_find, CLUSTER_TRAINED, CLUSTER_UNKNOWN, ClusterTrained, ... */
 #include "llmc/records/inputs.h"           /* Inputs, inputs_close, inputs_open, inputs_whole */
-#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, Record, RECORD_CHAT, ... */
+#include "llmc/records/shard.h"            /* Shard, RECORD_PROMPT, RECORD_CHAT, RECORD_PREFERENCE, ... */
 #include "llmc/records/shard_fits.h"       /* fit_shard */
 #include "llmc/records/tokens.h"           /* TokenShard, token_at, tokens_close, tokens_read */
 #include "llmc/report/compute.h"           /* ComputePoint, COMPUTE_PARTS, compute_json, compute_page */
@@ -592,24 +592,44 @@ typedef struct Tasks {
     bool failed;
 } Tasks;
 
+/* Reads the prompts of a shard, which goes on belonging to the caller. Those of more than `limit` tokens are left out. */
+static void read_prompts(Prompts *p, const Shard *s, int32_t limit) {
+    Error e;
+    *p = (Prompts){.shard = *s};
+    if (!prompts_read(p, limit, &e)) die("%s", e.text);
+    if (p->dropped)
+        warn("%s: %lld prompts are longer than %d tokens and were left out", s->name, (long long)p->dropped, limit);
+}
+
+static void release_prompts(Prompts *p) {
+    p->shard = (Shard){0};
+    prompts_close(p);
+}
+
+/* Prompt i as a row for --completions. */
+static json_t *prompt_row(const Prompts *p, int64_t i) {
+    const PromptText *what = &p->what[i];
+    const Record r = {.tokens = (int32_t *)prompts_tokens(p, i),
+                      .count = prompts_length(p, i),
+                      .text = what->text,
+                      .task = what->task,
+                      .answer = what->answer,
+                      .fields = what->fields};
+    json_t *row = inference_prompt_row(&model, &r);
+    set_count(row, "index", i);
+    if (inputs.count > 1) json_object_set_new(row, "data", json_string(inputs.path[what->file]));
+    return row;
+}
+
 /* Writes a completion to the file of --completions. */
 static void write_completion(Tasks *t, const EvaluationSample *s) {
     const Completion *c = s->completion;
-    const PromptText *p = &t->prompts.what[s->prompt];
-    const Record r = {.tokens = (int32_t *)prompts_tokens(&t->prompts, s->prompt),
-                      .count = prompts_length(&t->prompts, s->prompt),
-                      .text = p->text,
-                      .task = p->task,
-                      .answer = p->answer,
-                      .fields = p->fields};
-    json_t *row = inference_prompt_row(&model, &r), *tokens = json_array();
+    json_t *row = prompt_row(&t->prompts, s->prompt), *tokens = json_array();
     double logprob = 0;
     for (int32_t i = 0; i < c->count; i++) {
         logprob += c->logp[i];
         json_array_append_new(tokens, json_integer(c->tokens[i]));
     }
-    set_count(row, "index", s->prompt);
-    if (inputs.count > 1) json_object_set_new(row, "data", json_string(inputs.path[p->file]));
     json_object_set_new(row, "sample", s->sample < 0 ? json_string("greedy") : json_integer(s->sample));
     json_object_set_new(row, "completion", inference_completion_text(&model, t->how, c));
     json_object_set_new(row, "right", isnan(s->right) ? json_null() : json_boolean(s->right > 0.5));
@@ -1112,11 +1132,7 @@ static void open_code(Tasks *t) {
 static void open_tasks(Tasks *t, const Shard *s) {
     Error e;
     const int32_t limit = model.model.config.context - 1;
-    t->prompts.shard = *s;
-    if (!prompts_read(&t->prompts, limit, &e)) die("%s", e.text);
-    if (t->prompts.dropped)
-        warn("%s: %lld prompts are longer than %d tokens and were left out", s->name, (long long)t->prompts.dropped,
-             limit);
+    read_prompts(&t->prompts, s, limit);
     if (!t->rewarded && !evaluation_verifiable(&t->prompts))
         die("%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
     if (o.reward_model) {
@@ -1371,16 +1387,8 @@ static json_t *ranking_group(const void *ranking, const Groups *g, int group, co
 /* Writes the log-probabilities of a prompt's options to the file of --completions. */
 static bool write_ranked(Writer *out, const Ranking *r, int64_t i, Error *e) {
     const RankItem *x = &r->item[i];
-    const PromptText *what = &r->prompts->what[i];
-    const Record record = {.tokens = (int32_t *)prompts_tokens(r->prompts, i),
-                           .count = prompts_length(r->prompts, i),
-                           .text = what->text,
-                           .task = what->task,
-                           .answer = what->answer,
-                           .fields = what->fields};
-    json_t *row = inference_prompt_row(&model, &record), *logprobs = json_array();
+    json_t *row = prompt_row(r->prompts, i), *logprobs = json_array();
     for (int k = 0; k < x->count; k++) json_array_append_new(logprobs, x->fits ? json_real(x->logp[k]) : json_null());
-    set_count(row, "index", i);
     json_object_set_new(row, "logprobs", logprobs);
     json_object_set_new(row, "choice", x->fits ? json_integer(x->choice[RANK_SUM]) : json_null());
     json_object_set_new(row, "right",
@@ -1400,16 +1408,19 @@ static const char *default_delimiter(void) {
 /* Ranks the options of prompts instead of drawing completions. */
 static void evaluate_options(const Shard *s) {
     Error e;
-    Prompts p = {.shard = *s};
+    Prompts p;
     Ranking r;
     Writer out;
     const double start = clock_seconds();
-    if (!prompts_read(&p, model.model.config.context - 1, &e)) die("%s", e.text);
+    read_prompts(&p, s, model.model.config.context - 1);
     const int64_t count = o.most && o.most < p.count ? o.most : p.count;
     const RankHow how = {.of = (RankOf)(o.rank - 1), .delimiter = o.delimiter ? o.delimiter : default_delimiter()};
     if (!ranking_open(&r, &p, count, &how, &model.text, &e)) die("%s", e.text);
     if (o.completions && !writer_open(&out, o.completions, &e)) die("%s", e.text);
-    if (!ranking_run(&r, &model.model, (int)o.micro_tokens, &e)) die("%s; lower --micro-tokens", e.text);
+    if (!ranking_run(&r, &model.model, (int)o.micro_tokens, &e)) {
+        if (o.completions) writer_abort(&out);
+        die("%s%s", e.text, program_stopping() ? "" : "; lower --micro-tokens");
+    }
     for (int64_t i = 0; o.completions && i < count; i++)
         if (!write_ranked(&out, &r, i, &e)) die("%s", e.text);
     if (o.completions && !writer_commit(&out, &e)) die("%s", e.text);
@@ -1422,7 +1433,7 @@ static void evaluate_options(const Shard *s) {
     set_count(result, "dropped", p.dropped);
     set_number(result, "seconds", clock_seconds() - start);
     ranking_close(&r);
-    free(p.tokens), free(p.offset), free(p.what);
+    release_prompts(&p);
 }
 
 static void evaluate_prompts(const Shard *s) {
@@ -1519,8 +1530,7 @@ static void evaluate_prompts(const Shard *s) {
     certainty_close(&certainty);
     ablation_close(&ablation);
     free(outcome), rollout_free(&engine);
-    t.prompts.shard = (Shard){0}; /* the caller owns it */
-    prompts_close(&t.prompts);
+    release_prompts(&t.prompts);
 }
 
 /* ---- audit of tests ------------------------------------------------------------------------------------------------- */
@@ -1557,8 +1567,8 @@ static void null_program(const CodeRow *r, NullProgram which, TextBuffer *progra
 /* Lists the prompts whose tests a program that solves nothing passes. */
 static void audit_tests(const Shard *s) {
     Error e;
-    Tasks t = {.prompts = {.shard = *s}};
-    if (!prompts_read(&t.prompts, INT32_MAX, &e)) die("%s", e.text);
+    Tasks t = {0};
+    read_prompts(&t.prompts, s, INT32_MAX);
     if (!prompts_run(&t.prompts, NULL)) die("%s: no prompt has the task code", s->name);
     open_code(&t);
     json_t *rows = json_array();
@@ -1593,8 +1603,7 @@ static void audit_tests(const Shard *s) {
     set_count(result, "prompts", count);
     json_object_set_new(result, "audit", rows);
     code_judge_close(&t.code);
-    t.prompts.shard = (Shard){0};
-    prompts_close(&t.prompts);
+    release_prompts(&t.prompts);
 }
 
 /* ---- reward models --------------------------------------------------------------------------------------------- */

@@ -24,6 +24,7 @@
 #define LLMC_ROLLOUT_RANKING_H
 
 #include "../base/error.h"        /* error_set, xcalloc, Error */
+#include "../base/program.h"      /* program_stopping */
 #include "../base/text.h"         /* TokenList, text_string, TextBuffer, text_clear, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/model.h"       /* Model, model_sync */
@@ -105,9 +106,11 @@ static inline bool rank_check(const json_t *list, const char *where, int64_t i, 
         return error_set(e, "%s: prompt %lld has %zu options, expected 2 to %d", where, (long long)i, n,
                          RANK_OPTIONS_MAX);
     for (size_t k = 0; k < n; k++) {
-        const char *text = json_string_value(json_array_get(list, k));
-        if (!text || !*text)
-            return error_set(e, "%s: prompt %lld: option %zu is not a text, or is empty", where, (long long)i, k);
+        const json_t *option = json_array_get(list, k);
+        const char *text = json_string_value(option);
+        if (!text || !*text || strlen(text) < json_string_length(option))
+            return error_set(e, "%s: prompt %lld: option %zu is not a text, is empty, or contains a NUL", where,
+                             (long long)i, k);
         for (size_t before = 0; before < k; before++)
             if (!strcmp(text, json_string_value(json_array_get(list, before))))
                 return error_set(e, "%s: prompt %lld: options %zu and %zu are the same", where, (long long)i, before,
@@ -136,7 +139,7 @@ static inline bool rank_answers(Ranking *r, json_t **fields, Error *e) {
     int64_t can[3] = {0}, listed = 0;
     for (int64_t i = 0; i < r->count; i++) {
         const char *text = r->prompts->what[i].fields;
-        fields[i] = *text ? json_loads(text, 0, NULL) : NULL;
+        fields[i] = *text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
         const json_t *list = rank_list(fields[i]);
         if (!list) continue;
         if (!rank_check(list, where, i, e)) return false;
@@ -254,7 +257,7 @@ static inline bool rank_forward(Ranking *r, Model *m, Workspace *w, Batch *b, fl
 }
 
 /* Computes the log-probabilities of all options, and the model's choices. rows: token budget of a batch, which a prompt with
- * many options raises. */
+ * many options raises. A signal to stop is an error. */
 static inline bool ranking_run(Ranking *r, Model *m, int rows, Error *e) {
     const int32_t context = m->config.context;
     if (r->longest > rows) rows = r->longest;
@@ -268,12 +271,13 @@ static inline bool ranking_run(Ranking *r, Model *m, int rows, Error *e) {
         RankItem *x = &r->item[i];
         const int32_t n = prompts_length(r->prompts, i);
         int64_t tokens = 0;
+        ok = !program_stopping() || error_set(e, "stopped by a signal");
         x->fits = x->count > 0;
         for (int k = 0; k < x->count; k++) {
             tokens += x->ids[k].count;
             if ((int64_t)n + x->ids[k].count > context) x->fits = false;
         }
-        if (!x->fits) continue;
+        if (!ok || !x->fits) continue;
         if (!batch_fits(&b, n + tokens, tokens, x->count + 1)) {
             ok = rank_forward(r, m, &w, &b, logp, first, i, e);
             first = i;
