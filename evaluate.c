@@ -1574,7 +1574,8 @@ static void audit_tests(const Shard *s) {
     json_t *rows = json_array();
     int64_t count = 0;
     TextBuffer program = {0};
-    for (int64_t i = 0; i < t.prompts.count && !program_stopping(); i++) {
+    const int64_t prompts = o.most && o.most < t.prompts.count ? o.most : t.prompts.count;
+    for (int64_t i = 0; i < prompts && !program_stopping(); i++) {
         if (!prompts_runs(&t.prompts, NULL, i)) continue;
         json_t *passing = json_array();
         count++;
@@ -1598,6 +1599,10 @@ static void audit_tests(const Shard *s) {
         json_decref(passing);
     }
     text_free(&program);
+    if (program_stopping()) {
+        code_judge_close(&t.code);
+        die("stopped by a signal before the end of %s", s->name);
+    }
     fprintf(stderr, "%zu of %lld prompts have tests that a program which solves nothing passes\n",
             json_array_size(rows), (long long)count);
     set_count(result, "prompts", count);
@@ -1819,10 +1824,13 @@ static void check_usage(void) {
         if (!strcmp(inputs.path[i], "-")) usage_error("-i/--input: standard input cannot be one of several files");
     if (inputs.count > 1 && o.reference) usage_error("--reference: compares two models on one file; give -i once");
     if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
-    if (o.completions && !strcmp(o.completions, "-"))
-        usage_error("--completions: must be a file, because standard output receives the result");
-    if (o.tokens && !strcmp(o.tokens, "-"))
-        usage_error("--tokens: must be a file, because standard output receives the result");
+    const struct {
+        const char *option, *path;
+    } out[] = {
+        {"completions", o.completions}, {"tokens", o.tokens}, {"compute-curve", o.compute}, {"report", o.report}};
+    for (size_t i = 0; i < sizeof out / sizeof *out; i++)
+        if (out[i].path && !strcmp(out[i].path, "-"))
+            usage_error("--%s: must be a file, because standard output receives the result", out[i].option);
     if (o.reference && !strcmp(o.reference, "-")) usage_error("--reference: must be a file, not standard input");
     if (o.reward_model && (o.reward || o.reward_cmd)) usage_error("--reward-model and --reward: give only one of them");
 }
@@ -1866,16 +1874,25 @@ static void refuse_unused_search(void) {
 /* Rejects options that a kind of data does not use: chat, prompts, or what only a reward model scores; none: tokens. */
 static void refuse_unused(bool chat, bool prompts, bool scored) {
     static const char only_loss[] = "used only for chat and token shards";
-    const char *only_prompts =
-        prompts && o.rank ? "not used with --rank-options, which draws nothing" : "used only for a prompt shard";
-    const bool loss = !prompts && !scored, draws = prompts && !o.rank, drawn = draws && o.samples;
+    static const char only_model[] = "used only with -c/--checkpoint";
+    const char *only_prompts = o.audit             ? "not used with --audit-tests, which needs no model"
+                               : prompts && o.rank ? "not used with --rank-options, which draws nothing"
+                                                   : "used only for a prompt shard";
+    const bool loss = !prompts && !scored, runs = !scored && !o.audit, draws = prompts && runs && !o.rank,
+               drawn = draws && o.samples;
     const OptionUse use[] = {
+        {&o.m.tokenizer, runs, only_model},
+        {&o.m.chat_template, runs, only_model},
+        {&o.m.adapter, runs, only_model},
+        {&o.m.quantize, runs, only_model},
+        {&o.m.device, !o.audit, only_prompts},
+        {&o.m.dtype, !o.audit, only_prompts},
         {&o.completion_only, chat, "used only for a chat shard"},
         {&o.max_length, loss, only_loss},
         {&o.micro_tokens, loss || o.reward_model || o.reference || o.rank,
          "used only for a loss, a reward model, --rank-options and --reference"},
         {&o.reference, !scored && (!prompts || drawn), "used only for a loss, or for samples of a prompt shard"},
-        {&o.rank, prompts, "used only for a prompt shard"},
+        {&o.rank, prompts && runs, o.audit ? only_prompts : "used only for a prompt shard"},
         {&o.delimiter, o.rank != 0, "used only with --rank-options"},
         {&o.reward_model, !prompts || draws, only_prompts},
         {&o.tokens, o.reference != NULL, "used only with --reference"},
@@ -1900,9 +1917,9 @@ static void refuse_unused(bool chat, bool prompts, bool scored) {
         {&o.aggregation, o.reward_model != NULL, "used only with --reward-model"},
         {&o.compute, draws, only_prompts},
         {&o.report, o.compute != NULL, "used only with --compute-curve"},
-        {&o.completions, prompts || (scored && judge_given(&o.judge)),
+        {&o.completions, (prompts && runs) || (scored && judge_given(&o.judge)),
          "used only for a prompt shard, and for pairs with --judge"},
-        CODE_USES(o.code, draws, false, only_prompts),
+        CODE_USES(o.code, draws || o.audit, false, only_prompts),
         {&o.s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -1930,7 +1947,7 @@ static void check_kind(const Shard *s, const char *kind, bool scored) {
         usage_error("-c/--checkpoint: a shard of kind %s is scored by --reward-model only; leave -c out", kind);
     if (o.audit && s->kind != RECORD_PROMPT) usage_error("--audit-tests: reads a prompt shard, not %s", kind);
     if (!scored && !o.m.checkpoint && !o.audit) usage_error("-c/--checkpoint is required for a shard of kind %s", kind);
-    if (scored || s->kind != RECORD_PROMPT)
+    if (scored || s->kind != RECORD_PROMPT || o.audit || o.rank)
         judge_refuse_unused(&o.judge, options, pairs ? JUDGE_OF_PAIRS : 0,
                             "used only for a preference shard, and for prompts with --reward judge=...");
     refuse_unused(!scored && s->kind == RECORD_CHAT, !scored && s->kind == RECORD_PROMPT, scored);

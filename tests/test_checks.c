@@ -96,6 +96,9 @@ static void options_of_programs_that_do_not_train(void **state) {
         {"./evaluate -c $T/base.bin -i $T/tasks.shard --num-samples 0 --top-p 0.9", "--top-p: "},
         {"./evaluate --reward-model $T/rm.bin -i $T/prefs.shard -g 9",
          "--max-new-tokens: used only for a prompt shard"},
+        {"./evaluate --reward-model $T/rm.bin -i $T/prefs.shard --tokenizer bytes",
+         "--tokenizer: used only with -c/--checkpoint"},
+        {"./evaluate -c $T/base.bin -i $T/tasks.shard --compute-curve -", "--compute-curve: must be a file"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) refused_output("kept", 2, bad[i].command, bad[i].named);
 }

@@ -441,6 +441,8 @@ static void test_audit(void **state) {
     assert_holds(said, "2 of 4 prompts have tests that a program which solves nothing passes");
     run(2, "./evaluate --audit-tests -c x.bin -i $T/audit.shard");
     assert_holds(said, "--audit-tests: needs no model");
+    run(2, "./evaluate --audit-tests --num-samples 4 -i $T/audit.shard");
+    assert_holds(said, "--num-samples: not used with --audit-tests");
 }
 
 static int setup(void **state) { return files_setup(state) || setenv("T", files_directory, 1); }
