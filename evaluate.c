@@ -62,14 +62,14 @@
 #include "llmc/report/compute.h"           /* ComputePoint, COMPUTE_PARTS, compute_json, compute_page */
 #include "llmc/report/run_facts.h"         /* run_lineage_name */
 #include "llmc/reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin, ... */
-#include "llmc/reward/code_judge.h"        /* CODE_USES, CodeRow, code_judge_close, CODE_OPTIONS, ... */
+#include "llmc/reward/code_judge.h"        /* code_judge_close, CODE_USES, CodeRow, CODE_OPTIONS, ... */
 #include "llmc/reward/code_reward.h"       /* CODE_REWARD_ALL, CodeVerdict, code_reward */
 #include "llmc/reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "llmc/reward/reward_model.h"      /* RewardModel, REWARD_MODEL_PRM, reward_model_close, ... */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/ablation.h"         /* Ablation, ABLATION_NEEDED, ablation_add, ablation_close, ... */
-#include "llmc/rollout/beam_search.h"      /* SEARCH_BEAM, BeamKind, SEARCH_DVTS, SEARCH_KINDS, ... */
+#include "llmc/rollout/beam_search.h"      /* SEARCH_BEAM, SEARCH_DVTS, SEARCH_KINDS, SEARCH_REBASE, ... */
 #include "llmc/rollout/beam_tasks.h"       /* BeamFigures, beam_evaluate */
 #include "llmc/rollout/certainty.h"        /* Certainty, certainty_close, certainty_open */
 #include "llmc/rollout/comparison.h"       /* Comparison, ComparisonSums, COMPARISON_DECILES, ... */
@@ -1073,24 +1073,6 @@ static void check_reward_model(const RewardModel *r, const FitSide *other, int32
     if (note.text[0]) warn("%s", note.text);
 }
 
-static const char *const search_names[] = {"best-of-n", "beam", "dvts", "rebase"};
-
-/* Reads the methods of --search. Returns their number. */
-static int search_methods(BeamKind kind[SEARCH_KINDS]) {
-    int n = 0;
-    for (const char *at = o.search.methods; at && *at;) {
-        const size_t length = strcspn(at, ",");
-        const int k = option_choice_index(SEARCH_CHOICES, strndupa(at, length));
-        if (k < 0) usage_error("--search: '%.*s' is none of " SEARCH_CHOICES, (int)length, at);
-        for (int i = 0; i < n; i++)
-            if (kind[i] == (BeamKind)k) usage_error("--search: %s is given twice", search_names[k]);
-        kind[n++] = (BeamKind)k;
-        at += length + (at[length] == ',');
-    }
-    if (o.search.methods && !n) usage_error("--search: no method is named");
-    return n;
-}
-
 /* Checks what search needs before anything is drawn, and sets the separator. */
 static void check_search(const RewardModel *prm) {
     const int32_t step = prm->note.step_token;
@@ -1297,7 +1279,7 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
     Error e;
     BeamSearch x;
     BeamKind kind[SEARCH_KINDS];
-    const int methods = search_methods(kind), n = (int)o.samples;
+    const int methods = beam_methods(&o.search, kind, &e), n = (int)o.samples;
     const int64_t most = o.s.slots / n < count ? o.s.slots / n : count;
     json_t *all = json_object();
     double *right = (double *)xcalloc((size_t)count + 1, sizeof *right);
@@ -1309,9 +1291,10 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
           stderr);
     for (int i = 0; i < methods; i++) {
         BeamFigures f;
-        const bool wide = kind[i] == SEARCH_BEAM || kind[i] == SEARCH_DVTS;
-        t->search = search_names[kind[i]];
-        for (int k = !o.compute ? n : wide ? (int)o.search.width : 1; k <= n; k *= 2) {
+        const int least = kind[i] == SEARCH_BEAM || kind[i] == SEARCH_DVTS ? (int)o.search.width : 1;
+        t->search = beam_name(kind[i]);
+        for (int k = 0; k < n;) { /* solutions: the points of the curve, and n */
+            k = !o.compute ? n : !k ? least : 2 * k < n ? 2 * k : n;
             if (!beam_evaluate(&x, kind[i], k, how, &t->prompts, count, &model.text, t->all.code,
                                o.completions && k == n ? take_completion : NULL, t, right, &f, &e))
                 fail_tasks(t, e.text);
@@ -1325,9 +1308,6 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
                                        .accuracy = f.accuracy},
                         f.accuracy_error, right, sizeof *right, count);
         }
-        if (f.n < n && !beam_evaluate(&x, kind[i], n, how, &t->prompts, count, &model.text, t->all.code,
-                                      o.completions ? take_completion : NULL, t, right, &f, &e))
-            fail_tasks(t, e.text);
         fprintf(stderr, "  | %-9s |", t->search);
         cell(f.accuracy, f.accuracy_error);
         fprintf(stderr, " %8.1f | %8.1f | %5.1f | %7.1f | %7.1f | %19.1f |\n", 100 * f.majority, 100 * f.weighted,
@@ -1837,9 +1817,11 @@ static void check_usage(void) {
 
 /* Rejects options of --search that have no effect, and what it cannot do; sets its defaults. */
 static void refuse_unused_search(void) {
+    Error e;
     BeamKind kind[SEARCH_KINDS];
     bool uses[SEARCH_KINDS] = {false};
-    const int methods = search_methods(kind);
+    const int methods = o.search.methods ? beam_methods(&o.search, kind, &e) : 0;
+    if (o.search.methods && !methods) usage_error("%s", e.text);
     for (int i = 0; i < methods; i++) uses[kind[i]] = true;
     const bool steps = uses[SEARCH_BEAM] || uses[SEARCH_DVTS] || uses[SEARCH_REBASE];
     const OptionUse use[] = {

@@ -17,14 +17,14 @@
 #include "../llmc/records/shard.h"       /* RECORD_PROMPT, ShardWriter */
 #include "../llmc/reward/reward_model.h" /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
 #include "../llmc/rollout/ablation.h"    /* Ablation, ablation_add, ablation_close, ablation_open */
-#include "../llmc/rollout/beam_search.h" /* beam_path, SEARCH_DVTS, BeamKind, BeamTree, ... */
+#include "../llmc/rollout/beam_search.h" /* beam_path, beam_tree_free, SEARCH_DVTS, BeamKind, ... */
 #include "../llmc/rollout/certainty.h"   /* Certainty, certainty_close, certainty_open, certainty_score */
 #include "../llmc/rollout/rollout.h"     /* Sampling, RolloutRequest, Completion, Rollout, ... */
 #include "../llmc/rollout/thinking.h"    /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
 #include "../llmc/rollout/trajectory.h"  /* trajectory_free, trajectory_new */
 #include "../llmc/text/tokenizer.h"      /* tokenizer_store */
 #include "files.h"                       /* files_path, text_of */
-#include "models.h"                      /* refused, assert_near, MODELS_VOCAB, models_random, ... */
+#include "models.h"                      /* refused, assert_near, MODELS_VOCAB, json_number_of, ... */
 #include "shell.h"                       /* assert_holds, run, put */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
@@ -737,6 +737,13 @@ static void search_refusals(void **state) {
     }
     assert_holds(page, "Accuracy by difficulty");
     free(rows), free(page);
+    run(0, EVALUATE "--reward-model $T/prm.bin --search rebase --step-separator n --num-samples 3 "
+                    "--compute-curve $T/curve.jsonl");
+    rows = text_of(files_path("curve.jsonl"));
+    row = json_line_of(rows, lines_of(rows) - 1); /* the last point has all samples, also if they are no power of two */
+    assert_string_equal(json_text_of(row, "method"), "rebase");
+    assert_int_equal(json_number_of(row, "parameter"), 3);
+    json_decref(row), free(rows);
     run(0, EVALUATE "--think-ablation --think-end n --step-separator e --num-samples 4 --temperature 1 -g 60");
     assert_holds(out, "\"think_ablation\":{\"completions\":");
     refused(2, EVALUATE "--think-ablation --think-tokens 5", "--think-ablation: cannot be used with");

@@ -1,4 +1,4 @@
-/* search.h - search for a completion under a process reward model: best-of-n, beam search, DVTS, REBASE.
+/* beam_search.h - search for a completion under a process reward model: best-of-n, beam search, DVTS, REBASE.
  *
  * A completion is drawn step by step; a step ends with --step-separator, which is part of it. After each step the process
  * reward model scores every unfinished solution, and the solutions of the next step are chosen:
@@ -35,7 +35,7 @@
 #ifndef LLMC_ROLLOUT_BEAM_SEARCH_H
 #define LLMC_ROLLOUT_BEAM_SEARCH_H
 
-#include "../base/error.h"          /* xcalloc, Error, xmalloc, error_set, ... */
+#include "../base/error.h"          /* xcalloc, Error, error_set, xmalloc, ... */
 #include "../base/options.h"        /* OPTION_INT, OPTION_FLAG, OPTION_TEXT, OPTION_GROUP, ... */
 #include "../base/random.h"         /* RANDOM_SEARCH */
 #include "../loss/scalar.h"         /* sigmoid */
@@ -84,6 +84,28 @@ typedef struct BeamOptions {
 // clang-format on
 
 static inline BeamOptions beam_defaults(void) { return (BeamOptions){.width = 4, .iterations = 40, .balance = 0.1}; }
+
+static inline const char *beam_name(BeamKind kind) {
+    static const char *const names[SEARCH_KINDS] = {"best-of-n", "beam", "dvts", "rebase"};
+    return names[kind];
+}
+
+/* Reads the methods of --search, separated by commas. Returns their number, or 0 with an error. */
+static inline int beam_methods(const BeamOptions *o, BeamKind kind[SEARCH_KINDS], Error *e) {
+    int n = 0;
+    for (const char *at = o->methods;; at++) {
+        const int length = (int)strcspn(at, ",");
+        char word[32];
+        snprintf(word, sizeof word, "%.*s", length, at);
+        const int k = option_choice_index(SEARCH_CHOICES, word);
+        if (k < 0) return error_set(e, "--search: '%.*s' is none of " SEARCH_CHOICES, length, at);
+        for (int i = 0; i < n; i++)
+            if (kind[i] == (BeamKind)k) return error_set(e, "--search: %s is given twice", word);
+        kind[n++] = (BeamKind)k;
+        at += length;
+        if (!*at) return n;
+    }
+}
 
 /* A solution. tokens[0] is the last token of the prompt. */
 typedef struct Beam {
