@@ -578,6 +578,7 @@ typedef struct Tasks {
     CodeJudge code;
     Judge language_judge; /* of the parts `judge` of the rewards */
     Writer out;           /* --completions */
+    Writer curve, page;   /* --compute-curve, --report */
     Work *work;           /* --reference */
     Loss *loss;
     Ablation *ablation;                      /* --think-ablation */
@@ -606,7 +607,7 @@ static void release_prompts(Prompts *p) {
     prompts_close(p);
 }
 
-/* Prompt i as a row for --completions. */
+/* Prompt i as a row for --completions. Fields of the prompt with names of the program's own are kept in `fields`. */
 static json_t *prompt_row(const Prompts *p, int64_t i) {
     const PromptText *what = &p->what[i];
     const Record r = {.tokens = (int32_t *)prompts_tokens(p, i),
@@ -615,7 +616,16 @@ static json_t *prompt_row(const Prompts *p, int64_t i) {
                       .task = what->task,
                       .answer = what->answer,
                       .fields = what->fields};
+    static const char *const own[] = {"data",         "search", "think_budget", "think_tokens", "logprobs",
+                                      "ignored_ends", "drawn",  "stop",         "turn_rewards", "choice"};
     json_t *row = inference_prompt_row(&model, &r);
+    for (size_t k = 0; k < sizeof own / sizeof *own; k++) {
+        json_t *value = json_object_get(row, own[k]);
+        if (!value) continue;
+        if (!json_object_get(row, "fields")) json_object_set_new(row, "fields", json_object());
+        json_object_set(json_object_get(row, "fields"), own[k], value);
+        json_object_del(row, own[k]);
+    }
     set_count(row, "index", i);
     if (inputs.count > 1) json_object_set_new(row, "data", json_string(inputs.path[what->file]));
     return row;
@@ -908,28 +918,26 @@ static void curve_samples(const Tasks *t, const Outcome *outcome, int64_t count)
 }
 
 /* Writes the rows and the page. */
-static void curve_write(const Tasks *t) {
-    Error e;
-    Writer w;
-    if (!writer_open(&w, o.compute, &e)) die("%s", e.text);
-    for (int i = 0; i < curve.points; i++) {
+static bool curve_write(Tasks *t, Error *e) {
+    bool ok = true;
+    for (int i = 0; ok && i < curve.points; i++) {
         json_t *row = compute_json(&curve.point[i]);
-        if (!json_line(&w, row, &e)) die("%s", e.text);
+        ok = json_line(&t->curve, row, e);
         json_decref(row);
     }
-    if (!writer_commit(&w, &e)) die("%s", e.text);
-    if (o.report) {
+    ok = ok && writer_commit(&t->curve, e);
+    if (ok && o.report) {
         char *page = NULL, what[600];
         size_t n = 0;
         FILE *f = (FILE *)checked_object(open_memstream(&page, &n), "a stream in memory");
         snprintf(what, sizeof what, "%.280s on %.280s", model.name, t->prompts.shard.name);
         compute_page(f, what, curve.point, curve.points);
         if (fclose(f)) die("out of memory: a page");
-        if (!writer_open(&w, o.report, &e) || !writer_write(&w, page, n, &e) || !writer_commit(&w, &e))
-            die("%s", e.text);
+        ok = writer_write(&t->page, page, n, e) && writer_commit(&t->page, e);
         free(page);
     }
     free(curve.point), free(curve.part);
+    return ok;
 }
 
 /* The prompts in groups: those of a task, of a cluster of tasks, or of a file. */
@@ -1138,10 +1146,18 @@ static void open_tasks(Tasks *t, const Shard *s) {
     if (rewards_models(&t->rewards)) usage_error("--reward model: give the reward model as --reward-model");
 }
 
-/* Ends the program and removes the unfinished file of completions. */
+/* Ends the program and removes unfinished files. */
 static void fail_tasks(Tasks *t, const char *text) {
-    if (o.completions) writer_abort(&t->out);
+    writer_abort(&t->out), writer_abort(&t->curve), writer_abort(&t->page);
     die("%s", text);
+}
+
+/* Opens the files of --completions, --compute-curve and --report before anything is drawn. */
+static void open_outputs(Tasks *t) {
+    Error e;
+    if ((o.completions && !writer_open(&t->out, o.completions, &e)) ||
+        (o.compute && !writer_open(&t->curve, o.compute, &e)) || (o.report && !writer_open(&t->page, o.report, &e)))
+        fail_tasks(t, e.text);
 }
 
 /* Opens the reference for samples drawn as `how` says. Estimates need samples of the model's own distribution. */
@@ -1284,8 +1300,11 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
     json_t *all = json_object();
     double *right = (double *)xcalloc((size_t)count + 1, sizeof *right);
     if (!beam_new(&x, &o.search, &model.model, &model.text, &t->judge, most > 1 ? (int)most : 1, n, t->prompts.longest,
-                  new_max, &e))
-        die("%s; lower --slots", e.text);
+                  new_max, &e)) {
+        Error why;
+        error_set(&why, "%s; lower --slots", e.text);
+        fail_tasks(t, why.text);
+    }
     fprintf(stderr, "  search with %d solutions of a prompt\n", n);
     fputs("  | method    |      accuracy | majority | weighted |   any | results |  tokens | of the reward model |\n",
           stderr);
@@ -1418,7 +1437,11 @@ static void evaluate_options(const Shard *s) {
 
 static void evaluate_prompts(const Shard *s) {
     Error e;
-    Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model, .all = {.samples = (int)o.samples}};
+    Tasks t = {.rewarded = o.reward || o.reward_cmd || o.reward_model,
+               .all = {.samples = (int)o.samples},
+               .out.fd = -1,
+               .curve.fd = -1,
+               .page.fd = -1};
     Rollout engine;
     Episodes episodes;
     Sampling how = inference_sampling(&model, &o.s);
@@ -1455,7 +1478,6 @@ static void evaluate_prompts(const Shard *s) {
         if (!episodes_check(&episodes, t.prompts.what, t.prompts.count, s->name, &e)) die("%s", e.text);
         engine.turns = &episodes.turns;
     }
-    if (o.completions && !writer_open(&t.out, o.completions, &e)) die("%s", e.text);
     Certainty certainty = {0};
     Ablation ablation = {0};
     const int longest = t.prompts.longest + new_max < context ? t.prompts.longest + new_max : context;
@@ -1471,6 +1493,7 @@ static void evaluate_prompts(const Shard *s) {
     Work work;
     Loss loss;
     if (o.reference) open_comparison(&t, &work, &loss, &how, new_max);
+    open_outputs(&t);
 
     Outcome *outcome = (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     const double start = clock_seconds();
@@ -1492,8 +1515,7 @@ static void evaluate_prompts(const Shard *s) {
     if (o.ablation) report_ablation(&ablation);
     if (o.compute && !budgets) curve_samples(&t, outcome, count);
     if (o.search.methods) run_search(&t, &how, count, new_max);
-    if (o.compute) curve_write(&t);
-    if (o.completions && !writer_commit(&t.out, &e)) die("%s", e.text);
+    if ((o.compute && !curve_write(&t, &e)) || (o.completions && !writer_commit(&t.out, &e))) fail_tasks(&t, e.text);
     if (t.work) {
         run_batch(&work, &loss);
         report_comparison(&work);

@@ -18,7 +18,7 @@
 #include "../llmc/text/jinja_filter.h"  /* kind */
 #include "../llmc/text/tokenizer.h"     /* Tokenizer, tokenizer_add_special, tokenizer_bytes, tokenizer_free, ... */
 #include "files.h"                      /* files_path, text_of, files_count, files_assert_content */
-#include "models.h"                     /* assert_near, refused, json_number_of, models_commit, ... */
+#include "models.h"                     /* refused, assert_near, json_number_of, models_commit, ... */
 #include "shell.h"                      /* run, out, assert_holds, said, ... */
 
 /* ---- estimators ------------------------------------------------------------------------------------------------ */
@@ -539,7 +539,8 @@ static void figures_of_files(void **state) {
     for (int i = 0; i < 7; i++) models_add_prompt(&w, i % 2 ? "++=" : "+=", "exact", i % 3 ? "5" : "2", "");
     models_commit(&w);
     w = models_shard("other.shard", RECORD_PROMPT, "plain");
-    for (int i = 0; i < 4; i++) models_add_prompt(&w, i % 2 ? "+++=" : "=", "exact", i % 3 ? "3" : "25", "");
+    for (int i = 0; i < 4; i++)
+        models_add_prompt(&w, i % 2 ? "+++=" : "=", "exact", i % 3 ? "3" : "25", "{\"data\":\"its own\"}");
     models_commit(&w);
     const char *const one = "./evaluate -c $T/guess.bin --num-samples 4 -g 4 --reward verify -i $T/five.shard";
     run(0, one);
@@ -560,6 +561,7 @@ static void figures_of_files(void **state) {
     char *lines = text_of(files_path("both.jsonl"));
     json_t *last = json_line_of(lines, lines_of(lines) - 1);
     assert_holds(json_text_of(last, "data"), "other.shard");
+    assert_string_equal(json_text_of(json_object_get(last, "fields"), "data"), "its own");
     json_decref(last), json_decref(both), json_decref(alone), free(lines);
 
     run(0,
@@ -652,6 +654,16 @@ static void options_are_ranked(void **state) {
         }
         free(rows);
     }
+    /* of several files, the figures of each */
+    run(0, "./evaluate -c $T/random.bin -i $T/rank0.shard -i $T/rank1.shard --rank-options text");
+    json_t *both = json_line_of(out, 0);
+    for (size_t k = 0; k < 2; k++) {
+        const json_t *one = json_array_get(json_object_get(both, "files"), k);
+        assert_near(json_number_of(one, "acc_norm"), right[2] / RANKED, 1e-12);
+        assert_int_equal(json_number_of(one, "prompts"), RANKED);
+    }
+    assert_int_equal(json_number_of(both, "prompts"), 2 * RANKED);
+    json_decref(both);
     /* letters instead of texts; a text that stands in no prompt; options that do not fit; none; equal ones */
     run(0, "./evaluate -c $T/random.bin -i $T/rank1.shard --rank-options letter --completions $T/ranked.jsonl");
     char *rows = text_of(files_path("ranked.jsonl"));
@@ -724,6 +736,8 @@ static void bad_input(void **state) {
             "./evaluate -c $T/random.bin -i $T/strange.shard --num-samples 2 --reward-cmd false --completions $T/kept",
             "false");
     refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 2 --completions $T/no/file", "no/file");
+    refused(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --completions $T/kept --compute-curve $T/no/file",
+            "no/file");
     run(1, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 2 --completions /dev/full");
     assert_holds(said, "/dev/full: cannot write: No space left");
     run(1, "./evaluate -c $T/random.bin -i $T/chat.shard > /dev/full");
