@@ -1312,20 +1312,20 @@ static void run_search(Tasks *t, const Sampling *how, int64_t count, int new_max
         BeamFigures f;
         const int least = kind[i] == SEARCH_BEAM || kind[i] == SEARCH_DVTS ? (int)o.search.width : 1;
         t->search = beam_name(kind[i]);
-        for (int k = 0; k < n;) { /* solutions: the points of the curve, and n */
-            k = !o.compute ? n : !k ? least : 2 * k < n ? 2 * k : n;
+        for (int k = o.compute ? least : n;; k = 2 * k < n ? 2 * k : n) {
             if (!beam_evaluate(&x, kind[i], k, how, &t->prompts, count, &model.text, t->all.code,
                                o.completions && k == n ? take_completion : NULL, t, right, &f, &e))
                 fail_tasks(t, e.text);
             if (t->failed) fail_tasks(t, t->error.text);
-            if (!o.compute) continue;
-            curve_point((ComputePoint){.method = t->search,
-                                       .parameter = k,
-                                       .tokens = f.tokens,
-                                       .prm_tokens = f.prm_tokens,
-                                       .flops = f.flops,
-                                       .accuracy = f.accuracy},
-                        f.accuracy_error, right, sizeof *right, count);
+            if (o.compute)
+                curve_point((ComputePoint){.method = t->search,
+                                           .parameter = k,
+                                           .tokens = f.tokens,
+                                           .prm_tokens = f.prm_tokens,
+                                           .flops = f.flops,
+                                           .accuracy = f.accuracy},
+                            f.accuracy_error, right, sizeof *right, count);
+            if (k == n) break;
         }
         fprintf(stderr, "  | %-9s |", t->search);
         cell(f.accuracy, f.accuracy_error);
