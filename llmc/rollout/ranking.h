@@ -9,7 +9,7 @@
  * and acc_bytes are those of lm-evaluation-harness. Of equal values the first counts.
  *
  * The fields of a prompt have the options as a list of texts: `options`, `choices` (MMLU) or `endings` (HellaSwag). The
- * answer is one of the texts, a letter (A is the first) or an index (0 is the first): whichever all answers of the shard can
+ * answer is one of the texts, a letter (A is the first) or an index (0 is the first): whichever most answers of a file can
  * be, in this order. The prompt is computed once for all its options.
  *
  *     Ranking r;
@@ -33,7 +33,7 @@
 #include "../model/transformer.h" /* ModelOutput, model_forward */
 #include "../model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../text/tokenizer.h"    /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode */
-#include "prompts.h"              /* Prompts, prompts_length, prompts_tokens */
+#include "prompts.h"              /* Prompts, prompts_length, PromptText, prompts_tokens */
 #include <jansson.h>
 #include <math.h>
 
@@ -133,10 +133,18 @@ static inline int rank_place(const json_t *list, const char *answer, int as) {
     return isdigit((unsigned char)*answer) && !*end && k < n ? (int)k : -1;
 }
 
-/* Reads the lists of options and decides what the answers are. */
-static inline bool rank_answers(Ranking *r, json_t **fields, Error *e) {
+/* What the answers of a file are; can: how many of them can be a text, a letter, an index. */
+static inline int rank_answers_are(const int64_t can[3]) {
+    int as = 0;
+    for (int other = 1; other < 3; other++)
+        if (can[other] > can[as]) as = other;
+    return as;
+}
+
+/* Reads the lists of options and decides for each file what its answers are. can: (files, 3) zeros. */
+static inline bool rank_answers(Ranking *r, json_t **fields, int64_t (*can)[3], Error *e) {
     const char *where = r->prompts->shard.name;
-    int64_t can[3] = {0}, listed = 0;
+    int64_t listed = 0, answered = 0;
     for (int64_t i = 0; i < r->count; i++) {
         const char *text = r->prompts->what[i].fields;
         fields[i] = *text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
@@ -144,19 +152,21 @@ static inline bool rank_answers(Ranking *r, json_t **fields, Error *e) {
         if (!list) continue;
         if (!rank_check(list, where, i, e)) return false;
         listed++;
-        for (int as = 0; as < 3; as++) can[as] += rank_place(list, r->prompts->what[i].answer, as) >= 0;
+        for (int as = 0; as < 3; as++) {
+            const bool one = rank_place(list, r->prompts->what[i].answer, as) >= 0;
+            can[r->prompts->what[i].file][as] += one;
+            answered += one;
+        }
     }
     if (!listed)
         return error_set(
             e, "%s: no prompt has options; expected a field options, choices or endings with a list of texts", where);
-    int as = 0;
-    for (int other = 1; other < 3; other++)
-        if (can[other] > can[as]) as = other;
-    if (!can[as])
+    if (!answered)
         return error_set(e, "%s: no prompt has an answer that is one of its options, a letter or an index", where);
     for (int64_t i = 0; i < r->count; i++) {
         const json_t *list = rank_list(fields[i]);
-        r->item[i].right = list ? rank_place(list, r->prompts->what[i].answer, as) : -1;
+        const PromptText *what = &r->prompts->what[i];
+        r->item[i].right = list ? rank_place(list, what->answer, rank_answers_are(can[what->file])) : -1;
     }
     return true;
 }
@@ -200,8 +210,10 @@ static inline bool ranking_open(Ranking *r, const Prompts *p, int64_t count, con
                                 Error *e) {
     *r = (Ranking){.prompts = p, .count = count, .item = (RankItem *)xcalloc((size_t)count + 1, sizeof *r->item)};
     json_t **fields = (json_t **)xcalloc((size_t)count + 1, sizeof *fields);
+    const int files = r->prompts->shard.parts > 1 ? r->prompts->shard.parts : 1;
+    int64_t(*can)[3] = (int64_t(*)[3])xcalloc((size_t)files, sizeof *can);
     bool ok = text->present || error_set(e, "the model has no tokenizer, which options need");
-    ok = ok && rank_answers(r, fields, e);
+    ok = ok && rank_answers(r, fields, can, e);
     for (int64_t i = 0; ok && i < count; i++) {
         const json_t *list = rank_list(fields[i]);
         RankItem *x = &r->item[i];
@@ -215,7 +227,7 @@ static inline bool ranking_open(Ranking *r, const Prompts *p, int64_t count, con
         if (rows > r->longest) r->longest = rows < INT32_MAX ? (int32_t)rows : INT32_MAX;
     }
     for (int64_t i = 0; i < count; i++) json_decref(fields[i]);
-    free(fields);
+    free(fields), free(can);
     if (!ok) ranking_close(r);
     return ok;
 }
