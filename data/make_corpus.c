@@ -10,12 +10,13 @@
  *
  * The same documents and options give the same bytes, with one version of SQLite.
  */
-#include "../llmc/base/error.h"   /* Error, error_set, usage_error, die, ... */
-#include "../llmc/base/io.h"      /* Writer, writer_abort, writer_commit, writer_open */
-#include "../llmc/base/jsonl.h"   /* jsonl_error, Jsonl, jsonl_value_text, jsonl_close, ... */
-#include "../llmc/base/options.h" /* OPTION_GROUP, OPTION_INT, OPTION_END, OPTION_FLAG, ... */
-#include "../llmc/base/output.h"  /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OutputPaths, ... */
-#include "../llmc/tools/search.h" /* SEARCH_TABLE */
+#include "../llmc/base/error.h"     /* Error, usage_error, error_set, die, ... */
+#include "../llmc/base/io.h"        /* Writer, writer_abort, writer_commit, writer_open */
+#include "../llmc/base/jsonl.h"     /* jsonl_error, Jsonl, jsonl_value_text, jsonl_close, ... */
+#include "../llmc/base/options.h"   /* OPTION_GROUP, OPTION_INT, OPTION_END, OPTION_FLAG, ... */
+#include "../llmc/base/output.h"    /* output_add, OUTPUT_READ, OUTPUT_WRITTEN, OutputPaths, ... */
+#include "../llmc/records/inputs.h" /* Inputs, inputs_close, inputs_open, inputs_whole */
+#include "../llmc/tools/search.h"   /* SEARCH_TABLE */
 #include <jansson.h>
 #include <sqlite3.h>
 
@@ -35,8 +36,9 @@ static const OptionAbout about = {
 
 static const Option table[] = {
     OPTION_GROUP("Documents"),
-    OPTION_LIST("input", 'i', &o.inputs, "FILE",
-                "JSON lines with {title, text} or {contents}; - is standard input, may be compressed; may be repeated"),
+    OPTION_LIST(
+        "input", 'i', &o.inputs, "FILE",
+        "JSON lines with {title, text} or {contents}, also .gz or .zst, or a pattern; - is standard input; may be repeated"),
     OPTION_FLAG("skip-bad", 0, &o.skip_bad, "count and skip lines that are not documents instead of stopping"),
     OPTION_GROUP("Passages"),
     OPTION_INT("chunk-words", 0, &o.words, 0, 1000000, "maximum words of a passage; 0: a document is one passage"),
@@ -243,21 +245,24 @@ int main(int argc, char **argv) {
     Error e;
     Corpus corpus;
     OutputPaths files = {0};
+    Inputs inputs;
     int64_t skipped = 0;
     options_parse_all(table, &about, argc, argv);
     if (!o.inputs.count) usage_error("-i/--input is required");
     if (!o.output) usage_error("-o/--output is required");
     if (o.words ? o.overlap >= o.words : o.overlap > 0) usage_error("--overlap must be below --chunk-words");
+    if (!inputs_open(&inputs, "-i/--input", &o.inputs, &e) || !inputs_whole(&inputs, "-i/--input", false, &e))
+        usage_error("%s", e.text);
     output_add(&files, "output", o.output, OUTPUT_WRITTEN);
-    for (int i = 0; i < o.inputs.count; i++) output_add(&files, "input", o.inputs.items[i], OUTPUT_READ);
+    for (int i = 0; i < inputs.count; i++) output_add(&files, "input", inputs.path[i], OUTPUT_READ);
     if (!output_distinct(&files, &e)) usage_error("%s", e.text);
     if (!output_lock(&files, &e)) die("%s", e.text);
     corpus_open(&corpus);
-    for (int i = 0; i < o.inputs.count; i++) skipped += read_file(&corpus, o.inputs.items[i]);
+    for (int i = 0; i < inputs.count; i++) skipped += read_file(&corpus, inputs.path[i]);
     if (!corpus.documents) fail(&corpus, "there is no document in the input");
     corpus_close(&corpus);
     summary(&corpus, skipped);
     json_decref(corpus.unread);
-    output_free(&files);
+    output_free(&files), inputs_close(&inputs);
     return 0;
 }

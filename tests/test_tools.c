@@ -266,6 +266,12 @@ static void test_corpus(void **state) {
     run(0,
         "head -c 5000 $T/n.db >$T/cut.db; head -c 20 $T/n.db >$T/short.db; sed 's/fts5(title/fts5(titel/' $T/n.db >$T/other.db");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) refused_output("new.db", 1, bad[i][0], bad[i][1]);
+    run(0,
+        "mkdir -p $T/parts && head -n 1 $T/numbers.jsonl >$T/parts/a.jsonl && tail -n +2 $T/numbers.jsonl >$T/parts/b.jsonl && "
+        "./data/make_corpus -i \"$T/parts/*.jsonl\" -o $T/parts.db --chunk-words 0 && cmp $T/parts.db $T/n.db");
+    refused_output("new.db", 2, "./data/make_corpus -i $T/numbers.jsonl -i $T/./numbers.jsonl -o $T/new.db",
+                   "are the same file");
+    refused_output("new.db", 2, "./data/make_corpus -i $T/numbers.jsonl:3 -o $T/new.db", "is for training data only");
     refused_output("new.db", 2, "./data/make_corpus -i $T/twice.jsonl -o $T/new.db --chunk-words 3 --overlap 3",
                    "--overlap must be below --chunk-words");
     Error e;
