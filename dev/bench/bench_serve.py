@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """bench_serve.py - tokens per second of `generate --serve` with 64 clients at once, beside `generate` on the same prompts.
 
     dev/bench/bench_serve.py MODEL [--clients 64] [--prompts 256] [--tokens 128] [--rounds 3] [--stream]

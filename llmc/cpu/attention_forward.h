@@ -38,7 +38,8 @@ typedef struct CpuForward {
 #endif
 } CpuForward;
 
-/* Multiplies the scores of a block by `scale` and converts them to probabilities relative to the new maximum, for lanes first .. last-1:
+/* Multiplies the scores of a block by `scale` and converts them to probabilities relative to the new maximum, for lanes
+ * first .. last-1:
  *   m' = max(m, max_k s),  alpha = e^(m - m'),  p = e^(s - m'),  sum = alpha sum + sum_k p */
 static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float scale, float cap, size_t ld) {
     for (int at = b->first; at < b->last; at += CPU_VEC) {

@@ -324,9 +324,9 @@ static inline double cpu_attention_pairs(const Attention *a) {
 }
 enum { CPU_PAIRS_THREADED = 4096 }; /* about 10 microseconds with 64 channels */
 
-/* Zeros `columns` columns, of `size` bytes each, of the rows that are in no segment, before anything else is written. These are the gaps
- * between segments if segments are in the order of their rows. Otherwise (which does not occur in this project) all
- * rows are zeroed. */
+/* Zeros `columns` columns, of `size` bytes each, of the rows that are in no segment, before anything else is written. These
+ * are the gaps between segments if segments are in the order of their rows. Otherwise (which does not occur in this
+ * project) all rows are zeroed. */
 static inline void cpu_zero_outside(const Attention *a, void *x, size_t size, size_t stride, size_t columns) {
     const Segment *s = cpu_segments(a);
     bool ordered = true;

@@ -110,7 +110,7 @@ static inline size_t cpu_scratch_bytes(Device *d) { return d->alive; }
 
 static inline size_t cpu_most(size_t a, size_t b) { return a > b ? a : b; }
 
-/* The logits of rows that are sampled are in the memory that the head has for logits, or on tiles for statistics. */
+/* The logits of rows that are sampled are in the memory that the head has for logits, or in bfloat16 for statistics. */
 static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
     const bool taught = u->teacher_vocab > 0;
     const int rows = u->rows > 0 ? u->rows : 1, Vp = u->padded_vocab, Vt = u->teacher_vocab;

@@ -1,9 +1,9 @@
 /* cpu.h - the CPU backend's table, for the instruction set of this machine.
  *
- * cpu.c is compiled once per instruction set (x86-64-v3; AVX-512; AVX-512 with bfloat16, with activations in either type),
- * and all of them are linked into every program. backend_cpu() returns the best one that this processor supports. It follows oneDNN's choice, so
- * that ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, AVX512_CORE_BF16, ...) limits both, which is how the tests cover older
- * processors.
+ * cpu.c is compiled once per instruction set (x86-64-v3; AVX-512; AVX-512 with bfloat16, with activations in either
+ * type), and all of them are linked into every program. backend_cpu() returns the best one that this processor supports.
+ * It follows oneDNN's choice, so that ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, AVX512_CORE_BF16, ...) limits both, which is
+ * how the tests cover older processors.
  *
  *     const Backend *b = backend_cpu();
  *     Device *d;

@@ -36,8 +36,8 @@ typedef struct HeadRow {
 } HeadRow;
 
 /* Sizes of the scratch memory for n rows: bfloat16 (h in both forms, the gradient of a block's logits in both, and the
- * block's part of the output matrix in both) and floats (statistics, four numbers for each row, and the sums of dh if activations
- * are bfloat16). */
+ * block's part of the output matrix in both) and floats (statistics, four numbers for each row, and the sums of dh if
+ * activations are bfloat16). */
 static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab) {
     const int n = rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS;
     const int block = padded_vocab < HEAD_BLOCK ? padded_vocab : HEAD_BLOCK;
