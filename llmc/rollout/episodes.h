@@ -120,7 +120,7 @@ typedef struct EpisodeCall {
 
 /* How long the calls of a tool took. */
 typedef struct EpisodeTimes {
-    float *seconds; /* (count) */
+    double *seconds; /* (count) */
     int count, room;
 } EpisodeTimes;
 
@@ -384,9 +384,9 @@ static inline void episodes_time(Episodes *x, int tool, double seconds) {
     EpisodeTimes *t = &x->times[tool];
     if (t->count == t->room) {
         t->room = t->room ? 2 * t->room : 64;
-        t->seconds = (float *)xrealloc(t->seconds, (size_t)t->room, sizeof *t->seconds);
+        t->seconds = (double *)xrealloc(t->seconds, (size_t)t->room, sizeof *t->seconds);
     }
-    t->seconds[t->count++] = (float)seconds;
+    t->seconds[t->count++] = seconds;
 }
 
 /* Starts the program of call k of a turn. */

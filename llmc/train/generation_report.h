@@ -12,7 +12,7 @@
 #include "../base/error.h"              /* die, xcalloc, Error, PLURAL, ... */
 #include "../base/random.h"             /* RANDOM_EVAL */
 #include "../base/text.h"               /* text_format, TextBuffer, text_free */
-#include "../dist/dist.h"               /* dist_sum, dist_max, DIST_FIELDS, dist_complete, ... */
+#include "../dist/dist.h"               /* dist_sum, DIST_FIELDS, dist_complete, dist_cut, ... */
 #include "../judge/judge.h"             /* Judge */
 #include "../judge/judged.h"            /* JUDGE_FIGURES, JudgeFigure, judge_figures */
 #include "../judge/labels.h"            /* JudgeSums */
@@ -178,21 +178,26 @@ static inline void generation_check_sampler(Generation *g, double gap) {
         metrics_warn(&g->t->metrics, "sampler and trainer disagree by %.3g nats on a token", gap);
 }
 
-/* Sorts numbers. */
-static inline int generation_by_time(const void *a, const void *b) {
-    const float x = *(const float *)a, y = *(const float *)b;
+static inline int generation_by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+/* Sets p to the median and the 99th percentile of n numbers, which it sorts: the largest ones of all ranks. 0 if there are
+ * none. Collective. */
+static inline void generation_percentiles(const Generation *g, double *x, size_t n, double p[2]) {
+    if (n) qsort(x, n, sizeof *x, generation_by_size);
+    for (int i = 0; i < 2; i++) p[i] = n ? x[(size_t)((i ? 0.99 : 0.5) * (double)(n - 1))] : 0;
+    dist_max(&g->t->dist, p, 2);
 }
 
 /* Sets the metrics of a tool: its calls on all ranks, and percentiles of the seconds that they took, on the slowest rank.
  * Collective. */
 static inline void generation_log_tool(Generation *g, Tool *tool, EpisodeTimes *t) {
     char key[128];
-    double calls = (double)tool->calls, seconds[2] = {0};
-    qsort(t->seconds, (size_t)t->count, sizeof *t->seconds, generation_by_time);
-    for (int i = 0; t->count && i < 2; i++) seconds[i] = (double)t->seconds[(int)((i ? 0.99 : 0.5) * (t->count - 1))];
+    double calls = (double)tool->calls, seconds[2];
+    generation_percentiles(g, t->seconds, (size_t)t->count, seconds);
     dist_sum(&g->t->dist, &calls, 1);
-    dist_max(&g->t->dist, seconds, 2);
     snprintf(key, sizeof key, "tools/%.80s/calls", tool->name);
     metrics_set(&g->t->metrics, key, calls);
     for (int i = 0; calls > 0 && i < 2; i++) {
@@ -240,11 +245,6 @@ static inline void generation_log_turns(Generation *g) {
     }
 }
 
-static inline int generation_by_size(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Sets the metrics of completions that are programs, over all ranks, and begins to count again: how many had each outcome;
  * the tests that were run; percentiles of the seconds of a completion, on the slowest rank; programs that waited for a
  * sandbox to start. Warns the first time that completions cannot be scored because the sandbox failed. Collective. */
@@ -252,14 +252,11 @@ static inline void generation_log_code(Generation *g) {
     CodeJudge *j = &g->code;
     Metrics *m = &g->t->metrics;
     CodeCounts *c = &j->counts;
-    double seconds[2] = {0};
+    double seconds[2];
     char key[64];
     if (!j->open) return;
-    qsort(j->seconds, j->timed, sizeof *j->seconds, generation_by_size);
-    for (int i = 0; j->timed && i < 2; i++)
-        seconds[i] = j->seconds[(size_t)((i ? 0.99 : 0.5) * (double)(j->timed - 1))];
+    generation_percentiles(g, j->seconds, j->timed, seconds);
     dist_sum(&g->t->dist, (double *)c, sizeof *c / sizeof(double));
-    dist_max(&g->t->dist, seconds, 2);
     for (int i = 0; i < SANDBOX_OUTCOMES; i++) {
         snprintf(key, sizeof key, "code/%s", sandbox_outcome_name((SandboxOutcome)i));
         metrics_set(m, key, c->outcome[i]);
