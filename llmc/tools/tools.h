@@ -210,13 +210,6 @@ static inline char *tool_error(const char *why) {
     return text;
 }
 
-/* Why a name is no tool: the names that are. */
-static inline void tools_unknown(const Tools *t, const char *name, TextBuffer *why) {
-    text_clear(why);
-    text_format(why, "unknown tool '%.80s'; there are: ", name);
-    for (int i = 0; i < t->count; i++) text_format(why, "%s%s", i ? ", " : "", t->tool[i].name);
-}
-
 /* ---- built-in tools -------------------------------------------------------------------------------------------- */
 
 static inline ToolEnd tool_run_calculator(const json_t *arguments, TextBuffer *result) {
