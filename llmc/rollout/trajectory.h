@@ -150,19 +150,23 @@ static inline json_t *trajectory_runs(const Trajectory *y, int32_t n) {
     return runs;
 }
 
+/* The end of turn k of n tokens: the start of the next one. */
+static inline int32_t trajectory_turn_end(const Trajectory *y, int32_t k, int32_t n) {
+    return k + 1 < y->turns ? y->start[k + 1] : n;
+}
+
 /* Makes the tokens of turns whose call could not be read context, as if they had been observed: they leave every loss and
  * normaliser (tinker's mask_error_turns). tokens: (n) of the completion. Returns false, and changes nothing, if no token
  * would be left. */
 static inline bool trajectory_mask_errors(Trajectory *y, const int32_t *tokens, int32_t n) {
     const int32_t before = y->drawn_count;
-    int32_t turn = 0, left = 0;
-    for (int pass = 0; pass < 2; pass++, turn = 0)
-        for (int32_t i = 0; i < n; i++) {
-            while (turn + 1 < y->turns && y->start[turn + 1] <= i) turn++;
-            left += !pass && y->drawn[i] && !y->malformed[turn];
-            if (pass && left && y->malformed[turn]) y->drawn[i] = 0;
-        }
+    int32_t left = 0;
+    for (int32_t k = 0; k < y->turns; k++)
+        for (int32_t i = y->start[k], end = trajectory_turn_end(y, k, n); i < end && !y->malformed[k]; i++)
+            left += y->drawn[i];
     if (!left) return false;
+    for (int32_t k = 0; k < y->turns; k++)
+        if (y->malformed[k]) memset(y->drawn + y->start[k], 0, (size_t)(trajectory_turn_end(y, k, n) - y->start[k]));
     trajectory_count(y, tokens, n);
     y->masked += before - y->drawn_count;
     return true;
