@@ -8,8 +8,8 @@
  * Owns the prompts, the sampling engines, the reward model and the completions of one step (generation.h has the
  * policy's part). The score of a completion is the reward model's score plus the verifiers' reward, minus
  * missing_eos_penalty if the completion was truncated. With --judge and without --reward, a judge compares the two in both
- * orders (../judge/judge.h): the probability P that the first is better is its score, that of the second is 1 - P. A pair is left out if one of its completions could not be
- * scored. Errors end the program (see trainer.h).
+ * orders (../judge/judge.h): the probability P that the first is better is its score, that of the second is 1 - P. A pair
+ * is left out if one of its completions could not be scored. Errors end the program (see trainer.h).
  *
  *     OnlinePairs p;
  *     online_open_data(&p, &o.online, &o.g, &trainer, seed);
@@ -45,7 +45,7 @@
 #include "../rollout/mixture.h"        /* Mixture, mixture_bytes, mixture_free, mixture_new, ... */
 #include "../rollout/prompts.h"        /* prompts_length, Prompts, prompts_input, prompts_item, ... */
 #include "../rollout/rollout.h"        /* RolloutRequest, completion_drawn, completion_mask, Completion, ... */
-#include "../rollout/trajectory.h"     /* STOP_TOOL_FAILED, Trajectory */
+#include "../rollout/trajectory.h"     /* trajectory_lost */
 #include "generation.h"                /* ScoredCompletion, Generation, generation_longest_prompt, ... */
 #include "generation_options.h"        /* GenerationOptions, generation_refuse_unused */
 #include "generation_report.h"         /* generation_check_evaluation, generation_log, generation_log_turns */
@@ -257,8 +257,8 @@ static inline void online_compare(OnlinePairs *p) {
     for (int32_t i = 0; i < p->count; i++) {
         ScoredCompletion *both[] = {online_completion(p, i, 0), online_completion(p, i, 1)};
         for (int k = 0; k < 2; k++) {
-            const Trajectory *y = both[k]->completion.trajectory;
-            both[k]->reward = y && y->stop == STOP_TOOL_FAILED ? NAN : (float)(k ? 1 - better[i] : better[i]);
+            const bool lost = trajectory_lost(both[k]->completion.trajectory);
+            both[k]->reward = lost ? NAN : (float)(k ? 1 - better[i] : better[i]);
             if (!both[k]->completion.finished) both[k]->reward -= (float)p->o->missing_eos_penalty;
         }
         judge_record_free(&record[i]);
