@@ -10,7 +10,7 @@
  *
  * The same documents and options give the same bytes, with one version of SQLite.
  */
-#include "../llmc/base/error.h"     /* Error, usage_error, error_set, die, ... */
+#include "../llmc/base/error.h"     /* Error, usage_error, die, NORETURN, ... */
 #include "../llmc/base/io.h"        /* Writer, writer_abort, writer_commit, writer_open */
 #include "../llmc/base/jsonl.h"     /* jsonl_error, Jsonl, jsonl_value_text, jsonl_close, ... */
 #include "../llmc/base/options.h"   /* OPTION_GROUP, OPTION_INT, OPTION_END, OPTION_FLAG, ... */
@@ -66,19 +66,21 @@ NORETURN static void fail(Corpus *c, const char *why) {
     die("%s", e.text);
 }
 
-static void execute(Corpus *c, const char *sql) {
+/* Ends the program with SQLite's reason. what: open or write */
+NORETURN static void fail_database(Corpus *c, const char *what) {
     Error e;
-    if (sqlite3_exec(c->db, sql, NULL, NULL, NULL) == SQLITE_OK) return;
-    error_set(&e, "%s: cannot write: %s", o.output, sqlite3_errmsg(c->db));
+    error_set(&e, "%s: cannot %s: %s", o.output, what, sqlite3_errmsg(c->db));
     fail(c, e.text);
 }
 
+static void execute(Corpus *c, const char *sql) {
+    if (sqlite3_exec(c->db, sql, NULL, NULL, NULL) != SQLITE_OK) fail_database(c, "write");
+}
+
 static sqlite3_stmt *prepare(Corpus *c, const char *sql) {
-    Error e;
     sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(c->db, sql, -1, &statement, NULL) == SQLITE_OK) return statement;
-    error_set(&e, "%s: cannot write: %s", o.output, sqlite3_errmsg(c->db));
-    fail(c, e.text);
+    if (sqlite3_prepare_v2(c->db, sql, -1, &statement, NULL) != SQLITE_OK) fail_database(c, "write");
+    return statement;
 }
 
 /* Opens the database under a temporary name. The temporary tables, of ids, are in memory. */
@@ -91,10 +93,7 @@ static void corpus_open(Corpus *c) {
     *c = (Corpus){.unread = json_object()};
     if (!writer_open(&c->file, o.output, &e)) die("%s", e.text);
     if (!c->file.temporary) fail(c, "-o: a corpus must be a regular file");
-    if (sqlite3_open_v2(c->file.temporary, &c->db, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK) {
-        error_set(&e, "%s: cannot open: %s", o.output, sqlite3_errmsg(c->db));
-        fail(c, e.text);
-    }
+    if (sqlite3_open_v2(c->file.temporary, &c->db, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK) fail_database(c, "open");
     execute(
         c,
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = MEMORY; PRAGMA encoding = 'UTF-8'");
@@ -109,22 +108,17 @@ static void corpus_close(Corpus *c) {
     sqlite3_finalize(c->passage);
     sqlite3_finalize(c->id);
     execute(c, "INSERT INTO docs(docs) VALUES ('optimize'); COMMIT");
-    if (sqlite3_close(c->db) != SQLITE_OK) {
-        error_set(&e, "%s: cannot write: %s", o.output, sqlite3_errmsg(c->db));
-        fail(c, e.text);
-    }
+    if (sqlite3_close(c->db) != SQLITE_OK) fail_database(c, "write");
     c->db = NULL;
     if (!writer_commit(&c->file, &e)) die("%s", e.text);
 }
 
 /* Runs a statement whose values are bound. Returns its code if it is `allowed`, or SQLITE_DONE. */
 static int run(Corpus *c, sqlite3_stmt *statement, int allowed) {
-    Error e;
     const int code = sqlite3_step(statement);
     sqlite3_reset(statement);
-    if (code == SQLITE_DONE || code == allowed) return code;
-    error_set(&e, "%s: cannot write: %s", o.output, sqlite3_errmsg(c->db));
-    fail(c, e.text);
+    if (code != SQLITE_DONE && code != allowed) fail_database(c, "write");
+    return code;
 }
 
 /* ---- documents ------------------------------------------------------------------------------------------------- */
