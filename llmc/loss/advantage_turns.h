@@ -79,12 +79,13 @@ static inline void turn_rewards_normalised(const TurnCredit *c, const TurnReward
         for (int64_t i = 0; i < n; i++)
             r[i] = k < t->turn[i + 1] - t->turn[i] && !isnan(t->trajectory[i]) ? t->reward[t->turn[i] + k] : NAN;
         const double all = spread_of(r, n, 1).std;
-        for (int64_t i = 0; i < n; i++) {
-            const Spread s = spread_of(r + i / G * G, G, 1);
-            if (k >= t->turn[i + 1] - t->turn[i]) continue;
-            addition[t->turn[i] + k] =
-                s.count > 1 ? advantage_or_zero(c->turn_weight * (r[i] - s.mean) / turn_divisor(c->scale, s.std, all))
-                            : 0;
+        for (int64_t first = 0; first < n; first += G) {
+            const Spread s = spread_of(r + first, G, 1);
+            const double divisor = turn_divisor(c->scale, s.std, all);
+            for (int64_t i = first; i < first + G; i++)
+                if (k < t->turn[i + 1] - t->turn[i])
+                    addition[t->turn[i] + k] =
+                        s.count > 1 ? advantage_or_zero(c->turn_weight * (r[i] - s.mean) / divisor) : 0;
         }
     }
     free(r);
@@ -94,13 +95,14 @@ static inline void turn_rewards_normalised(const TurnCredit *c, const TurnReward
 static inline void turn_returns_normalised(const TurnCredit *c, const TurnRewards *t, int64_t groups, int64_t G,
                                            const float *value, const float *advantage, float *addition) {
     const double all = spread_of(value, t->turn[groups * G], 1).std;
-    for (int64_t i = 0; i < groups * G; i++) {
-        const int32_t first = t->turn[i / G * G], end = t->turn[i / G * G + G];
+    for (int64_t g = 0; g < groups; g++) {
+        const int32_t first = t->turn[g * G], end = t->turn[(g + 1) * G];
         const Spread s = spread_of(value + first, end - first, 1);
-        for (int32_t k = t->turn[i]; k < t->turn[i + 1]; k++) {
-            const double z = s.count > 1 ? (value[k] - s.mean) / turn_divisor(c->scale, s.std, all) : 0;
-            addition[k] = advantage_or_zero((double)advantage_or_zero(z) - advantage[i]);
-        }
+        for (int64_t i = g * G; i < (g + 1) * G; i++)
+            for (int32_t k = t->turn[i]; k < t->turn[i + 1]; k++) {
+                const double z = s.count > 1 ? (value[k] - s.mean) / turn_divisor(c->scale, s.std, all) : 0;
+                addition[k] = advantage_or_zero((double)advantage_or_zero(z) - advantage[i]);
+            }
     }
 }
 
