@@ -847,6 +847,7 @@ static void test_environments(void **state) {
         "sed 's/\"task\"/\"environment\":\"shop\",\"task\"/' $T/tasks.jsonl >$T/shop.jsonl && "
         "sed 's/\"task\"/\"environment\":\"game\",\"task\"/' $T/tasks.jsonl | cat $T/shop.jsonl - >$T/both.jsonl && "
         "sed 's/\"task\"/\"environment\":\"bank\",\"task\"/' $T/tasks.jsonl >$T/bank.jsonl && "
+        "sed 's/\"task\"/\"environment\":[\"shop\"],\"task\"/' $T/tasks.jsonl >$T/list.jsonl && "
         "sed 's/\"task\"/\"tools\":[\"product\"],\"task\"/' $T/tasks.jsonl >$T/one.jsonl && "
         "sed 's/\"task\"/\"tools\":[],\"task\"/' $T/tasks.jsonl >$T/none.jsonl && "
         "sed 's/\"task\"/\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"sum\"}}],\"task\"/' $T/tasks.jsonl >$T/sum.jsonl");
@@ -855,6 +856,8 @@ static void test_environments(void **state) {
     assert_holds(out, "\"role\":\"tool\",\"content\":\"77\",\"name\":\"product\"");
     fails(JSONL("bank") "--tool-cmd 'sh $T/named.sh'",
           "prompt 1: its environment is 'bank'; the programs of --tool-cmd are: shop");
+    fails(JSONL("list") "--tool-cmd 'sh $T/named.sh'",
+          "prompt 1: its field environment is no text; the programs of --tool-cmd are: shop");
     fails(JSONL("both") "--tool-cmd 'sh $T/named.sh' --tool-cmd 'sh $T/named.sh'", "there are two of this name");
     fails(JSONL("both") "--tool-cmd 'sh $T/named.sh' --tool-cmd 'sh $T/text.sh'", "it ends turns of its own");
     fails(JSONL("sum") "--tool-cmd 'sh $T/named.sh'",

@@ -109,7 +109,9 @@ static inline bool episode_row_read(const Tools *t, const ToolPrograms *p, const
                         .programs = (uint32_t)((1ull << p->count) - 1),
                         .text = -1};
     episode_rows_names(p, &names);
-    if (json_is_string(environment) && names.length) {
+    if (names.length && environment && !json_is_string(environment) && !json_is_null(environment))
+        ok = error_set(e, "its field environment is no text; the programs of --tool-cmd are: %s", names.text);
+    else if (json_is_string(environment) && names.length) {
         const int chosen = episode_row_program(p, json_string_value(environment));
         if (chosen < 0)
             ok = error_set(e, "its environment is '%.80s'; the programs of --tool-cmd are: %s",
