@@ -10,14 +10,14 @@
  * Weights and prompts are random; a turn ends after a fixed number of tokens. Prints a table.
  */
 #include "../../llmc/base/clock.h"         /* clock_seconds */
-#include "../../llmc/base/error.h"         /* die, Error, xcalloc, xmalloc */
+#include "../../llmc/base/error.h"         /* die, Error, xcalloc, usage_error, ... */
 #include "../../llmc/base/options.h"       /* OPTION_INT, OPTION_END, OPTION_REAL, Option, ... */
 #include "../../llmc/base/random.h"        /* Random, random_below, random_real, random_start */
 #include "../../llmc/cpu/cpu.h"            /* backend_cpu_for */
 #include "../../llmc/model/backend.h"      /* DTYPE_FLOAT32, Backend, Device */
-#include "../../llmc/model/config.h"       /* gpt2_config, ModelConfig */
+#include "../../llmc/model/config.h"       /* ModelConfig, gpt2_config */
 #include "../../llmc/model/model.h"        /* Model, model_free, model_init, model_new */
-#include "../../llmc/rollout/rollout.h"    /* Completion, Rollout, RolloutAnswer, RolloutRequest, ... */
+#include "../../llmc/rollout/rollout.h"    /* Completion, RolloutRequest, RolloutSample, RolloutAnswer, ... */
 #include "../../llmc/rollout/trajectory.h" /* STOP_COMPLETED, Trajectory */
 #include <math.h>
 #include <time.h>
@@ -158,11 +158,10 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (o.width % 64) usage_error("--width must be a multiple of 64");
-    const int64_t turns = o.turns > LONG ? o.turns : LONG;
     const Backend *b = backend_cpu_for(DTYPE_FLOAT32);
     if (!b->open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
     const ModelConfig c = gpt2_config((int)o.layers, (int)(o.width / 64), (int)o.width, VOCAB,
-                                      (int)((o.drawn + o.observed) * turns) + PROMPT);
+                                      (int)((o.drawn + o.observed) * LONG) + PROMPT);
     if (!model_new(&m, &c, b, d, false, &e)) die("%s", e.text);
     model_init(&m, 1);
     printf("%.1f M parameters, %d tokens drawn and %d observed in a turn\n", 1e-6 * (double)m.parameters, (int)o.drawn,
