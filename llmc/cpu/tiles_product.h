@@ -38,7 +38,7 @@ typedef enum TilesEpilogue {
     TILES_STORE,        /* out = C + bias */
     TILES_ADD,          /* out += C */
     TILES_STATISTICS,   /* the head: statistics of the logits C; nothing else is stored */
-    TILES_HEAD_GRADIENT /* the head: gradient = dloss/dC, packed in rows */
+    TILES_HEAD_GRADIENT /* the head, on AMX: gradient = dloss/dC, packed in rows; without AMX tiles_head_strip() */
 } TilesEpilogue;
 
 /* The head's logits z = C, or cap tanh(C / cap), for tokens `first` .. of `vocab` tokens; see Head in backend.h. */
@@ -434,7 +434,6 @@ TILES_TEAM(tiles_team_head_gradient, true, TILES_HEAD_GRADIENT)
 TILES_TEAM(vector_team_store, false, TILES_STORE)
 TILES_TEAM(vector_team_add, false, TILES_ADD)
 TILES_TEAM(vector_team_statistics, false, TILES_STATISTICS)
-TILES_TEAM(vector_team_head_gradient, false, TILES_HEAD_GRADIENT)
 
 /* Computes the product; called by all threads of a team, or by one thread outside of parallel regions. */
 static inline void tiles_product_team(const TilesProduct *p) {
@@ -445,7 +444,7 @@ static inline void tiles_product_team(const TilesProduct *p) {
     case TILES_STORE: amx ? tiles_team_store(p, &plan) : vector_team_store(p, &plan); break;
     case TILES_ADD: amx ? tiles_team_add(p, &plan) : vector_team_add(p, &plan); break;
     case TILES_STATISTICS: amx ? tiles_team_statistics(p, &plan) : vector_team_statistics(p, &plan); break;
-    case TILES_HEAD_GRADIENT: amx ? tiles_team_head_gradient(p, &plan) : vector_team_head_gradient(p, &plan); break;
+    case TILES_HEAD_GRADIENT: tiles_team_head_gradient(p, &plan); break;
     }
 }
 
