@@ -24,7 +24,7 @@
 #include "../base/clock.h"        /* clock_seconds */
 #include "../base/error.h"        /* xcalloc, Error, xmalloc, error_set */
 #include "../base/text.h"         /* TokenList */
-#include "../model/backend.h"     /* Acts, Floats, Backend, Draw */
+#include "../model/backend.h"     /* Acts, Floats, acts_at, Backend, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
 #include "../model/decode.h"      /* DecodeStep, decode_draw, decode_rows */
@@ -184,8 +184,7 @@ static inline const float *serve_logits(ServeEngine *x, int first, int n) {
     const Model *m = x->model;
     const ModelConfig *c = &m->config;
     const Backend *b = m->backend;
-    const Acts *h =
-        (const Acts *)((const char *)work_acts(&x->r.work, WORK_h, 0) + (size_t)first * (size_t)c->width * b->act_size);
+    const Acts *h = acts_at(b, work_acts(&x->r.work, WORK_h, 0), (size_t)first * (size_t)c->width);
     b->logits(m->device, x->logits, h, model_weight(m, model_output_tensor(c), 0), c->logit_cap, n, c->width, c->vocab,
               c->padded_vocab);
     b->download(m->device, x->host, x->logits, (size_t)n * (size_t)c->vocab * sizeof(float));
@@ -259,8 +258,7 @@ static inline void serve_decode(void *context, const Model *m, const Workspace *
         how.top_p = s->top_p;
         how.min_p = s->min_p;
         how.top_k = s->top_k;
-        const Acts *h =
-            (const Acts *)((const char *)work_acts(w, WORK_h, 0) + (size_t)first * (size_t)C * m->backend->act_size);
+        const Acts *h = acts_at(m->backend, work_acts(w, WORK_h, 0), (size_t)first * (size_t)C);
         const DecodeStep part = {.stream = x->stream + 2 * first,
                                  .index = x->index + first,
                                  .token = x->token + first,
