@@ -20,19 +20,18 @@
 #include "../base/json_text.h"       /* json_dump_short, json_utf8 */
 #include "../base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
 #include "../base/random.h"          /* RANDOM_ROLLOUT */
-#include "../base/text.h"            /* TextBuffer, text_clear, text_format, text_free */
 #include "../device.h"               /* DeviceKind, DEVICE_OPTIONS, backend_open, device_dtype */
 #include "../model/backend.h"        /* Backend, Device, Dtype */
 #include "../model/model.h"          /* Model, model_free, model_held_bytes */
 #include "../model/model_file.h"     /* model_load_as */
 #include "../model/model_fits.h"     /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"     /* ModelFile, ModelLoad, QUANTIZE_CHOICES, Quantize, ... */
-#include "../model/model_text.h"     /* ModelText, model_text_close, model_text_open */
+#include "../model/model_text.h"     /* ModelText, model_text_close, model_text_decode_bytes, model_text_open */
 #include "../records/shard.h"        /* Shard, Record */
 #include "../records/shard_fits.h"   /* fit_shard */
 #include "../records/tokens.h"       /* tokens_magic */
 #include "../text/chat.h"            /* ChatTemplate, chat_template_free, chat_template_parse */
-#include "../text/tokenizer.h"       /* Tokenizer, tokenizer_decode, tokenizer_free, tokenizer_store */
+#include "../text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "../text/tokenizer_files.h" /* tokenizer_open */
 #include "rollout.h"                 /* Sampling, Completion, ROLLOUT_SAMPLING_OPTIONS, sampling_add_stops, ... */
 #include "stop_text.h"               /* stop_text_cut */
@@ -227,16 +226,10 @@ static inline bool data_file_reader(const DataFile *f, Reader *r, Error *e) {
 /* The text of the tokens as a JSON string, without `cut` bytes at its end; their ids if there is no tokenizer. */
 static inline json_t *inference_json_tokens(const Inference *x, const int32_t *ids, int32_t n, bool specials,
                                             size_t cut) {
-    TextBuffer raw = {0};
-    text_clear(&raw);
-    if (x->text.present) {
-        tokenizer_decode(&x->text.tokenizer, ids, n, specials, &raw);
-        raw.length -= cut < raw.length ? cut : raw.length;
-    } else {
-        for (int32_t i = 0; i < n; i++) text_format(&raw, i ? " %d" : "%d", ids[i]);
-    }
-    json_t *value = json_utf8(raw.text, raw.length);
-    text_free(&raw);
+    size_t length;
+    char *text = model_text_decode_bytes(&x->text, ids, n, specials, &length);
+    json_t *value = json_utf8(text, length - (cut < length ? cut : length));
+    free(text);
     return value;
 }
 

@@ -20,11 +20,12 @@
 
 #include "../base/error.h"        /* checked_object, xcalloc */
 #include "../base/json_text.h"    /* json_utf8 */
-#include "../base/text.h"         /* TextBuffer, text_free, text_append, text_format, ... */
+#include "../base/text.h"         /* TextBuffer, text_append, text_free, text_string, ... */
+#include "../model/model_text.h"  /* model_text_decode_bytes */
 #include "../rollout/rollout.h"   /* Completion, sampling_is_stop */
 #include "../rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
 #include "../text/text_stream.h"  /* TextStream, text_stream_cut, text_stream_take */
-#include "../text/tokenizer.h"    /* tokenizer_decode, tokenizer_decode_more */
+#include "../text/tokenizer.h"    /* tokenizer_decode_more, tokenizer_decode */
 #include "../tools/tool_format.h" /* ToolCalls, TOOL_LLAMA3, tool_calls_free, ToolFormat, ... */
 #include "engine.h"               /* ServeChoice, ServeJob, ServeEngine, ServeScore, ... */
 #include "request.h"              /* ServeModel, ServeRequest, SERVE_CHAT, ServeFault */
@@ -151,26 +152,23 @@ static inline int32_t serve_text_tokens(const ServeChoice *a) {
     return c->count - (c->finished && c->count && sampling_is_stop(&a->job->request.how, c->tokens[c->count - 1]));
 }
 
-/* Appends the bytes of a choice that is over, up to the stop text that ended it. */
-static inline void serve_said(const ServeModel *m, const ServeChoice *a, TextBuffer *out) {
+/* The bytes of a choice that is over, up to the stop text that ended it; to be freed. */
+static inline char *serve_said(const ServeModel *m, const ServeChoice *a, size_t *length) {
     const Completion *c = &a->c;
     const int32_t n = serve_text_tokens(a);
-    text_append(out, "", 0);
-    if (!m->text->present) {
-        for (int32_t i = 0; i < n; i++) text_format(out, i ? " %d" : "%d", c->tokens[i]);
-        return;
-    }
-    tokenizer_decode(&m->text->tokenizer, c->tokens, n, false, out);
     const size_t cut = c->finished && n == c->count ? stop_text_cut(&a->job->request.how.texts, c->tokens, n) : 0;
-    out->length -= cut < out->length ? cut : out->length;
-    out->text[out->length] = 0;
+    char *said = model_text_decode_bytes(m->text, c->tokens, n, false, length);
+    *length -= cut < *length ? cut : *length;
+    said[*length] = 0;
+    return said;
 }
 
 /* The calls of a choice's text, to be freed with tool_calls_free(); false: it has none that can be read. */
-static inline bool serve_calls(const ServeModel *m, const ServeChoice *a, const TextBuffer *said, ToolCalls *calls) {
+static inline bool serve_calls(const ServeModel *m, const ServeChoice *a, const char *said, size_t length,
+                               ToolCalls *calls) {
     *calls = (ToolCalls){0};
     if (!a->job->request.calls || !a->c.finished) return false;
-    tool_format_read(&m->format, said->text, said->length, calls);
+    tool_format_read(&m->format, said, length, calls);
     bool ok = calls->count && !calls->malformed;
     for (int i = 0; i < calls->count; i++) ok = ok && !calls->call[i].error && calls->call[i].arguments;
     return ok;
@@ -251,10 +249,9 @@ static inline json_t *serve_completion_logprobs(const ServeModel *m, const Serve
 
 static inline json_t *serve_completion_choice(const ServeModel *m, const ServeChoice *a, int index) {
     const ServeRequest *q = &a->job->request;
-    TextBuffer said = {0};
-    size_t offset = 0;
-    serve_said(m, a, &said);
-    json_t *text = json_utf8(said.text, said.length);
+    size_t length, offset = 0;
+    char *said = serve_said(m, a, &length);
+    json_t *text = json_utf8(said, length);
     if (q->echo) {
         json_t *before = serve_prompt_text(m, q, a->prompt);
         TextBuffer all = {0};
@@ -272,26 +269,26 @@ static inline json_t *serve_completion_choice(const ServeModel *m, const ServeCh
                             serve_ids(q->prompt[a->prompt].ids, q->prompt[a->prompt].count));
         json_object_set_new(choice, "token_ids", serve_ids(a->c.tokens, a->c.count));
     }
-    text_free(&said);
+    free(said);
     return choice;
 }
 
 static inline json_t *serve_chat_choice(const ServeModel *m, const ServeChoice *a, int index) {
     const ServeRequest *q = &a->job->request;
-    TextBuffer said = {0};
     ToolCalls calls;
-    serve_said(m, a, &said);
-    const bool any = serve_calls(m, a, &said, &calls);
-    const size_t shown = any ? calls.before : said.length;
-    json_t *message = json_pack("{s:s,s:o}", "role", "assistant", "content",
-                                any && !shown ? json_null() : json_utf8(said.text, shown));
+    size_t length;
+    char *said = serve_said(m, a, &length);
+    const bool any = serve_calls(m, a, said, length, &calls);
+    const size_t shown = any ? calls.before : length;
+    json_t *message =
+        json_pack("{s:s,s:o}", "role", "assistant", "content", any && !shown ? json_null() : json_utf8(said, shown));
     if (any) json_object_set_new(message, "tool_calls", serve_call_list(a, &calls, false));
     json_t *choice = json_pack("{s:i,s:o,s:o,s:s}", "index", index, "message", message, "logprobs",
                                q->top < 0 ? json_null() : serve_chat_logprobs(m, a, 0, a->c.count), "finish_reason",
                                serve_finish(a, any));
     if (q->token_ids) json_object_set_new(choice, "token_ids", serve_ids(a->c.tokens, a->c.count));
     tool_calls_free(&calls);
-    text_free(&said);
+    free(said);
     return choice;
 }
 
@@ -349,7 +346,7 @@ static inline void serve_pieces_close(ServePieces *p) {
 /* Appends an event. */
 static inline void serve_event(TextBuffer *out, json_t *event) {
     char *text = serve_dump(event);
-    text_format(out, "data: ");
+    text_string(out, "data: ");
     text_string(out, text);
     text_string(out, "\n\n");
     free(text);
@@ -439,10 +436,10 @@ static inline void serve_piece_end(ServePieces *p, int i, TextBuffer *out) {
     const ServeChoice *a = &p->job->choice[i];
     const bool chat = p->job->request.kind == SERVE_CHAT;
     ServePiece *piece = &p->piece[i];
-    TextBuffer said = {0};
     ToolCalls calls;
-    serve_said(m, a, &said);
-    const bool any = serve_calls(m, a, &said, &calls);
+    size_t length;
+    char *said = serve_said(m, a, &length);
+    const bool any = serve_calls(m, a, said, length, &calls);
     json_t *event = serve_head(p->x, p->job, chat ? "chat.completion.chunk" : "text_completion", p->created), *choice;
     if (chat) {
         json_t *delta = json_object();
@@ -458,7 +455,7 @@ static inline void serve_piece_end(ServePieces *p, int i, TextBuffer *out) {
     json_array_append_new(json_object_get(event, "choices"), choice);
     serve_event(out, event);
     tool_calls_free(&calls);
-    text_free(&said);
+    free(said);
     piece->over = true;
 }
 
