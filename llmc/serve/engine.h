@@ -108,14 +108,29 @@ typedef struct ServeEngine {
 
 /* ---- jobs ------------------------------------------------------------------------------------------------------ */
 
-/* Makes a job of a request, which it takes over. */
-static inline ServeJob *serve_job_new(ServeRequest *q) {
-    ServeJob *job = (ServeJob *)xcalloc(1, sizeof *job);
+/* Makes a condition for serve_wait(). */
+static inline void serve_condition(pthread_cond_t *c) {
     pthread_condattr_t clock;
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&job->changed, &clock);
+    pthread_cond_init(c, &clock);
     pthread_condattr_destroy(&clock);
+}
+
+/* Waits for the condition, with the engine's lock, for some milliseconds (fewer than 1000) at most. */
+static inline void serve_wait(ServeEngine *x, pthread_cond_t *c, long milliseconds) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += 1000000 * milliseconds;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(c, &x->lock, &until);
+}
+
+/* Makes a job of a request, which it takes over. */
+static inline ServeJob *serve_job_new(ServeRequest *q) {
+    ServeJob *job = (ServeJob *)xcalloc(1, sizeof *job);
+    serve_condition(&job->changed);
     job->request = *q;
     *q = (ServeRequest){0};
     q = &job->request;
@@ -453,7 +468,6 @@ static inline void serve_engine_close(ServeEngine *x) {
 static inline bool serve_engine_open(ServeEngine *x, const ServeModel *serve, const Model *m, int slots, int queue,
                                      uint64_t seed, Error *e) {
     const size_t V = (size_t)m->config.vocab;
-    pthread_condattr_t clock;
     *x = (ServeEngine){.serve = serve, .queue = queue};
     if ((int64_t)slots * serve->length > INT32_MAX)
         return error_set(e, "%d slots of %d tokens are too many for one cache", slots, serve->length);
@@ -479,10 +493,7 @@ static inline bool serve_engine_open(ServeEngine *x, const ServeModel *serve, co
     x->score = batch_new((int32_t)T, (int32_t)T, (int32_t)T);
     x->host = (float *)xmalloc(SERVE_LOGITS * V * sizeof(float));
     pthread_mutex_init(&x->lock, NULL);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&x->work, &clock);
-    pthread_condattr_destroy(&clock);
+    serve_condition(&x->work);
     x->logits = (Floats *)m->backend->alloc(m->device, SERVE_LOGITS * V * sizeof(float), "logits", e);
     if (x->logits) return true;
     serve_engine_close(x);
@@ -512,14 +523,7 @@ static inline bool serve_engine_submit(ServeEngine *x, ServeJob *job) {
 }
 
 /* Waits until the job changes, with the lock, for a quarter of a second at most. */
-static inline void serve_job_wait(ServeEngine *x, ServeJob *job) {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += 250000000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    pthread_cond_timedwait(&job->changed, &x->lock, &until);
-}
+static inline void serve_job_wait(ServeEngine *x, ServeJob *job) { serve_wait(x, &job->changed, 250); }
 
 /* Ends a job, if it is not over, and frees it. */
 static inline void serve_engine_forget(ServeEngine *x, ServeJob *job) {
@@ -592,13 +596,7 @@ static inline bool serve_engine_run(ServeEngine *x, bool (*stopping)(void *), vo
             pthread_mutex_lock(&x->lock);
             last = now;
         }
-        if (serve_round(x, &ok, e)) continue;
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += 50000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-        pthread_cond_timedwait(&x->work, &x->lock, &until);
+        if (!serve_round(x, &ok, e)) serve_wait(x, &x->work, 50);
     }
     x->ended = true;
     serve_fail(x, ok ? "the server is stopping" : e->text);
