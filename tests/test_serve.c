@@ -588,6 +588,19 @@ static void bad_requests_are_refused(void **state) {
     text = body_of(answer, &status);
     assert_int_equal(status, 413);
     free(answer), free(text);
+    /* the methods of a path */
+    static const char *const methods[][2] = {{"POST /v1/models", "\r\nAllow: GET, HEAD\r\n"},
+                                             {"GET /v1/completions", "\r\nAllow: POST\r\n"}};
+    for (int i = 0; i < 2; i++) {
+        char request[200];
+        snprintf(request, sizeof request, "%s HTTP/1.1\r\nConnection: close\r\n" HEAD "Content-Length: 0\r\n\r\n",
+                 methods[i][0]);
+        const int c = dial();
+        say(c, request, strlen(request));
+        answer = hear(c);
+        assert_holds(answer, methods[i][1]);
+        free(answer);
+    }
     text = ask_with("GET", "/v1/models", HEAD, "", &status);
     assert_int_equal(status, 200);
     assert_holds(text, "\"id\":\"tiny\"");

@@ -111,33 +111,45 @@ static inline bool serve_gone(int socket) {
 
 /* ---- answers --------------------------------------------------------------------------------------------------- */
 
-/* Sends n bytes. The headers let no other page show or read an answer. */
-static inline enum MHD_Result serve_send(struct MHD_Connection *c, int status, const char *type, const char *text,
-                                         size_t n, const char *policy) {
-    struct MHD_Response *r = MHD_create_response_from_buffer(n, (void *)text, MHD_RESPMEM_MUST_COPY);
-    if (!r) return MHD_NO;
+/* The headers of every answer; they let no other page show or read it. */
+static inline void serve_headers(struct MHD_Response *r, const char *type) {
     MHD_add_response_header(r, "Content-Type", type);
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     MHD_add_response_header(r, "Cache-Control", "no-store");
-    if (policy) MHD_add_response_header(r, "Content-Security-Policy", policy);
-    if (status == 401) MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    if (status == 405) MHD_add_response_header(r, "Allow", policy ? "GET" : "GET, POST");
-    if (status == 429) MHD_add_response_header(r, "Retry-After", "1");
+}
+
+/* Sends a response, which it takes over. */
+static inline enum MHD_Result serve_send(struct MHD_Connection *c, int status, struct MHD_Response *r) {
     const enum MHD_Result sent = MHD_queue_response(c, (unsigned)status, r);
     MHD_destroy_response(r);
     return sent;
 }
 
-static inline enum MHD_Result serve_send_json(struct MHD_Connection *c, int status, json_t *value) {
-    char *text = serve_dump(value);
-    const enum MHD_Result sent = serve_send(c, status, "application/json", text, strlen(text), NULL);
+/* Sends n bytes. header: a further header, whose value is given, or NULL. */
+static inline enum MHD_Result serve_send_text(struct MHD_Connection *c, int status, const char *type, const char *text,
+                                              size_t n, const char *header, const char *value) {
+    struct MHD_Response *r = MHD_create_response_from_buffer(n, (void *)text, MHD_RESPMEM_MUST_COPY);
+    if (!r) return MHD_NO;
+    serve_headers(r, type);
+    if (header) MHD_add_response_header(r, header, value);
+    return serve_send(c, status, r);
+}
+
+static inline enum MHD_Result serve_send_json(struct MHD_Connection *c, int status, json_t *answer, const char *header,
+                                              const char *value) {
+    char *text = serve_dump(answer);
+    const enum MHD_Result sent = serve_send_text(c, status, "application/json", text, strlen(text), header, value);
     free(text);
-    json_decref(value);
+    json_decref(answer);
     return sent;
 }
 
 static inline enum MHD_Result serve_send_fault(struct MHD_Connection *c, const ServeFault *f) {
-    return serve_send_json(c, f->status, serve_error(f));
+    const char *header = NULL, *value = NULL;
+    if (f->status == 401) header = "WWW-Authenticate", value = "Bearer";
+    if (f->status == 405) header = "Allow", value = f->allow;
+    if (f->status == 429) header = "Retry-After", value = "1";
+    return serve_send_json(c, f->status, serve_error(f), header, value);
 }
 
 /* ---- streams --------------------------------------------------------------------------------------------------- */
@@ -196,12 +208,8 @@ static inline enum MHD_Result serve_stream(ServeHttp *h, struct MHD_Connection *
         serve_stream_free(s);
         return MHD_NO;
     }
-    MHD_add_response_header(r, "Content-Type", "text/event-stream");
-    MHD_add_response_header(r, "Cache-Control", "no-store");
-    MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
-    const enum MHD_Result sent = MHD_queue_response(c, 200, r);
-    MHD_destroy_response(r);
-    return sent;
+    serve_headers(r, "text/event-stream");
+    return serve_send(c, 200, r);
 }
 
 /* ---- requests -------------------------------------------------------------------------------------------------- */
@@ -224,7 +232,7 @@ static inline enum MHD_Result serve_whole(ServeHttp *h, struct MHD_Connection *c
     json_t *answer = gone || job->failed ? NULL : serve_answer(x, job);
     serve_engine_forget(x, job);
     if (gone) return MHD_NO;
-    return answer ? serve_send_json(c, 200, answer) : serve_send_fault(c, &fault);
+    return answer ? serve_send_json(c, 200, answer, NULL, NULL) : serve_send_fault(c, &fault);
 }
 
 /* Carries out the request of a complete body. */
@@ -251,7 +259,8 @@ static inline enum MHD_Result serve_models(ServeHttp *h, struct MHD_Connection *
     return serve_send_json(c, 200,
                            json_pack("{s:s,s:[{s:s,s:s,s:i,s:s,s:i,s:b}]}", "object", "list", "data", "id", m->name,
                                      "object", "model", "created", 0, "owned_by", "llmc", "max_model_len", m->length,
-                                     "chat", m->text->present && m->text->has_template));
+                                     "chat", m->text->present && m->text->has_template),
+                           NULL, NULL);
 }
 
 /* Compares without telling, by its time, how much agrees. */
@@ -308,9 +317,10 @@ static inline enum MHD_Result serve_on_request(void *context, struct MHD_Connect
     if (!call) {
         *own = call = (ServeCall *)xcalloc(1, sizeof *call);
         if (!page && !complete && !models) serve_refuse(&call->fault, 404, "", "there is no %.200s here", url);
-        else if (complete ? !post : !get)
+        else if (complete ? !post : !get) {
             serve_refuse(&call->fault, 405, "", "%.20s is no method of %.200s", method, url);
-        else if (serve_allowed(h, c, complete, page != NULL, &call->fault)) call->fault.status = 0;
+            call->fault.allow = complete ? "POST" : "GET, HEAD";
+        } else serve_allowed(h, c, complete, page != NULL, &call->fault);
         /* a body that is too long is not waited for */
         return call->fault.status == 413 ? serve_send_fault(c, &call->fault) : MHD_YES;
     }
@@ -324,7 +334,9 @@ static inline enum MHD_Result serve_on_request(void *context, struct MHD_Connect
     }
     serve_patience(h, serve_socket(c), true);
     if (call->fault.status) return serve_send_fault(c, &call->fault);
-    if (page) return serve_send(c, 200, page->type, page->text(), strlen(page->text()), SERVE_PAGE_POLICY);
+    if (page)
+        return serve_send_text(c, 200, page->type, page->text(), strlen(page->text()), "Content-Security-Policy",
+                               SERVE_PAGE_POLICY);
     return models ? serve_models(h, c) : serve_post(h, c, kind, call);
 }
 

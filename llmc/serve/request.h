@@ -54,8 +54,9 @@ typedef struct ServeModel {
 typedef struct ServeFault {
     int status; /* of HTTP */
     Error e;
-    char param[64];   /* the field that it is about; "": none */
-    const char *code; /* or NULL */
+    char param[64];    /* the field that it is about; "": none */
+    const char *code;  /* or NULL */
+    const char *allow; /* the methods that there are; only with status 405 */
 } ServeFault;
 
 typedef struct ServeRequest {
