@@ -502,6 +502,26 @@ static void calls_are_read(void **state) {
     }
 }
 
+/* A model's own template is given the ids of calls, which some templates write, and other fields of messages. */
+static void templates_get_what_messages_say(void **state) {
+    (void)state;
+    start(&chance,
+          "{% for m in messages %}{{ m.name }}{{ m.reasoning_content }}{% for c in m.tool_calls or [] %}{{ c.id }}"
+          "{% endfor %}{{ m.tool_call_id }}{{ m.content }}|{% endfor %}");
+    json_t *a = chat(
+        "{\"messages\":[{\"role\":\"user\",\"name\":\"Ann \",\"content\":\"Hi\"},{\"role\":\"assistant\","
+        "\"reasoning_content\":\"hm \",\"tool_calls\":[{\"id\":\"call_7\",\"type\":\"function\",\"function\":"
+        "{\"name\":\"f\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"call_7 \",\"content\":\"9\"}],"
+        "\"max_tokens\":1,\"return_token_ids\":true}");
+    char text[CONTEXT] = {0};
+    size_t i;
+    json_t *id;
+    json_array_foreach(json_object_get(a, "prompt_token_ids"), i, id) text[i] = (char)json_integer_value(id);
+    assert_string_equal(text, "Ann Hi|hm call_7|call_7 9|");
+    json_decref(a);
+    stop();
+}
+
 /* ---- bad requests ---------------------------------------------------------------------------------------------- */
 
 static void bad_requests_are_refused(void **state) {
@@ -838,6 +858,7 @@ int main(void) {
     return cmocka_run_group_tests(tests, setup, teardown);
 }
 
+        cmocka_unit_test(templates_get_what_messages_say),
 #else
 #include <stdio.h>
 

@@ -413,8 +413,11 @@ static inline json_t *serve_message_calls(const json_t *calls, size_t i, ServeFa
                 "messages: call %zu of message %zu has no function with a name and arguments, an object as JSON", k, i);
             return NULL;
         }
-        json_array_append_new(
-            list, json_pack("{s:s,s:{s:s,s:o}}", "type", "function", "function", "name", name, "arguments", object));
+        json_t *read =
+            json_pack("{s:s,s:{s:s,s:o}}", "type", "function", "function", "name", name, "arguments", object);
+        json_t *id = json_object_get(call, "id");
+        if (id) json_object_set(read, "id", id);
+        json_array_append_new(list, read);
     }
     return list;
 }
