@@ -156,6 +156,10 @@ static inline bool serve_read_max(ServeRequest *q, const ServeModel *m, const js
     if (n > m->length)
         return serve_refuse(f, 400, "max_tokens", "max_tokens is %lld, and at most %d tokens fit with the prompt",
                             (long long)n, m->length);
+    if (q->limited && q->how.max_new != n)
+        return serve_refuse(f, 400, "max_completion_tokens",
+                            "max_tokens is %d and max_completion_tokens is %lld; give only one of them", q->how.max_new,
+                            (long long)n);
     q->how.max_new = (int)n;
     q->limited = true;
     return true;
