@@ -567,6 +567,16 @@ static void bad_requests_are_refused(void **state) {
          "is not {\"type\"", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"audio\":1}]}",
          "'audio' of message 0", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"name\":\"b\"}]}",
+         "'name' of message 0 has no place", 400},
+        {"/v1/chat/completions",
+         "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"reasoning_content\":\"b\"}]}",
+         "'reasoning_content' of message 0 has no place", 400},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"refusal\":\"b\"}]}",
+         "'refusal' of message 0 is not supported", 400},
+        {"/v1/chat/completions",
+         "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"max_tokens\":2,\"max_completion_tokens\":3}",
+         "give only one of them", 400},
         {"/v1/chat/completions", ADD ",\"tool_choice\":\"required\"}", "auto or none", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]," TOOLS "}",
          "cannot show tools", 400},
@@ -848,6 +858,7 @@ int main(void) {
         cmocka_unit_test(stop_texts_end_the_text),
         cmocka_unit_test(chats_use_the_template),
         cmocka_unit_test(calls_are_read),
+        cmocka_unit_test(templates_get_what_messages_say),
         cmocka_unit_test(bad_requests_are_refused),
         cmocka_unit_test(malformed_requests_are_survived),
         cmocka_unit_test(a_slow_client_is_dropped),
@@ -858,7 +869,6 @@ int main(void) {
     return cmocka_run_group_tests(tests, setup, teardown);
 }
 
-        cmocka_unit_test(templates_get_what_messages_say),
 #else
 #include <stdio.h>
 

@@ -428,8 +428,7 @@ static inline json_t *serve_message_calls(const json_t *calls, size_t i, ServeFa
 
 /* Reads message i to the form of a conversation (jinja_chat.h); NULL: refused. */
 static inline json_t *serve_message(const json_t *message, size_t i, ServeFault *f) {
-    static const char *const known[] = {"role", "content",           "tool_calls", "tool_call_id",
-                                        "name", "reasoning_content", "refusal"};
+    static const char *const known[] = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"};
     const char *role = json_string_value(json_object_get(message, "role")), *key;
     json_t *value, *calls = json_object_get(message, "tool_calls");
     if (!role || option_choice_index("system|developer|user|assistant|tool", role) < 0)
@@ -439,7 +438,7 @@ static inline json_t *serve_message(const json_t *message, size_t i, ServeFault 
     json_object_foreach((json_t *)message, key, value) {
         bool found = json_is_null(value);
         for (size_t k = 0; k < sizeof known / sizeof *known; k++) found = found || !strcmp(key, known[k]);
-        if (!found || (!strcmp(key, "refusal") && !json_is_null(value)))
+        if (!found)
             return serve_refuse(f, 400, "messages", "messages: the field '%.60s' of message %zu is not supported", key,
                                 i),
                    NULL;
@@ -464,6 +463,37 @@ static inline json_t *serve_message(const json_t *message, size_t i, ServeFault 
     return said;
 }
 
+/* Refuses the fields of message i that a template with sections has no place for. */
+static inline bool serve_section_fields(const json_t *message, bool tool, size_t i, ServeFault *f) {
+    static const char *const names[] = {"reasoning_content", "name"};
+    for (int k = 0; k < (tool ? 1 : 2); k++) { /* the result of a tool may be named, but is written without its name */
+        const json_t *value = json_object_get(message, names[k]);
+        const bool empty = json_is_string(value) && !json_string_length(value);
+        if (value && !json_is_null(value) && !empty)
+            return serve_refuse(f, 400, "messages",
+                                "messages: the field '%s' of message %zu has no place in this chat template", names[k],
+                                i);
+    }
+    return true;
+}
+
+/* Appends the results of tools that begin at message i, as text. Returns the place of the message after them. */
+static inline size_t serve_results(const ServeModel *m, const json_t *messages, size_t i, json_t *plain) {
+    const size_t n = json_array_size(messages);
+    const char **result = (const char **)xcalloc(n, sizeof *result);
+    int count = 0;
+    for (; i < n; i++) {
+        const json_t *one = json_array_get(messages, i);
+        if (strcmp(json_string_value(json_object_get(one, "role")), "tool") != 0) break;
+        result[count++] = json_string_value(json_object_get(one, "content"));
+    }
+    json_t *list = tool_format_messages(&m->format, &m->text->chat, NULL, result, count);
+    json_array_extend(plain, list);
+    json_decref(list);
+    free(result);
+    return i;
+}
+
 /* Appends the messages of a conversation for a template with sections, to which calls and results are text. */
 static inline bool serve_sections(const ServeModel *m, json_t *messages, json_t *plain, ServeFault *f) {
     const size_t n = json_array_size(messages);
@@ -471,24 +501,13 @@ static inline bool serve_sections(const ServeModel *m, json_t *messages, json_t 
         json_t *message = json_array_get(messages, i);
         const char *role = json_string_value(json_object_get(message, "role"));
         json_t *calls = json_object_get(message, "tool_calls");
-        if ((calls || !strcmp(role, "tool")) && !m->has_format)
+        const bool tool = !strcmp(role, "tool");
+        if ((calls || tool) && !m->has_format)
             return serve_refuse(f, 400, "messages",
                                 "messages: calls and results need --tool-format with this chat template");
-        if (!strcmp(role, "tool")) {
-            const char **name = (const char **)xcalloc(n, sizeof *name),
-                       **result = (const char **)xcalloc(n, sizeof *result);
-            int count = 0;
-            for (; i < n; i++, count++) {
-                json_t *one = json_array_get(messages, i);
-                if (strcmp(json_string_value(json_object_get(one, "role")), "tool")) break;
-                name[count] = json_string_value(json_object_get(one, "name"));
-                if (!name[count]) name[count] = "";
-                result[count] = json_string_value(json_object_get(one, "content"));
-            }
-            json_t *list = tool_format_messages(&m->format, &m->text->chat, name, result, count);
-            json_array_extend(plain, list);
-            json_decref(list);
-            free(name), free(result);
+        if (!serve_section_fields(message, tool, i, f)) return false;
+        if (tool) {
+            i = serve_results(m, messages, i, plain);
             continue;
         }
         TextBuffer text = {0};

@@ -371,7 +371,8 @@ static inline void tool_format_call(const ToolFormat *f, const char *name, const
 
 /* ---- writing results ------------------------------------------------------------------------------------------- */
 
-/* The messages of results for a chat template: a new list. result: (n) UTF-8 texts; name: (n) of the tools. */
+/* The messages of results for a chat template: a new list. result: (n) UTF-8 texts; name: (n) of the tools, read only with a
+ * model's own template. */
 static inline json_t *tool_format_messages(const ToolFormat *f, const ChatTemplate *c, const char *const *name,
                                            const char *const *result, int n) {
     json_t *list = json_array();
