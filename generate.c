@@ -1186,14 +1186,17 @@ static bool serve_stopping(void *context) {
 static void serve(void) {
     Error e;
     ServeEngine engine;
-    const int32_t context = model.model.config.context, most = context < 4096 ? context : 4096;
-    const int32_t length = o.model_len && o.model_len < context ? (int32_t)o.model_len : o.model_len ? context : most;
+    const int32_t context = model.model.config.context;
+    const int64_t asked = o.model_len ? o.model_len : 4096;
+    const int32_t length = asked < context ? (int32_t)asked : context;
     char *name = served_name(), size[16];
     const char *format = o.episodes.format;
     ServeModel m = {
         .name = name, .text = &model.text, .vocab = model.model.config.vocab, .length = length, .standard = sampling};
     ServeHttp http = {.engine = &engine, .any = o.serve_any};
     if (length < 2) usage_error("--max-model-len: %d is less than 2", length);
+    if (o.model_len > context)
+        warn("--max-model-len %lld: the model's context is %d, which is used", (long long)o.model_len, context);
     if (m.standard.max_new > length) m.standard.max_new = length;
     if (!format && model.text.present) format = tool_format_of(&model.text.chat);
     if (format && !tool_format_open(&m.format, format, &e)) usage_error("--tool-format: %s", e.text);

@@ -828,11 +828,13 @@ static void serves(void **state) {
                   "              {'Content-Type': 'application/json', 'Authorization': 'Bearer secret'})\n"
                   "answer = json.load(u.build_opener(u.ProxyHandler({})).open(q))\n"
                   "print(answer['choices'][0]['message']['content'])\n");
-    run(0, "export KEY=secret; ./generate -c $T/chat.bin --serve 127.0.0.1:0 --api-key-env KEY --slots 2 & pid=$!; "
-           "until grep -q 'is served at' $T/.err; do sleep 0.01; done; "
-           "python3 $T/ask.py $(sed -n 's|.* is served at \\(http://[^/]*\\)/v1.*|\\1|p' $T/.err); "
-           "kill -TERM $pid; wait $pid");
+    run(0,
+        "export KEY=secret; ./generate -c $T/chat.bin --serve 127.0.0.1:0 --api-key-env KEY --slots 2 --max-model-len 1000 & pid=$!; "
+        "until grep -q 'is served at' $T/.err; do sleep 0.01; done; "
+        "python3 $T/ask.py $(sed -n 's|.* is served at \\(http://[^/]*\\)/v1.*|\\1|p' $T/.err); "
+        "kill -TERM $pid; wait $pid");
     assert_string_equal(out, text);
+    assert_holds(said, "--max-model-len 1000: the model's context is 320, which is used");
     assert_holds(said, "chat.bin is served at http://127.0.0.1:");
     assert_holds(said, "1 requests, 1 completions of 20 tokens");
     free(text);
