@@ -39,7 +39,7 @@
 #include "../reward/verify_answer.h"   /* RewardInput, verify_completion */
 #include "../reward/verify_rational.h" /* VERIFY_NUMBER_SIZE, rational_available */
 #include "certainty.h"                 /* Certainty, certainty_score */
-#include "prompts.h"                   /* Prompts, prompts_input, prompts_said, prompts_empty, ... */
+#include "prompts.h"                   /* Prompts, prompts_empty, prompts_input, prompts_item, ... */
 #include "rollout.h"                   /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "trajectory.h"                /* trajectory_lost, trajectory_reward */
 #include "votes.h"                     /* VOTES_REWARD, votes_at_k, VOTES_CERTAINTY, VotesWeight */
@@ -228,14 +228,16 @@ typedef struct EvaluationSample {
 /* Called for each completion: first for the greedy ones in the order of prompts, then for the samples. */
 typedef void (*EvaluationWatch)(void *context, const EvaluationSample *s);
 
-/* Scratch arrays for the completions of one prompt. */
+/* The completions of one prompt. */
 typedef struct EvaluationPrompt {
-    char **said, **answers; /* (n) */
-    RewardInput *in;        /* (n) */
-    double *right, *weight; /* (n) */
-    RewardItem *item;       /* (n) */
-    float *reward, *parts;  /* (n), (n, parts) */
-    const Completion *out;  /* (n) */
+    char **said;           /* (n) of evaluation_verify() */
+    const RewardInput *in; /* (n) the same */
+    double *right;         /* (n) the same: 1: correct, 0: wrong, NaN: cannot be verified */
+    const Completion *out; /* (n) */
+    char **answers;        /* scratch: (n), and what follows */
+    double *weight;        /* (n) */
+    RewardItem *item;      /* (n) */
+    float *reward, *parts; /* (n), (n, parts) */
 } EvaluationPrompt;
 
 /* Scores n completions by the rewards or by the judge. */
@@ -298,44 +300,36 @@ static inline bool evaluation_samples(const Evaluation *v, Outcome *o, Evaluatio
     return true;
 }
 
-/* Verifies the completions of all requests: right[i * samples + k] is that of completion k of request i. */
+/* Verifies the completions of all requests. said, in, right: (requests, samples) their texts, which the caller frees, their
+ * reward inputs, and whether they are right. */
 static inline bool evaluation_verify(const Evaluation *v, const RolloutRequest *q, int64_t count, const Prompts *p,
-                                     int64_t first, const Sampling *how, const ModelText *text, double *right,
-                                     Error *e) {
+                                     int64_t first, const Sampling *how, const ModelText *text, char **said,
+                                     RewardInput *in, double *right, Error *e) {
     const int samples = count ? q[0].samples : 0, n = (int)count * samples;
-    RewardInput *in = (RewardInput *)xcalloc((size_t)n + 1, sizeof *in);
-    char **said = (char **)xcalloc((size_t)n + 1, sizeof *said);
     for (int i = 0; i < n; i++) {
-        const Completion *c = &q[i / samples].out[i % samples];
+        const RolloutRequest *r = &q[i / samples];
+        const Completion *c = &r->out[i % samples];
         size_t length;
         said[i] = prompts_said(how, text, c, &length);
-        in[i] = prompts_input(p, first + i / samples, said[i], length, c, 0, how->max_new);
+        in[i] =
+            prompts_input(p, first + i / samples, said[i], length, c, r->id + (uint64_t)(i % samples), how->max_new);
     }
     const bool ok = evaluation_check_all(in, n, v->code, right, e);
     for (int i = 0; i < n; i++)
         if (trajectory_lost(q[i / samples].out[i % samples].trajectory)) right[i] = NAN;
-    for (int i = 0; i < n; i++) free(said[i]);
-    free(in), free(said);
     return ok;
 }
 
-/* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. right: whether each is
- * correct, as evaluation_check(). */
+/* Evaluates the completions of one prompt: the n samples if sampled, else the greedy completion. */
 static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationPrompt *j, const RolloutRequest *q,
-                                    const Prompts *p, int64_t prompt, const Sampling *how, bool sampled,
-                                    const ModelText *text, const double *right, Rewards *rewards, EvaluationWatch watch,
-                                    void *context, Error *e) {
+                                    const Prompts *p, int64_t prompt, bool sampled, Rewards *rewards,
+                                    EvaluationWatch watch, void *context, Error *e) {
     bool ok = true;
     j->out = q->out;
     for (int k = 0; k < q->samples; k++) {
-        const Completion *c = &q->out[k];
-        size_t length;
-        j->said[k] = prompts_said(how, text, c, &length);
-        j->in[k] = prompts_input(p, prompt, j->said[k], length, c, q->id + (uint64_t)k, how->max_new);
-        j->right[k] = right[k];
         j->answers[k] = evaluation_answer(&j->in[k]);
         j->reward[k] = NAN;
-        j->item[k] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
+        j->item[k] = prompts_item(p, prompt, &q->out[k]);
     }
     if (sampled) {
         ok = evaluation_samples(v, o, j, rewards, e);
@@ -355,7 +349,7 @@ static inline bool evaluation_judge(const Evaluation *v, Outcome *o, EvaluationP
                                     .reward = j->reward[k],
                                     .completion = &q->out[k]};
         if (ok && watch) watch(context, &s);
-        free(j->said[k]), free(j->answers[k]);
+        free(j->answers[k]);
     }
     return ok;
 }
@@ -371,14 +365,13 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
     Outcome *outcome = v->outcome ? v->outcome : (Outcome *)xcalloc((size_t)count, sizeof *outcome);
     Completion *out = (Completion *)xcalloc((size_t)count * (size_t)most, sizeof *out);
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)count, sizeof *q);
-    EvaluationPrompt j = {.said = (char **)xcalloc((size_t)most, sizeof(char *)),
-                          .answers = (char **)xcalloc((size_t)most, sizeof(char *)),
-                          .in = (RewardInput *)xcalloc((size_t)most, sizeof(RewardInput)),
-                          .right = (double *)xcalloc((size_t)most, sizeof(double)),
+    EvaluationPrompt j = {.answers = (char **)xcalloc((size_t)most, sizeof(char *)),
                           .weight = (double *)xcalloc((size_t)most, sizeof(double)),
                           .item = (RewardItem *)xcalloc((size_t)most, sizeof(RewardItem)),
                           .reward = (float *)xcalloc((size_t)most, sizeof(float))};
     if (rewards) j.parts = (float *)xcalloc((size_t)most * (size_t)rewards->count, sizeof *j.parts);
+    char **said = (char **)xcalloc((size_t)count * (size_t)most + 1, sizeof *said);
+    RewardInput *in = (RewardInput *)xcalloc((size_t)count * (size_t)most + 1, sizeof *in);
     double *right = (double *)xcalloc((size_t)count * (size_t)most + 1, sizeof *right);
     bool ok = true;
     evaluation_ks(v);
@@ -389,15 +382,21 @@ static inline bool evaluate_tasks(Evaluation *v, Rollout *engine, const Sampling
         for (int64_t i = 0; i < count; i++)
             q[i] = prompts_request(p, first + i, samples, (uint64_t)(first + i) * (uint64_t)most, out + i * samples);
         ok = rollout_run(engine, &s, q, count, NULL, NULL, e) &&
-             evaluation_verify(v, q, count, p, first, &s, text, right, e);
-        for (int64_t i = 0; ok && i < count; i++)
-            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, &s, pass, text, right + i * samples, rewards,
-                                  watch, context, e);
-        for (int64_t i = 0; i < count * samples; i++) completion_free(&out[i]);
+             evaluation_verify(v, q, count, p, first, &s, text, said, in, right, e);
+        for (int64_t i = 0; ok && i < count; i++) {
+            j.said = said + i * samples;
+            j.in = in + i * samples;
+            j.right = right + i * samples;
+            ok = evaluation_judge(v, &outcome[i], &j, &q[i], p, first + i, pass, rewards, watch, context, e);
+        }
+        for (int64_t i = 0; i < count * samples; i++) {
+            completion_free(&out[i]), free(said[i]);
+            said[i] = NULL;
+        }
     }
     if (ok) evaluation_summarise(v, outcome, count);
-    free(out), free(q), free(j.said), free(j.answers), free(j.in), free(j.right), free(j.reward), free(j.parts);
-    free(j.weight), free(j.item), free(right);
+    free(out), free(q), free(said), free(in), free(right);
+    free(j.answers), free(j.weight), free(j.item), free(j.reward), free(j.parts);
     if (!v->outcome) free(outcome);
     return ok;
 }
