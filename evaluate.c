@@ -1254,13 +1254,15 @@ static void run_budgets(Tasks *t, Rollout *engine, Thinking *thinking, Sampling 
 static void report_ablation(const Ablation *x) {
     const double n = x->completions, steps = x->steps;
     json_t *figures = json_object();
-    fprintf(stderr,
-            "  %.0f completions with a thought and an answer, %.1f steps in each (%.0f without)\n"
-            "  the thoughts raise the log-probability of the answers by %.3f, to %.3f\n"
-            "  without a step it falls by %.3f, with a step of another completion by %.3f\n"
-            "  %.1f %% of the steps are needed: without them more than %.0f %% of the gain is lost\n",
-            n, steps / n, x->without, x->all / n, x->full / n, x->removed / steps, x->swapped / x->swaps,
-            100 * x->needed / x->weighed, 100 * ABLATION_NEEDED);
+    if (!x->completions) fputs("  no completion has an end of thinking and an answer after it\n", stderr);
+    else
+        fprintf(stderr,
+                "  %.0f completions with a thought and an answer, %.1f steps in each (%.0f without)\n"
+                "  the thoughts raise the log-probability of the answers by %.3f, to %.3f\n"
+                "  without a step it falls by %.3f, with a step of another completion by %.3f\n"
+                "  %.1f %% of the steps are needed: without them more than %.0f %% of the gain is lost\n",
+                n, steps / n, x->without, x->all / n, x->full / n, x->removed / steps, x->swapped / x->swaps,
+                100 * x->needed / x->weighed, 100 * ABLATION_NEEDED);
     set_number(figures, "completions", n);
     set_number(figures, "without", x->without);
     set_number(figures, "steps", steps / n);

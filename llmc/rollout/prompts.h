@@ -116,8 +116,8 @@ static inline RewardItem prompts_item(const Prompts *p, int64_t i, const Complet
 }
 
 /* The text of a completion that rewards read: of several turns, that of the last one, or of all tokens that the model drew
- * (how->scope). Without the stop token or the stop
- * text that ended it. The caller frees it. *length: its bytes, among which there may be NULs; may be NULL. */
+ * (how->scope). Without the stop token or the stop text that ended it. The caller frees it. *length: its bytes, among which
+ * there may be NULs; may be NULL. */
 static inline char *prompts_said(const Sampling *how, const ModelText *t, const Completion *c, size_t *length) {
     const int32_t first = c->trajectory ? c->trajectory->first : 0;
     if (c->trajectory && how->scope == SCOPE_ALL)
