@@ -3,7 +3,7 @@
  * models.h has run(), which waits for the program.
  *
  *     pid_t p = run_start("./train_sft ...");                 // its standard streams are $T/.out and $T/.err
- *     run_until(p, files_path("metrics.jsonl"), 3);           // waits for three steps
+ *     run_until(files_path("metrics.jsonl"), 3);              // waits for three steps
  *     kill(p, SIGTERM);
  *     assert_int_equal(run_wait(p, 10), 0);                   // exit status, or 128 + the signal that ended it
  */

@@ -27,7 +27,7 @@ static inline void run(int status, const char *command) {
 }
 
 static inline void assert_holds(const char *text, const char *part) {
-    if (!strstr(text, part)) fail_msg("\"%s\" does not hold \"%s\"", text, part);
+    if (!strstr(text, part)) fail_msg("\"%s\" is not in \"%s\"", part, text);
 }
 
 /* Runs a command that must fail with one line that contains `part` (after warnings about options that a test replaces by
