@@ -138,12 +138,13 @@ static void check_labels(const Labelled *d) {
              good ? "good" : "bad");
 }
 
-/* Ends the program if no pair has the probability of --soft-labels: a margin of 0 is that of a coin toss. */
-static void check_soft(const Labelled *d) {
+/* Warns of pairs without the probability of --soft-labels: a margin of 0 is that of a coin toss. Ends the program if the
+ * pairs to train on all lack it. */
+static void check_soft(const Labelled *d, bool trained) {
     int64_t unknown = 0;
     if (!o.loss.soft) return;
     for (int64_t i = 0; i < d->count; i++) unknown += d->pairs.pair[i].margin == 0;
-    if (unknown == d->count)
+    if (trained && unknown == d->count)
         die("--soft-labels: no pair of %s has a margin; data/pick --pairs p writes the log-odds of a judge's labels",
             d->shard->name);
     if (unknown)
@@ -566,7 +567,8 @@ int main(int argc, char **argv) {
     if (o.val.count) r->held = labelled_eval_sets(&val, &held, o.t.max_eval_samples);
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
-    check_soft(&data);
+    check_soft(&data, true);
+    if (o.val.count) check_soft(&val, false);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)
         warn("%s: steps end in different tokens: a completion that is scored later will count as one step",

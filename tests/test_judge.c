@@ -741,6 +741,9 @@ static void programs(void **state) {
     run(1,
         "./train_rm --layers 1 --width 16 --heads 2 --context 32 -i $T/prefs.shard --soft-labels -o $T/none.bin -x 2");
     assert_holds(said, "--soft-labels: no pair of ");
+    run(0, "./train_rm --layers 1 --width 16 --heads 2 --context 32 -i $T/soft.shard -j $T/prefs.shard --soft-labels "
+           "-o $T/soft.bin -x 2");
+    assert_holds(said, "--soft-labels: 120 of 120 pairs of ");
     sh("./train_sft --layers 1 --width 16 --heads 2 --context 32 -i $T/chat.shard -o $T/policy.bin -x 1 2>/dev/null");
     sh("./train_dpo -c $T/policy.bin -i $T/prompts.shard -o $T/online.bin --online --judge $T/knows.bin --judge-template $T/ask.txt "
        "--tie 0.01 -x 2 -g 6 --per-device-train-batch-size 8 --metrics $T/online.jsonl 2>$T/online.txt");
