@@ -43,6 +43,7 @@ grep -n '^ *# *include *"' llmc/*/* | awk '
 
 may_end='
     train/                      the scaffolding of the trainers
+    evaluate/                   the parts of the program evaluate
     rollout/inference.h         the scaffolding of the programs that do not train
     base/error.h                defines die() and usage_error()
     base/options.h              a bad command line, --help

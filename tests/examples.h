@@ -130,6 +130,19 @@ extern Prompts prompts;
 #ifdef LLMC_ROLLOUT_EVALUATION_H
 extern Evaluation v;
 #endif
+#ifdef LLMC_EVALUATE_EVALUATOR_H
+extern Evaluator ev;
+#endif
+#ifdef LLMC_EVALUATE_LOSS_SUMS_H
+extern LossSums sums;
+#endif
+#ifdef LLMC_EVALUATE_LOSS_WORK_H
+extern LossWork w;
+#endif
+#ifdef LLMC_EVALUATE_TASKS_H
+extern Tasks t;
+extern Outcome outcome[];
+#endif
 #ifdef LLMC_DIST_DIST_H
 extern Dist dist;
 #endif

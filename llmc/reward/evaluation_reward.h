@@ -14,7 +14,7 @@
  * Records longer than the model's context are left out and counted.
  *
  *     RewardEvaluation v;
- *     if (!evaluate_rewards(&v, &rm, &shard, shard.count, NULL, &e)) die("%s", e.text);
+ *     if (!evaluate_rewards(&v, &rm, &shard, shard.count, NULL, NULL, &e)) die("%s", e.text);
  */
 #ifndef LLMC_REWARD_EVALUATION_REWARD_H
 #define LLMC_REWARD_EVALUATION_REWARD_H
@@ -47,7 +47,7 @@ typedef struct RewardEvaluation {
 } RewardEvaluation;
 
 /* Called after each chunk; returns false to stop. */
-typedef bool (*RewardWatch)(int64_t done, int64_t all);
+typedef bool (*RewardWatch)(void *context, int64_t done, int64_t all);
 
 /* A score and its label. */
 typedef struct RankedScore {
@@ -247,7 +247,7 @@ static inline void tally_end(RewardTally *t, RecordKind kind) {
  * in which case the results cover the records scored so far; or NULL. Fails on a step shard unless the model is a
  * process model, and if no record fits. */
 static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, const Shard *s, int64_t count,
-                                    RewardWatch watch, Error *e) {
+                                    RewardWatch watch, void *context, Error *e) {
     const int64_t chunk = EVALUATION_REWARD_CHUNK;
     const size_t rows = (size_t)model->batch.rows_max, wide = 2 * (size_t)chunk > rows ? 2 * (size_t)chunk : rows;
     *v = (RewardEvaluation){.least = INFINITY, .most = -INFINITY};
@@ -268,7 +268,7 @@ static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, con
         const int64_t end = count - i < chunk ? count : i + chunk;
         ok = s->kind == RECORD_STEP ? tally_solutions(&t, s, i, end, &r, label, solution, e)
                                     : tally_answers(&t, s, i, end, &r, item, tokens, score, label, e);
-        if (ok && watch && !watch(end, count)) break;
+        if (ok && watch && !watch(context, end, count)) break;
     }
     if (ok && !v->records)
         ok = error_set(e, "%s: no record fits %s's context of %d tokens", s->name, model->name,
