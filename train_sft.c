@@ -40,8 +40,8 @@
 #include "llmc/text/tokenizer.h"        /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "llmc/text/tokenizer_files.h"  /* tokenizer_open */
 #include "llmc/train/mixing.h"          /* mixing_begin, mixing_check, mixing_check_limit, mixing_inputs, ... */
-#include "llmc/train/sampled_answers.h" /* SampledAnswers, answers_record, ANSWERS_OF_DATA, ANSWERS_OF_STUDENT, ... */
-#include "llmc/train/teacher.h"         /* TeacherStats, teacher_metrics, TEACHER_OPTIONS, Teacher, ... */
+#include "llmc/train/sampled_answers.h" /* SampledAnswers, answers_on, answers_record, ANSWERS_OF_DATA, ... */
+#include "llmc/train/teacher.h"         /* teacher_given, TeacherStats, teacher_metrics, teacher_set, ... */
 #include "llmc/train/trainer.h"         /* Trainer, TrainerPause, state_int, trainer_announce, ... */
 #include "llmc/train/trainer_options.h" /* TRAINER_EVALUATION_OPTIONS, TRAINER_LORA_OPTIONS, ... */
 
@@ -81,6 +81,7 @@ static const Option options[] = {
     OPTION_REAL  ("neftune-noise-alpha",  0, &o.neftune,         0, 1000,
                   "scale of the noise on embeddings (5 is usual); 0 disables NEFTune"),
     TEACHER_OPTIONS(o.teacher),
+    TEACHER_TABLE_OPTIONS(o.teacher),
     OPTION_REAL  ("distill-weight",       0, &o.distill_weight,  1e-9, 1,
                   "weight w of the divergence in the loss; that of --loss-type has 1 - w"),
     ANSWER_OPTIONS(o.answers),
@@ -276,6 +277,8 @@ typedef struct Run {
     int64_t *records;              /* (records of a step) the training records of a step */
 } Run;
 
+enum { TRAINING_SET, VALIDATION_SET }; /* of the teacher's lists */
+
 /* Totals over the targets of a step. Doubles only, so that ranks can add them. */
 typedef struct Stats {
     double loss, entropy, right, targets;
@@ -309,15 +312,24 @@ static void check_teacher(Run *r) {
     if (bad < 0) return;
     int i = 0;
     while (b->target_row[bad] >= b->segment[i].start + b->segment[i].len) i++;
-    error_set(&e, "%s: the teacher's logits are not finite (record %lld)", o.teacher.path,
+    error_set(&e, "%s: the teacher's logits are not finite (record %lld)", teacher_name(&o.teacher),
               (long long)r->own[r->first + i]);
     trainer_later(&r->t, &e);
+}
+
+/* Takes the teacher's lists at the targets of the batch, if it has lists. */
+static void take_lists(Run *r, bool train) {
+    int32_t at = 0;
+    if (!o.teacher.table) return;
+    for (int i = 0; i < r->batch.segments; i++)
+        at += teacher_take_lists(&r->teacher, train ? TRAINING_SET : VALIDATION_SET, r->own[r->first + i], at);
 }
 
 /* micro_batch() with a teacher. Returns the batch's part of the loss. */
 static double taught_batch(Run *r, bool train, double N, const ModelOutput *out, TeacherStats *stats) {
     const Batch *b = &r->batch;
     const double w = train && r->answers.source == ANSWERS_OF_STUDENT ? 1 : o.distill_weight;
+    take_lists(r, train);
     teacher_weigh(&r->teacher, 0, b->targets, w / N);
     for (int32_t i = 0; i < b->targets; i++) r->dlogp[i] = (float)((w - 1) / N);
     if (train && o.loss == LM_NLL) teacher_train(&r->teacher, &r->work, b, 1.0f, w < 1 ? r->dlogp : NULL, out);
@@ -351,7 +363,8 @@ static void micro_batch(Run *r, bool train, double N, Stats *stats) {
     const ModelOutput out = {.logp = r->logp, .entropy = r->entropy, .argmax = r->argmax};
     r->work.noise_scale = NULL;
     if (train && o.neftune > 0) neftune(r);
-    stats->loss += o.teacher.path ? taught_batch(r, train, N, &out, &stats->teacher) : plain_batch(r, train, N, &out);
+    stats->loss +=
+        teacher_given(&o.teacher) ? taught_batch(r, train, N, &out, &stats->teacher) : plain_batch(r, train, N, &out);
     trainer_count_flops(t, &t->model, b, train ? 3 : 1);
     for (int32_t i = 0; i < b->targets; i++) {
         stats->entropy += r->entropy[i];
@@ -438,7 +451,7 @@ static void set_validation(Run *r, const char *set, const Stats *s) {
     metrics_set_of(m, set, "loss", s->loss);
     metrics_set_of(m, set, "mean_token_accuracy", accuracy(s));
     metrics_set_of(m, set, "entropy", mean_entropy(s));
-    if (!o.teacher.path) return;
+    if (!teacher_given(&o.teacher)) return;
     TextBuffer prefix = {0};
     text_format(&prefix, "eval_%s%s", set ? set : "", set ? "_" : "");
     teacher_metrics(m, prefix.text, &s->teacher);
@@ -600,7 +613,7 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         mixing_log(&r->mixture, &t->metrics);
         metrics_set(&t->metrics, "entropy", mean_entropy(&stats));
         metrics_set(&t->metrics, "mean_token_accuracy", accuracy(&stats));
-        if (o.teacher.path) teacher_metrics(&t->metrics, "", &stats.teacher);
+        if (teacher_given(&o.teacher)) teacher_metrics(&t->metrics, "", &stats.teacher);
         if (o.answers.share > 0)
             metrics_set(&t->metrics, "distill/on_policy_share",
                         (double)state_int(t->state, "on_policy_steps") / (double)t->step);
@@ -635,7 +648,7 @@ static EvalSets validation_sets(const Shard *val, const Inputs *files) {
 
 static void check_options(void) {
     const OptionUse use[] = {
-        {&o.distill_weight, o.teacher.path != NULL, "used only with --teacher"},
+        {&o.distill_weight, teacher_given(&o.teacher), "used only with --teacher"},
         {&o.eval_on_start, o.vals.count > 0, "used only with --val"},
         {&o.eval_steps, o.vals.count > 0, "used only with --val"},
         {&o.sample_count, o.sample_steps > 0, "used only with --sample-steps above 0"},
@@ -644,7 +657,11 @@ static void check_options(void) {
     trainer_check_options(&o.t, options, &o.epochs, false);
     teacher_check(&o.teacher, options);
     if (teacher_is_self(&o.teacher)) usage_error("--teacher self: reads other prompts, which only train_grpo has");
-    answer_check(&o.answers, options, o.teacher.path != NULL);
+    answer_check(&o.answers, options, teacher_given(&o.teacher));
+    if (o.teacher.table && answers_on(&o.answers))
+        usage_error(
+            "--teacher-log-probs: has the teacher's log-probabilities of the data's answers; --on-policy-share and "
+            "--seq-kd draw others");
     mixing_check(&o.mix, &o.inputs, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
@@ -691,7 +708,10 @@ int main(int argc, char **argv) {
     const int64_t most_tokens = drawn > val.longest ? drawn : val.longest;
     const int32_t longest = most_tokens < o.max_length ? (int32_t)most_tokens : (int32_t)o.max_length;
     teacher_open(&r->teacher, t, &o.teacher, longest);
+    teacher_set(&r->teacher, &data, (int32_t)o.max_length, o.completion_only);
+    if (o.vals.count) teacher_set(&r->teacher, &val, (int32_t)o.max_length, o.completion_only);
     open_work(r, longest, most > val.count ? most : val.count);
+    teacher_take_table(&r->teacher, &r->batch);
     close_run(r, train(r, &data, &val, steps, most));
     inputs_close(&files), inputs_close(&held);
     shard_close(&data);

@@ -18,6 +18,7 @@
 #include "../llmc/model/safetensors.h"     /* SAFETENSORS_HEADER_MAX, SafeTensor, Safetensors, ... */
 #include "../llmc/model/tensors.h"         /* GPT2_FILE_TENSORS, TENSOR_COUNT, TensorInfo, model_tensors */
 #include "../llmc/records/shard.h"         /* RECORD_UNPAIRED, RECORD_PREFERENCE, Record, RECORD_CHAT, ... */
+#include "../llmc/records/teacher_table.h" /* TeacherTable, TeacherRow, teacher_row_bytes, teacher_table_close, ... */
 #include "../llmc/records/tokens.h"        /* TokenShard, token_at, tokens_close, tokens_magic, ... */
 #include "../llmc/report/compare.h"        /* compare_write */
 #include "../llmc/report/rollouts.h"       /* Rollouts, rollouts_begins, rollouts_free, rollouts_parse */
@@ -64,7 +65,8 @@ static const Option options[] = {
 static const OptionAbout about = {
     "[options] FILE...",
     "Shows a record shard, a token shard, a model or a training state, of this project's safetensors or of\n"
-    "llm.c's format (- for standard input; may be zstd), the rollouts of a training run, or a corpus of make_corpus.\n"
+    "llm.c's format (- for standard input; may be zstd), a teacher's table of train_sft, the rollouts of a training run,\n"
+    "or a corpus of make_corpus.\n"
     "With --report, writes a page about the training runs whose metrics files are given.\n"
     "\n"
     "examples:\n"
@@ -757,6 +759,85 @@ static void show_corpus(const char *path, bool in_memory) {
     search_close(s);
 }
 
+/* ---- teachers' tables -------------------------------------------------------------------------------------------- */
+
+/* One target of a teacher's table. */
+typedef struct TableTarget {
+    TeacherRow row;
+    float *logp;    /* (K) */
+    int32_t *token; /* (K) */
+    int32_t count;  /* K */
+} TableTarget;
+
+static void print_target(int64_t i, const TableTarget *t) {
+    const int32_t shown = t->count < 5 || o.all ? t->count : 5;
+    print_title("-- target %lld: log-probability %.4f, entropy %.4f, not listed %.3g", (long long)i,
+                (double)t->row.logp, (double)t->row.entropy, exp((double)t->row.rest));
+    for (int32_t k = 0; k < shown; k++) {
+        printf("%s%.4f ", k ? "  " : "", exp((double)t->logp[k]));
+        print_ids(t->token + k, 1, LOOK_PLAIN);
+    }
+    puts(shown < t->count ? " ..." : "");
+}
+
+static void print_target_json(int table, int64_t i, const TableTarget *t) {
+    json_t *row = json_pack("{s:i,s:I,s:f,s:f,s:f}", "table", table, "target", (json_int_t)i, "logp",
+                            (double)t->row.logp, "entropy", (double)t->row.entropy, "rest", exp((double)t->row.rest));
+    json_t *top = json_array(), *texts = json_array();
+    for (int32_t k = 0; k < t->count; k++) {
+        json_array_append_new(top, json_pack("[i,f]", (int)t->token[k], (double)t->logp[k]));
+        json_array_append_new(texts, json_text(t->token + k, 1));
+    }
+    json_object_set_new(row, "top", top);
+    if (has_tokenizer) json_object_set_new(row, "texts", texts);
+    else json_decref(texts);
+    json_dumpf(row, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(row);
+}
+
+/* Prints some targets of table k and the means of all. */
+static void show_targets(const TeacherTable *f, int k, TableTarget *t) {
+    Error e;
+    const int64_t count = (int64_t)f->table[k].targets;
+    double logp = 0, entropy = 0, rest = 0;
+    if (!o.json)
+        printf("table %d: %lld targets, %zu bytes each\n", k, (long long)count, teacher_row_bytes(f->vocab, f->count));
+    for (int64_t i = 0; i < count; i++) {
+        if (!teacher_table_row(f, k, (uint64_t)i, &t->row, t->logp, t->token, &e)) die("%s", e.text);
+        logp += (double)t->row.logp;
+        entropy += (double)t->row.entropy;
+        rest += exp((double)t->row.rest);
+        if (i < o.start || (!o.all && i - o.start >= o.records)) continue;
+        if (o.json) print_target_json(k, i, t);
+        else print_target(i, t);
+    }
+    const double n = (double)count;
+    if (o.stats && !o.json)
+        print_title("-- all %lld targets: log-probability %.4f, entropy %.4f, not listed %.3g", (long long)count,
+                    logp / n, entropy / n, rest / n);
+    if (o.stats && !o.json) putchar('\n');
+}
+
+static void show_teacher(Reader *in) {
+    Error e;
+    TeacherTable f;
+    if (!teacher_table_read(&f, in, &e)) die("%s", e.text);
+    use_tokenizer(f.tokenizer, f.tokenizer_bytes, f.name);
+    if (!o.json) {
+        print_title("%s: a teacher's table", f.name);
+        printf("tokens of a list: %d, vocabulary: %d, temperature: %g, weights of the teacher: %016llx\n", f.count,
+               f.vocab, (double)f.temperature, (unsigned long long)f.model);
+        print_tokenizer();
+    }
+    TableTarget t = {.logp = (float *)xmalloc((size_t)f.count * sizeof(float)),
+                     .token = (int32_t *)xmalloc((size_t)f.count * sizeof(int32_t)),
+                     .count = f.count};
+    for (int k = 0; k < f.tables; k++) show_targets(&f, k, &t);
+    free(t.logp), free(t.token);
+    teacher_table_close(&f);
+}
+
 /* Ends the program with a message that says what the file is. */
 NORETURN static void wrong_file(Reader *r, const char *path) {
     Error e;
@@ -765,7 +846,7 @@ NORETURN static void wrong_file(Reader *r, const char *path) {
     bool failed = false;
     const size_t n = reader_full(r, bytes, sizeof bytes, &failed, &e);
     if (failed) die("%s", e.text);
-    die("%s: this is %s, expected a record shard, a token shard, a model, a training state or a corpus",
+    die("%s: this is %s, expected a record shard, a token shard, a model, a training state, a teacher's table or a corpus",
         strcmp(path, "-") ? path : "standard input", file_kind_any(bytes, n, text));
 }
 
@@ -846,6 +927,7 @@ int main(int argc, char **argv) {
         if (!(memory ? reader_memory(&in, memory, n, &e) : reader_open(&in, path, &e))) die("%s", e.text);
         if (magic == MAGIC_RECORDS) show_shard(&in);
         else if (tokens_magic(magic)) show_tokens(&in);
+        else if (magic == MAGIC_TEACHER) show_teacher(&in);
         else if (magic == MAGIC_CHECKPOINT) show_checkpoint(&in);
         else wrong_file(&in, path);
         reader_close(&in);

@@ -64,6 +64,7 @@ typedef struct DivergenceShape {
     int R, C, V, Vp, teacher_C, teacher_Vp;
     float temperature, head_temperature, beta, cap, teacher_cap;
     double amplitude;
+    int listed; /* tokens of a list that is the teacher; 0: a model */
 } DivergenceShape;
 
 enum { DIVERGENCE_HELD = 24 };
@@ -165,6 +166,50 @@ static inline void divergence_near(const char *what, const float *got, const dou
     }
 }
 
+/* The list of one row: the K likeliest of V tokens, their log-probabilities and that of all others, rounded. */
+static inline void divergence_list(const double *t_log, int V, int K, int32_t *token, float *logp, float *rest) {
+    double others = 0;
+    for (int k = 0; k < K; k++) {
+        token[k] = -1;
+        for (int v = 0; v < V; v++) {
+            bool taken = false;
+            for (int j = 0; j < k; j++) taken = taken || token[j] == v;
+            if (!taken && (token[k] < 0 || t_log[v] > t_log[token[k]])) token[k] = v;
+        }
+        logp[k] = (float)t_log[token[k]];
+    }
+    for (int v = 0; v < V; v++) {
+        bool taken = false;
+        for (int k = 0; k < K; k++) taken = taken || token[k] == v;
+        others += taken ? 0 : exp(t_log[v]);
+    }
+    *rest = (float)log(others); /* log 0 is -inf */
+}
+
+/* D over the K + 1 outcomes of a list, and its derivatives by all logits. t_log: set to what the
+ * logarithms of T would be if the other tokens had the proportions of S, for the bounds of rounding errors. */
+static inline double divergence_listed(TokenDivergenceKind kind, const double *S, const double *s_log, double *t_log,
+                                       int V, int K, const int32_t *token, const float *logp, float rest, double b,
+                                       double tau, double *dz) {
+    const int outcomes = K < V ? K + 1 : K;
+    double *part = (double *)xcalloc((size_t)outcomes * 3, sizeof *part), *T = part + outcomes, *slope = T + outcomes;
+    int *of = (int *)xcalloc((size_t)V, sizeof *of); /* the outcome of each token */
+    for (int v = 0; v < V; v++) of[v] = K;
+    for (int k = 0; k < K; k++) {
+        of[token[k]] = k;
+        T[k] = exp((double)logp[k]);
+    }
+    if (K < V) T[K] = exp((double)rest);
+    for (int v = 0; v < V; v++) part[of[v]] += S[v];
+    const double D = divergence_formula(kind, part, T, outcomes, b, tau, slope);
+    for (int v = 0; v < V; v++) {
+        dz[v] = slope[of[v]] * (S[v] / part[of[v]]);
+        t_log[v] = s_log[v] + log(T[of[v]]) - log(part[of[v]]);
+    }
+    free(part), free(of);
+    return D;
+}
+
 /* Calls the operation on random models and compares all that it computes, without and with gradients. gradient_slack:
  * permitted error of the gradients in roundings of their terms. */
 static inline void divergence_check(const Backend *b, Device *d, const DivergenceShape *s, TokenDivergenceKind kind,
@@ -185,6 +230,10 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
     /* the formulas: the gradient is that of sum weight D + dlogp logp + dentropy entropy */
     double *z = (double *)xcalloc((size_t)V * 10, sizeof *z), *u = z + V, *slope = u + V, *none = slope + V,
            *s_log = none + V, *S = s_log + V, *t_log = S + V, *T = t_log + V, *dz = T + V, *head = dz + V;
+    const int K1 = s->listed > 0 ? s->listed : 1;
+    int32_t *list = (int32_t *)xcalloc(rows * (size_t)K1, sizeof *list);
+    float *list_logp = (float *)xcalloc(rows * ((size_t)K1 + 1), sizeof *list_logp),
+          *rest = list_logp + rows * (size_t)K1;
     enum { VALUE, FORWARD, REVERSE, LOGP, ENTROPY, TEACHER_LOGP, TEACHER_ENTROPY, RESULTS };
     double *want = (double *)xcalloc(rows * RESULTS * 2, sizeof *want), *size = want + rows * RESULTS;
     const size_t small = rows * (size_t)C;
@@ -216,9 +265,23 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
         row[rows * TEACHER_ENTROPY] = divergence_softmax(u, V, s->temperature, t_log, T);
         row[rows * TEACHER_LOGP] = t_log[target[r]];
         double *scratch = none;
-        row[rows * FORWARD] = divergence_formula(TOKEN_FORWARD_KL, S, T, V, 0, 1, scratch);
-        row[rows * REVERSE] = divergence_formula(TOKEN_REVERSE_KL, S, T, V, 0, 1, scratch);
-        row[rows * VALUE] = divergence_formula(kind, S, T, V, s->beta, s->temperature, dz);
+        if (s->listed) {
+            int32_t *token = list + (size_t)r * (size_t)s->listed;
+            float *logp = list_logp + (size_t)r * (size_t)s->listed;
+            divergence_list(t_log, V, s->listed, token, logp, rest + r);
+            const struct {
+                int at;
+                TokenDivergenceKind kind;
+            } of[] = {{FORWARD, TOKEN_FORWARD_KL}, {REVERSE, TOKEN_REVERSE_KL}, {VALUE, kind}};
+            for (int k = 0; k < 3; k++)
+                row[rows * (size_t)of[k].at] = divergence_listed(of[k].kind, S, s_log, t_log, V, s->listed, token, logp,
+                                                                 rest[r], s->beta, s->temperature, dz);
+            for (int v = 0; v < V; v++) T[v] = exp(t_log[v]);
+        } else {
+            row[rows * FORWARD] = divergence_formula(TOKEN_FORWARD_KL, S, T, V, 0, 1, scratch);
+            row[rows * REVERSE] = divergence_formula(TOKEN_REVERSE_KL, S, T, V, 0, 1, scratch);
+            row[rows * VALUE] = divergence_formula(kind, S, T, V, s->beta, s->temperature, dz);
+        }
         for (int v = 0; v < V; v++) apart += (S[v] + T[v]) * (1 + fabs(s_log[v] - t_log[v]));
         const double coldest = fmin(s->temperature, s->head_temperature);
         const double logit = terms * ((C > K ? C : K) + 6) / coldest;
@@ -259,6 +322,17 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
                          .h = (const Acts *)divergence_narrow(&c, th, rows * (size_t)K, room * (size_t)K)};
     a.output = (const Weights *)divergence_narrow(&c, tw, (size_t)s->teacher_Vp * (size_t)K,
                                                   (size_t)s->teacher_Vp * (size_t)K);
+    if (s->listed) {
+        a.h = NULL;
+        a.output = NULL;
+        a.channels = 0;
+        a.cap = 0;
+        a.padded_vocab = s->Vp;
+        a.listed = s->listed;
+        a.list = (const Ints *)divergence_words(&c, list, rows * (size_t)s->listed);
+        a.list_logp = (const Floats *)divergence_words(&c, list_logp, rows * (size_t)s->listed);
+        a.rest_logp = (const Floats *)divergence_words(&c, rest, rows);
+    }
     Floats *result[RESULTS];
     for (int k = 0; k < RESULTS; k++) result[k] = (Floats *)divergence_words(&c, NULL, rows);
     Ints *argmax[2] = {(Ints *)divergence_words(&c, NULL, rows), (Ints *)divergence_words(&c, NULL, rows)};
@@ -267,19 +341,20 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
     a.reverse_kl = result[REVERSE];
     a.head.logp = result[LOGP];
     a.head.entropy = result[ENTROPY];
-    a.logp = result[TEACHER_LOGP];
-    a.entropy = result[TEACHER_ENTROPY];
+    a.logp = s->listed ? NULL : result[TEACHER_LOGP];
+    a.entropy = s->listed ? NULL : result[TEACHER_ENTROPY];
     a.head.argmax = argmax[0];
-    a.argmax = argmax[1];
+    a.argmax = s->listed ? NULL : argmax[1];
+    const int results = s->listed ? TEACHER_LOGP : RESULTS; /* a list has none of the teacher's */
     b->divergence(d, &a);
     static const char *const name[] = {"value",   "forward_kl",     "reverse_kl",       "logp",
                                        "entropy", "teacher's logp", "teacher's entropy"};
     float *got = (float *)xcalloc(2 * rows * RESULTS, sizeof *got), *again = got + rows * RESULTS;
-    for (int k = 0; k < RESULTS; k++) {
+    for (int k = 0; k < results; k++) {
         b->download(d, got + rows * (size_t)k, result[k], rows * sizeof *got);
         divergence_near(name[k], got + rows * (size_t)k, want + rows * (size_t)k, size + rows * (size_t)k, 8, rows);
     }
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < (s->listed ? 1 : 2); k++) {
         int32_t *chosen = (int32_t *)xcalloc(rows, sizeof *chosen);
         b->download(d, chosen, argmax[k], rows * sizeof *chosen);
         assert_memory_equal(chosen, most + (size_t)k * rows, rows * sizeof *chosen);
@@ -294,8 +369,8 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
     a.head.dentropy = (const Floats *)divergence_words(&c, dentropy, rows);
     a.weight = (const Floats *)divergence_words(&c, weight, rows);
     b->divergence(d, &a);
-    for (int k = 0; k < RESULTS; k++) b->download(d, again + rows * (size_t)k, result[k], rows * sizeof *got);
-    assert_memory_equal(got, again, rows * RESULTS * sizeof *got);
+    for (int k = 0; k < results; k++) b->download(d, again + rows * (size_t)k, result[k], rows * sizeof *got);
+    assert_memory_equal(got, again, rows * (size_t)results * sizeof *got);
     float *grads = (float *)xcalloc(table + small, sizeof *grads);
     b->weights_download(d, grads, (const Weights *)out, small);
     divergence_near("dh", grads, dh, dh_size, gradient_slack + V, small);
@@ -313,16 +388,20 @@ static inline void divergence_check(const Backend *b, Device *d, const Divergenc
 
     divergence_free(&c);
     free(h), free(w), free(th), free(tw), free(weight), free(dlogp), free(dentropy), free(dw), free(target);
-    free(z), free(want), free(dh), free(most), free(got), free(zeros), free(grads);
+    free(z), free(want), free(dh), free(most), free(got), free(zeros), free(grads), free(list), free(list_logp);
 }
 
-/* All kinds, over shapes with odd sizes, one row, a padded vocabulary, other shapes and caps of the teacher. */
+/* All kinds, over shapes with odd sizes, one row, a padded vocabulary, other shapes and caps of the teacher, and lists. */
 static inline void divergence_check_all(const Backend *b, Device *d, double gradient_slack) {
-    static const DivergenceShape shapes[] = {{37, 24, 257, 384, 40, 320, 1, 1, 0.5f, 0, 0, 0.3},
-                                             {1, 8, 5, 128, 8, 5, 2, 1, 0.1f, 0, 0, 1},
-                                             {16, 16, 128, 128, 8, 128, 0.5f, 0.7f, 0.9f, 3, 0, 0.4},
-                                             {5, 24, 300, 304, 56, 512, 1, 1, 0.3f, 0, 2, 0.2},
-                                             {3, 8, 5003, 5120, 16, 5008, 0.7f, 0.7f, 0.2f, 0, 0, 0.4}};
+    static const DivergenceShape shapes[] = {{37, 24, 257, 384, 40, 320, 1, 1, 0.5f, 0, 0, 0.3, 0},
+                                             {1, 8, 5, 128, 8, 5, 2, 1, 0.1f, 0, 0, 1, 0},
+                                             {16, 16, 128, 128, 8, 128, 0.5f, 0.7f, 0.9f, 3, 0, 0.4, 0},
+                                             {5, 24, 300, 304, 56, 512, 1, 1, 0.3f, 0, 2, 0.2, 0},
+                                             {3, 8, 5003, 5120, 16, 5008, 0.7f, 0.7f, 0.2f, 0, 0, 0.4, 0},
+                                             /* lists: some tokens, all of them, one */
+                                             {37, 24, 257, 384, 40, 320, 1, 1, 0.5f, 0, 0, 0.3, 16},
+                                             {16, 16, 128, 128, 8, 128, 0.5f, 0.7f, 0.9f, 3, 0, 0.4, 128},
+                                             {3, 8, 1203, 1280, 16, 1203, 0.7f, 1, 0.2f, 2, 0, 0.4, 1}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int kind = 0; kind < TOKEN_DIVERGENCE_KINDS; kind++)
             divergence_check(b, d, &shapes[i], (TokenDivergenceKind)kind, 17 * i + (uint64_t)kind, gradient_slack);

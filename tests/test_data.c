@@ -753,7 +753,8 @@ static void test_show_bad(void **state) {
     put("bad", "abc");
     refused(1, "data/show $T/bad", "bad: this is text; make a shard of it");
     put("bad", "abcdefgh");
-    refused(1, "data/show $T/bad", "expected a record shard, a token shard, a model, a training state or a corpus");
+    refused(1, "data/show $T/bad",
+            "expected a record shard, a token shard, a model, a training state, a teacher's table or a corpus");
     refused(1, "printf abcdefgh | data/show -", "standard input: this is text");
     put("a.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");

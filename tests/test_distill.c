@@ -1,27 +1,30 @@
 /* test_distill.c - distillation: the gradients of two models' divergence, and the trainers with a teacher as a user runs
  * them. Needs train_sft, train_rm, train_grpo, evaluate and data/. */
-#include "../llmc/base/error.h"        /* xmalloc, Error, xcalloc */
-#include "../llmc/base/random.h"       /* random_real, Random, random_start, random_below */
-#include "../llmc/cpu/cpu.h"           /* backend_cpu */
-#include "../llmc/loss/policy.h"       /* policy_loss, POLICY_CISPO, POLICY_DAPO, POLICY_GRPO, ... */
-#include "../llmc/model/backend.h"     /* TOKEN_DIVERGENCE_KINDS, TOKEN_FORWARD_KL, TOKEN_JSD, TOKEN_REVERSE_KL, ... */
-#include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence, ... */
-#include "../llmc/model/model.h"       /* Model, model_free, model_upload, model_download, ... */
-#include "../llmc/model/model_file.h"  /* model_load */
-#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
-#include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_sequence, batch_clear */
-#include "../llmc/model/transformer.h" /* model_logits, ModelOutput */
-#include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "../llmc/records/shard.h"     /* Record, Shard, record_free, shard_close, ... */
-#include "../llmc/train/distiller.h"   /* DISTILL_MINILLM, DISTILL_SAMPLED, Distiller, distiller_advantages */
-#include "../llmc/train/generation.h"  /* GenerationSlice */
-#include "divergence.h"                /* divergence_formula, divergence_softmax */
-#include "files.h"                     /* files_path, text_of */
-#include "letters.h"                   /* letters_setup */
-#include "models.h"                    /* refused, assert_near, MODELS_VOCAB, models_new, ... */
-#include "run.h"                       /* sh, metric, metric_mean, assert_same_file, ... */
-#include "shell.h"                     /* assert_holds, said, put, run */
+#include "../llmc/base/error.h"            /* xmalloc, Error, xcalloc */
+#include "../llmc/base/io.h"               /* XXH3_64bits */
+#include "../llmc/base/random.h"           /* random_real, Random, random_start, random_below, ... */
+#include "../llmc/cpu/cpu.h"               /* backend_cpu */
+#include "../llmc/loss/policy.h"           /* policy_loss, POLICY_CISPO, POLICY_DAPO, POLICY_GRPO, ... */
+#include "../llmc/model/backend.h"         /* TOKEN_DIVERGENCE_KINDS, TOKEN_FORWARD_KL, TOKEN_JSD, ... */
+#include "../llmc/model/batch.h"           /* Batch */
+#include "../llmc/model/divergence.h"      /* ModelDivergence, DivergenceOutput, model_divergence, ... */
+#include "../llmc/model/model.h"           /* Model, model_free, model_upload, model_download, ... */
+#include "../llmc/model/model_file.h"      /* model_load */
+#include "../llmc/model/model_load.h"      /* ModelFile, model_file_free */
+#include "../llmc/model/pack.h"            /* batch_free, batch_new, batch_sequence, batch_clear */
+#include "../llmc/model/transformer.h"     /* model_logits, ModelOutput */
+#include "../llmc/model/workspace.h"       /* Workspace, workspace_free, workspace_new */
+#include "../llmc/records/shard.h"         /* Record, Shard, record_free, shard_close, ... */
+#include "../llmc/records/teacher_table.h" /* teacher_table_open, TeacherRow, TeacherTable, teacher_row_bytes, ... */
+#include "../llmc/train/distiller.h"       /* DISTILL_MINILLM, DISTILL_SAMPLED, Distiller, distiller_advantages */
+#include "../llmc/train/generation.h"      /* GenerationSlice */
+#include "../llmc/train/teacher_lists.h"   /* teacher_row_of */
+#include "divergence.h"                    /* divergence_formula, divergence_softmax */
+#include "files.h"                         /* files_path, text_of, files_put, files_get */
+#include "letters.h"                       /* letters_setup */
+#include "models.h"                        /* refused, assert_near, MODELS_VOCAB, models_new, ... */
+#include "run.h"                           /* sh, metric, metric_mean, weights_gap, ... */
+#include "shell.h"                         /* assert_holds, said, put, run */
 
 /* ---- the model's gradients ------------------------------------------------------------------------------------- */
 
@@ -196,6 +199,198 @@ static void answers_are_mixed(void **state) {
     refused(2, STUDENT "-o $T/kept --on-policy-share 0.5", "used only with --teacher");
     refused(2, DISTILL "-o $T/kept --max-new-tokens 5", "used only with --on-policy-share and --seq-kd");
     refused(2, DISTILL "-o $T/kept --on-policy-share 1 --seq-kd", "leaves no steps to the teacher");
+}
+
+/* ---- the teacher's log-probabilities in a file ---------------------------------------------------------------------- */
+
+/* Rows of a table against sums in long double over sorted tokens: equal tokens in the order of their ids, a rest that a
+ * subtraction from 1 would lose, the whole vocabulary. */
+static void rows_of_a_table(void **state) {
+    (void)state;
+    enum { V = 300 };
+    Random r = random_start(11, 0);
+    static const struct {
+        int K;
+        double scale, temperature;
+    } cases[] = {{1, 1, 1}, {7, 3, 0.5}, {64, 30, 2}, {299, 1, 1}, {300, 4, 1}, {10, 900, 1}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const int K = cases[c].K;
+        float z[V], logp[V];
+        int32_t token[V];
+        for (int v = 0; v < V; v++) z[v] = (float)(cases[c].scale * random_normal(&r));
+        z[40] = z[41] = z[250] = z[12]; /* four equal ones */
+        long double sum = 0, rest = 0, entropy = 0;
+        float max = z[0];
+        for (int v = 1; v < V; v++) max = fmaxf(max, z[v]);
+        for (int v = 0; v < V; v++) sum += expl(((long double)z[v] - max) / cases[c].temperature);
+        for (int v = 0; v < V; v++) {
+            int place = 0;
+            for (int u = 0; u < V; u++) place += z[u] > z[v] || (z[u] == z[v] && u < v);
+            const long double y = ((long double)z[v] - max) / cases[c].temperature, p = expl(y) / sum;
+            rest += place >= K ? p : 0;
+            entropy -= p > 0 ? p * (y - logl(sum)) : 0;
+        }
+        const TeacherRow row = teacher_row_of(z, V, K, (float)cases[c].temperature, 250, logp, token);
+        for (int v = 0; v < V; v++) {
+            int place = 0;
+            for (int u = 0; u < V; u++) place += z[u] > z[v] || (z[u] == z[v] && u < v);
+            if (place >= K) continue;
+            const double want = (double)(((long double)z[v] - max) / cases[c].temperature - logl(sum));
+            assert_int_equal(token[place], v);
+            assert_near(logp[place], want, 1e-7 * (1 + fabs(want)));
+        }
+        if (K == V) assert_true(row.rest == -INFINITY);
+        else assert_near(row.rest, (double)logl(rest), 1e-6 + 1e-7 * fabs((double)logl(rest)));
+        assert_near(row.entropy, (double)entropy, 1e-6);
+        const double target = (double)(((long double)z[250] - max) / cases[c].temperature - logl(sum));
+        assert_near(row.logp, target, 1e-7 * (1 + fabs(target)));
+    }
+}
+
+#define TABLE "--teacher-log-probs $T/teacher.table "
+
+/* A table of the whole vocabulary gives what the teacher gives, up to rounding; one of fewer tokens a lower bound. A file that
+ * exists is read, with or without the teacher, and the run is the same to the last bit. */
+static void a_table_stands_for_the_teacher(void **state) {
+    (void)state;
+    static const char *const same[] = {"loss",         "distill/divergence", "distill/forward_kl", "distill/reverse_kl",
+                                       "teacher/logp", "teacher/entropy",    "distill/agreement",  "distill/nll"};
+    static const char *const kinds[] = {"forward_kl", "jsd --distill-temperature 2 --distill-weight 0.7"};
+    for (int k = 0; k < 2; k++) {
+        sh("rm -f $T/teacher.table");
+        sh(DISTILL "-x 6 --divergence %s -o $T/live.bin --metrics $T/live.jsonl", kinds[k]);
+        sh(DISTILL TABLE "--teacher-top-k 260 -x 6 --divergence %s -o $T/made.bin --metrics $T/m.jsonl", kinds[k]);
+        assert_holds(said, "the 260 likeliest of 260 tokens");
+        assert_null(strstr(said, "lower bound"));
+        for (int i = 0; i < 6; i++)
+            for (size_t n = 0; n < sizeof same / sizeof *same; n++)
+                assert_near(metric("m.jsonl", i, same[n]), metric("live.jsonl", i, same[n]), 2e-5);
+        assert_near(metric("m.jsonl", 3, "teacher/listed_mass"), 1, 1e-6);
+        assert_true(weights_gap("live.bin", "made.bin") < 1e-4);
+    }
+    sh(DISTILL "-x 4 --divergence jsd -o $T/live.bin --metrics $T/live.jsonl");
+    static const char *const lists[] = {"3", "20"};
+    double before[4] = {0}; /* the figures of the first step, of equal weights: longer lists are finer */
+    for (int k = 1; k >= 0; k--) {
+        sh("rm -f $T/teacher.table");
+        sh(DISTILL TABLE
+           "--teacher-top-k %s -x 4 --divergence jsd -o $T/made.bin --metrics $T/m.jsonl -j $T/chat.shard",
+           lists[k]);
+        assert_holds(said, "a lower bound");
+        for (int i = 1; i < 4; i++) {
+            const double here = metric("m.jsonl", 0, same[i]), finer = k ? metric("live.jsonl", 0, same[i]) : before[i];
+            assert_true(here > 0 && here < finer);
+            before[i] = here;
+        }
+    }
+    for (int i = 4; i < 6; i++) assert_near(metric("m.jsonl", 0, same[i]), metric("live.jsonl", 0, same[i]), 2e-5);
+    assert_true(metric("m.jsonl", 0, "teacher/listed_mass") > 0.5 && metric("m.jsonl", 0, "teacher/listed_mass") < 1);
+    sh(STUDENT TABLE "-x 4 --divergence jsd -o $T/used.bin -j $T/chat.shard");
+    assert_null(strstr(said, "log-probabilities computed"));
+    size_t n;
+    float *made = weights_of("made.bin", &n), *used = weights_of("used.bin", &n);
+    assert_memory_equal(made, used, n * sizeof *made);
+    free(made), free(used);
+    sh(DISTILL TABLE "-x 1 --divergence forward_kl --micro-tokens 48 -o $T/used.bin"); /* another divergence */
+    sh("./data/show $T/used.bin >$T/shown");
+    char *shown = text_of(files_path("shown"));
+    assert_holds(shown, "top_k");
+    free(shown);
+    sh("./data/show --records 1 $T/teacher.table >$T/shown");
+    shown = text_of(files_path("shown"));
+    assert_holds(shown, "tokens of a list: 3, vocabulary: 260");
+    assert_holds(shown, "table 1: ");
+    free(shown);
+    sh("./data/show --records 2 --json $T/teacher.table >$T/shown");
+    assert_int_equal(metric_lines("shown"), 4); /* of two tables */
+    assert_true(metric("shown", 0, "rest") > 0 && metric("shown", 0, "rest") < 0.5);
+}
+
+/* Resumed runs end in the same bytes; another file, data, settings and tokens are refused. */
+static void tables_belong_to_runs(void **state) {
+    (void)state;
+    sh("rm -f $T/teacher.table");
+    sh(DISTILL TABLE "--teacher-top-k 8 -x 6 -o $T/whole.bin --state $T/run.state --save-steps 4");
+    sh(DISTILL TABLE "--teacher-top-k 8 -x 6 -o $T/parts.bin --resume $T/run.state");
+    assert_same_file("whole.bin", "parts.bin");
+    refused(1, DISTILL TABLE "-x 6 -o $T/kept --resume $T/run.state", "--teacher-top-k 8 (here 64)");
+    refused(1, DISTILL "-x 6 -o $T/kept --resume $T/run.state", "--teacher-log-probs");
+    sh(DISTILL "--teacher-log-probs $T/other.table --teacher-top-k 8 -j $T/chat.shard -x 1 -o $T/s.bin");
+    refused(1, DISTILL "--teacher-log-probs $T/other.table --teacher-top-k 8 -x 6 -o $T/kept --resume $T/run.state",
+            "it is not the file of --teacher-log-probs that the run began with");
+    run(1, STUDENT TABLE "-x 1 -o $T/kept --max-length 7"); /* after a warning */
+    assert_holds(said, "it was computed for other records than those of");
+    refused(1, STUDENT TABLE "-x 1 -o $T/kept --no-completion-only-loss", "it was computed for other records");
+    refused(1, STUDENT TABLE "-x 1 -o $T/kept -j $T/chat.shard --teacher-top-k 9", "--teacher-top-k 8, not 9");
+    refused(1, STUDENT TABLE "-x 1 -o $T/kept --distill-temperature 2", "--distill-temperature 1, not 2");
+    refused(1, STUDENT TABLE "-x 1 -o $T/kept --teacher $T/live.bin", "it was computed with another teacher");
+    refused(1, STUDENT "--teacher-log-probs $T/none.table -x 1 -o $T/kept", "--teacher computes it");
+    refused(1, STUDENT "--teacher-log-probs $T/chat.shard -x 1 -o $T/kept", "expected a teacher's table");
+    refused(2, STUDENT TABLE "-x 1 -o $T/kept --divergence reverse_kl", "for --divergence forward_kl and jsd");
+    refused(2, STUDENT TABLE "-x 1 -o $T/kept --on-policy-share 0.5", "--on-policy-share and --seq-kd draw others");
+    refused(2, STUDENT "-x 1 -o $T/kept --teacher-top-k 8", "used only with --teacher-log-probs");
+    refused(2, DISTILL "--teacher-log-probs $T/new.table --teacher-top-k 261 -x 1 -o $T/kept",
+            "the vocabulary has 260 tokens");
+    put("other.jsonl", "{\"prompt\":\"abab\",\"completion\":\"cdcd\"}\n{\"prompt\":\"ab\",\"completion\":\"cd\"}\n");
+    sh("./data/make_shard --quiet -i $T/other.jsonl --tokenizer tests/golden/tokenizer_small.json -o $T/other.shard");
+    refused(1, "./train_sft --layers 1 --width 32 --heads 2 --context 48 -i $T/other.shard -o $T/kept -x 1 " TABLE,
+            "the teacher's tokens must be the student's");
+}
+
+/* A file that is cut or changed at any place is refused with one line, and an impossible size takes no memory. */
+static void damaged_tables(void **state) {
+    (void)state;
+    Error e;
+    TeacherTable t;
+    size_t n;
+    uint8_t *data = files_get(files_path("teacher.table"), &n), *broken = (uint8_t *)xmalloc(n + 4);
+    assert_true(teacher_table_open(&t, files_path("teacher.table"), &e));
+    const size_t row = 128 + t.tokenizer_bytes + 16;
+    assert_int_equal(n, row + t.table[0].targets * teacher_row_bytes(t.vocab, t.count) + 8);
+    teacher_table_close(&t);
+    for (size_t at = 0; at < n; at += at < 300 ? 1 : n / 100) {
+        memcpy(broken, data, n);
+        broken[at] ^= 64;
+        files_put(files_path("broken"), broken, n);
+        assert_false(teacher_table_open(&t, files_path("broken"), &e));
+        assert_holds(e.text, "broken");
+        files_put(files_path("broken"), data, at);
+        assert_false(teacher_table_open(&t, files_path("broken"), &e));
+    }
+    /* with a checksum that is right again: the first row */
+    static const struct {
+        size_t at;
+        uint32_t value;
+        const char *part;
+    } bad[] = {{0, 0x7fc00000, "no log-probability of its target"},
+               {0, 0x3f800000, "no log-probability of its target"},
+               {4, 0xc0000000, "an impossible entropy"},
+               {4, 0x41200000, "an impossible entropy"},
+               {8, 0x7fc00000, "a rest that is not a log-probability"},
+               {8, 0xff800000, "a rest that is not a log-probability"},
+               {8, 0xbe000000, "probabilities that do not add up to 1"},
+               {12, 0x3f800000, "log-probabilities that do not fall"},
+               {16, 0x7fc00000, "log-probabilities that do not fall"},
+               {12 + 32, 0xffffffff, "a token that is not in the vocabulary or is listed twice"},
+               {12 + 32, 0x00070007, "a token that is not in the vocabulary or is listed twice"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        memcpy(broken, data, n);
+        memcpy(broken + row + bad[i].at, &bad[i].value, 4);
+        const uint64_t hash = XXH3_64bits(broken, n - 8);
+        memcpy(broken + n - 8, &hash, 8);
+        files_put(files_path("broken"), broken, n);
+        assert_false(teacher_table_open(&t, files_path("broken"), &e));
+        assert_holds(e.text, bad[i].part);
+    }
+    memcpy(broken, data, n);
+    memset(broken + row - 8, 0x7f, 7);
+    files_put(files_path("broken"), broken, n);
+    assert_false(teacher_table_open(&t, files_path("broken"), &e));
+    refused(1, STUDENT "--teacher-log-probs $T/broken -x 1 -o $T/kept", "broken");
+    sh("zstd -q -f $T/teacher.table -o $T/packed.zst"); /* not mapped */
+    sh(STUDENT "--teacher-log-probs $T/packed.zst -x 6 -o $T/parts.bin");
+    assert_true(weights_gap("whole.bin", "parts.bin") == 0);
+    free(data), free(broken);
 }
 
 /* Adapters are trained against a teacher as all weights are. */
@@ -505,6 +700,10 @@ int main(void) {
         cmocka_unit_test(losses_are_mixed),
         cmocka_unit_test(runs_resume),
         cmocka_unit_test(answers_are_mixed),
+        cmocka_unit_test(rows_of_a_table),
+        cmocka_unit_test(a_table_stands_for_the_teacher),
+        cmocka_unit_test(tables_belong_to_runs),
+        cmocka_unit_test(damaged_tables),
         cmocka_unit_test(adapters),
         cmocka_unit_test(advantages_of_tokens),
         cmocka_unit_test(token_advantages_add),

@@ -77,7 +77,7 @@ static void test_bf16(void **state) {
 /* Rows that need several chunks: the padded vocabularies are so wide that 21 rows are several. */
 static void test_chunks(void **state) {
     (void)state;
-    const DivergenceShape s = {21, 2, 61, 1 << 20, 2, 1 << 20, 0.9f, 1, 0.5f, 0, 0, 0.7};
+    const DivergenceShape s = {21, 2, 61, 1 << 20, 2, 1 << 20, 0.9f, 1, 0.5f, 0, 0, 0.7, 0};
     divergence_check(B, D, &s, TOKEN_JSD, 5, 64);
 }
 

@@ -11,7 +11,14 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAGIC_CHECKPOINT = 20240326, MAGIC_TOKENS = 20240520, MAGIC_TOKENS_WIDE = 20240801, MAGIC_RECORDS = 20261124 };
+enum {
+    MAGIC_CHECKPOINT = 20240326,
+    MAGIC_TOKENS = 20240520,
+    MAGIC_TOKENS_WIDE = 20240801,
+    MAGIC_RECORDS = 20261124,
+    MAGIC_REF_LOGPS = 20261125,
+    MAGIC_TEACHER = 20261126
+};
 enum { FILE_KIND_BYTES = 16, FILE_KIND_TEXT = 300 }; /* bytes to look at; size of a text */
 
 /* Kinds whose first bytes are fixed. */
@@ -66,6 +73,8 @@ static inline const char *magic_name(int32_t magic) {
     case MAGIC_TOKENS:
     case MAGIC_TOKENS_WIDE: return "a token shard";
     case MAGIC_RECORDS: return "a record shard";
+    case MAGIC_REF_LOGPS: return "a file of reference log-probabilities";
+    case MAGIC_TEACHER: return "a teacher's table";
     case 20240328: return "an llm.c tokenizer";
     case 20240522: return "an llm.c evaluation set";
     case 20240527: return "an llm.c optimizer state";

@@ -4,6 +4,8 @@
  * (head.h). A row takes one pass over each model's logits for its normaliser, one for the divergence, and one that
  * overwrites the student's logits with their gradient.
  *
+ * A teacher that is a list (backend.h) becomes such a row of logits first: one more pass.
+ *
  * All kinds have one form: D = sum_v f_v, and with q_v = S_v dD/dS_v up to a multiple of S_v, which the softmax cancels,
  *   dD/dz_v = (q_v - S_v sum_w q_w) / temperature
  */
@@ -120,6 +122,23 @@ static inline void divergence_slopes(TokenDivergenceKind kind, const DivergenceR
     DIVERGENCE_DISPATCH(kind, divergence_slopes_of, r, sum, scale, u)
 }
 
+/* Writes the teacher's logits of row i from its list: log T, in which the tokens that are not listed have the proportions of
+ * S, times the temperature. z: (V) the student's logits, after the cap. */
+static inline void divergence_from_list(const TokenDivergence *a, int i, const float *restrict z, float *restrict u) {
+    const int V = a->head.vocab, K = a->listed;
+    const int32_t *token = (const int32_t *)a->list + (size_t)i * (size_t)K;
+    const float *logp = (const float *)a->list_logp + (size_t)i * (size_t)K, inverse = 1.0f / a->temperature;
+    memcpy(u, z, (size_t)V * sizeof *u);
+    for (int k = 0; k < K; k++) u[token[k]] = -INFINITY;
+    if (K < V) {
+        const HeadRow rest = head_row(u, V, inverse);
+        const float shift = ((const float *)a->rest_logp)[i] - rest.log_sum;
+#pragma omp simd
+        for (int v = 0; v < V; v++) u[v] = ((z[v] - rest.max) * inverse + shift) * a->temperature;
+    }
+    for (int k = 0; k < K; k++) u[token[k]] = logp[k] * a->temperature;
+}
+
 /* The values of row i, and with a weight its gradient: z, the student's logits after the cap, become the gradient of those
  * before it, and u, the teacher's, are overwritten. */
 static inline void divergence_row(const TokenDivergence *a, int i, float *restrict z, float *restrict u) {
@@ -145,7 +164,7 @@ static inline void divergence_row(const TokenDivergence *a, int i, float *restri
         if (out && kind != a->kind) divergence_sums(kind, &row, &kl, &other);
         if (out) out[i] = (float)kl;
     }
-    ((float *)a->logp)[i] = (u[target] - teacher.max) * inverse - teacher.log_sum;
+    if (a->logp) ((float *)a->logp)[i] = (u[target] - teacher.max) * inverse - teacher.log_sum;
     if (a->entropy) ((float *)a->entropy)[i] = teacher.log_sum - teacher.mean;
     if (a->argmax) ((int32_t *)a->argmax)[i] = head_argmax(u, V, teacher.max);
     ((float *)h->logp)[i] = (z[target] - own.max) * own_inverse - own.log_sum;
@@ -195,14 +214,16 @@ static inline void cpu_divergence(Device *d, const TokenDivergence *a) {
         const int n = head->rows - first < chunk ? head->rows - first : chunk;
         const Act *hc = h + (size_t)first * (size_t)C;
         gemm_nt_floats(d, logits, hc, weight, n, Vp, C);
-        gemm_nt_floats(d, other, teacher + (size_t)first * (size_t)a->channels, (const float *)a->output, n, Vt,
-                       a->channels);
+        if (!a->listed)
+            gemm_nt_floats(d, other, teacher + (size_t)first * (size_t)a->channels, (const float *)a->output, n, Vt,
+                           a->channels);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
             float *z = logits + (size_t)i * (size_t)Vp, *u = other + (size_t)i * (size_t)Vt;
             if (head->cap > 0) cpu_cap(z, V, head->cap);
-            if (a->cap > 0) cpu_cap(u, V, a->cap);
+            if (a->listed) divergence_from_list(a, first + i, z, u);
+            else if (a->cap > 0) cpu_cap(u, V, a->cap);
             divergence_row(a, first + i, z, u);
         }
         if (!a->weight) continue;

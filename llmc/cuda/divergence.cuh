@@ -7,7 +7,7 @@
 #ifndef LLMC_CUDA_DIVERGENCE_CUH
 #define LLMC_CUDA_DIVERGENCE_CUH
 
-#include "../model/backend.h" /* Head, TOKEN_FORWARD_KL, TOKEN_REVERSE_KL, TokenDivergence, ... */
+#include "../model/backend.h" /* TokenDivergence, Head, TOKEN_FORWARD_KL, TOKEN_REVERSE_KL, ... */
 #include "common.cuh"         /* block_sum, cuda_scratch_of, CUDA_LAUNCHED, Device, ... */
 #include "head.cuh"           /* LogitSums, cuda_head_chunk_rows, logits_read, logit_cap */
 #include "matmul.cuh"         /* aligned_rows, cuda_matmul_nt, cuda_matmul_nn, cuda_matmul_tn */
@@ -77,6 +77,29 @@ __device__ static inline DivergenceSide divergence_side(const LogitSums &s, floa
 
 __device__ static inline float divergence_entropy(const LogitSums &s) { return logf(s.sum) - s.weighted / s.sum; }
 
+/* Writes the teacher's logits of rows first .. first+gridDim.x-1 from their lists: log T, in which the tokens that are not
+ * listed have the proportions of S, times the temperature. z: the student's logits, before the cap. */
+__global__ static void __launch_bounds__(DIVERGENCE_THREADS)
+    divergence_list_kernel(const TokenDivergence a, int first, const float *z_, float *u_) {
+    const int V = a.head.vocab, K = a.listed, row = first + (int)blockIdx.x, thread = (int)threadIdx.x;
+    const float *z = z_ + (size_t)blockIdx.x * a.head.padded_vocab, inverse = 1.0f / a.temperature;
+    float *u = u_ + (size_t)blockIdx.x * a.padded_vocab;
+    const int32_t *token = (const int32_t *)a.list + (size_t)row * K;
+    const float *logp = (const float *)a.list_logp + (size_t)row * K;
+    if (K < V) {
+        for (int v = thread; v < V; v += DIVERGENCE_THREADS) u[v] = divergence_capped(z[v], a.head.cap);
+        __syncthreads();
+        for (int k = thread; k < K; k += DIVERGENCE_THREADS) u[token[k]] = -INFINITY;
+        __syncthreads();
+        const LogitSums rest = divergence_read(u, V, inverse, 0);
+        const float shift = ((const float *)a.rest_logp)[row] - logf(rest.sum);
+        for (int v = thread; v < V; v += DIVERGENCE_THREADS)
+            u[v] = ((u[v] - rest.max) * inverse + shift) * a.temperature;
+        __syncthreads();
+    }
+    for (int k = thread; k < K; k += DIVERGENCE_THREADS) u[token[k]] = logp[k] * a.temperature;
+}
+
 /* Processes rows first .. first+gridDim.x-1, whose logits are z and u, before the caps. dz[., v] = dloss/dz, before the
  * cap; padding gets 0. dz may be z. */
 template <typename T>
@@ -111,7 +134,7 @@ __global__ static void __launch_bounds__(DIVERGENCE_THREADS)
         ((float *)a.value)[row] = f;
         if (a.forward_kl) ((float *)a.forward_kl)[row] = forward;
         if (a.reverse_kl) ((float *)a.reverse_kl)[row] = reverse;
-        ((float *)a.logp)[row] = divergence_logp(U, u[target]);
+        if (a.logp) ((float *)a.logp)[row] = divergence_logp(U, u[target]);
         if (a.entropy) ((float *)a.entropy)[row] = divergence_entropy(teacher);
         if (a.argmax) ((int32_t *)a.argmax)[row] = teacher.argmax < V ? teacher.argmax : 0; /* all NaN: 0 */
         ((float *)h.logp)[row] = divergence_logp(own, chosen);
@@ -152,7 +175,10 @@ template <typename T> static inline void cuda_divergence(Device *d, const TokenD
         const int n = head->rows - first < chunk ? head->rows - first : chunk;
         const T *h = (const T *)head->h + (size_t)first * C, *teacher = (const T *)a->h + (size_t)first * a->channels;
         cuda_matmul_nt<T, float>(d, z, h, (const T *)head->weight, aligned_rows(n), Vp, C, 1, 0);
-        cuda_matmul_nt<T, float>(d, u, teacher, (const T *)a->output, aligned_rows(n), Vt, a->channels, 1, 0);
+        if (a->listed) {
+            LAUNCH(divergence_list_kernel, (unsigned)n, DIVERGENCE_THREADS, 0, d->stream, *a, first, z, u);
+            CUDA_LAUNCHED(d, "divergence_list_kernel", "R %d, V %d, listed %d", n, head->vocab, a->listed);
+        } else cuda_matmul_nt<T, float>(d, u, teacher, (const T *)a->output, aligned_rows(n), Vt, a->channels, 1, 0);
         LAUNCH((divergence_kernel<T>), (unsigned)n, DIVERGENCE_THREADS, 0, d->stream, *a, first, z, u, dz);
         CUDA_LAUNCHED(d, "divergence_kernel", "R %d, C %d, V %d, Vp %d, teacher %d", n, C, head->vocab, Vp, Vt);
         if (!a->weight) continue;

@@ -225,22 +225,30 @@ typedef enum TokenDivergenceKind {
  * also everything that head() computes of the student. With weight, the gradient of sum_r weight_r D_r, to which that of
  * head.dlogp and head.dentropy is added if they are given:
  *   dz_v = weight (S_v g_v - S_v sum_w S_w g_w) / temperature,  g_v = dD/dS_v
- * The models may have different widths, and different rows of padding. */
+ * The models may have different widths, and different rows of padding.
+ *
+ * The teacher can be a list instead of a model: its `listed` likeliest tokens in each row, and the probability of all others
+ * together. Those are given to the others in the proportions of S. D is then the divergence over listed + 1 outcomes, at most
+ * that over the vocabulary (the data processing inequality), and equal to it if the list has every token. */
 typedef struct TokenDivergence {
     Head head; /* the student; head.dlogp may be NULL with weight; head.temperature is that of logp and entropy alone */
     TokenDivergenceKind kind;
     int channels, padded_vocab; /* of the teacher */
     float temperature, beta;
-    float cap;             /* of the teacher's logits, as in Head */
-    const Acts *h;         /* (R, channels) of the teacher */
-    const Weights *output; /* (padded_vocab, channels) the teacher's output matrix */
-    Floats *value;         /* (R) D */
-    Floats *forward_kl;    /* (R) KL(T || S), or NULL */
-    Floats *reverse_kl;    /* (R) KL(S || T), or NULL */
-    Floats *logp;          /* (R) log T of the target */
-    Floats *entropy;       /* (R) of T, or NULL */
-    Ints *argmax;          /* (R) the most likely token of T, or NULL */
-    const Floats *weight;  /* (R) or NULL: no gradient */
+    float cap;               /* of the teacher's logits, as in Head */
+    const Acts *h;           /* (R, channels) of the teacher; NULL: a list */
+    const Weights *output;   /* (padded_vocab, channels) the teacher's output matrix; NULL: a list */
+    int listed;              /* tokens of a list, from 1 to V; 0: a model */
+    const Ints *list;        /* (R, listed) different tokens of a row */
+    const Floats *list_logp; /* (R, listed) log T of them */
+    const Floats *rest_logp; /* (R) log of the sum of T over all other tokens; -inf if there are none */
+    Floats *value;           /* (R) D */
+    Floats *forward_kl;      /* (R) KL(T || S), or NULL */
+    Floats *reverse_kl;      /* (R) KL(S || T), or NULL */
+    Floats *logp;            /* (R) log T of the target; NULL with a list */
+    Floats *entropy;         /* (R) of T, or NULL; NULL with a list */
+    Ints *argmax;            /* (R) the most likely token of T, or NULL; NULL with a list */
+    const Floats *weight;    /* (R) or NULL: no gradient */
 } TokenDivergence;
 
 /* Draws one token per row from softmax(z / temperature). Before the draw, these are applied in the order of Hugging

@@ -26,7 +26,7 @@
 #define LLMC_MODEL_TRANSFORMER_H
 
 #include "../base/error.h" /* Error */
-#include "backend.h"       /* Acts, Backend, Norm, acts_at, ... */
+#include "backend.h"       /* Acts, Backend, acts_at, Norm, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
 #include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
@@ -506,6 +506,17 @@ static inline bool model_logits(const Model *m, const Workspace *w, const Batch 
     m->backend->download(m->device, logits, all, bytes);
     m->backend->release(m->device, all);
     return model_sync(m, e);
+}
+
+/* Computes the logits of targets [first, first + n) of a batch after model_forward(), on the host: logits (n, V). device:
+ * memory for them on the device. */
+static inline void model_logits_part(const Model *m, const Workspace *w, int32_t first, int32_t n, Floats *device,
+                                     float *logits) {
+    const ModelConfig *c = &m->config;
+    const Backend *b = m->backend;
+    b->logits(m->device, device, acts_at(b, work_acts(w, WORK_h, 0), (size_t)first * (size_t)c->width),
+              model_weight(m, model_output_tensor(c), 0), c->logit_cap, n, c->width, c->vocab, c->padded_vocab);
+    b->download(m->device, logits, device, (size_t)n * (size_t)c->vocab * sizeof *logits);
 }
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */

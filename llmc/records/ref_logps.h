@@ -21,11 +21,11 @@
 #define LLMC_RECORDS_REF_LOGPS_H
 
 #include "../base/error.h"     /* error_set, Error */
-#include "../base/file_kind.h" /* FILE_KIND_TEXT */
+#include "../base/file_kind.h" /* FILE_KIND_TEXT, MAGIC_REF_LOGPS */
 #include "../base/io.h"        /* writer_write, Reader, XXH3_64bits, reader_read, ... */
 #include <assert.h>
 
-enum { REF_LOGPS_MAGIC = 20261125, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
+enum { REF_LOGPS_MAGIC = MAGIC_REF_LOGPS, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
 
 typedef struct RefTable {
     uint64_t data, count;

@@ -16,16 +16,16 @@
 
 #include "../base/error.h"        /* xcalloc, Error, xmalloc */
 #include "../loss/kl.h"           /* KlEstimator, kl_estimate */
-#include "../model/backend.h"     /* Floats, TOKEN_JSD, acts_at */
+#include "../model/backend.h"     /* Floats, TOKEN_JSD */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
 #include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence */
-#include "../model/model.h"       /* Model, model_free, model_output_tensor, model_weight */
+#include "../model/model.h"       /* Model, model_free */
 #include "../model/model_file.h"  /* model_load_as */
 #include "../model/model_fits.h"  /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
-#include "../model/transformer.h" /* ModelOutput */
-#include "../model/workspace.h"   /* Workspace, WORK_h, work_acts, workspace_free, ... */
+#include "../model/transformer.h" /* ModelOutput, model_logits_part */
+#include "../model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 
 enum { COMPARISON_DECILES = 10, COMPARISON_ESTIMATORS = 3, COMPARISON_TOP = 5 };
 
@@ -163,10 +163,7 @@ static inline ComparisonView *comparison_views(const Model *m, const Workspace *
     ComparisonView *all = (ComparisonView *)xcalloc((size_t)b->targets, sizeof *all);
     for (int32_t first = 0; first < b->targets; first += ROWS) {
         const int32_t n = b->targets - first < ROWS ? b->targets - first : ROWS;
-        m->backend->logits(m->device, z, acts_at(m->backend, work_acts(w, WORK_h, 0), (size_t)first * (size_t)c->width),
-                           model_weight(m, model_output_tensor(c), 0), c->logit_cap, n, c->width, c->vocab,
-                           c->padded_vocab);
-        m->backend->download(m->device, host, z, (size_t)n * V * sizeof *host);
+        model_logits_part(m, w, first, n, z, host);
         for (int32_t r = 0; r < n; r++)
             all[first + r] = comparison_view(host + (size_t)r * V, c->vocab, b->target_token[first + r], temperature);
     }

@@ -4,6 +4,10 @@
  * the student's distribution and the teacher's; a trainer may weight it and add a loss of its own. The teacher's tokens must be the student's, and it must have
  * a position for every token of the run. Its weights are frozen: a resumed run must name the same file.
  *
+ * With --teacher-log-probs, the teacher's likeliest tokens at the targets of the data are computed once into a file
+ * (teacher_lists.h), or read from one that exists, and no teacher is in memory while the student learns. The divergence is then
+ * over these tokens and the rest as one outcome.
+ *
  *     Teacher t;
  *     TeacherStats stats = {0};
  *     TeacherOptions o = teacher_options(TOKEN_FORWARD_KL);
@@ -18,30 +22,40 @@
 #ifndef LLMC_TRAIN_TEACHER_H
 #define LLMC_TRAIN_TEACHER_H
 
-#include "../base/error.h"        /* Error, die, usage_error, warn, ... */
-#include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_GROUP, OPTION_TEXT, ... */
-#include "../model/backend.h"     /* TOKEN_JSD, TokenDivergenceKind, TOKEN_REVERSE_KL, TOKEN_SKEW_FORWARD, ... */
-#include "../model/batch.h"       /* Batch */
-#include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, TOKEN_DIVERGENCE_CHOICES, ... */
-#include "../model/model.h"       /* Model, model_free, model_held_bytes */
-#include "../model/model_file.h"  /* model_load_as */
-#include "../model/model_fits.h"  /* FitSide, model_fits, fit_model, model_fits_policy */
-#include "../model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
-#include "../model/transformer.h" /* ModelOutput */
-#include "../model/workspace.h"   /* Workspace, workspace_bytes, workspace_free, workspace_new */
-#include "../report/metrics.h"    /* Metrics, metrics_set */
-#include "trainer.h"              /* Trainer, trainer_count_flops, trainer_file, trainer_side */
+#include "../base/clock.h"            /* clock_seconds */
+#include "../base/error.h"            /* die, Error, usage_error, warn, ... */
+#include "../base/options.h"          /* option_given, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, ... */
+#include "../model/backend.h"         /* TOKEN_JSD, TokenDivergenceKind, TOKEN_FORWARD_KL, TOKEN_REVERSE_KL, ... */
+#include "../model/batch.h"           /* Batch */
+#include "../model/config.h"          /* ModelConfig */
+#include "../model/divergence.h"      /* DivergenceOutput, ModelDivergence, TOKEN_DIVERGENCE_CHOICES, ... */
+#include "../model/model.h"           /* Model, model_free, model_held_bytes */
+#include "../model/model_file.h"      /* model_load_as */
+#include "../model/model_fits.h"      /* FitSide, model_fits, fit_model, model_fits_policy */
+#include "../model/model_load.h"      /* model_file_free, model_weights_hash, ModelFile, ModelLoad */
+#include "../model/transformer.h"     /* ModelOutput */
+#include "../model/workspace.h"       /* Workspace, workspace_free, workspace_bytes, workspace_new */
+#include "../records/shard.h"         /* Shard */
+#include "../records/teacher_table.h" /* TeacherTable, TEACHER_TABLES, TeacherRow, teacher_row_bytes, ... */
+#include "../report/metrics.h"        /* metrics_set, Metrics */
+#include "teacher_lists.h"            /* TeacherTargets, teacher_lists_write, teacher_targets_close, ... */
+#include "trainer.h"                  /* Trainer, trainer_count_flops, trainer_file, trainer_side */
 
 typedef struct TeacherOptions {
-    const char *path;
-    int kind; /* a TokenDivergenceKind */
+    const char *path, *table; /* --teacher, --teacher-log-probs */
+    int kind;                 /* a TokenDivergenceKind */
     double beta, temperature;
+    int64_t top_k;
 } TeacherOptions;
 
 /* kind: the default of --divergence. */
 static inline TeacherOptions teacher_options(TokenDivergenceKind kind) {
-    return (TeacherOptions){.kind = kind, .beta = 0.5, .temperature = 1};
+    return (TeacherOptions){.kind = kind, .beta = 0.5, .temperature = 1, .top_k = 64};
 }
+
+/* Whether there is a teacher, and its name for messages. */
+static inline bool teacher_given(const TeacherOptions *o) { return o->path || o->table; }
+static inline const char *teacher_name(const TeacherOptions *o) { return o->path ? o->path : o->table; }
 
 // clang-format off
 #define TEACHER_OPTIONS(o)                                                                                             \
@@ -55,15 +69,25 @@ static inline TeacherOptions teacher_options(TokenDivergenceKind kind) {
                   "(default: 0.1)"),                                                                                   \
     OPTION_REAL  ("distill-temperature", 0, &(o).temperature, 0.01, 100,                                               \
                   "divides both models' logits; the loss is not multiplied by its square")
+
+/* Of a trainer whose targets are those of the data. */
+#define TEACHER_TABLE_OPTIONS(o)                                                                                       \
+    OPTION_TEXT  ("teacher-log-probs",   0, &(o).table,       "FILE",                                                  \
+                  "compute the teacher's likeliest tokens into this file once, or read them from it if it exists, also "\
+                  "without --teacher; for --divergence forward_kl and jsd"),                                           \
+    OPTION_INT   ("teacher-top-k",       0, &(o).top_k,       1, 1 << 22,                                              \
+                  "likeliest tokens at each target in the file of --teacher-log-probs (at most the vocabulary)")
 // clang-format on
 
 /* Rejects options without effect and values without a meaning, and sets the default that depends on the divergence. */
 static inline void teacher_check(TeacherOptions *o, const Option *table) {
     const bool skew = o->kind == TOKEN_SKEW_FORWARD || o->kind == TOKEN_SKEW_REVERSE;
+    const bool on = teacher_given(o);
     const OptionUse use[] = {
-        {&o->kind, o->path != NULL, "used only with --teacher"},
-        {&o->beta, o->path && (skew || o->kind == TOKEN_JSD), "used only by --divergence jsd and skew_*"},
-        {&o->temperature, o->path != NULL, "used only with --teacher"},
+        {&o->kind, on, "used only with --teacher"},
+        {&o->beta, on && (skew || o->kind == TOKEN_JSD), "used only by --divergence jsd and skew_*"},
+        {&o->temperature, on, "used only with --teacher"},
+        {&o->top_k, o->table != NULL, "used only with --teacher-log-probs"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
     if (skew && !option_given(&o->beta)) o->beta = 0.1;
@@ -73,12 +97,19 @@ static inline void teacher_check(TeacherOptions *o, const Option *table) {
     if (skew && o->beta >= 1)
         usage_error("--distill-beta %g: the divergence is 0 there for all distributions", o->beta);
     if (o->path && !strcmp(o->path, "-")) usage_error("--teacher: give the teacher's file, not standard input");
+    if (o->table && !strcmp(o->table, "-")) usage_error("--teacher-log-probs: must be a file");
+    if (o->table && o->kind != TOKEN_FORWARD_KL && o->kind != TOKEN_JSD)
+        usage_error(
+            "--teacher-log-probs: has the teacher's likeliest tokens only, for --divergence forward_kl and jsd; the "
+            "others need the student's likeliest tokens as well");
 }
 
 /* Totals over targets. Doubles only, so that ranks can add them. */
 typedef struct TeacherStats {
-    double value, forward_kl, reverse_kl, logp, own_logp, entropy, agreement, targets;
+    double value, forward_kl, reverse_kl, logp, own_logp, entropy, agreement, listed, targets;
 } TeacherStats;
+
+enum { TEACHER_SETS = TEACHER_TABLES }; /* training and validation records */
 
 typedef struct Teacher {
     Trainer *t;
@@ -91,6 +122,10 @@ typedef struct Teacher {
     ModelDivergence apart;
     DivergenceOutput out; /* of the micro-batch */
     float *weight;        /* (targets of a micro-batch) */
+    TeacherTable table;   /* with --teacher-log-probs, once it is computed */
+    TeacherLists lists;   /* of the micro-batch */
+    TeacherTargets set[TEACHER_SETS];
+    int sets, rows_of[TEACHER_SETS]; /* number of sets; the table of each */
 } Teacher;
 
 /* Checks that the two models' tokens are the same. Models whose tokenizers are may have different rows of padding in their
@@ -121,13 +156,40 @@ static inline void teacher_compare(Teacher *r, const Model *m) {
                                  .beta = (float)r->o->beta};
 }
 
-/* Loads the teacher. longest: positions of the longest sequence. Call it after trainer_open() and before
- * trainer_announce(). Errors end the program. Collective. */
-static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o, int32_t longest) {
+/* Ends the program unless the table's tokens and settings are those of the run. */
+static inline void teacher_check_table(const Teacher *r) {
+    Error e, note = {0};
+    const TeacherTable *f = &r->table;
+    const ModelConfig *c = &r->t->model.config;
+    const FitSide student = trainer_side(r->t), side = {.name = f->name,
+                                                        .vocab = f->vocab,
+                                                        .context = c->context,
+                                                        .tokenizer = f->tokenizer_bytes ? f->tokenizer : NULL,
+                                                        .tokenizer_bytes = f->tokenizer_bytes};
+    if (!teacher_fits(&student, &side, &note, &e)) die("%s", e.text);
+    if (f->vocab > c->vocab) die("%s: its vocabulary of %d is larger than the model's %d", f->name, f->vocab, c->vocab);
+    if (note.text[0] && !r->t->dist.rank) warn("%s", note.text);
+    if (f->temperature != (float)r->o->temperature)
+        die("%s: it was computed with --distill-temperature %g, not %g; remove it to recompute it", f->name,
+            (double)f->temperature, r->o->temperature);
+    if (option_given(&r->o->top_k) && f->count != r->o->top_k)
+        die("%s: it was computed with --teacher-top-k %d, not %lld; remove it to recompute it", f->name, f->count,
+            (long long)r->o->top_k);
+}
+
+/* Opens the table of --teacher-log-probs and compares by its lists. */
+static inline void teacher_open_table(Teacher *r) {
     Error e;
-    *r = (Teacher){.t = t, .o = o};
-    if (teacher_is_self(o)) teacher_compare(r, &t->model);
-    if (!o->path || teacher_is_self(o)) return;
+    if (!teacher_table_open(&r->table, r->o->table, &e)) die("%s", e.text);
+    teacher_check_table(r);
+    trainer_file(r->t, "teacher-log-probs", r->o->table, r->table.hash);
+}
+
+/* Loads the model of --teacher. */
+static inline void teacher_load(Teacher *r, int32_t longest) {
+    Error e;
+    Trainer *t = r->t;
+    const TeacherOptions *o = r->o;
     const ModelLoad how = {.seed = (uint64_t)t->o->seed};
     if (!model_load_as(&r->model, &r->file, o->path, &how, t->backend, t->device, NULL, &e)) die("%s", e.text);
     if (!model_fits_policy(&r->file, o->path, &e)) die("%s", e.text);
@@ -142,14 +204,83 @@ static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o,
         warn("--teacher %s: it is the model itself: their divergence is 0 until the model has changed", o->path);
     trainer_file(t, "teacher", o->path, r->file.hash);
     r->own = true;
-    teacher_compare(r, &r->model);
+}
+
+/* Frees the model and its activations. */
+static inline void teacher_unload(Teacher *r) {
+    if (!r->own) return;
+    workspace_free(&r->work, &r->model);
+    model_free(&r->model);
+    model_file_free(&r->file);
+    r->own = false;
+}
+
+/* Loads the teacher, or opens its table. longest: positions of the longest sequence. Call it after trainer_open() and before
+ * trainer_announce(). Errors end the program. Collective. */
+static inline void teacher_open(Teacher *r, Trainer *t, const TeacherOptions *o, int32_t longest) {
+    *r = (Teacher){.t = t, .o = o};
+    if (teacher_is_self(o)) teacher_compare(r, &t->model);
+    if (!teacher_given(o) || teacher_is_self(o)) return;
+    const bool there = o->table && !access(o->table, F_OK);
+    if (!o->path && !there) die("%s: there is no such file; --teacher computes it", o->table);
+    if (o->table && !there && t->dist.ranks > 1)
+        usage_error("--teacher-log-probs: %s is computed on one rank only; there is no such file yet", o->table);
+    if (o->path) teacher_load(r, longest);
+    if (!there) {
+        teacher_compare(r, &r->model);
+        return;
+    }
+    teacher_open_table(r);
+    if (o->path && model_weights_hash(&r->model) != r->table.model)
+        die("%s: it was computed with another teacher than %s; remove it to recompute it", o->table, o->path);
+    teacher_unload(r);
+    teacher_compare(r, &t->model); /* whose logits the lists are extended to */
+}
+
+/* Finds the rows of set k in the table. */
+static inline void teacher_find_rows(Teacher *r, int k) {
+    const TeacherTargets *s = &r->set[k];
+    r->rows_of[k] = teacher_table_find(&r->table, s->data, (uint64_t)s->at[s->shard->count]);
+    if (r->rows_of[k] < 0)
+        die("%s: it was computed for other records than those of %s, or with a different --max-length or "
+            "--completion-only-loss; remove it to recompute it",
+            r->o->table, s->shard->name);
+}
+
+/* Adds a set of records whose targets the run has; the first one is that of the training records. Call it before
+ * teacher_begin(). */
+static inline void teacher_set(Teacher *r, const Shard *s, int32_t max_length, bool masked) {
+    Error e;
+    if (!r->o || !r->o->table) return;
+    if (!teacher_targets_open(&r->set[r->sets], s, max_length, masked, &e)) die("%s", e.text);
+    if (r->table.name) teacher_find_rows(r, r->sets);
+    r->sets++;
+}
+
+/* The vocabulary of a table that is computed: tokens that only one model has are padding. */
+static inline int32_t teacher_vocab(const Teacher *r) {
+    const int32_t own = r->t->model.config.vocab, other = r->model.config.vocab;
+    return own < other ? own : other;
+}
+
+/* Tokens of a list. */
+static inline int32_t teacher_listed(const Teacher *r) {
+    if (r->table.name) return r->table.count;
+    const int32_t vocab = teacher_vocab(r);
+    if (option_given(&r->o->top_k) && r->o->top_k > vocab)
+        usage_error("--teacher-top-k: the vocabulary has %d tokens", vocab);
+    return r->o->top_k < vocab ? (int32_t)r->o->top_k : vocab;
 }
 
 /* Memory in bytes, for trainer_announce(): activations, and the weights on a GPU or their packed copy on a CPU. */
 static inline size_t teacher_bytes(const Teacher *r, int rows) {
     if (!r->on) return 0;
     const Model *m = r->apart.teacher;
-    return (r->own ? model_held_bytes(m) : 0) + workspace_bytes(&m->config, m->backend, rows, rows, rows, false, 0);
+    size_t bytes = 0;
+    if (r->o && r->o->table) bytes += teacher_lists_bytes(rows, teacher_listed(r));
+    if (r->own) bytes += model_held_bytes(m);
+    if (r->own || !r->table.name) bytes += workspace_bytes(&m->config, m->backend, rows, rows, rows, false, 0);
+    return bytes;
 }
 
 /* Allocates the results. */
@@ -164,8 +295,84 @@ static inline void teacher_results(Teacher *r, int rows) {
 static inline void teacher_begin(Teacher *r, int rows) {
     Error e;
     if (!r->on) return;
-    if (!workspace_new(&r->work, r->apart.teacher, rows, rows, rows, false, 0, &e)) die("%s", e.text);
     teacher_results(r, rows);
+    if (!r->table.name && !workspace_new(&r->work, r->apart.teacher, rows, rows, rows, false, 0, &e)) die("%s", e.text);
+}
+
+/* Computes the table with the teacher, which is then freed. b: a batch to use. */
+static inline void teacher_compute_table(Teacher *r, Batch *b) {
+    Error e;
+    TeacherTargets *sets[TEACHER_SETS];
+    const double start = clock_seconds();
+    const TeacherTable about = {.name = (char *)r->o->path,
+                                .vocab = teacher_vocab(r),
+                                .count = teacher_listed(r),
+                                .temperature = (float)r->o->temperature,
+                                .model = model_weights_hash(&r->model),
+                                .tokenizer = r->file.tokenizer,
+                                .tokenizer_bytes = r->file.tokenizer_bytes,
+                                .tables = r->sets};
+    for (int k = 0; k < r->sets; k++) sets[k] = &r->set[k];
+    if (!teacher_lists_write(r->o->table, &about, &r->model, &r->work, b, sets, r->sets, &e)) die("%s", e.text);
+    teacher_unload(r);
+    teacher_open_table(r);
+    fprintf(stderr, "teacher's log-probabilities computed in %.1f s\n", clock_seconds() - start);
+}
+
+/* Prints what the table holds, and keeps its teacher in the lineage. */
+static inline void teacher_announce_table(Teacher *r) {
+    const TeacherTable *f = &r->table;
+    char hash[20];
+    uint64_t targets = 0;
+    json_t *lineage = r->t->file.lineage, *stage = json_array_get(lineage, json_array_size(lineage) - 1);
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)f->model);
+    json_object_set_new(stage, "teacher", json_pack("{s:s,s:i}", "weights", hash, "top_k", (int)f->count));
+    for (int k = 0; k < r->sets; k++) targets += f->table[r->rows_of[k]].targets;
+    if (!r->t->dist.rank)
+        fprintf(
+            stderr,
+            "teacher %s: the %d likeliest of %d tokens at %llu targets, %.1f MB; the divergence is over these and the "
+            "rest as one%s\n",
+            f->name, f->count, f->vocab, (unsigned long long)targets,
+            1e-6 * (double)targets * (double)teacher_row_bytes(f->vocab, f->count),
+            f->count < f->vocab ? ", a lower bound of that over all tokens" : "");
+}
+
+/* With --teacher-log-probs: computes the table if it does not exist, and compares by its lists from now on. b: a batch to use.
+ * Call it after teacher_begin(), before the first batch. */
+static inline void teacher_take_table(Teacher *r, Batch *b) {
+    Error e;
+    if (!r->o || !r->o->table) return;
+    if (!r->table.name) {
+        teacher_compute_table(r, b);
+        for (int k = 0; k < r->sets; k++) teacher_find_rows(r, k);
+    }
+    if (!teacher_lists_new(&r->lists, &r->t->model, b->rows_max, r->table.count, r->table.vocab, &e)) die("%s", e.text);
+    r->apart.teacher = NULL;
+    r->apart.work = NULL;
+    r->apart.lists = &r->lists;
+    teacher_announce_table(r);
+}
+
+/* Takes the lists of record i of a set for the targets of the micro-batch from `at` on. Returns the number of targets. */
+static inline int32_t teacher_take_lists(Teacher *r, int set, int64_t i, int32_t at) {
+    Error e;
+    const TeacherTargets *s = &r->set[set];
+    const int32_t n = (int32_t)(s->at[i + 1] - s->at[i]);
+    const size_t count = (size_t)r->lists.count;
+    for (int32_t k = 0; k < n; k++) {
+        TeacherRow row;
+        const size_t to = (size_t)(at + k);
+        float *logp = r->lists.logp + to * count;
+        int32_t *token = r->lists.token + to * count;
+        if (!teacher_table_row(&r->table, r->rows_of[set], (uint64_t)(s->at[i] + k), &row, logp, token, &e))
+            die("%s", e.text);
+        r->lists.rest[to] = row.rest;
+        r->out.logp[to] = row.logp;
+        r->out.entropy[to] = row.entropy;
+        r->out.argmax[to] = token[0];
+    }
+    return n;
 }
 
 /* Takes a model of the trainer's with its workspace as the teacher, by KL(student || teacher). */
@@ -178,19 +385,32 @@ static inline void teacher_wrap(Teacher *r, Trainer *t, const Model *m, const Wo
 
 static inline void teacher_close(Teacher *r) {
     if (!r->on) return;
-    if (r->o) workspace_free(&r->work, r->apart.teacher);
+    if (r->o && r->apart.teacher) workspace_free(&r->work, r->apart.teacher);
     if (r->own) model_free(&r->model);
     model_file_free(&r->file);
+    for (int k = 0; k < r->sets; k++) teacher_targets_close(&r->set[k]);
+    teacher_lists_free(&r->lists, &r->t->model);
+    teacher_table_close(&r->table);
     free(r->out.value), free(r->out.forward_kl), free(r->out.reverse_kl), free(r->out.logp), free(r->out.entropy);
     free(r->out.argmax), free(r->weight);
+}
+
+/* What is computed of a batch: r->out, without what lists have already. */
+static inline DivergenceOutput teacher_wanted(const Teacher *r) {
+    DivergenceOutput apart = r->out;
+    if (r->apart.lists)
+        apart =
+            (DivergenceOutput){.value = r->out.value, .forward_kl = r->out.forward_kl, .reverse_kl = r->out.reverse_kl};
+    return apart;
 }
 
 /* Forward pass of both models on a batch: what `out` requests of the student, at a temperature of its own, and r->out.
  * read: the batch that the teacher reads, or NULL for the same one. */
 static inline void teacher_forward(const Teacher *r, const Workspace *w, const Batch *b, const Batch *read,
                                    float temperature, const ModelOutput *out) {
-    model_divergence(&r->t->model, w, b, &r->apart, read, temperature, out, &r->out);
-    trainer_count_flops(r->t, r->apart.teacher, read ? read : b, 1);
+    const DivergenceOutput apart = teacher_wanted(r);
+    model_divergence(&r->t->model, w, b, &r->apart, read, temperature, out, &apart);
+    if (r->apart.teacher) trainer_count_flops(r->t, r->apart.teacher, read ? read : b, 1);
 }
 
 /* Sets the weights of targets [first, end) of the micro-batch in the loss. */
@@ -202,8 +422,9 @@ static inline void teacher_weigh(Teacher *r, int32_t first, int32_t end, double 
  * dlogp: NULL, or the gradient of another part of the loss. */
 static inline void teacher_train(const Teacher *r, const Workspace *w, const Batch *b, float temperature,
                                  const float *dlogp, const ModelOutput *out) {
-    model_divergence_both(&r->t->model, w, b, &r->apart, NULL, temperature, r->weight, dlogp, out, &r->out);
-    trainer_count_flops(r->t, r->apart.teacher, b, 1);
+    const DivergenceOutput apart = teacher_wanted(r);
+    model_divergence_both(&r->t->model, w, b, &r->apart, NULL, temperature, r->weight, dlogp, out, &apart);
+    if (r->apart.teacher) trainer_count_flops(r->t, r->apart.teacher, b, 1);
 }
 
 /* Backward pass after teacher_forward(); the weights are set. dlogp, dentropy: of another part of the loss, or NULL. */
@@ -232,6 +453,7 @@ static inline double teacher_add(const Teacher *r, int32_t first, int32_t end, c
         s->own_logp += logp[i];
         s->entropy += r->out.entropy[i];
         s->agreement += argmax[i] == r->out.argmax[i];
+        if (r->apart.lists) s->listed -= expm1((double)r->lists.rest[i]);
     }
     s->value += sum;
     s->targets += end - first;
@@ -252,6 +474,10 @@ static inline void teacher_metrics(Metrics *m, const char *prefix, const Teacher
         snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
         metrics_set(m, name, all[i].total / s->targets);
     }
+    if (s->listed <= 0) return;
+    char name[160];
+    snprintf(name, sizeof name, "%steacher/listed_mass", prefix);
+    metrics_set(m, name, s->listed / s->targets);
 }
 
 /* Ends a run whose first step shows that distillation has no effect. Call it after trainer_update(). */
@@ -260,7 +486,7 @@ static inline void teacher_guard(const Teacher *r, const TeacherStats *s) {
     if (!r->on || !r->o || t->step != 1 || t->update.skipped) return;
     if (s->value / s->targets > 1e-9 && t->update.grad_norm > 0) return;
     die("%s: distillation has no effect: the divergence is %g and its gradient's norm %g; is it the model itself?",
-        r->o->path, s->value / s->targets, t->update.grad_norm);
+        teacher_name(r->o), s->value / s->targets, t->update.grad_norm);
 }
 
 #endif
