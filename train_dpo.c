@@ -444,6 +444,8 @@ static bool train_on_shard(Run *r) {
         trainer_update(t, stats.loss);
         t->trained += (int64_t)stats.tokens;
         preference_reference_sync(&r->reference);
+        mix_save(&mixture, t->state);
+        trainer_settled(t);
 
         const double epoch = mix_epochs(&mixture);
         const double seconds = clock_seconds() - t->step_start;
@@ -467,7 +469,6 @@ static bool train_on_shard(Run *r) {
         char text[64];
         preference_headline_text(text, &o.l, &stats, z);
         trainer_log(t, stats.loss, "%s | epoch %.2f | %.0f records/s", text, epoch, (double)n / seconds);
-        mix_save(&mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     if (!stopped) show_pairs(r, shown, "after");

@@ -494,6 +494,8 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
         const Stats stats = run_records(r, data, records, n, true);
         count_tokens(t, data, records, n);
         trainer_update(t, stats.sum.loss);
+        mix_save(mixture, t->state);
+        trainer_settled(t);
 
         const double epoch = mix_epochs(mixture);
         const double seconds = clock_seconds() - t->step_start;
@@ -515,7 +517,6 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
         trainer_log(t, stats.sum.loss, "accuracy %5.1f%% | %s %6.3f | epoch %.2f | %.0f records/s",
                     100 * accuracy(&stats), pairs ? "margin" : "score",
                     pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
-        mix_save(mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     if (!stopped) show_pairs(r, o.val.count ? val : data, "after");

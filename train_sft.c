@@ -606,6 +606,8 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
         t->trained += (int64_t)stats.targets;
         trainer_update(t, stats.loss);
         teacher_guard(&r->teacher, &stats.teacher);
+        mix_save(&r->mixture, t->state);
+        trainer_settled(t);
 
         const double epoch = mix_epochs(&r->mixture);
         const double seconds = clock_seconds() - t->step_start;
@@ -631,7 +633,6 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
             if (!last) snprintf(when, sizeof when, "step %lld", (long long)t->step);
             print_samples(r, o.vals.count ? val : data, when);
         }
-        mix_save(&r->mixture, t->state);
         stopped = trainer_should_stop(t, 1);
     }
     return stopped;

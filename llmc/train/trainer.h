@@ -9,6 +9,7 @@
  *     trainer_begin_step()   starts the clock of a step
  *     trainer_update()       one optimizer step: schedule, clipping, check for NaN
  *     trainer_pause()        stops that clock during validation, until trainer_go_on()
+ *     trainer_settled()      allows a failure from then on to write the state of this step, not of the one before
  *     trainer_log()          prints one line and writes one record per step
  *     trainer_should_stop()  writes the training state when it is due, or when a signal asks the run to stop
  *     trainer_close()        writes the model and frees everything
@@ -435,6 +436,14 @@ static inline json_t *trainer_shard_name(const Shard *s) {
     return json_string(name);
 }
 
+/* From here on a failure of this step can write a state: the counters in t->state are those of the weights.
+ * trainer_should_stop() calls it; a trainer that has set its counters earlier does, before validation. */
+static inline void trainer_settled(Trainer *t) {
+    t->intact = true;
+    t->intact_tokens = t->tokens;
+    t->intact_trained = t->trained;
+}
+
 /* Takes the counters from the loaded state. Rejects a state of another trainer or another shard. */
 static inline void trainer_resume(Trainer *t, const Shard *data) {
     json_t *s = t->file.trainer ? json_loads(t->file.trainer, 0, NULL) : NULL, *shard = trainer_shard_name(data);
@@ -451,9 +460,7 @@ static inline void trainer_resume(Trainer *t, const Shard *data) {
     t->tokens = state_int(s, "tokens");
     t->trained = state_int(s, "trained_tokens");
     t->optimizer.step = state_int(s, "optimizer_step");
-    t->intact = true;
-    t->intact_tokens = t->tokens;
-    t->intact_trained = t->trained;
+    trainer_settled(t);
     if (t->step < 1 || state_int(s, "epoch") < 0 || state_int(s, "position") < 0)
         die("%s: the state has invalid counters (step, epoch or position out of range)", t->o->resume);
 }
@@ -984,11 +991,9 @@ static inline void trainer_require(Trainer *t, bool ok, const Error *e) {
  * run must stop. Collective. */
 static inline bool trainer_should_stop(Trainer *t, int64_t steps) {
     Error e;
+    trainer_settled(t);
     const bool stopping = dist_any(&t->dist, program_stopping());
     const int64_t every = t->o->save_steps;
-    t->intact = true;
-    t->intact_tokens = t->tokens;
-    t->intact_trained = t->trained;
     trainer_require(t, !t->broken.text[0], &t->broken);
     if (!stopping && !(every && t->step / every > (t->step - steps) / every)) return false;
     char *path = trainer_state_path(t->o, t->step);
