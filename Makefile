@@ -51,12 +51,16 @@ CLANG_OBJECTS = $(patsubst %,$(BUILD)/clang/%.o,$(PROGRAMS) $(DATA) llmc/cpu/cpu
 BIOME ?= $(or $(shell command -v biome),build/biome/bin/biome)
 
 # The CPU backend, once per instruction set.
-CPU_LEVELS  = v3 avx512 bf16 half
+CPU_LEVELS  = v3 avx512 bf16 half_v3 half_avx512 half_bf16
 CPU_OBJECTS = $(CPU_LEVELS:%=$(BUILD)/cpu_%.o)
-$(BUILD)/cpu_v3.o:     LEVEL = -march=x86-64-v3
-$(BUILD)/cpu_avx512.o: LEVEL = -march=x86-64-v4 -mprefer-vector-width=512
-$(BUILD)/cpu_bf16.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16
-$(BUILD)/cpu_half.o:   LEVEL = -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16 -mamx-tile -mamx-bf16 -DCPU_HALF
+AVX512      = -march=x86-64-v4 -mprefer-vector-width=512
+BF16        = $(AVX512) -mavx512bf16 -mamx-tile -mamx-bf16
+$(BUILD)/cpu_v3.o:          LEVEL = -march=x86-64-v3
+$(BUILD)/cpu_avx512.o:      LEVEL = $(AVX512)
+$(BUILD)/cpu_bf16.o:        LEVEL = $(BF16)
+$(BUILD)/cpu_half_v3.o:     LEVEL = -march=x86-64-v3 -DCPU_HALF
+$(BUILD)/cpu_half_avx512.o: LEVEL = $(AVX512) -DCPU_HALF
+$(BUILD)/cpu_half_bf16.o:   LEVEL = $(BF16) -DCPU_HALF
 
 # Libraries that the programs open on request, built if the tools that they need are installed.
 MPICC     ?= mpicc

@@ -7,8 +7,8 @@
 #include "../llmc/base/error.h"      /* Error */
 #include "../llmc/base/half.h"       /* half_from_bf16, half_to_bf16 */
 #include "../llmc/base/random.h"     /* Random, random_normal, random_start */
-#include "../llmc/cpu/cpu.h"         /* backend_cpu, backend_cpu_for, backend_cpu_half */
-#include "../llmc/model/backend.h"   /* DTYPE_BF16, Device, acts_at, Backend, ... */
+#include "../llmc/cpu/cpu.h"         /* backend_cpu, backend_cpu_bf16, backend_cpu_for, backend_cpu_half_avx512, ... */
+#include "../llmc/model/backend.h"   /* Backend, Device, acts_at, QUANT_Q8_0, ... */
 #include "../llmc/model/batch.h"     /* Segment */
 #include "../llmc/model/quantized.h" /* quant_bytes */
 #include "arrays.h"                  /* FLOATS, arrays_free, picks */
@@ -445,46 +445,51 @@ static int start(void **state) {
     return 0;
 }
 
-/* The backend is for bfloat16 alone, and is the one that programs get for it. */
+/* The backend is for bfloat16 alone. */
 static void test_open(void **state) {
     (void)state;
     Error e;
     Device *d;
-    assert_true(backend_cpu_for(DTYPE_BF16) == backend_cpu_half() && backend_cpu_for(DTYPE_FLOAT32) == backend_cpu());
     assert_true(B[HALF]->act_size == 2 && B[HALF]->weight_size == 4);
     assert_false(B[HALF]->open(&d, DTYPE_FLOAT32, &e));
     assert_non_null(strstr(e.text, "bf16"));
 }
 
-/* Without bfloat16 arithmetic there is one backend, which refuses the dtype. */
-static void test_refused(void **state) {
-    (void)state;
-    Error e;
-    Device *d;
-    assert_true(backend_cpu_for(DTYPE_BF16) == backend_cpu() && !backend_cpu()->open(&d, DTYPE_BF16, &e));
-    assert_non_null(strstr(e.text, "bf16"));
-}
-
-int main(void) {
-    Error e;
-    R = random_start(5, 0);
-    B[WHOLE] = backend_cpu();
-    B[HALF] = backend_cpu_for(DTYPE_BF16);
+/* Runs the tests on one of the backends with activations in bfloat16; counts those that failed. */
+static int run_all(const Backend *half, const char *name) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_open, start),      cmocka_unit_test_setup(test_rows, start),
         cmocka_unit_test_setup(test_linear, start),    cmocka_unit_test_setup(test_rotary, start),
         cmocka_unit_test_setup(test_attention, start), cmocka_unit_test_setup(test_adapters, start),
         cmocka_unit_test_setup(test_head, start)};
-    if (B[HALF] == B[WHOLE]) {
-        print_message("this processor has no bfloat16 arithmetic\n");
-        const struct CMUnitTest none[] = {cmocka_unit_test(test_refused)};
-        return cmocka_run_group_tests_name("half", none, NULL, NULL);
+    Error e;
+    R = random_start(5, 0);
+    B[HALF] = half;
+    if (!half->open(&D[HALF], DTYPE_BF16, &e)) {
+        print_error("%s: %s\n", name, e.text);
+        return 1;
     }
-    if (!B[WHOLE]->open(&D[WHOLE], DTYPE_FLOAT32, &e) || !B[HALF]->open(&D[HALF], DTYPE_BF16, &e)) {
+    const int failed = cmocka_run_group_tests_name(name, tests, NULL, NULL);
+    half->close(D[HALF]);
+    return failed;
+}
+
+/* All backends that this processor can run, of which programs get the last one. */
+int main(void) {
+    Error e;
+    B[WHOLE] = backend_cpu();
+    if (!B[WHOLE]->open(&D[WHOLE], DTYPE_FLOAT32, &e)) {
         print_error("%s\n", e.text);
         return 1;
     }
-    const int failed = cmocka_run_group_tests_name("half", tests, NULL, NULL);
-    for (int side = 0; side < SIDES; side++) B[side]->close(D[side]);
+    const bool avx512 = B[WHOLE] != backend_cpu_v3();
+    int failed = run_all(backend_cpu_half_v3(), "half, AVX2");
+    if (avx512) failed += run_all(backend_cpu_half_avx512(), "half, AVX-512");
+    if (B[WHOLE] == backend_cpu_bf16()) failed += run_all(backend_cpu_half_bf16(), "half, AVX-512 with bfloat16");
+    if (B[HALF] != backend_cpu_for(DTYPE_BF16)) {
+        print_error("programs get another backend for bfloat16\n");
+        failed++;
+    }
+    B[WHOLE]->close(D[WHOLE]);
     return failed;
 }

@@ -23,7 +23,7 @@
 static inline double bench_peak(Dtype dtype) {
     Error e;
     Device *d;
-    const Backend *b = backend_cpu();
+    const Backend *b = backend_cpu_for(dtype);
     if (!b->open(&d, dtype, &e)) die("%s", e.text);
     const double peak = 1e-9 * b->peak(d);
     b->close(d);

@@ -1,5 +1,5 @@
 /* act.h - the element type of activations: float, or bfloat16 in the backend for --dtype bf16 (cpu.c compiled with
- * CPU_HALF).
+ * CPU_HALF). CPU_PAIRS is defined where, besides, the processor multiplies pairs of bfloat16 (AVX512-BF16).
  *
  * Kernels read an element by act_get() and write it by act_set(), which rounds to nearest, ties to even. For float both
  * are the identity. Compilers vectorise loops over either. Sums and statistics are float in both.
@@ -17,6 +17,10 @@
 #ifdef CPU_HALF
 #include <immintrin.h>
 
+#ifdef __AVX512BF16__
+#define CPU_PAIRS
+#endif
+
 typedef uint16_t Act;
 enum { ACT_HALF = 1 };
 
@@ -25,8 +29,13 @@ static inline Act act_set(float x) { return half_to_bf16(x); }
 
 /* CPU_VEC elements. */
 static inline CpuVec act_vector(const Act *x) {
+#ifdef __AVX512F__
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)x);
     return (CpuVec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)x);
+    return (CpuVec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#endif
 }
 
 /* Returns n elements as floats, in `buffer`. */

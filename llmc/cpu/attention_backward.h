@@ -14,7 +14,7 @@
 
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
-#include "act.h"              /* Act, act_get, act_store */
+#include "act.h"              /* Act, act_get, CPU_PAIRS, act_store */
 #include "attention_strip.h"  /* CPU_STRIP, CPU_LANES, CPU_KEYS, cpu_segments, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
 #include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
@@ -38,7 +38,7 @@ typedef struct CpuBackward {
     float ds[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* gradient of the scores, (KEYS, LANES) */
     float keys[CPU_HALF_KEYS] __attribute__((aligned(64)));      /* a block of keys and one of values, if converted */
     float values[CPU_HALF_KEYS] __attribute__((aligned(64)));
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
     CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));    /* not scaled, (D / 2, LANES) */
     CpuPair dout_pairs[CPU_STRIP / 2] __attribute__((aligned(64))); /* (D / 2, LANES) */
     CpuPair q_rows[CPU_STRIP / 2] __attribute__((aligned(64)));     /* not scaled, (LANES / 2, D) */
@@ -100,7 +100,7 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
         const size_t at = b.key * f->stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
         if (cpu_head_pairs(a)) {
             const Act *k_block = k + b.key * stride, *v_block = v + b.key * stride;
             const size_t lane = (size_t)b.first;
@@ -150,7 +150,7 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     float scale[CPU_LANES];
     cpu_lanes_fill(l, a, p, part);
     bool pairs = false;
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
     pairs = cpu_head_pairs(a);
     if (pairs) {
         cpu_lanes_load_pairs(f.q_pairs, ld, l, (const Act *)a->q, a->q_stride, D);

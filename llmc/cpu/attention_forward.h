@@ -14,7 +14,7 @@
 
 #include "../model/backend.h" /* Attention, Device */
 #include "../model/batch.h"   /* Segment */
-#include "act.h"              /* Act, act_get, act_floats, act_store, ... */
+#include "act.h"              /* Act, act_get, CPU_PAIRS, act_floats, ... */
 #include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
 #include "product.h"          /* CPU_VEC, CpuQuad, CpuVec, CPU_UNROLL, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
@@ -32,7 +32,7 @@ typedef struct CpuForward {
     float out[CPU_STRIP] __attribute__((aligned(64)));    /* not yet divided by the denominator, (D, LANES) */
     float s[CPU_KEYS * CPU_LANES] __attribute__((aligned(64))); /* scores, then probabilities, (KEYS, LANES) */
     float rows[CPU_HALF_KEYS] __attribute__((aligned(64)));     /* a block of keys, then of values, if converted */
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
     CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));            /* not scaled, (D / 2, LANES) */
     CpuPair p_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* probabilities, (KEYS / 2, LANES) */
 #endif
@@ -98,7 +98,7 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, c
                 cpu_prefetch(v + i * stride, D);
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
         if (cpu_head_pairs(a)) {
             cpu_pairs_set(b.keys, n, D / 2, (const CpuPair *)(k + b.key * stride), stride / 2, 1, f->q_pairs + b.first,
                           ld, f->s + b.first, ld);
@@ -243,7 +243,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
         f->sum[lane] = 0;
         scale[lane] = 1;
     }
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
     if (cpu_head_pairs(a)) cpu_lanes_load_pairs(f->q_pairs, ld, l, (const Act *)a->q, a->q_stride, D);
     else
 #endif

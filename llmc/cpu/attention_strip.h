@@ -17,7 +17,7 @@
 
 #include "../model/backend.h" /* Attention */
 #include "../model/batch.h"   /* Segment */
-#include "act.h"              /* Act, act_floats, act_store */
+#include "act.h"              /* Act, act_floats, CPU_PAIRS, act_store */
 #include "product.h"          /* CPU_VEC, cpu_transpose_out, CpuQuad, cpu_transpose4, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_of_rows, cpu_pairs_of_floats */
 #include <limits.h>
@@ -208,7 +208,7 @@ static inline void cpu_lanes_store(Act *x, size_t stride, const CpuLanes *l, con
     }
 }
 
-#ifdef CPU_HALF
+#ifdef CPU_PAIRS
 /* Whether products are those of product_pairs.h. */
 static inline bool cpu_head_pairs(const Attention *a) { return a->head_size % CPU_VEC == 0 && a->kv_stride % 2 == 0; }
 

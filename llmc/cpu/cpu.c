@@ -14,9 +14,9 @@
  * The file is one translation unit. The Makefile compiles it once per instruction set, with CPU_BACKEND as the name of
  * its one public function, and links all of them into every program; cpu.h chooses at run time.
  *
- * Weights, their gradients and the moments are float32. So are activations, except in the backend that is compiled with
- * CPU_HALF, for --dtype bf16 on processors with bfloat16 arithmetic: there they are bfloat16 (act.h). All threads that
- * OpenMP provides are used; OMP_NUM_THREADS sets their number.
+ * Weights, their gradients and the moments are float32. So are activations, except in the backends that are compiled with
+ * CPU_HALF, for --dtype bf16: there they are bfloat16 (act.h). All threads that OpenMP provides are used; OMP_NUM_THREADS
+ * sets their number.
  */
 #include "../base/error.h"      /* Error, error_set, xcalloc */
 #include "../model/backend.h"   /* Weights, Acts, Floats, DTYPE_BF16, ... */
@@ -25,13 +25,13 @@
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves, head_tiles_kept */
-#include "tiles.h"              /* tiles_count, tiles_available */
+#include "tiles.h"              /* tiles_available, tiles_count */
 #include "tiles_product.h"      /* tiles_sums_count */
 
 #include "attention.h"  /* cpu_kv_store */
 #include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
 #include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
-#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, CPU_WIDE, ... */
+#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, GEMM_WIDE_ROWS, ... */
 #include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
 #include "lora.h"       /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
@@ -46,10 +46,9 @@
 #endif
 
 static inline bool cpu_open(Device **device, Dtype dtype, Error *e) {
-    if (dtype == DTYPE_BF16 && !tiles_available())
-        return error_set(e,
-                         "--dtype bf16: this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use float32");
     if (ACT_HALF && dtype != DTYPE_BF16) return error_set(e, "cpu: these kernels are for --dtype bf16");
+    if (!ACT_HALF && dtype == DTYPE_BF16 && !tiles_available())
+        return error_set(e, "cpu: these kernels are not for --dtype bf16");
     Device *d = (Device *)xcalloc(1, sizeof *d);
     d->dtype = dtype;
     d->plans = (GemmPlan *)xcalloc(GEMM_PLANS, sizeof *d->plans);
@@ -122,8 +121,11 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
     const size_t wide = ACT_HALF && (low || panels) ? (size_t)rows * (3 * (size_t)u->widest + (size_t)u->adapters) : 0;
     const size_t head_size = (size_t)(u->width < 256 ? u->width : 256); /* at most, in nearly all models */
     const size_t sums = ACT_HALF ? 2 * (size_t)rows * head_size * (size_t)omp_get_max_threads() : 0;
+    const bool converts = ACT_HALF && !tiles_available();
+    const int most = rows < GEMM_WIDE_ROWS ? rows : GEMM_WIDE_ROWS;
+    const size_t converted = converts ? (size_t)gemm_rows(most) * ((size_t)u->width + (size_t)u->widest) : 0;
     const size_t drawn = cpu_most(both, u->sampled ? (size_t)head_chunk_rows(u->sampled, Vp) * (size_t)Vp : 0);
-    if (d->dtype == DTYPE_BF16) {
+    if (d->dtype == DTYPE_BF16 && !converts) {
         const size_t head = head_tiles_halves(rows, u->width, Vp), operand = tiles_count(rows, u->widest);
         const size_t largest = tiles_count(u->width, u->widest), turned = largest < u->weights ? largest : u->weights;
         const size_t left = taught ? divergence_tiles_left(chunk, width, Vp) : 0;
@@ -136,7 +138,8 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
                    sizeof(uint16_t);
     }
     const size_t logits = (size_t)head_chunk_rows(rows, Vp) * (size_t)Vp;
-    return CPU_CODE_BYTES + (u->weights + cpu_most(logits, drawn) + low + panels) * sizeof(float);
+    return (d->dtype == DTYPE_BF16 ? 2 : 1) * CPU_CODE_BYTES +
+           (u->weights + cpu_most(logits, drawn) + low + panels + wide + sums + converted) * sizeof(float);
 }
 
 static inline void cpu_zero(Device *d, void *memory, size_t bytes) {

@@ -1,7 +1,7 @@
 /* cpu.h - the CPU backend's table, for the instruction set of this machine.
  *
- * cpu.c is compiled once per instruction set (x86-64-v3; AVX-512; AVX-512 with bfloat16, with activations in either
- * type), and all of them are linked into every program. backend_cpu() returns the best one that this processor supports.
+ * cpu.c is compiled once per instruction set (x86-64-v3; AVX-512; AVX-512 with bfloat16) and type of activations, and
+ * all of these tables are linked into every program. backend_cpu() returns the best one that this processor supports.
  * It follows oneDNN's choice, so that ONEDNN_MAX_CPU_ISA (AVX2, AVX512_CORE, AVX512_CORE_BF16, ...) limits both, which is
  * how the tests cover older processors.
  *
@@ -23,7 +23,9 @@ enum { CPU_CODE_BYTES = 10 << 20 };
 const Backend *backend_cpu_v3(void);
 const Backend *backend_cpu_avx512(void);
 const Backend *backend_cpu_bf16(void);
-const Backend *backend_cpu_half(void);
+const Backend *backend_cpu_half_v3(void);
+const Backend *backend_cpu_half_avx512(void);
+const Backend *backend_cpu_half_bf16(void);
 
 static inline const Backend *backend_cpu(void) {
     switch (dnnl_get_effective_cpu_isa()) {
@@ -35,10 +37,13 @@ static inline const Backend *backend_cpu(void) {
     }
 }
 
-/* The backend for a dtype: with activations in bfloat16 for DTYPE_BF16, if this processor has bfloat16 arithmetic. */
+/* The backend for a dtype: with activations in bfloat16 for DTYPE_BF16. Its products are of bfloat16 operands, or of float32
+ * operands if this processor has no bfloat16 arithmetic. */
 static inline const Backend *backend_cpu_for(Dtype dtype) {
     const Backend *b = backend_cpu();
-    return dtype == DTYPE_BF16 && b == backend_cpu_bf16() ? backend_cpu_half() : b;
+    if (dtype != DTYPE_BF16) return b;
+    if (b == backend_cpu_bf16()) return backend_cpu_half_bf16();
+    return b == backend_cpu_avx512() ? backend_cpu_half_avx512() : backend_cpu_half_v3();
 }
 
 /* The instruction set of the backend that backend_cpu() returns, for messages. */

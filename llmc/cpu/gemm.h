@@ -4,7 +4,8 @@
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
  *
- * Products in float32 are oneDNN's (its C API), those in bfloat16 our own (tiles_product.h).
+ * Products in float32 are oneDNN's (its C API), those in bfloat16 our own (tiles_product.h). On processors without bfloat16
+ * arithmetic, activations in bfloat16 are converted, and products are those in float32.
  *
  * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
  * by address, and gemm_weights_changed() marks them stale. Products in bfloat16 of more than GEMM_KEPT_ROWS rows, as in
@@ -25,9 +26,9 @@
 #define LLMC_CPU_GEMM_H
 
 #include "../base/error.h"    /* checked, Error, error_set, xrealloc */
-#include "../model/backend.h" /* DTYPE_BF16, ROW_ALIGN, Acts, Dtype */
+#include "../model/backend.h" /* Acts, DTYPE_BF16, ROW_ALIGN, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
-#include "tiles.h"            /* tiles_pack_team, CPU_TILES, tiles_count, TILES_PAIRS, ... */
+#include "tiles.h"            /* CPU_TILES, tiles_pack_team, tiles_count, TILES_PAIRS, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
@@ -55,7 +56,9 @@ typedef struct GemmPack {
 enum {
     GEMM_PLANS = 2048,
     GEMM_KEPT_ROWS = 128, /* products of more rows in bfloat16 do not keep packed weights */
-    CPU_WIDE = 4
+    GEMM_WIDE = 4,        /* the first of those buffers that products use */
+    CPU_WIDE = 6,         /* buffers of floats for operations that compute with those */
+    GEMM_WIDE_ROWS = 512
 };
 
 struct Device {
@@ -84,7 +87,7 @@ struct Device {
     size_t low_count;
     float *work; /* sampling: two rows of the vocabulary per thread */
     size_t work_count;
-    float *wide[CPU_WIDE]; /* activations in bfloat16, as floats for operations that compute with those */
+    float *wide[CPU_WIDE]; /* activations in bfloat16, as floats */
     size_t wide_count[CPU_WIDE];
     size_t alive; /* bytes of packs and scratch */
 };
@@ -123,8 +126,8 @@ static inline bool cpu_worth_product(int n, int m, int k) { return (double)n * m
  * threads has no influence on which elements are left to scalar code, whose sums may be contracted differently. */
 enum { CPU_BLOCK = 4096 };
 
-/* Returns n activations as floats: x itself, or memory of the device, of which there are CPU_WIDE; read: with the values of
- * x. cpu_narrow() takes results back to x. */
+/* Returns n activations as floats: x itself, or memory of the device, of which there are CPU_WIDE (operations other than
+ * products use the first GEMM_WIDE); read: with the values of x. cpu_narrow() takes results back to x. */
 static inline float *cpu_wide(Device *d, int which, const Acts *x, size_t n, bool read) {
 #ifdef CPU_HALF
     d->wide[which] = (float *)cpu_scratch(d, d->wide[which], &d->wide_count[which], n, sizeof(float));
@@ -356,8 +359,8 @@ static inline void gemm_rows_by_weights(Device *d, float *out, const float *x, c
 #ifdef CPU_TILES
 /* out[N,M] = x[N,K] w + b in packed blocks, w [M,K] if transposed, otherwise [K,M]. out_half, x_half: that matrix is
  * bfloat16. */
-static inline void gemm_rows_by_weights_tiles(Device *d, bool transposed, void *out, bool out_half, const void *x,
-                                              bool x_half, const float *w, const float *b, int N, int M, int K) {
+static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *out, bool out_half, const void *x,
+                                             bool x_half, const float *w, const float *b, int N, int M, int K) {
     const bool plain = x_half && K % TILES_BLOCK == 0 && !tiles_amx();
     const uint16_t *kept = transposed ? gemm_tiles(d, w, N, M, K) : gemm_tiles(d, w, N, K, M);
     uint16_t *left = plain ? NULL : gemm_half(d, 0, tiles_count(N, K));
@@ -384,7 +387,7 @@ static inline void gemm_rows_by_weights_tiles(Device *d, bool transposed, void *
 }
 
 /* out[M,K] += y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. */
-static inline void gemm_tn_tiles(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
+static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
     uint16_t *left = gemm_half(d, 0, tiles_count(M, N)), *right = gemm_half(d, 1, tiles_count(K, N));
     const TilesProduct p = {.rows = M,
                             .cols = K,
@@ -404,48 +407,79 @@ static inline void gemm_tn_tiles(Device *d, float *out, const void *y, bool y_ha
 }
 #endif
 
+#if defined CPU_HALF && !defined CPU_TILES
+/* The same two without bfloat16 arithmetic: products in float32 of operands that are converted, GEMM_WIDE_ROWS rows at a
+ * time. Weights are not rounded. */
+static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *out, bool out_half, const void *x,
+                                             bool x_half, const float *w, const float *b, int N, int M, int K) {
+    for (int first = 0; first < N; first += GEMM_WIDE_ROWS) {
+        const int n = N - first < GEMM_WIDE_ROWS ? N - first : GEMM_WIDE_ROWS;
+        const size_t rows = (size_t)gemm_rows(n), in = (size_t)first * (size_t)K, at = (size_t)first * (size_t)M;
+        Acts *half = (Acts *)((Act *)out + at);
+        const float *from = (const float *)x + in;
+        float *to = (float *)out + at;
+        if (x_half) from = cpu_wide(d, GEMM_WIDE, (const Acts *)((const Act *)x + in), rows * (size_t)K, true);
+        if (out_half) to = cpu_wide(d, GEMM_WIDE + 1, half, rows * (size_t)M, false);
+        if (transposed) gemm_rows_by_weights(d, to, from, w, b, n, M, K);
+        else DNNL_TRY(d, dnnl_sgemm('N', 'N', n, M, K, 1.0f, from, K, w, M, 0.0f, to, M));
+        if (out_half) cpu_narrow(half, to, (size_t)n * (size_t)M);
+    }
+}
+
+static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
+    for (int first = 0; first < N; first += GEMM_WIDE_ROWS) {
+        const int n = N - first < GEMM_WIDE_ROWS ? N - first : GEMM_WIDE_ROWS;
+        const size_t left = (size_t)first * (size_t)M, right = (size_t)first * (size_t)K;
+        const float *from = (const float *)y + left;
+        if (y_half) from = cpu_wide(d, GEMM_WIDE, (const Acts *)((const Act *)y + left), (size_t)n * (size_t)M, true);
+        const float *by = cpu_wide(d, GEMM_WIDE + 1, (const Acts *)(x + right), (size_t)n * (size_t)K, true);
+        DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, n, 1.0f, from, M, by, K, 1.0f, out, K));
+    }
+}
+#endif
+
 #ifdef CPU_HALF
 static inline void gemm_nt(Device *d, Act *out, const Act *x, const float *w, const float *b, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, true, out, true, x, true, w, b, N, M, K);
+    gemm_rows_by_weights_bf16(d, true, out, true, x, true, w, b, N, M, K);
 }
 
 static inline void gemm_nt_floats(Device *d, float *out, const Act *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, true, out, false, x, true, w, NULL, N, M, K);
+    gemm_rows_by_weights_bf16(d, true, out, false, x, true, w, NULL, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, Act *out, const Act *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, false, out, true, x, true, w, NULL, N, M, K);
+    gemm_rows_by_weights_bf16(d, false, out, true, x, true, w, NULL, N, M, K);
 }
 
 static inline void gemm_nn_floats(Device *d, Act *out, const float *x, const float *w, int N, int M, int K) {
-    gemm_rows_by_weights_tiles(d, false, out, true, x, false, w, NULL, N, M, K);
+    gemm_rows_by_weights_bf16(d, false, out, true, x, false, w, NULL, N, M, K);
 }
 
 static inline void gemm_tn(Device *d, float *out, const Act *y, const Act *x, int N, int M, int K) {
-    gemm_tn_tiles(d, out, y, true, x, N, M, K);
+    gemm_tn_bf16(d, out, y, true, x, N, M, K);
 }
 
 static inline void gemm_tn_floats(Device *d, float *out, const float *y, const Act *x, int N, int M, int K) {
-    gemm_tn_tiles(d, out, y, false, x, N, M, K);
+    gemm_tn_bf16(d, out, y, false, x, N, M, K);
 }
 #else
 static inline void gemm_nt(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_tiles(d, true, out, false, x, false, w, b, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_bf16(d, true, out, false, x, false, w, b, N, M, K);
 #endif
     gemm_rows_by_weights(d, out, x, w, b, N, M, K);
 }
 
 static inline void gemm_nn(Device *d, float *out, const float *x, const float *w, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_tiles(d, false, out, false, x, false, w, NULL, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_rows_by_weights_bf16(d, false, out, false, x, false, w, NULL, N, M, K);
 #endif
     DNNL_TRY(d, dnnl_sgemm('N', 'N', N, M, K, 1.0f, x, K, w, M, 0.0f, out, M));
 }
 
 static inline void gemm_tn(Device *d, float *out, const float *y, const float *x, int N, int M, int K) {
 #ifdef CPU_TILES
-    if (d->dtype == DTYPE_BF16) return gemm_tn_tiles(d, out, y, false, x, N, M, K);
+    if (d->dtype == DTYPE_BF16) return gemm_tn_bf16(d, out, y, false, x, N, M, K);
 #endif
     DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
 }

@@ -5,13 +5,13 @@
  * a row-major bfloat16 matrix are pairs along its columns as they are; cpu_pairs_of_rows() makes pairs along its rows.
  * Columns of the right operand and of the result come in whole vectors.
  *
- * Only where activations are bfloat16 (CPU_HALF).
+ * Only where activations are bfloat16 and the processor has these instructions (CPU_PAIRS).
  */
 #ifndef LLMC_CPU_PRODUCT_PAIRS_H
 #define LLMC_CPU_PRODUCT_PAIRS_H
 
-#ifdef CPU_HALF
-#include "act.h"     /* Act */
+#include "act.h" /* Act, CPU_PAIRS */
+#ifdef CPU_PAIRS
 #include "product.h" /* CPU_VEC, CPU_UNROLL, CPU_INLINE, CpuProductMode, ... */
 #include <immintrin.h>
 #include <stdint.h>
