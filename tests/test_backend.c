@@ -3,17 +3,18 @@
  * The head and sampling are tested in test_head.c, divergences in test_divergence.c; attention is tested here and in
  * test_attention.c. Operations without a matrix product must give the same bits with any number of threads. Those with one
  * (linear_*, head, logits, sample) leave the order of sums to the library and must agree within the tolerance. */
-#include "../llmc/base/error.h"    /* Error */
-#include "../llmc/base/random.h"   /* Random, random_start, RANDOM_NOISE, random_uniform */
-#include "../llmc/cpu/cpu.h"       /* CPU_CODE_BYTES, backend_cpu_for */
-#include "../llmc/cpu/gemm.h"      /* GEMM_PLANS */
-#include "../llmc/model/backend.h" /* Acts, Floats, Weights, Device, ... */
-#include "../llmc/model/batch.h"   /* Segment */
-#include "arrays.h"                /* DOUBLES, sums, sum_add, FLOATS, ... */
-#include "cpu_device.h"            /* B, D, close_device, open_device */
-#include "device.h"                /* noise, acts, fetch, floats, ... */
-#include "frozen.h"                /* frozen_check */
-#include "quant_blocks.h"          /* quant_random */
+#include "../llmc/base/error.h"      /* Error */
+#include "../llmc/base/random.h"     /* Random, random_start, RANDOM_NOISE, random_uniform */
+#include "../llmc/cpu/cpu.h"         /* CPU_CODE_BYTES, backend_cpu_for */
+#include "../llmc/cpu/gemm.h"        /* GEMM_PLANS */
+#include "../llmc/model/backend.h"   /* Acts, Floats, Weights, Device, ... */
+#include "../llmc/model/batch.h"     /* Segment */
+#include "../llmc/model/quantized.h" /* QUANT_BLOCK, quant_info */
+#include "arrays.h"                  /* DOUBLES, sums, sum_add, FLOATS, ... */
+#include "cpu_device.h"              /* B, D, close_device, open_device */
+#include "device.h"                  /* noise, acts, fetch, floats, ... */
+#include "frozen.h"                  /* frozen_check */
+#include "quant_blocks.h"            /* quant_random */
 
 /* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 55
  * operations. */
@@ -905,38 +906,46 @@ static void test_lora(void **state) {
     }
 }
 
-/* Products with matrices in blocks of every type, and of three types at once, and their gradient; few rows are other code
- * than many. The gradient of rows of 64 elements has blocks of several matrices' columns. */
+/* A product with a matrix of `parts` types from `first` on, and its gradient. */
+static void quantized_check(Random *r, int first, int parts, int N, int K) {
+    QuantMatrix q = {.parts = parts};
+    int M = 0;
+    for (int p = 0; p < parts; p++) M += q.rows[p] = 5 + 32 * p;
+    float *w = FLOATS(M * K), *at = w;
+    void *blocks[QUANT_PARTS] = {NULL};
+    for (int p = 0; p < parts; p++) {
+        const size_t n = (size_t)(q.rows[p] * K);
+        q.type[p] = (first + p) % QUANT_COUNT;
+        blocks[p] = quant_random(r, (QuantType)q.type[p], n, at);
+        q.blocks[p] = (const Blocks *)blocks[p];
+        at += n;
+    }
+    const float *x = noise(r, (size_t)(N * K), 1), *b = noise(r, (size_t)M, 1);
+    const float *dout = noise(r, (size_t)(N * M), 1);
+    Sum out = sums((size_t)(N * M), NULL), dx = sums((size_t)(N * K), NULL);
+    sum_linear(out, dx, x, w, b, dout, N, K, M);
+    Acts *got = acts(NULL, N, M), *gradient = acts(NULL, N, K);
+    B->quant_forward(D, got, acts(x, N, K), &q, weights(b, (size_t)M), N, K, M);
+    B->quant_backward(D, gradient, acts(dout, N, M), &q, N, K, M);
+    sum_check("out", fetch(got, (size_t)(N * M)), out, K + 1, (size_t)(N * M));
+    sum_check("dx", fetch(gradient, (size_t)(N * K)), dx, M, (size_t)(N * K));
+    for (int p = 0; p < parts; p++) free(blocks[p]);
+}
+
+/* Products with matrices in blocks of every type, and of three types at once, and their gradient. Few rows are other code
+ * than many, a few of those other code than more, and sizes need not be multiples of anything but a block: 70 elements of
+ * a type without blocks. The gradient of rows of 64 elements has blocks of several matrices' columns. */
 static void test_quantized(void **state) {
-    (void)state;
-    static const int rows_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 300};
+    static const int rows_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 31, 32, 33, 70, 300};
     Random r = random_start(37, 0);
-    for (int first = 0; first < QUANT_COUNT; first++)
-        for (int parts = 1; parts <= QUANT_PARTS; parts += 2) {
-            QuantMatrix q = {.parts = parts};
-            const int N = rows_of[first], K = first < QUANT_Q4_K && parts == 1 ? 96 : 512;
-            int M = 0;
-            for (int p = 0; p < parts; p++) M += q.rows[p] = 5 + 32 * p;
-            float *w = FLOATS(M * K), *at = w;
-            void *blocks[QUANT_PARTS] = {NULL};
-            for (int p = 0; p < parts; p++) {
-                const size_t n = (size_t)(q.rows[p] * K);
-                q.type[p] = (first + p) % QUANT_COUNT;
-                blocks[p] = quant_random(&r, (QuantType)q.type[p], n, at);
-                q.blocks[p] = (const Blocks *)blocks[p];
-                at += n;
-            }
-            const float *x = noise(&r, (size_t)(N * K), 1), *b = noise(&r, (size_t)M, 1);
-            const float *dout = noise(&r, (size_t)(N * M), 1);
-            Sum out = sums((size_t)(N * M), NULL), dx = sums((size_t)(N * K), NULL);
-            sum_linear(out, dx, x, w, b, dout, N, K, M);
-            Acts *got = acts(NULL, N, M), *gradient = acts(NULL, N, K);
-            B->quant_forward(D, got, acts(x, N, K), &q, weights(b, (size_t)M), N, K, M);
-            B->quant_backward(D, gradient, acts(dout, N, M), &q, N, K, M);
-            sum_check("out", fetch(got, (size_t)(N * M)), out, K + 1, (size_t)(N * M));
-            sum_check("dx", fetch(gradient, (size_t)(N * K)), dx, M, (size_t)(N * K));
-            for (int p = 0; p < parts; p++) free(blocks[p]);
+    for (size_t i = 0; i < sizeof rows_of / sizeof *rows_of; i++) {
+        for (int first = 0; first < QUANT_COUNT; first++) {
+            const int block = (int)quant_info((QuantType)first)->values;
+            quantized_check(&r, first, 1, rows_of[i], block == 1 ? 70 : block == QUANT_BLOCK ? 96 : 512);
+            if (first == (int)i % QUANT_COUNT) quantized_check(&r, first, QUANT_PARTS, rows_of[i], 768);
         }
+        assert_int_equal(check_memory(state), 0); /* also frees it */
+    }
 }
 
 static void test_frozen(void **state) {

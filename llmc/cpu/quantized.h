@@ -1,10 +1,10 @@
 /* quantized.h - products with quantised matrices (see QuantMatrix in model/backend.h), in float32 for either dtype.
  *
- * A thread decodes a block of some rows and columns of the matrix into a buffer that stays in the caches, multiplies
- * with it, and overwrites it: no more of the matrix ever exists as floats.
+ * A thread decodes a block of some rows and columns of the matrix into registers or into a buffer that stays in the
+ * caches, multiplies with it, and overwrites it: no more of the matrix ever exists as floats.
  *
- *   up to QUANT_FEW rows of x    decode is bound by reading the matrix. A row of it is decoded in pieces of QUANT_DEPTH
- *                                elements; each is multiplied with all rows of x:  out[n,o] = x[n] . w[o] + b[o]
+ *   up to QUANT_FEW rows of x    decode is bound by reading the matrix:  out[n,o] = x[n] . w[o] + b[o]  by
+ *                                quantized_rows.h
  *   more rows                    blocks of 64 rows by QUANT_DEPTH columns are decoded, transposed, and multiplied with
  *                                blocks of rows of x by product.h
  *   gradient                     blocks of 64 rows and up to 256 columns, as they are:  dx += dout[:, rows] w
@@ -18,11 +18,12 @@
 #define LLMC_CPU_QUANTIZED_H
 
 #include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Weights */
-#include "../model/quantized.h" /* quant_info, quant_bytes, quant_decode */
+#include "../model/quantized.h" /* quant_info, quant_bytes */
 #include "gemm.h"               /* Device, cpu_wide, cpu_narrow, cpu_scratch */
-#include "product.h"            /* CpuVec, CPU_VEC, CPU_INLINE, cpu_product_add, ... */
+#include "product.h"            /* cpu_product_add, cpu_transpose_in */
+#include "quantized_rows.h"     /* QUANT_FEW, quant_decode_fast, quant_few_rows */
 
-enum { QUANT_FEW = 8, QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
+enum { QUANT_DEPTH = 256, QUANT_WIDE = 64, QUANT_ROWS = 256 };
 enum { QUANT_BUFFER = 2 * QUANT_WIDE * QUANT_DEPTH }; /* floats of a thread */
 
 /* Decodes elements [column, column + n) of row `row` of the matrix, whose rows have K elements. */
@@ -31,68 +32,13 @@ static inline void quant_row(const QuantMatrix *w, int row, int K, int column, f
     while (row >= w->rows[part]) row -= w->rows[part++];
     const QuantType type = (QuantType)w->type[part];
     const size_t at = (size_t)row * (size_t)K + (size_t)column;
-    quant_decode(type, (const uint8_t *)w->blocks[part] + quant_bytes(type, at), out, (size_t)n);
+    quant_decode_fast(type, (const uint8_t *)w->blocks[part] + quant_bytes(type, at), out, n);
 }
 
 /* The buffers of all threads. */
 static inline float *quant_buffers(Device *d) {
     const size_t wanted = (size_t)omp_get_max_threads() * QUANT_BUFFER;
     return d->panel = (float *)cpu_scratch(d, d->panel, &d->panel_count, wanted, sizeof *d->panel);
-}
-
-/* sum[i][] += x[i] . w over n elements, element j into sum j % width, for m rows of x that are ld apart; then those sums
- * of the elements after the last whole vector in order. */
-CPU_INLINE void quant_dots(const int m, const float *x, size_t ld, const float *w, int n, CpuVec *sum, float *rest) {
-    int j = 0;
-    for (; j + CPU_VEC <= n; j += CPU_VEC) {
-        const CpuVec right = *(const CpuVec *)(w + j);
-        CPU_UNROLL for (int i = 0; i < m; i++) sum[i] += *(const CpuVec *)(x + (size_t)i * ld + j) * right;
-    }
-    for (; j < n; j++)
-        for (int i = 0; i < m; i++) rest[i] += x[(size_t)i * ld + j] * w[j];
-}
-
-/* Output channel o of m rows of x. */
-CPU_INLINE void quant_channel(const int m, float *out, const float *x, const QuantMatrix *w, const float *b, int o,
-                              int IC, int OC, float *buffer) {
-    CpuVec sum[QUANT_FEW];
-    float rest[QUANT_FEW];
-    for (int i = 0; i < m; i++) {
-        sum[i] = (CpuVec){0};
-        rest[i] = b ? b[o] : 0;
-    }
-    for (int k = 0; k < IC; k += QUANT_DEPTH) {
-        const int n = IC - k < QUANT_DEPTH ? IC - k : QUANT_DEPTH;
-        quant_row(w, o, IC, k, buffer, n);
-        quant_dots(m, x + k, (size_t)IC, buffer, n, sum, rest);
-    }
-    for (int i = 0; i < m; i++) {
-        float total = rest[i];
-        for (int j = 0; j < CPU_VEC; j++) total += sum[i][j];
-        out[(size_t)i * (size_t)OC + (size_t)o] = total;
-    }
-}
-
-static inline void quant_few_rows(Device *d, float *out, const float *x, const QuantMatrix *w, const float *b, int N,
-                                  int IC, int OC) {
-    float *buffers = quant_buffers(d);
-#pragma omp parallel for schedule(static) if (cpu_worth((size_t)IC * (size_t)OC))
-    for (int o = 0; o < OC; o++) {
-        float *buffer = buffers + (size_t)omp_get_thread_num() * QUANT_BUFFER;
-        switch (N) {
-#define QUANT_CASE(n)                                                                                                  \
-    case n: quant_channel(n, out, x, w, b, o, IC, OC, buffer); break;
-            QUANT_CASE(1)
-            QUANT_CASE(2)
-            QUANT_CASE(3)
-            QUANT_CASE(4)
-            QUANT_CASE(5)
-            QUANT_CASE(6)
-            QUANT_CASE(7)
-            QUANT_CASE(8)
-#undef QUANT_CASE
-        }
-    }
 }
 
 /* panel[k][i] = element column + k of row first + i, for `rows` rows and n columns; rows of the panel are QUANT_WIDE
@@ -140,7 +86,7 @@ static inline void cpu_quant_forward(Device *d, Acts *out_, const Acts *x_, cons
                                      int N, int IC, int OC) {
     const float *x = cpu_wide(d, 0, x_, (size_t)N * (size_t)IC, true);
     float *out = cpu_wide(d, 1, out_, (size_t)N * (size_t)OC, false);
-    if (N <= QUANT_FEW) quant_few_rows(d, out, x, w, (const float *)b, N, IC, OC);
+    if (N <= QUANT_FEW) quant_few_rows(out, x, w, (const float *)b, N, IC, OC);
     else quant_many_rows(d, out, x, w, (const float *)b, N, IC, OC);
     cpu_narrow(out_, out, (size_t)N * (size_t)OC);
 }
