@@ -4,10 +4,10 @@
  * validation split, and writes both shards at the end. After a failure no file is left behind. Unusual properties of the
  * data are counted and reported at the end.
  */
-#include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
+#include "../llmc/base/error.h"           /* usage_error, Error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
-#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
+#include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_INT, OPTION_FLAG, OPTION_GROUP, ... */
 #include "../llmc/base/output.h"          /* output_add, OUTPUT_WRITTEN, output_distinct, OUTPUT_READ, ... */
 #include "../llmc/base/text.h"            /* TokenList, token_list_free, TextBuffer, token_list_append, ... */
 #include "../llmc/model/model_file.h"     /* model_read_texts */
@@ -25,8 +25,9 @@
 #include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_load, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "row_batch.h"                    /* RowMade, RowBatch, ROW_BATCH_ALONE, row_batch_clear, ... */
-#include "row_fields.h"                   /* ROW_TEXT, FIELD_PROMPT, row_field, FIELD_COUNT, ... */
+#include "row_fields.h"                   /* ROW_TEXT, row_field, FIELD_PROMPT, FIELD_COUNT, ... */
 #include "rows.h"                         /* NOTE_COUNT, NOTE_TRUNCATED, ROW_BAD, RowNote, ... */
+#include "super_ni.h"                     /* SuperNi */
 #include "wordings.h"                     /* WORDINGS_PER_ROW_MAX, Wordings, wordings_close, wordings_open */
 #include <ctype.h>
 #include <signal.h>
@@ -37,10 +38,15 @@ static struct {
     int kind, truncation;
     const char *wordings;
     int64_t max_tokens, limit, seed, wordings_per_row;
+    SuperNi super_ni;
     double val_fraction;
     bool skip_bad, quiet, assistant_only, help_fields;
     MixingOptions mix;
-} o = {.template = "auto", .assistant_only = true, .wordings_per_row = 1, .mix = {.temperature = 2}};
+} o = {.template = "auto",
+       .assistant_only = true,
+       .wordings_per_row = 1,
+       .super_ni = {.positive = 2},
+       .mix = {.temperature = 2}};
 
 static Inputs inputs;        /* the files of --input and --mix */
 static bool mixes;           /* the training records are a mixture of the files */
@@ -116,6 +122,18 @@ static const Option options[] = {
                 "prompt, completion and the task of the rows that they are for"),
     OPTION_INT("wordings-per-row", 0, &o.wordings_per_row, 1, WORDINGS_PER_ROW_MAX,
                "number of different wordings that each row is written in, if there are as many"),
+    OPTION_GROUP("Tasks of Super-NaturalInstructions"),
+    OPTION_FLAG(
+        "super-ni", 0, &o.super_ni.on,
+        "read tasks with Definition, Positive Examples and Instances, a record for each instance, as Tk-Instruct "
+        "encodes them; with --kind prompt, the outputs are the answers"),
+    OPTION_INT("num-pos-examples", 0, &o.super_ni.positive, 0, 100, "positive examples in a prompt"),
+    OPTION_INT("num-neg-examples", 0, &o.super_ni.negative, 0, 100, "negative examples in a prompt"),
+    OPTION_FLAG("add-explanation", 0, &o.super_ni.explanation, "write the explanations of examples, too"),
+    OPTION_INT("max-source-length", 0, &o.super_ni.max_source, 0, 1 << 30,
+               "add examples only while the prompt has at most this many tokens; 0: no limit"),
+    OPTION_INT("max-num-instances-per-task", 0, &o.super_ni.per_task, 0, 1e15,
+               "number of instances of a task, drawn by the seed; 0: all"),
     OPTION_GROUP("Details (in these texts \\n and \\t are newline and tab)"),
     OPTION_TEXT("task", 0, &rows.task_name, "NAME", "verifier for lines without a task, such as gsm8k or exact"),
     OPTION_TEXT("answer-after", 0, &rows.answer_after, "TEXT",
@@ -160,6 +178,7 @@ static const OptionAbout about = {
     "  zcat hh.jsonl.gz | make_shard -i - -o pairs.shard --tokenizer gpt2/\n"
     "  make_shard -i prompts.jsonl -o prompts.shard --model sft.safetensors\n"
     "  make_shard -i chats.jsonl -o chats.shard --tokenizer Qwen3-0.6B --chat-template-path Qwen3-0.6B\n"
+    "  make_shard -i 'tasks/*.json' -o ni.shard --super-ni --max-num-instances-per-task 100\n"
     "  make_shard -i book.txt -o book.bin --tokenizer vocab.json:merges.txt"};
 
 /* ---- training and validation split ------------------------------------------------------------------------------ */
@@ -514,7 +533,13 @@ static void check_used(const json_t *row) {
         {&o.max_tokens, !text, "not used for records of kind text"},
         {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
         {&o.hold_out, !text, "not used for records of kind text"},
-        {&o.seed, o.val_output || mixes || o.wordings, "used only with --val-output, a mixture or --wordings"},
+        {&o.seed, o.val_output || mixes || o.wordings || o.super_ni.on,
+         "used only with --val-output, a mixture, --wordings or --super-ni"},
+        {&o.super_ni.positive, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.negative, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.explanation, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.max_source, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.per_task, o.super_ni.on, "used only with --super-ni"},
         {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
         {&o.wordings, row && !text, "not used for records of kind text"},
         {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
@@ -593,6 +618,22 @@ static void add_lines(Jsonl *j, const RowBatch *b) {
     }
 }
 
+/* Determines the kind and the template from the first row, or from the first instance of a task. */
+static void settle_row(const Jsonl *j, json_t *row) {
+    Error e;
+    if (!o.super_ni.on) {
+        settle(j, row);
+        return;
+    }
+    json_t *one = json_pack("{s:s,s:s}", "prompt", "", o.kind == ROW_PROMPT ? "answer" : "completion", "");
+    if (!json_object_get(row, "Instances") && !json_object_get(row, "Instance")) {
+        row_missing(j, row, "Instances", "super-ni", &e);
+        fail(&e);
+    }
+    settle(j, one);
+    json_decref(one);
+}
+
 static void read_lines(Jsonl *j) {
     Error e;
     json_t *row;
@@ -601,7 +642,7 @@ static void read_lines(Jsonl *j) {
         const int more = jsonl_next(j, &row, &e);
         if (more < 0) fail(&e);
         if (!more) return;
-        settle(j, row);
+        settle_row(j, row);
         row_batch_add(&b, j, false);
     }
     while (b.more > 0 && !enough()) {
@@ -750,6 +791,23 @@ static void open_wordings(void) {
             rows.fields.label_in_pattern = true;
 }
 
+/* Refuses fields that the tasks of --super-ni do not have. */
+static void check_super_ni(void) {
+    if (!o.super_ni.on) return;
+    if (o.kind != ROW_AUTO && o.kind != ROW_CHAT && o.kind != ROW_PROMPT)
+        usage_error("--super-ni: makes records of kind chat or prompt");
+    if (o.wordings) usage_error("--super-ni and --wordings: both give the prompt; give only one of them");
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        char name[40];
+        if (rows.fields.pattern[i])
+            usage_error("--super-ni and --%s: give only one of them", row_template_option((RowFieldId)i, name));
+        if (rows.fields.name[i] && i != FIELD_CLUSTER)
+            usage_error("--super-ni and --%s: give only one of them", row_field[i].option);
+    }
+    o.super_ni.seed = (uint64_t)o.seed;
+    rows.super_ni = &o.super_ni;
+}
+
 static void check_patterns(void) {
     Error e;
     for (int i = 0; i < FIELD_COUNT; i++) {
@@ -816,6 +874,7 @@ static void check_options(void) {
     rows.prompt_end = row_unescape(rows.prompt_end);
     rows.step_separator = row_unescape(rows.step_separator);
     rows.system = row_unescape(rows.system);
+    check_super_ni();
     check_patterns();
     open_wordings();
     if (rows.fields.name[FIELD_MESSAGES] && (rows.fields.name[FIELD_PROMPT] || rows.fields.pattern[FIELD_PROMPT]))
@@ -914,6 +973,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < inputs.count && !enough(); i++) {
         Jsonl j;
         if (!jsonl_open(&j, inputs.path[i], o.skip_bad, &e)) fail(&e);
+        j.objects = o.super_ni.on;
         if (rows.kind == ROW_TEXT || rows.kind == ROW_AUTO) {
             if (jsonl_peek(&j) == '{' || jsonl_peek(&j) == '[' || named_jsonl(inputs.path[i])) read_lines(&j);
             else read_text(&j);

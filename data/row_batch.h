@@ -30,6 +30,7 @@
 #include "../llmc/text/tokenizer.h" /* tokenizer_share, tokenizer_unshare, tokenizer_use_threads */
 #include "row_fields.h"             /* FIELD_CLUSTER, FIELD_COUNT, row_kind_name, row_peek, ... */
 #include "rows.h"                   /* Rows, ROW_BAD, ROW_MADE, NOTE_COUNT, ... */
+#include "super_ni.h"               /* super_ni_count, super_ni_keeps, super_ni_row */
 #include "wordings.h"               /* WORDINGS_PER_ROW_MAX, wordings_draw */
 #include <omp.h>
 
@@ -271,6 +272,33 @@ static inline void row_word(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
     }
 }
 
+/* Converts the instances of a task of Super-NaturalInstructions. */
+static inline void row_instances(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
+    Error e;
+    Rows *r = w->rows;
+    Jsonl *j = &w->line;
+    json_t *task = j->row;
+    const size_t count = super_ni_count(task);
+    int64_t left = -1;
+    if (!count) {
+        const json_t *list = json_object_get(task, "Instances");
+        jsonl_error(j, "Instances", &e, "is %s, expected a list of instances",
+                    json_is_array(list) ? "an empty list" : jsonl_type(list));
+        row_made_bad(row_line_more(l), &e);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!super_ni_keeps(r->super_ni, j, i, count, &left)) continue;
+        j->row = super_ni_row(r->super_ni, &r->tokenizer, j, task, i, r->kind == ROW_PROMPT, &e);
+        if (!j->row) row_made_bad(row_line_more(l), &e);
+        else {
+            do row_make_next(l, w, any, seed);
+            while (r->more);
+        }
+        json_decref(j->row);
+    }
+    j->row = task;
+}
+
 /* Converts a line. */
 static inline void row_line_convert(RowLine *l, RowWorker *w, bool any, uint64_t seed) {
     Error e;
@@ -286,6 +314,10 @@ static inline void row_line_convert(RowLine *l, RowWorker *w, bool any, uint64_t
     if (jsonl_blank(j) && !l->too_long) return;
     if (!(l->too_long ? jsonl_too_long(j, &e) : jsonl_parse(j, &e))) {
         row_made_bad(row_line_more(l), &e);
+        return;
+    }
+    if (w->rows->super_ni) {
+        row_instances(l, w, any, seed);
         return;
     }
     if (w->rows->wordings) {
@@ -341,6 +373,7 @@ static inline bool row_worker_open(RowWorker *w, const Rows *rows, Error *e) {
                     .kind = rows->kind,
                     .stop = rows->stop,
                     .wordings = rows->wordings,
+                    .super_ni = rows->super_ni,
                     .train_all = rows->train_all,
                     .texts = rows->texts};
     row_fields_begin(&w->own.fields);

@@ -10,6 +10,7 @@
  *   OpenAI               messages; input.messages, preferred_output, non_preferred_output
  *   verl                 prompt, reward_model.ground_truth, data_source
  *   open-instruct        messages, ground_truth, dataset
+ *   T0 (P3), FLAN        inputs, targets; in P3 inputs_pretokenized, targets_pretokenized, next to lists of ids
  *
  * A name may be a path, such as reward_model.ground_truth or turns.0.text. A field is read under the first of its names
  * that the row has; a name that the user gives replaces all of them, and a template joins several fields to one:
@@ -35,9 +36,11 @@ typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNP
       "list of {role, content} or {from, value}", true)                                                                \
     X(SYSTEM, "system-field", "system|system_prompt", "system message of a row whose messages have none", false)       \
     X(HISTORY, "history-field", "history", "list of [user, assistant], the turns before the prompt", false)            \
-    X(PROMPT, "prompt-field", "prompt|instruction|question|query|problem|input", "text or list of messages", true)     \
+    X(PROMPT, "prompt-field", "prompt|instruction|question|query|problem|input|inputs_pretokenized|inputs",            \
+      "text or list of messages", true)                                                                                \
     X(INPUT, "input-field", "input|context", "text that follows an instruction after a newline", false)                \
-    X(COMPLETION, "completion-field", "completion|output|response", "text or list of messages", true)                  \
+    X(COMPLETION, "completion-field", "completion|output|response|targets_pretokenized|targets",                       \
+      "text or list of messages", true)                                                                                \
     X(ANSWER, "answer-field", "answer|ground_truth|reward_model.ground_truth|solution|label",                          \
       "reference answer for the verifier", false)                                                                      \
     X(TASK, "task-field", "task|data_source|dataset", "name of the verifier", false)                                   \

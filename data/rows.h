@@ -33,6 +33,7 @@
 #include "../llmc/text/tokenizer.h"       /* tokenizer_encode, TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, ... */
 #include "row_fields.h"                   /* row_read, row_called, FIELD_MESSAGES, FIELD_PROMPT, ... */
 #include "row_messages.h"                 /* RowMessages, row_messages_free, row_said_by_assistant, row_message, ... */
+#include "super_ni.h"                     /* SuperNi */
 #include "wordings.h"                     /* Wordings */
 
 typedef enum { TRUNCATE_END, TRUNCATE_DROP, TRUNCATE_ERROR } RowTruncation;
@@ -68,6 +69,7 @@ typedef struct Rows {
     ChatTemplate chat;
     int32_t stop;
     const Wordings *wordings; /* or NULL */
+    const SuperNi *super_ni;  /* or NULL */
     bool train_all;           /* kind chat: the mask is 1 on all tokens */
     bool texts;               /* the template was chosen for rows of texts, so that no row may have several messages */
 

@@ -6,16 +6,17 @@
  *     ./a.out -max_len=4096 corpus/ tests/corpus/jsonl/
  *
  * The first byte selects the template, the kind of record, the limits and how lines are truncated; if it is 255, the
- * rest is a template.
+ * rest is a template, and if it is 254, tasks of Super-NaturalInstructions.
  */
 #include "../data/row_fields.h"     /* ROW_AUTO, ROW_PREFERENCE, ROW_TEXT, row_kind */
 #include "../data/rows.h"           /* ROW_BAD, ROW_MADE, RowResult, RowTruncation, ... */
+#include "../data/super_ni.h"       /* SuperNi, super_ni_count, super_ni_keeps, super_ni_row */
 #include "../llmc/base/error.h"     /* Error, xstrndup */
 #include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_close, jsonl_next, jsonl_open, ... */
 #include "../llmc/base/text.h"      /* text_free, TextBuffer, TokenList, token_list_free */
 #include "../llmc/records/shard.h"  /* Record, RecordKind, record_refused */
 #include "../llmc/text/chat.h"      /* chat_template_free, chat_template_parse, ChatMessage, ChatTemplate, ... */
-#include "../llmc/text/tokenizer.h" /* tokenizer_bytes, Tokenizer, tokenizer_decode, tokenizer_free */
+#include "../llmc/text/tokenizer.h" /* tokenizer_bytes, Tokenizer, tokenizer_free, tokenizer_decode */
 #include "fuzz.h"                   /* require, require_error */
 #include <sys/mman.h>
 
@@ -104,9 +105,45 @@ static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
     close(fd);
 }
 
+static void read_tasks(const uint8_t *data, size_t n) {
+    Error e = {""};
+    Jsonl j;
+    Tokenizer t;
+    json_t *task, *row;
+    char path[64];
+    int more;
+    const SuperNi ni = {.on = true, .explanation = true, .positive = 2, .negative = 1, .max_source = 80, .per_task = 3};
+    const int fd = memfd_create("fuzz", 0);
+    require(fd >= 0 && write(fd, data, n) == (ssize_t)n);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    require(tokenizer_bytes(&t, &e));
+    if (jsonl_open(&j, path, true, &e)) {
+        j.objects = true;
+        j.limit = 400;
+        while ((more = jsonl_next(&j, &task, &e)) > 0) {
+            int64_t left = -1, kept = 0;
+            const size_t count = super_ni_count(task);
+            for (size_t i = 0; i < count; i++) {
+                if (!super_ni_keeps(&ni, &j, i, count, &left)) continue;
+                kept++;
+                if ((row = super_ni_row(&ni, &t, &j, task, i, i % 2, &e)))
+                    require(json_is_string(json_object_get(row, "prompt")));
+                else require_error(&e);
+                json_decref(row);
+            }
+            require(kept == (count < 3 ? (int64_t)count : 3));
+        }
+        if (more < 0) require_error(&e);
+        jsonl_close(&j);
+    }
+    tokenizer_free(&t);
+    close(fd);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     if (!n) return 0;
-    if (*data != 255) read_lines(data + 1, n - 1, *data);
+    if (*data == 254) read_tasks(data + 1, n - 1);
+    else if (*data != 255) read_lines(data + 1, n - 1, *data);
     else {
         char *spec = xstrndup((const char *)data + 1, n - 1);
         try_template(spec);

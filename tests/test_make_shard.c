@@ -4,9 +4,10 @@
  * Needs ./data/make_shard. */
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/text.h"     /* text_string, TextBuffer, text_format, text_free */
-#include "../llmc/records/shard.h" /* Shard, Record, record_free, shard_close, ... */
+#include "../llmc/records/shard.h" /* shard_close, RECORD_CHAT, Shard, record_free, ... */
 #include "files.h"                 /* files_path, files_directory, files_get, files_setup, ... */
-#include "shell.h"                 /* said, run, put, assert_holds, ... */
+#include "shards.h"                /* open_shard, assert_record, refused */
+#include "shell.h"                 /* run, put, said, assert_holds, ... */
 
 enum { ROWS = 1500 }; /* more than 65536 bytes, below which one thread converts a batch */
 
@@ -289,13 +290,148 @@ static void test_named_prompt(void **state) {
     assert_holds(said, "--messages-field and --prompt-field: both give the prompt");
 }
 
+/* ---- tasks of Super-NaturalInstructions, rows of T0 and FLAN --------------------------------------------------------- */
+
+/* A task over several lines, as they are published, and one on a line, as Tk-Instruct's reader makes them. */
+static const char super_ni[] =
+    "{\n    \"Contributors\": [\"A\"],\n    \"Categories\": [\"Question Answering\", \"Other\"],\n"
+    "    \"Definition\": [\"  Give the currency of the {country} \\\"named\\\" here \"],\n"
+    "    \"Positive Examples\": [\n"
+    "        {\"input\": \"India\", \"output\": \"Rupee\", \"explanation\": \"It is used in India\"},\n"
+    "        {\"input\": \"Which one: Japan?\", \"output\": \" Yen. \", \"explanation\": \"It is.\"},\n"
+    "        {\"input\": \"Chile\", \"output\": \"Peso\"}\n    ],\n"
+    "    \"Negative Examples\": [{\"input\": \"Peru\", \"output\": \"Dollar\", \"explanation\": \"Wrong\"}],\n"
+    "    \"Instances\": [\n        {\"id\": \"a\", \"input\": \"France\\n\", \"output\": [\"Euro\"]},\n"
+    "        {\"id\": \"b\", \"input\": \"\", \"output\": [\"Franc\", \"Swiss franc\"]}\n    ]\n}\n\n"
+    "{\"Definition\": \"Say yes!\", \"Positive Examples\": [], \"Negative Examples\": [], \"Instance\": {\"input\": \"no\", \"output\": \"yes\"}}\n";
+
+#define NI_DEFINITION "Definition: Give the currency of the {country} \"named\" here.\n\n"
+#define NI_POSITIVE                                                                                                    \
+    " Positive Example 1 -\nInput: India.\n Output: Rupee.\n\n"                                                        \
+    " Positive Example 2 -\nInput: Which one: Japan?\n Output: Yen.\n\n"
+#define NI_EXPLAINED                                                                                                   \
+    " Positive Example 1 -\nInput: India.\n Output: Rupee.\n Explanation: It is used in India.\n\n"                    \
+    " Positive Example 2 -\nInput: Which one: Japan?\n Output: Yen.\n Explanation: It is.\n\n"                         \
+    " Positive Example 3 -\nInput: Chile.\n Output: Peso.\n\n"                                                         \
+    " Negative Example 1 -\nInput: Peru.\n Output: Dollar.\n Explanation: Wrong.\n\n"
+#define NI_INPUT "Now complete the following example -\nInput: "
+#define NI       "data/make_shard -i $T/ni.json -o $T/x.shard --super-ni "
+
+/* Prompts as ni_collator.py of Tk-Instruct writes them. */
+static void test_super_ni(void **state) {
+    (void)state;
+    put("ni.json", super_ni);
+    run(0, NI);
+    Shard s = open_shard("x.shard", RECORD_CHAT, 3);
+    assert_record(&s, 0, NI_DEFINITION NI_POSITIVE NI_INPUT "France.\nOutput: [Euro<|endoftext|>]");
+    assert_record(&s, 2, "Definition: Say yes!\n\n" NI_INPUT "no.\nOutput: [yes<|endoftext|>]");
+    shard_close(&s);
+    run(0, NI "--num-pos-examples 4 --num-neg-examples 2 --add-explanation");
+    s = open_shard("x.shard", RECORD_CHAT, 3);
+    assert_record(&s, 0, NI_DEFINITION NI_EXPLAINED NI_INPUT "France.\nOutput: [Euro<|endoftext|>]");
+    shard_close(&s);
+    /* the second example does not fit; the prompt with one has 175 bytes, each a token */
+    run(0, NI "--max-source-length 175");
+    s = open_shard("x.shard", RECORD_CHAT, 3);
+    assert_record(&s, 0,
+                  NI_DEFINITION " Positive Example 1 -\nInput: India.\n Output: Rupee.\n\n" NI_INPUT
+                                "France.\nOutput: [Euro<|endoftext|>]");
+    shard_close(&s);
+    run(0, NI "--max-source-length 174");
+    s = open_shard("x.shard", RECORD_CHAT, 3);
+    assert_record(&s, 0, NI_DEFINITION NI_INPUT "France.\nOutput: [Euro<|endoftext|>]");
+    shard_close(&s);
+    /* prompts with answers; a category is a cluster */
+    run(0, NI "--kind prompt --task em --hold-out 'cluster=Question Answering' --val-output $T/v.shard");
+    s = open_shard("v.shard", RECORD_PROMPT, 2);
+    Error e;
+    Record r = {0};
+    assert_true(shard_record(&s, 1, &r, &e));
+    assert_string_equal(r.text, NI_DEFINITION NI_POSITIVE NI_INPUT ".\nOutput: ");
+    assert_true(!strcmp(r.answer, "Franc") || !strcmp(r.answer, "Swiss franc"));
+    assert_holds(r.fields, "\"answers\":[\"Franc\",\"Swiss franc\"]");
+    record_free(&r), shard_close(&s);
+    /* both outputs occur, and so many instances are kept, all equally often */
+    TextBuffer b = {0};
+    text_string(&b, "{\"Definition\":\"d\",\"Positive Examples\":[],\"Instances\":[");
+    for (int i = 0; i < 40; i++) text_format(&b, "%s{\"input\":\"%d\",\"output\":[\"one\",\"two\"]}", i ? "," : "", i);
+    text_string(&b, "]}\n");
+    put("many.json", b.text);
+    text_free(&b);
+    int kept[40] = {0}, two = 0;
+    for (int seed = 0; seed < 20; seed++) {
+        char command[200];
+        snprintf(command, sizeof command,
+                 "data/make_shard -i $T/many.json -o $T/x.shard --super-ni --max-num-instances-per-task 10 --seed %d",
+                 seed);
+        run(0, command);
+        s = open_shard("x.shard", RECORD_CHAT, 10);
+        for (int64_t i = 0; i < 10; i++) {
+            char text[100];
+            int number = -1;
+            assert_true(shard_record(&s, i, &r, &e));
+            for (int k = 0; k < 100; k++) text[k] = k < r.count && r.tokens[k] < 128 ? (char)r.tokens[k] : 0;
+            assert_int_equal(sscanf(text, "Definition: d.\n\nNow complete the following example -\nInput: %d", &number),
+                             1);
+            kept[number]++;
+            two += strstr(text, "two") != NULL;
+        }
+        record_free(&r), shard_close(&s);
+    }
+    for (int i = 0; i < 40; i++) assert_true(kept[i] <= 12); /* 5 of 20 on average */
+    assert_true(two > 70 && two < 130);
+    /* the threads, and bad tasks */
+    assert_same(0, "-i $T/ni.json -i $T/many.json --super-ni --num-neg-examples 0", "x.shard: chat, 43 records");
+    put("bad.json",
+        "{\"Definition\":\"d\",\n\"Instances\":[]}\n\n{\"Definition\":\"d\",\"Positive Examples\":[{\"input\":3}],\n"
+        "\"Instances\":[{\"input\":\"i\",\"output\":[\"o\"]},{\"output\":[\"o\"]},{\"input\":\"i\"}]}\n{\n\"a\": {}\n} x\n{\n");
+    assert_same(0, "-i $T/ni.json -i $T/bad.json --super-ni --skip-bad", "invalid lines skipped: 7 (first: ");
+    assert_holds(said, "bad.json: line 1: field 'Instances': is an empty list");
+    run(0, "data/make_shard -i $T/bad.json -o $T/x.shard --super-ni --skip-bad --num-pos-examples 0");
+    assert_holds(said, "x.shard: chat, 1 records"); /* the examples of its task are bad, but not written */
+    put("bad.json",
+        "{\"Definition\":\"d\",\n\"Positive Examples\":[{\"input\":3}],\n\"Instances\":[{\"input\":\"i\",\"output\":[\"o\"]}]}");
+    refused(1, "data/make_shard -i $T/bad.json -o $T/x.shard --super-ni",
+            "line 1: field 'Positive Examples.0.input': is a number, expected a string");
+    put("bad.json", "\n{\"prompt\":\"p\",\"completion\":\"c\"}\n");
+    refused(1, "data/make_shard -i $T/bad.json -o $T/x.shard --super-ni", "line 2: has no field 'Instances'");
+    refused(2, NI "--prompt-field input", "--super-ni and --prompt-field: give only one of them");
+    refused(2, NI "--kind preference", "makes records of kind chat or prompt");
+    refused(2, "data/make_shard -i $T/ni.json -o $T/x.shard --num-pos-examples 1", "used only with --super-ni");
+}
+
+/* P3 has lists of ids next to the texts; FLAN has texts alone. */
+static void test_inputs_and_targets(void **state) {
+    (void)state;
+    put("flan.jsonl", "{\"inputs\":\"Is it? \",\"targets\":\"yes\",\"task_name\":\"qa\"}\n");
+    put("p3.jsonl",
+        "{\"inputs\":[3,4],\"inputs_pretokenized\":\"Is it? \",\"targets\":[5],\"targets_pretokenized\":\"yes\","
+        "\"answer_choices\":[\"yes\",\"no\"]}\n");
+    static const char *const files[] = {"flan.jsonl", "p3.jsonl"};
+    for (int i = 0; i < 2; i++) {
+        char command[200];
+        snprintf(command, sizeof command, "data/make_shard -i $T/%s -o $T/x.shard", files[i]);
+        run(0, command);
+        assert_holds(said, i ? "answer_choices" : "task_name");
+        Shard s = open_shard("x.shard", RECORD_CHAT, 1);
+        assert_record(&s, 0, "Is it? [yes<|endoftext|>]");
+        shard_close(&s);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat),           cmocka_unit_test(test_model_template),
-        cmocka_unit_test(test_preferences),    cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_text),           cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_standard_input), cmocka_unit_test(test_wordings),
+        cmocka_unit_test(test_chat),
+        cmocka_unit_test(test_model_template),
+        cmocka_unit_test(test_preferences),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_standard_input),
+        cmocka_unit_test(test_wordings),
         cmocka_unit_test(test_named_prompt),
+        cmocka_unit_test(test_super_ni),
+        cmocka_unit_test(test_inputs_and_targets),
     };
     return cmocka_run_group_tests_name("make_shard", tests, setup, teardown);
 }

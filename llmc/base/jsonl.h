@@ -1,5 +1,6 @@
 /* jsonl.h - reader of JSON Lines: one JSON object per line, read through io.h (files, pipes, zstd, gzip) and jansson. A
- * file that begins with [ is one array of objects, of which each is read as a line of its own.
+ * file that begins with [ is one array of objects, of which each is read as a line of its own. With `objects`, a file is a
+ * sequence of objects that may each take several lines.
  *
  * Every message names the file, the line and, if applicable, the field:
  *
@@ -38,6 +39,7 @@ typedef struct Jsonl {
     int64_t line;  /* number of the last line read, or on which the last object of an array begins, from 1 */
     bool begun;    /* `array` is known */
     bool array;    /* the file is one array */
+    bool objects;  /* set by the caller: an object may take several lines */
     int64_t lines; /* lines of an array that have been read, minus 1; -1: it has ended */
     size_t limit;  /* maximum bytes of a line; may be set after jsonl_open() */
     bool skip_bad; /* count and skip invalid lines */
@@ -202,6 +204,34 @@ static inline int jsonl_element(Jsonl *j, bool *too_long, Error *e) {
     return -1;
 }
 
+/* Reads the next object, up to its closing brace, into j->text, as jsonl_line() reads a line. What is no object ends with its
+ * line. */
+static inline int jsonl_object(Jsonl *j, bool *too_long, Error *e) {
+    bool failed = false, text = false, escaped = false;
+    int64_t depth = 0;
+    int c = jsonl_solid(j, &failed, e);
+    text_clear(&j->text);
+    *too_long = false;
+    j->line = j->lines + 1;
+    for (; c >= 0; c = jsonl_byte(j, &failed, e)) {
+        j->lines += c == '\n';
+        if (c == '\n' && !depth) break;
+        if (j->text.length == j->limit) *too_long = true;
+        const char byte = (char)c;
+        if (!*too_long) text_append(&j->text, &byte, 1);
+        if (escaped) escaped = false;
+        else if (text) {
+            escaped = c == '\\';
+            text = c != '"';
+        } else {
+            text = depth && c == '"';
+            depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+            if (depth <= 0 && c == '}') break;
+        }
+    }
+    return failed ? -1 : j->text.length > 0 || *too_long;
+}
+
 /* Reads the next line or the next object of the array. */
 static inline int jsonl_text(Jsonl *j, bool *too_long, Error *e) {
     if (!j->begun) {
@@ -215,11 +245,12 @@ static inline int jsonl_text(Jsonl *j, bool *too_long, Error *e) {
         j->begun = true;
         j->array = c == '[';
         if (j->array) j->at++;
-        else {
+        else if (!j->objects) {
             j->line = j->lines;
             j->lines = 0;
         }
     }
+    if (j->objects && !j->array) return jsonl_object(j, too_long, e);
     return j->array ? j->lines < 0 ? 0 : jsonl_element(j, too_long, e) : jsonl_line(j, too_long, e);
 }
 
