@@ -3,11 +3,11 @@
  *     ./generate -c grpo.bin "2+3="                          prints the completion as it is sampled, and a newline
  *     echo "2+3=" | ./generate -c grpo.bin -                 reads the prompt from standard input
  *     ./generate -c grpo.bin -i tasks.shard -o out.jsonl     completes a file of prompts; one JSON line per completion
- *     ./generate -c sft.bin --chat                           holds a conversation
+ *     ./generate -c sft.bin --chat                           holds a conversation (llmc/terminal)
  *     ./generate -c sft.bin --serve 127.0.0.1:8000           answers requests of OpenAI's API (llmc/serve)
  *
  * In a chat on a terminal, lines are edited by libedit and kept in a history. /help lists the commands: /system TEXT,
- * /retry, /reset, /save FILE.
+ * /retry, /reset, /save FILE. With --tools or --tool-cmd the calls of the model are run, in a chat as well.
  *
  * A prompt is a user message: the model's chat template is applied to it, as in training. With --raw there is no
  * template and the names of special tokens are recognised; use it to let a base model continue a text. An empty raw
@@ -53,16 +53,14 @@
 #include "data/row_messages.h"          /* RowMessages, row_messages_free */
 #include "data/rows.h"                  /* Rows, row_encode, row_prompt, row_prompt_texts, ... */
 #include "llmc/base/clock.h"            /* clock_seconds */
-#include "llmc/base/error.h"            /* die, Error, usage_error, xstrdup, ... */
+#include "llmc/base/error.h"            /* die, Error, usage_error, xcalloc, ... */
 #include "llmc/base/file_kind.h"        /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
 #include "llmc/base/io.h"               /* Writer, writer_abort, writer_commit, writer_open, ... */
-#include "llmc/base/json_text.h"        /* json_utf8 */
 #include "llmc/base/jsonl.h"            /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
-#include "llmc/base/line_editor.h"      /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
-#include "llmc/base/program.h"          /* program_stopping, program_signal, program_bytes, program_on_signal, ... */
-#include "llmc/base/terminal.h"         /* terminal_escapes, terminal_colors */
-#include "llmc/base/text.h"             /* TextBuffer, TokenList, text_free, text_string, ... */
+#include "llmc/base/program.h"          /* program_stopping, program_bytes, program_start */
+#include "llmc/base/terminal.h"         /* terminal_escapes */
+#include "llmc/base/text.h"             /* TokenList, TextBuffer, text_free, token_list_append, ... */
 #include "llmc/device.h"                /* DTYPE_AUTO */
 #include "llmc/judge/judge.h"           /* Judge, judge_close */
 #include "llmc/judge/judge_options.h"   /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
@@ -72,14 +70,13 @@
 #include "llmc/model/workspace.h"       /* kv_bytes */
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
-#include "llmc/rollout/episodes.h"      /* episodes_on, Episodes, episodes_check, episodes_close, ... */
-#include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, json_line, inference_need_tokenizer, ... */
+#include "llmc/rollout/episodes.h"      /* episodes_on, episodes_check, episodes_code, EPISODE_OPTIONS, ... */
+#include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
 #include "llmc/rollout/prompts.h"       /* PromptText */
-#include "llmc/rollout/rollout.h"       /* Completion, RolloutRequest, Rollout, RolloutTurns, ... */
+#include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, rollout_free, ... */
 #include "llmc/rollout/scoring.h"       /* Score, scoring_asked, scoring_close, SCORING_OPTIONS, ... */
-#include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set, ... */
+#include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set */
 #include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
-#include "llmc/rollout/stop_text.h"     /* stop_text_cut, stop_text_longest */
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
 #include "llmc/rollout/trajectory.h"    /* STOP_COMPLETED, trajectory_stop_name */
 #include "llmc/tools/code_tool.h"       /* CodeToolOptions */
@@ -89,9 +86,12 @@
 #include "llmc/serve/http.h"    /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "llmc/serve/request.h" /* ServeModel */
 #endif
-#include "llmc/text/chat.h"        /* ChatMessage, chat_find_section, CHAT_CONTINUED, chat_encode */
-#include "llmc/text/text_stream.h" /* TextStream, text_stream_cut, text_stream_take */
-#include "llmc/text/tokenizer.h"   /* TOKENIZER_CONTINUES, tokenizer_decode_more, tokenizer_encode, ... */
+#include "llmc/terminal/answer.h"       /* AnswerEnd, AnswerTurns, answer_run, answer_turns_close, ... */
+#include "llmc/terminal/chat.h"         /* Chat, chat_check_text, chat_close, chat_open, ... */
+#include "llmc/terminal/conversation.h" /* conversation_prompt */
+#include "llmc/terminal/printer.h"      /* printer_tokens, Printer, printer_end, printer_open */
+#include "llmc/text/chat.h"             /* ChatMessage, CHAT_CONTINUED */
+#include "llmc/text/tokenizer.h"        /* TOKENIZER_CONTINUES, tokenizer_encode, TOKENIZER_DOCUMENT, ... */
 
 static struct {
     InferenceOptions m;
@@ -158,7 +158,7 @@ static const Option options[] = {
     OPTION_TEXT("served-model-name", 0, &o.served_name, "NAME",
                 "the model's name in requests and answers (default: the name of its file)"),
     OPTION_INT ("max-model-len", 0, &o.model_len, 0, 1 << 24,
-                "maximum tokens of a prompt and its completion; 0: the model's context, at most 4096"),
+                "maximum tokens of a prompt and its completion, and of --chat with tools; 0: the model's context, at most 4096"),
     OPTION_INT ("max-queued-requests", 0, &o.queue, 1, 1 << 20,
                 "requests that may wait for a slot; further ones get status 429"),
     CODE_OPTIONS(o.r.code),
@@ -182,68 +182,31 @@ static Sampling sampling;
 static Scoring scoring;
 static Judge judge;
 static Ask ask;
+static Episodes episodes;   /* of --tools and --tool-cmd */
+static json_t *shown_tools; /* their schemas, which prompts of texts show; NULL: none are shown */
 
 enum { KEEP_ALL, KEEP_BEST, KEEP_WORST, KEEP_BEST_WORST };
 
-/* ---- printing -------------------------------------------------------------------------------------------------- */
-
-/* Prints sampled text, character by character. */
-typedef struct Printer {
-    TextStream text;
-    bool terminal; /* escape control characters */
-} Printer;
-
-static void put_character(const Printer *p, const char *s, int length) {
-    const uint32_t c = utf8_decode(s, length);
-    if (p->terminal && ((c < 32 && c != '\n' && c != '\t') || (c >= 127 && c < 160))) printf("\\x%02x", c);
-    else fwrite(s, 1, (size_t)length, stdout);
-}
-
-/* Prints the waiting text; with `all`, an incomplete character at its end as well. */
-static void printer_flush(Printer *p, bool all) {
-    TextBuffer ready = {0};
-    text_stream_take(&p->text, all, &ready);
-    for (size_t i = 0; i < ready.length;) {
-        const int length = utf8_length(ready.text + i, ready.length - i);
-        put_character(p, ready.text + i, length);
-        i += (size_t)length;
-    }
-    text_free(&ready);
-    if (fflush(stdout) || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
-}
-
-static void printer_tokens(Printer *p, const int32_t *ids, int32_t n, bool specials) {
-    tokenizer_decode_more(&model.text.tokenizer, ids, n, specials, &p->text.started, &p->text.waiting);
-    printer_flush(p, false);
-}
+/* Whether completions are written as JSON lines. */
+static bool writes_lines(void) { return o.input || o.output || o.json || o.samples > 1; }
 
 /* ---- prompts to tokens ----------------------------------------------------------------------------------------- */
 
 /* Appends a prompt's tokens: the messages in the model's template, or with --raw their text. */
 static bool encode(const ChatMessage *messages, int count, TokenList *ids, Error *e) {
     const ModelText *t = &model.text;
-    if (!o.raw) {
-        if (!chat_encode(&t->chat, &t->tokenizer, messages, count, true, ids, NULL, e)) return false;
-    } else {
-        const int how = TOKENIZER_SPECIALS | TOKENIZER_DOCUMENT | TOKENIZER_CONTINUES;
-        for (int i = 0; i < count; i++)
-            if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), how, ids, e))
-                return false;
-    }
+    const int how = TOKENIZER_SPECIALS | TOKENIZER_DOCUMENT | TOKENIZER_CONTINUES;
+    if (!o.raw) return conversation_prompt(t, messages, count, shown_tools, ids, e);
+    for (int i = 0; i < count; i++)
+        if (!tokenizer_encode(&t->tokenizer, messages[i].content, strlen(messages[i].content), how, ids, e))
+            return false;
     if (!ids->count) token_list_append(ids, t->tokenizer.eos);
     return true;
 }
 
-/* Checks a text from the user: it must be UTF-8 without NUL characters. */
-static bool check_text(const char *text, size_t n, Error *e) {
-    const size_t valid = utf8_valid(text, n), length = strlen(text);
-    if (valid < n) return error_set(e, "byte %zu is not UTF-8", valid + 1);
-    return length == n || error_set(e, "byte %zu is NUL, expected text", length + 1);
-}
-
 static bool encode_text(const char *text, size_t n, TokenList *ids, Error *e) {
     ChatMessage m[] = {{"system", o.system}, {"user", text}};
-    return check_text(text, n, e) && encode(o.system ? m : m + 1, o.system ? 2 : 1, ids, e);
+    return chat_check_text(text, n, e) && encode(o.system ? m : m + 1, o.system ? 2 : 1, ids, e);
 }
 
 static bool check_length(int64_t tokens, Error *e) {
@@ -254,146 +217,48 @@ static bool check_length(int64_t tokens, Error *e) {
 
 /* ---- one prompt ------------------------------------------------------------------------------------------------ */
 
-/* Removes n bytes at the end of a text. */
-static void text_cut(TextBuffer *t, size_t n) {
-    t->length -= n < t->length ? n : t->length;
-    t->text[t->length] = 0;
-}
-
-/* Samples and prints the completion of the sequence, up to a stop token, the limit or a signal. Returns the number of
- * tokens sampled. *finished: it ended with a stop token. said: the text is appended to it; may be NULL. */
-static int64_t answer(Sequence *s, uint64_t id, Printer *p, TextBuffer *said, bool *finished) {
-    Error e;
-    int64_t n = 0;
-    bool started = false;
-    const int32_t first = s->count;
-    const size_t longest = stop_text_longest(&sampling.texts);
-    p->text.held = longest ? longest - 1 : 0;
-    *finished = false;
-    while (n < sampling.max_new && s->count < s->capacity && !program_stopping()) {
-        int32_t token;
-        float logp;
-        if (!sequence_draw(s, &sampling, id, &token, &logp, &e)) die("%s", e.text);
-        n++;
-        *finished = sampling_is_stop(&sampling, token);
-        if (*finished) break;
-        const size_t cut = stop_text_cut(&sampling.texts, s->tokens + first, (int32_t)n);
-        if (said) tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &started, said);
-        tokenizer_decode_more(&model.text.tokenizer, &token, 1, false, &p->text.started, &p->text.waiting);
-        if (cut) {
-            *finished = true;
-            text_stream_cut(&p->text, cut);
-            if (said) text_cut(said, cut);
-            break;
-        }
-        printer_flush(p, false);
-    }
-    printer_flush(p, true);
-    return n;
-}
-
 static void one_prompt(const TokenList *ids, double start) {
     Error e;
     Sequence s;
-    Printer p = {.terminal = isatty(STDOUT_FILENO)};
-    bool finished;
+    AnswerEnd end;
+    Printer p = printer_open(&model.text.tokenizer);
     const double loaded = clock_seconds();
     if (!sequence_new(&s, &model.model, ids->count + o.s.max_new, &e)) die("%s", e.text);
-    if (o.echo) printer_tokens(&p, ids->ids, ids->count, true);
+    if (o.echo && !printer_tokens(&p, ids->ids, ids->count, true, &e)) die("%s", e.text);
     sequence_set(&s, ids->ids, ids->count);
-    const int64_t n = answer(&s, 0, &p, NULL, &finished);
-    const double end = clock_seconds();
-    text_string(&p.text.waiting, "\n");
-    printer_flush(&p, true);
-    if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)n);
+    if (!answer_run(&s, &sampling, 0, &p, NULL, &end, &e)) die("%s", e.text);
+    const double seconds = clock_seconds() - loaded;
+    if (!printer_end(&p, &e)) die("%s", e.text);
+    if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)end.drawn);
     if (o.verbose)
         fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new tokens in %.1f ms, %.0f tok/s; %s\n",
-                1e3 * (loaded - start), ids->count, (long long)n, 1e3 * (end - loaded), (double)n / (end - loaded),
-                finished ? "finished" : "truncated");
-    text_free(&p.text.waiting);
+                1e3 * (loaded - start), ids->count, (long long)end.drawn, 1e3 * seconds, (double)end.drawn / seconds,
+                end.finished ? "finished" : "truncated");
     sequence_free(&s);
-}
-
-/* ---- one prompt with tools ---- */
-
-/* A completion of several turns that is printed while it is drawn, with what the model observed in another colour. */
-typedef struct Told {
-    Printer printer;
-    RolloutTurns inner, turns; /* the environment, and the one that prints and asks it */
-    bool colors;
-    int64_t drawn;
-} Told;
-
-/* Prints a token as soon as it is drawn; RolloutWatch. */
-static void told_drawn(void *context, int64_t request, int32_t sample, int32_t token) {
-    Told *t = (Told *)context;
-    (void)request, (void)sample;
-    t->drawn++;
-    if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)t->drawn);
-    if (!sampling_is_stop(&sampling, token)) printer_tokens(&t->printer, &token, 1, false);
-}
-
-static bool told_turn(void *context, const RolloutSample *who, const Completion *c) {
-    const RolloutTurns *x = &((Told *)context)->inner;
-    return x->turn(x->context, who, c);
-}
-
-/* Prints what follows a turn. */
-static int told_ready(void *context, bool wait, RolloutAnswer *answer, Error *e) {
-    Told *t = (Told *)context;
-    const int got = t->inner.ready(t->inner.context, wait, answer, e);
-    if (got <= 0 || answer->over) return got;
-    printer_flush(&t->printer, true);
-    if (t->colors) fputs("\033[36m", stdout);
-    printer_tokens(&t->printer, answer->ids, answer->count, false);
-    printer_flush(&t->printer, true);
-    if (t->colors) fputs("\033[0m", stdout);
-    return got;
-}
-
-static void told_end(void *context, const RolloutSample *who, const Completion *c) {
-    const RolloutTurns *x = &((Told *)context)->inner;
-    x->end(x->context, who, c);
-}
-
-static bool told_finish(void *context, Error *e) {
-    const RolloutTurns *x = &((Told *)context)->inner;
-    return x->finish(x->context, e);
 }
 
 /* Prints the completion of one prompt whose turns may call tools. what: the prompt, for programs. */
 static void one_prompt_with_tools(const TokenList *ids, const PromptText *what) {
     Error e;
-    Episodes x;
     Rollout engine;
+    AnswerTurns t;
     Completion c = {0};
-    Told t = {.printer = {.terminal = isatty(STDOUT_FILENO)}, .colors = terminal_colors(STDOUT_FILENO)};
     const int context = model.model.config.context, new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     if (!check_length(ids->count, &e)) die("%s", e.text);
-    const CodeToolOptions code = {o.r.code.sandbox, o.r.code.timeout};
-    if (!episodes_open(&x, &o.episodes, &code, &model.text, 1, "generate", o.s.seed, &e))
-        die("%s: %s", episodes_option(&o.episodes), e.text);
-    if (!episodes_check(&x, what, 1, "the prompt", &e)) die("%s", e.text);
+    if (!episodes_check(&episodes, what, 1, "the prompt", &e)) die("%s", e.text);
     if (!rollout_new(&engine, &model.model, 1, ids->count, new_max, &e)) die("%s", e.text);
-    t.inner = t.turns = x.turns;
-    t.turns.context = &t;
-    t.turns.turn = told_turn;
-    t.turns.ready = told_ready;
-    t.turns.end = told_end;
-    t.turns.finish = told_finish;
+    answer_turns_open(&t, &model.text.tokenizer, &sampling, &episodes.turns);
     engine.turns = &t.turns;
     RolloutRequest q = {.prompt = ids->ids, .prompt_len = ids->count, .samples = 1, .out = &c, .record = what};
-    if (o.echo) printer_tokens(&t.printer, ids->ids, ids->count, true);
-    if (!rollout_run(&engine, &sampling, &q, 1, told_drawn, &t, &e)) die("%s", e.text);
-    text_string(&t.printer.text.waiting, "\n");
-    printer_flush(&t.printer, true);
+    if (o.echo && !printer_tokens(&t.printer, ids->ids, ids->count, true, &e)) die("%s", e.text);
+    if (!answer_turns_run(&t, &engine, &q, &e)) die("%s", e.text);
+    if (t.stopped) die("stopped by a signal after %lld tokens", (long long)t.drawn);
     if (o.verbose || c.trajectory->stop != STOP_COMPLETED)
         fprintf(stderr, "[%s after %d turns, %lld tokens drawn]\n", trajectory_stop_name(c.trajectory->stop),
                 c.trajectory->turns, (long long)t.drawn);
     completion_free(&c);
-    text_free(&t.printer.text.waiting);
+    answer_turns_close(&t);
     rollout_free(&engine);
-    episodes_close(&x);
 }
 
 /* ---- many prompts ---------------------------------------------------------------------------------------------- */
@@ -505,7 +370,7 @@ static bool continue_row(const Items *items, const Jsonl *j, json_t *row, Error 
 /* Adds one line of JSON: a prompt, or messages up to the final assistant message. With --prompt-template it may have
  * neither. */
 static bool add_row(Items *items, const Jsonl *j, json_t *row, Error *e) {
-    Rows rows = {.system = o.system, .tokenizer = model.text.tokenizer, .chat = model.text.chat};
+    Rows rows = {.system = o.system, .tokenizer = model.text.tokenizer, .chat = model.text.chat, .tools = shown_tools};
     Error inner;
     json_t *given = NULL;
     RowMessages m = {0};
@@ -661,7 +526,6 @@ static bool write_prompt(Writer *w, const Items *items, int64_t index, const Rol
     return ok;
 }
 
-static Episodes episodes; /* of --tools */
 static Thinking thinking; /* of --think-tokens */
 
 /* Completes prompts [first, first + count) and writes their lines. */
@@ -751,10 +615,6 @@ static void many_prompts(const Items *items) {
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     open_scoring(items, new_max);
-    const CodeToolOptions code = {o.r.code.sandbox, o.r.code.timeout};
-    if (episodes_on(&o.episodes) &&
-        !episodes_open(&episodes, &o.episodes, &code, &model.text, slots, "generate", o.s.seed, &e))
-        die("%s: %s", episodes_option(&o.episodes), e.text);
     if (episodes_on(&o.episodes) && !episodes_check(&episodes, items->what, items->count, o.input ? o.input : "-", &e))
         die("%s", e.text);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
@@ -788,7 +648,6 @@ static void many_prompts(const Items *items) {
     report_scores();
     judge_close(&judge);
     scoring_close(&scoring);
-    if (episodes_on(&o.episodes)) episodes_close(&episodes);
     thinking_close(&thinking);
     rollout_free(&engine);
     if (done < items->count)
@@ -932,235 +791,38 @@ static void label_steps(const Items *items) {
     rollout_free(&engine);
 }
 
-/* ---- chat ------------------------------------------------------------------------------------------------------ */
+/* ---- tools and chats ------------------------------------------------------------------------------------------- */
 
-typedef struct Chat {
-    ChatMessage *messages; /* (count); owns the contents */
-    int count, capacity;
-    int kept; /* 1 if there is a system message, which is never removed */
-} Chat;
-
-static void chat_add(Chat *c, const char *role, const char *content) {
-    if (c->count == c->capacity) {
-        c->capacity = 2 * c->capacity + 8;
-        c->messages = (ChatMessage *)xrealloc(c->messages, (size_t)c->capacity, sizeof *c->messages);
-    }
-    c->messages[c->count++] = (ChatMessage){role, xstrdup(content)};
-}
-
-/* Removes n messages, starting at `first`. */
-static void chat_remove(Chat *c, int first, int n) {
-    for (int i = first; i < first + n; i++) free((char *)c->messages[i].content);
-    memmove(c->messages + first, c->messages + first + n, (size_t)(c->count - first - n) * sizeof *c->messages);
-    c->count -= n;
-}
-
-/* Encodes the conversation. Removes its oldest turns if it leaves too little room for a completion. Fails if the last
- * message alone is too long. */
-static bool chat_tokens(Chat *c, int32_t context, TokenList *ids, Error *e) {
-    const int64_t room = o.s.max_new < context / 4 ? o.s.max_new : context / 4;
-    int dropped = 0;
-    for (;;) {
-        ids->count = 0;
-        if (!encode(c->messages, c->count, ids, e)) return false;
-        if (ids->count + (room > 1 ? room : 1) <= context) break;
-        if (c->count - c->kept < 3) { /* a single message: any room is enough */
-            if (!check_length(ids->count, e)) return false;
-            break;
-        }
-        chat_remove(c, c->kept, 2);
-        dropped += 2;
-    }
-    if (dropped)
-        fprintf(stderr, "[the conversation exceeds the context of %d tokens: the oldest %d messages were removed]\n",
-                context, dropped);
-    return true;
-}
-
-/* A signal ends the wait for a line; at other times it only requests that generation stop. */
-static void chat_signals(bool waiting) {
-    struct sigaction stop = {.sa_handler = program_on_signal, .sa_flags = waiting ? 0 : SA_RESTART};
-    sigemptyset(&stop.sa_mask);
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-}
-
-/* Reads a line from a terminal or a file into *line, with its newline. Returns its length, or -1. */
-static ssize_t chat_line(LineEditor *editor, char **line, size_t *size) {
-    if (!editor->edit) return getline(line, size, stdin);
-    const char *edited = line_editor_read(editor);
-    if (!edited) return -1;
-    const size_t n = strlen(edited);
-    *line = (char *)xrealloc(*line, n + 1, 1);
-    *size = n + 1;
-    strcpy(*line, edited);
-    return (ssize_t)n;
-}
-
-/* Reads a line, without its newline. Returns -1 at the end of the input or after a signal to end. Ctrl-C starts a new
- * line. */
-static ssize_t chat_read(LineEditor *editor, char **line, size_t *size) {
-    const bool terminal = isatty(STDIN_FILENO);
-    for (;;) {
-        if (*program_signal() == SIGINT) *program_signal() = 0; /* it arrived after the completion had ended */
-        if (program_stopping()) return -1;
-        if (terminal && !editor->edit) fputs("> ", stderr);
-        chat_signals(true);
-        errno = 0;
-        ssize_t n = chat_line(editor, line, size);
-        const bool interrupted = n < 0 && (errno == EINTR || *program_signal() == SIGINT);
-        chat_signals(false);
-        if (program_stopping() && *program_signal() != SIGINT) return -1;
-        if (interrupted) {
-            clearerr(stdin);
-            fputs("\n[Ctrl-D ends]\n", stderr);
-            continue;
-        }
-        if (n < 0 && ferror(stdin)) die("standard input: cannot read: %s", strerror(errno));
-        if (n < 0) {
-            if (terminal) fputc('\n', stderr);
-            return -1;
-        }
-        if (n && (*line)[n - 1] == '\n') (*line)[--n] = 0;
-        if (n && (*line)[n - 1] == '\r') (*line)[--n] = 0;
-        return n;
-    }
-}
-
-/* Samples the reply to the conversation, prints it and adds it to the conversation. */
-static void chat_turn(Chat *c, Sequence *s, TokenList *ids, uint64_t turn) {
+static void open_tools(void) {
     Error e;
-    Printer p = {.terminal = isatty(STDOUT_FILENO)};
-    TextBuffer said = {0};
-    bool finished;
-    if (!chat_tokens(c, s->capacity, ids, &e)) {
-        fprintf(stderr, "[%s]\n", e.text);
-        chat_remove(c, c->count - 1, 1);
-        return;
-    }
-    sequence_set(s, ids->ids, ids->count);
-    text_clear(&said);
-    const int64_t n = answer(s, turn, &p, &said, &finished);
-    text_string(&p.text.waiting, "\n");
-    printer_flush(&p, true);
-    if (*program_signal() == SIGINT) {
-        *program_signal() = 0;
-        fputs("[stopped]\n", stderr);
-    } else if (!finished && !program_stopping())
-        fprintf(stderr, "[truncated after %lld tokens: %s]\n", (long long)n,
-                n < sampling.max_new ? "the context is full" : "--max-new-tokens");
-    chat_add(c, "assistant", said.text);
-    text_free(&said), text_free(&p.text.waiting);
+    const CodeToolOptions code = {o.r.code.sandbox, o.r.code.timeout};
+    const int slots = writes_lines() ? (int)o.s.slots : 1;
+    if (!episodes_open(&episodes, &o.episodes, &code, &model.text, slots, "generate", o.s.seed, &e))
+        die("%s: %s", episodes_option(&o.episodes), e.text);
+    shown_tools = episodes_shown(&episodes);
 }
 
-/* ---- the commands of a chat ---- */
+/* The tokens that a conversation with tools may have: what the engine allocates. */
+static int32_t conversation_length(void) {
+    const int32_t context = model.model.config.context;
+    const int64_t asked = o.model_len ? o.model_len : 4096;
+    if (o.model_len > context)
+        warn("--max-model-len %lld: the model's context is %d, which is used", (long long)o.model_len, context);
+    if (asked < 2) usage_error("--max-model-len: %lld is less than 2", (long long)asked);
+    return asked < context ? (int32_t)asked : context;
+}
 
-/* Sets the system message; an empty one removes it. */
-static void chat_system(Chat *c, const char *text) {
+static void hold_chat(void) {
     Error e;
-    if (*text && !chat_find_section(&model.text.chat, "system", &e)) {
-        fprintf(stderr, "[%s]\n", e.text);
-        return;
-    }
-    if (c->kept) chat_remove(c, 0, 1);
-    c->kept = *text != 0;
-    if (*text) {
-        chat_add(c, "system", text);
-        const ChatMessage added = c->messages[c->count - 1];
-        memmove(c->messages + 1, c->messages, (size_t)(c->count - 1) * sizeof *c->messages);
-        c->messages[0] = added;
-    }
-    fprintf(stderr, "[the system message was %s]\n", *text ? "set" : "removed");
-}
-
-/* Writes the conversation as a line of JSON that make_shard reads. */
-static void chat_save(const Chat *c, const char *path) {
-    Error e;
-    Writer w;
-    if (!*path || c->count == c->kept) {
-        fprintf(stderr, "[%s]\n", *path ? "there is nothing to save yet" : "/save needs the name of a file");
-        return;
-    }
-    json_t *messages = json_array();
-    for (int i = 0; i < c->count; i++) {
-        const ChatMessage *m = &c->messages[i];
-        json_array_append_new(
-            messages, json_pack("{s:s,s:o}", "role", m->role, "content", json_utf8(m->content, strlen(m->content))));
-    }
-    json_t *row = json_pack("{s:o}", "messages", messages);
-    bool ok = writer_open(&w, path, &e);
-    if (ok) {
-        ok = json_line(&w, row, &e) && writer_commit(&w, &e);
-        writer_abort(&w);
-    }
-    if (ok) fprintf(stderr, "[%d messages were written to %s]\n", c->count, path);
-    else fprintf(stderr, "[%s]\n", e.text);
-    json_decref(row);
-}
-
-/* Removes the last answer. Returns whether its question is to be answered again. */
-static bool chat_retry(Chat *c) {
-    const bool any = c->count > c->kept && !strcmp(c->messages[c->count - 1].role, "assistant");
-    if (any) chat_remove(c, c->count - 1, 1);
-    else fputs("[there is no answer yet]\n", stderr);
-    return any;
-}
-
-static void chat_help(void) {
-    fputs("/help          this list\n"
-          "/system TEXT   sets the system message; without TEXT there is none\n"
-          "/retry         samples the last answer again\n"
-          "/reset         starts a new conversation\n"
-          "/save FILE     writes the conversation as a line of JSON for make_shard\n"
-          "Ctrl-C stops an answer, Ctrl-D ends. A message that begins with / needs a blank before it.\n",
-          stderr);
-}
-
-/* Carries out a command. Returns whether the last message is to be answered. */
-static bool chat_command(Chat *c, const char *line) {
-    const size_t n = strcspn(line, " ");
-    const char *argument = line + n + strspn(line + n, " ");
-    switch (option_choice_index("/help|/system|/retry|/reset|/save", n < 16 ? strndupa(line, n) : "")) {
-    case 0: chat_help(); return false;
-    case 1: chat_system(c, argument); return false;
-    case 2: return chat_retry(c);
-    case 3:
-        chat_remove(c, c->kept, c->count - c->kept);
-        fputs("[the conversation was reset]\n", stderr);
-        return false;
-    case 4: chat_save(c, argument); return false;
-    default: fprintf(stderr, "[%.*s is no command; /help lists them]\n", (int)n, line); return false;
-    }
-}
-
-static void chat(void) {
-    Error e;
-    Chat c = {.kept = o.system != NULL};
-    Sequence s;
-    TokenList ids = {0};
-    LineEditor editor;
-    char *line = NULL;
-    size_t size = 0;
-    ssize_t n;
-    if (!sequence_new(&s, &model.model, model.model.config.context, &e)) die("%s", e.text);
-    if (!chat_find_section(&model.text.chat, "user", &e)) die("%s", e.text);
-    if (o.system && !chat_find_section(&model.text.chat, "system", &e)) die("--system: %s", e.text);
-    if (o.system) chat_add(&c, "system", o.system);
-    line_editor_open(&editor, "> ");
-    for (uint64_t turn = 0; (n = chat_read(&editor, &line, &size)) >= 0;) {
-        if (!n) continue;
-        if (!check_text(line, (size_t)n, &e)) {
-            fprintf(stderr, "[%s]\n", e.text);
-            continue;
-        }
-        if (*line != '/') chat_add(&c, "user", line);
-        else if (!chat_command(&c, line)) continue;
-        chat_turn(&c, &s, &ids, turn++);
-    }
-    line_editor_close(&editor);
-    chat_remove(&c, 0, c.count);
-    free(c.messages), free(line);
-    token_list_free(&ids), sequence_free(&s);
+    const bool tools = episodes_on(&o.episodes);
+    Chat c = {.model = &model.model,
+              .text = &model.text,
+              .how = &sampling,
+              .episodes = tools ? &episodes : NULL,
+              .schemas = shown_tools,
+              .length = tools ? conversation_length() : model.model.config.context};
+    if (!chat_open(&c, o.system, &e) || !chat_run(&c, &e)) die("%s", e.text);
+    chat_close(&c);
 }
 
 /* ---- the server ------------------------------------------------------------------------------------------------ */
@@ -1186,17 +848,12 @@ static bool serve_stopping(void *context) {
 static void serve(void) {
     Error e;
     ServeEngine engine;
-    const int32_t context = model.model.config.context;
-    const int64_t asked = o.model_len ? o.model_len : 4096;
-    const int32_t length = asked < context ? (int32_t)asked : context;
+    const int32_t length = conversation_length();
     char *name = served_name(), size[16];
     const char *format = o.episodes.format;
     ServeModel m = {
         .name = name, .text = &model.text, .vocab = model.model.config.vocab, .length = length, .standard = sampling};
     ServeHttp http = {.engine = &engine, .any = o.serve_any};
-    if (length < 2) usage_error("--max-model-len: %d is less than 2", length);
-    if (o.model_len > context)
-        warn("--max-model-len %lld: the model's context is %d, which is used", (long long)o.model_len, context);
     if (m.standard.max_new > length) m.standard.max_new = length;
     if (!format && model.text.present) format = tool_format_of(&model.text.chat);
     if (format && !tool_format_open(&m.format, format, &e)) usage_error("--tool-format: %s", e.text);
@@ -1247,9 +904,6 @@ static void read_prompt(int argc, char **argv, int first, TextBuffer *text) {
         for (int i = first; i < argc; i++) text_format(text, i > first ? " %s" : "%s", argv[i]);
     }
 }
-
-/* Whether completions are written as JSON lines. */
-static bool writes_lines(void) { return o.input || o.output || o.json || o.samples > 1; }
 
 /* Checks the options of --rollouts-per-step. */
 static void check_steps(void) {
@@ -1310,14 +964,15 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},
-        {&o.episodes.tools, !o.chat && !o.serve, "not used with --chat and --serve"},
-        {&o.episodes.commands, !o.chat && !o.serve, "not used with --chat and --serve"},
+        {&o.episodes.tools, !o.serve, "not used with --serve, whose requests bring tools that their sender runs"},
+        {&o.episodes.commands, !o.serve, "not used with --serve, whose requests bring tools that their sender runs"},
+        {&o.episodes.aggregator, many, "used only for JSON lines"},
         {&o.think.tokens, many, "used only for JSON lines"},
         {&o.verbose, !many && !o.chat && !o.serve, "used only for one printed prompt"},
         {&o.serve_any, o.serve != NULL, "used only with --serve"},
         {&o.key_env, o.serve != NULL, "used only with --serve"},
         {&o.served_name, o.serve != NULL, "used only with --serve"},
-        {&o.model_len, o.serve != NULL, "used only with --serve"},
+        {&o.model_len, o.serve || (o.chat && episodes_on(&o.episodes)), "used only with --serve, or --chat with tools"},
         {&o.queue, o.serve != NULL, "used only with --serve"},
         {&o.s.seed, o.s.temperature > 0 || o.shots || o.serve || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
@@ -1384,13 +1039,14 @@ int main(int argc, char **argv) {
     if (asks && !ask_open(&ask, asks, o.shots, o.shot_count, (uint64_t)o.s.seed, &e)) die("%s", e.text);
     sampling = inference_sampling(&model, &o.s);
     sampling.scope = (RewardScope)o.r.scope;
+    if (episodes_on(&o.episodes) && !o.serve) open_tools();
 
     const bool many = writes_lines();
     if (!many && !o.serve) inference_few_threads(&model, 1);
     if (o.serve) {
         serve();
     } else if (o.chat) {
-        chat();
+        hold_chat();
     } else {
         Items items = {0};
         TextBuffer text = {0};
@@ -1410,6 +1066,8 @@ int main(int argc, char **argv) {
         items_free(&items), text_free(&text);
         ask_close(&ask);
     }
+    if (episodes_on(&o.episodes) && !o.serve) episodes_close(&episodes);
+    json_decref(shown_tools);
     if (is_shard) shard_close(&shard);
     data_file_close(&file);
     inference_close(&model);

@@ -71,6 +71,7 @@ typedef struct Rows {
     const Wordings *wordings; /* or NULL */
     const SuperNi *super_ni;  /* or NULL */
     bool train_all;           /* kind chat: the mask is 1 on all tokens */
+    const json_t *tools;      /* schemas, of rows that have no tools; NULL: none */
     bool texts;               /* the template was chosen for rows of texts, so that no row may have several messages */
 
     /* the current record; its buffers are reused */
@@ -264,6 +265,7 @@ static inline json_t *row_conversation(Rows *r, const Jsonl *j, json_t *row, con
     if (!row_tools(r, j, row, &tools, e)) return NULL;
     json_t *some = json_array();
     for (int i = 0; i < count; i++) json_array_append(some, json_array_get(m->list, (size_t)i));
+    if (!tools && r->tools) tools = json_incref((json_t *)r->tools);
     json_t *conversation = json_pack("{s:o,s:o}", "messages", some, "tools", tools ? tools : json_null());
     chat_conversation_flags(conversation, m->flags);
     return conversation;

@@ -3,7 +3,7 @@
  *
  * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_corpus, data/show and data/make_tasks. */
 #include "../llmc/base/error.h"         /* Error, xstrdup */
-#include "../llmc/base/text.h"          /* text_free, TextBuffer, text_string, text_clear, ... */
+#include "../llmc/base/text.h"          /* text_free, TextBuffer, text_format, text_string, ... */
 #include "../llmc/reward/task_tools.h"  /* task_lookup_result */
 #include "../llmc/sandbox/sandbox.h"    /* sandbox_defaults */
 #include "../llmc/tools/calculator.h"   /* calculator */
@@ -971,16 +971,99 @@ static void test_guess(void **state) {
     assert_holds(out, "\"turn\": 2, \"observation\": \"lower\", \"done\": true, \"reward\": 0.625}");
 }
 
+/* ---- chats ----------------------------------------------------------------------------------------------------- */
+
+/* A message, its answer, which is the first line of `lines`, and the next message, as one raw prompt. */
+static char *raw_prompt(const char *first, const char *lines, const char *next) {
+    TextBuffer all = {0};
+    text_format(&all, "%s%.*s<|endoftext|>%s", first, (int)strcspn(lines, "\n"), lines, next);
+    return all.text;
+}
+
+#define TALK "./generate -c $T/talk.bin --temperature 0 -g 30 " FORMAT " "
+
+/* A chat whose answers call tools: an answer is that to the whole conversation as tokens, with the cache of the answers before
+ * it and without; commands; a conversation that is too long; a tool that is not waited for after Ctrl-C. */
+static void test_chat(void **state) {
+    (void)state;
+    run(0,
+        "./data/make_tasks --task bigmul --digits 2 --count 500 --format chat " FORMAT " -o $T/talk.shard && "
+        "./train_sft --layers 1 --width 64 --heads 2 --context 150 -i $T/talk.shard -x 60 --batch-tokens 1024 -l 5e-3 "
+        "-o $T/talk.bin");
+    run(0,
+        "printf '12*34=\n56*78=\n/retry\n/save '$T'/talk.json\n/reset\n12*34=\n' | " TALK "--tools calculator --chat");
+    char *line[4], *rest = out;
+    for (int i = 0; i < 4; i++) line[i] = strsep(&rest, "\n");
+    assert_string_equal(line[1], line[2]);
+    assert_string_equal(line[0], line[3]);
+    assert_holds(line[0], "</c><r>");
+    char *first = xstrdup(line[0]), *second = xstrdup(line[1]), *raw = raw_prompt("12*34=", first, "56*78=");
+    assert_holds(said, " messages were written to ");
+    run(0, TALK "--tools calculator '12*34='");
+    assert_int_equal(strncmp(out, first, strlen(first)), 0);
+    put("raw.txt", raw);
+    run(0, TALK "--tools calculator --raw - <$T/raw.txt");
+    assert_int_equal(strncmp(out, second, strlen(second)), 0);
+    run(0, "cat $T/talk.json");
+    json_t *row = json_loads(out, 0, NULL), *messages = json_object_get(row, "messages");
+    static const char *const roles[] = {"user", "assistant", "tool", "assistant", "user", "assistant", "tool"};
+    for (size_t i = 0; i < 7; i++)
+        assert_string_equal(json_string_value(json_object_get(json_array_get(messages, i), "role")), roles[i]);
+    json_decref(row);
+    free(raw), free(first), free(second);
+    run(0, "for i in 1 2 3 4 5 6; do echo 1$i*34=; done | " TALK "--tools calculator --chat --max-model-len 80");
+    assert_holds(said, "[the conversation exceeds the length of 80 tokens: the oldest 2 messages were removed]");
+    /* a program with episodes that is slow: Ctrl-C ends the answer, and the chat goes on */
+    put("slow.pl",
+        "$| = 1;\n"
+        "while (my $line = <STDIN>) {\n"
+        "    my ($op) = $line =~ /\"op\":\"(\\w+)\"/;\n"
+        "    my ($id) = $line =~ /(\"id\":\"[^\"]*\")/;\n"
+        "    my @keys = (\"\\\"op\\\":\\\"$op\\\"\");\n"
+        "    if ($op eq 'call') { open my $f, '>', \"$ENV{T}/called\"; close $f; sleep 1; }\n"
+        "    push @keys, $id if $id;\n"
+        "    push @keys, '\"turn\":0,\"call\":0,\"content\":\"9\"' if $op eq 'call';\n"
+        "    push @keys, '\"episodes\":true,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":"
+        "{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"string\"}},\"required\":[\"x\"]}}}]' if $op eq 'hello';\n"
+        "    print '{', join(',', @keys), \"}\\n\";\n"
+        "}\n");
+    put("talk.sh", "echo $$ >$T/pid; exec " TALK "--chat --max-turns 2 --tool-cmd \"perl $T/slow.pl\"");
+    run(0,
+        "(echo 12*34=; until [ -e $T/called ]; do sleep 0.05; done; kill -INT $(cat $T/pid); sleep 0.2; echo /reset; echo 12*34=) | "
+        "sh $T/talk.sh");
+    assert_holds(said, "[stopped]\n");
+    assert_holds(out, "</c>\n");
+    assert_holds(out, "</c><r>9</r>");
+    put_program("text.sh", "{\"op\":\"hello\",\"text\":true", "", "");
+    fails("./generate -c $T/talk.bin --chat --tool-cmd 'sh $T/text.sh' </dev/null",
+          "--tool-cmd: its program answers the model's turns, which in a chat a person does");
+    refused_output("out.jsonl", 2, "./generate -c $T/talk.bin --chat --max-model-len 50",
+                   "--max-model-len: used only with --serve, or --chat with tools");
+    refused_output("out.jsonl", 2, TALK "--tools calculator --chat --max-model-len 1",
+                   "--max-model-len: 1 is less than 2");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_code),
-                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
-                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
-                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
-                                       cmocka_unit_test(test_order),          cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_online_pairs),
-                                       cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
-                                       cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),
+                                       cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries),
+                                       cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),
+                                       cmocka_unit_test(test_code),
+                                       cmocka_unit_test(test_formats),
+                                       cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),
+                                       cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),
+                                       cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_order),
+                                       cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),
+                                       cmocka_unit_test(test_online_pairs),
+                                       cmocka_unit_test(test_environments),
+                                       cmocka_unit_test(test_credit),
+                                       cmocka_unit_test(test_guess),
+                                       cmocka_unit_test(test_failing_programs),
+                                       cmocka_unit_test(test_chat)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

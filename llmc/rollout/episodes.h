@@ -30,10 +30,10 @@
 #include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
 #include "../base/text.h"          /* token_list_free, TextBuffer, TokenList, text_free, ... */
 #include "../model/model_text.h"   /* ModelText, model_text_decode_bytes */
-#include "../text/chat.h"          /* chat_encode_answer */
+#include "../text/chat.h"          /* ChatTemplate, chat_encode_answer */
 #include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
 #include "../tools/code_tool.h"    /* CodeTool, CodeToolOptions, code_tool_begin, code_tool_close, ... */
-#include "../tools/tool_format.h"  /* ToolCalls, TOOL_FORMATS, TOOL_TAGS, tool_format_answer, ... */
+#include "../tools/tool_format.h"  /* ToolCalls, TOOL_TAGS, TOOL_FORMATS, tool_format_answer, ... */
 #include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_next, tool_programs_send, ... */
 #include "../tools/tools.h"        /* TOOL_PROGRAM, Tool, TOOLS_BUILT_IN, TOOL_BROKEN, ... */
 #include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
@@ -690,6 +690,19 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
     return p->y->stop != STOP_TOOL_FAILED && p->waiting;
 }
 
+/* The calls of an episode that is ended by a person are not waited for. */
+static inline void episodes_interrupt(Episodes *x, Episode *p) {
+    Episode **at = &x->first, *last = NULL;
+    while (*at && *at != p) {
+        last = *at;
+        at = &last->next;
+    }
+    if (*at) *at = p->next;
+    if (x->last == p) x->last = last;
+    p->waiting = 0;
+    episodes_forget(x, p);
+}
+
 /* A sample has ended; RolloutTurns.end. */
 static inline void episodes_end(void *context, const RolloutSample *who, const Completion *c) {
     Episodes *x = (Episodes *)context;
@@ -704,6 +717,7 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
     }
     y->reward = episode_turns_reward(x, y);
     y->episode = NULL;
+    if (y->stop == STOP_INTERRUPTED) episodes_interrupt(x, p);
     p->ended = true;
     x->samples++;
     if (episodes_send_end(x, p)) {
@@ -857,6 +871,16 @@ static inline bool episodes_format(Episodes *x, Error *e) {
     const bool ok = tool_format_answer(&x->format, &t->chat, &t->tokenizer, &name, &result, 1, false, &ids, e);
     token_list_free(&ids);
     return ok;
+}
+
+/* The schemas of the tools, which a prompt shows by the model's own template: a new list, or NULL if the template shows none
+ * or if calls are not written as it says. */
+static inline json_t *episodes_shown(const Episodes *x) {
+    const ChatTemplate *c = &x->text_of_model->chat;
+    if (!c->model || !strstr(c->spec, "tools") || x->format.kind == TOOL_TAGS || !x->tools.count) return NULL;
+    json_t *list = json_array();
+    for (int i = 0; i < x->tools.count; i++) json_array_append(list, x->tools.tool[i].schema);
+    return list;
 }
 
 /* Opens the tools, their programs and their format. text: the model's; it must outlive *x, which must not move afterwards.

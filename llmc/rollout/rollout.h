@@ -159,6 +159,9 @@ typedef struct RolloutRequest {
     uint64_t id;        /* id of the first sample; the ids of the others follow it */
     Completion *out;    /* (samples) written; free each with completion_free() */
     const void *record; /* for the environment: the prompt's record (episodes.h) */
+    int32_t
+        cached; /* first tokens of the prompt, fewer than all, that the last sample has left in the cache of its slot;
+                           0 except in a lone engine of one slot */
 } RolloutRequest;
 
 /* Sample `sample` of request number `request`. */
@@ -382,10 +385,12 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         const bool alone = q->samples == 1; /* its sample takes the slot at once */
         while (area < r->slots && (r->area_users[area] || (alone && r->slot[area].prompt_area >= 0))) area++;
         if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
-        const int segment = batch_segment(&r->batch, q->prompt, q->prompt_len, 0, -1);
+        assert(!q->cached || (r->lone && r->slots == 1 && q->cached < q->prompt_len));
+        const int segment = batch_segment(&r->batch, q->prompt + q->cached, q->prompt_len - q->cached, q->cached, -1);
         Segment *g = &r->batch.segment[segment];
         g->key_start = rollout_new_row(r, q, area) - q->prompt_len;
-        for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + i;
+        g->past = q->cached;
+        for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + g->past + i;
         for (int32_t k = 0; k < q->samples; k++) {
             if (q->out[k].trajectory) q->out[k].trajectory->started = clock_seconds();
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);

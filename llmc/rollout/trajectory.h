@@ -30,18 +30,19 @@
 
 /* Why a trajectory ended. */
 typedef enum {
-    STOP_NONE,             /* it has not ended */
-    STOP_COMPLETED,        /* the model's turn has no call */
-    STOP_TOOL_STOPPED,     /* the environment said that it is done */
-    STOP_MAX_TURNS,        /* --max-turns */
-    STOP_MAX_TOOL_CALLS,   /* --max-tool-calls */
-    STOP_PARSE_ERROR,      /* --max-parse-errors turns in a row with a call that could not be read */
-    STOP_MAX_TOKENS,       /* --max-completion-length, or an answer that does not fit into the rest of it */
-    STOP_MAX_TURN_TOKENS,  /* --max-turn-tokens */
-    STOP_CONTEXT_OVERFLOW, /* the model's context is full */
-    STOP_ROLLOUT_TIMEOUT,  /* --rollout-timeout */
-    STOP_TOOL_FAILED,      /* a tool's program failed: no fault of the model */
-    STOP_COUNT
+    STOP_NONE,                    /* it has not ended */
+    STOP_COMPLETED,               /* the model's turn has no call */
+    STOP_TOOL_STOPPED,            /* the environment said that it is done */
+    STOP_MAX_TURNS,               /* --max-turns */
+    STOP_MAX_TOOL_CALLS,          /* --max-tool-calls */
+    STOP_PARSE_ERROR,             /* --max-parse-errors turns in a row with a call that could not be read */
+    STOP_MAX_TOKENS,              /* --max-completion-length, or an answer that does not fit into the rest of it */
+    STOP_MAX_TURN_TOKENS,         /* --max-turn-tokens */
+    STOP_CONTEXT_OVERFLOW,        /* the model's context is full */
+    STOP_ROLLOUT_TIMEOUT,         /* --rollout-timeout */
+    STOP_TOOL_FAILED,             /* a tool's program failed: no fault of the model */
+    STOP_COUNT,                   /* the reasons that a run counts */
+    STOP_INTERRUPTED = STOP_COUNT /* a person ended it, in a chat */
 } TrajectoryStop;
 
 /* What happened in a trajectory. */
@@ -86,16 +87,16 @@ typedef struct Trajectory {
 
 /* The name of a reason, as in the metric stop/NAME and in tinker; "" for STOP_NONE. */
 static inline const char *trajectory_stop_name(TrajectoryStop stop) {
-    static const char *const names[STOP_COUNT] = {
+    static const char *const names[STOP_COUNT + 1] = {
         "",           "completed",       "tool_stopped",     "max_turns",       "max_tool_calls", "parse_error",
-        "max_tokens", "max_turn_tokens", "context_overflow", "rollout_timeout", "tool_failed"};
+        "max_tokens", "max_turn_tokens", "context_overflow", "rollout_timeout", "tool_failed",    "interrupted"};
     return names[stop];
 }
 
 /* Whether a limit of tokens or time cut the last turn off, or its answer. */
 static inline bool trajectory_truncated(TrajectoryStop stop) {
     return stop == STOP_MAX_TOKENS || stop == STOP_MAX_TURN_TOKENS || stop == STOP_CONTEXT_OVERFLOW ||
-           stop == STOP_ROLLOUT_TIMEOUT || stop == STOP_TOOL_FAILED;
+           stop == STOP_ROLLOUT_TIMEOUT || stop == STOP_TOOL_FAILED || stop == STOP_INTERRUPTED;
 }
 
 static inline void trajectory_free(Trajectory *y) {
