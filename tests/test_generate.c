@@ -843,8 +843,7 @@ static void serves(void **state) {
     refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --repetition-penalty 2", "has no --repetition-penalty");
     refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --max-model-len 1",
             "--max-model-len: 1 is less than 2");
-    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --tools calculator",
-            "--tools: not used with --serve");
+    refused(2, "./generate -c $T/random.bin --serve 127.0.0.1:0 --tools calculator", "--tools: not used with --serve");
     refused(2, "./generate -c $T/random.bin --serve-any b", "used only with --serve");
     refused(1, "./generate -c $T/random.bin --serve nowhere", "expected HOST:PORT");
     refused(1, "./generate -c $T/random.bin --serve 0.0.0.0:0", "add --serve-any if that is meant");
