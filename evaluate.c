@@ -34,7 +34,7 @@
 #include "llmc/base/error.h"              /* die, Error */
 #include "llmc/base/file_kind.h"          /* FILE_KIND_BYTES, MAGIC_RECORDS, FILE_KIND_TEXT, file_kind_any */
 #include "llmc/base/json_text.h"          /* json_dump_short */
-#include "llmc/base/options.h"            /* OPTION_TEXT, OPTION_GROUP, OPTION_INT, OPTION_CHOICE, ... */
+#include "llmc/base/options.h"            /* OPTION_TEXT, OPTION_GROUP, OPTION_FLAG, OPTION_INT, ... */
 #include "llmc/base/program.h"            /* program_start */
 #include "llmc/evaluate/evaluator.h"      /* Evaluator, EvaluateOptions, evaluate_defaults, evaluator_lineage */
 #include "llmc/evaluate/judged_pairs.h"   /* evaluate_judge */
@@ -90,6 +90,8 @@ static const Option options[] = {
     OPTION_REAL("reward-timeout",       0, &o.reward_timeout, 0.01, 1e6,
                 "seconds that --reward-cmd may take for the samples of one prompt"),
     OPTION_INT ("reward-workers",       0, &o.reward_workers, 1, 256, "copies of --reward-cmd that run at once"),
+    OPTION_FLAG("reward-sandbox",       0, &o.reward_sandbox,
+                "run reward programs in the sandbox: they read this folder, write to /tmp alone, and have no network"),
     OPTION_FLAG("reward-group",         0, &o.reward_group,
                 "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),
     OPTION_CHOICE("reward-scope",       0, &o.scope,          "last|all",

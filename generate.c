@@ -564,8 +564,8 @@ static void open_scoring(const Items *items, int32_t max_new) {
         if (!scoring_possible(&scoring, &items->what[i], &one, &e)) die("prompt %lld: %s", (long long)i, e.text);
         possible += one;
     }
-    const OptionUse use[] = {
-        CODE_USES(o.r.code, scoring.code.open, episodes_code(&o.episodes), "used only for prompts of the task code")};
+    const OptionUse use[] = {CODE_USES(o.r.code, scoring.code.open, episodes_code(&o.episodes), o.r.reward_sandbox,
+                                       "used only for prompts of the task code")};
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (scoring.on && !possible) die("--reward: no prompt has an answer that the reward can check");
     if (scoring.on && possible < items->count)
@@ -955,12 +955,13 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.r.reward_model, many, "used only for JSON lines"},
         {&o.r.reward_timeout, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.judge.file, many && o.r.reward, "used only with --reward judge=..."},
+        {&o.r.reward_sandbox, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.r.reward_workers, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.r.reward_group, o.r.reward_cmd != NULL, "used only with --reward-cmd"},
         {&o.r.scope, scored && episodes_on(&o.episodes),
          "used only with --tools or --tool-cmd, and --reward or the like"},
         {&o.judge.url, many && o.r.reward, "used only with --reward judge=..."},
-        CODE_USES(o.r.code, scored, episodes_code(&o.episodes), "used only with --reward or the like"),
+        CODE_USES(o.r.code, scored, episodes_code(&o.episodes), false, "used only with --reward or the like"),
         {&o.r.aggregation, o.r.reward_model != NULL, "used only with --reward-model"},
         {&o.keep, scored && o.samples > 1, "used only for several samples that --reward or the like scores"},
         {&o.s.slots, words + o.chat == 0 || many, "used only for several completions"},

@@ -47,7 +47,7 @@
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
 #include "llmc/report/run_facts.h"         /* RUN_REWARD, RUN_SAMPLING, RunPhase */
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
-#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open, ... */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open_in, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/episodes.h"         /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
@@ -808,8 +808,9 @@ static void open_run(Run *r) {
     Generation *g = &r->g;
     Error e;
     generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, o.g.reward != NULL);
-    if ((o.gold_reward || o.gold_cmd) && !rewards_open(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout,
-                                                       (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
+    if ((o.gold_reward || o.gold_cmd) &&
+        !rewards_open_in(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout, generation_sandbox(&o.g),
+                         (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
         usage_error("--gold-reward, --gold-cmd: %s", e.text);
     if (rewards_models(&r->gold_reward)) usage_error("--gold-reward: give a reward model as --gold, not as a part");
     trainer_open(t, "train_ppo", &o.t, &g->train.shard, has_head());

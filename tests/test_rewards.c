@@ -10,9 +10,10 @@
 #include "../llmc/base/error.h"            /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"           /* Random, random_between, random_start */
 #include "../llmc/reward/reward_command.h" /* reward_parse, reward_command_line */
-#include "../llmc/reward/rewards.h"        /* rewards_score, rewards_open, Rewards, rewards_close, ... */
+#include "../llmc/reward/rewards.h"        /* rewards_score, rewards_close, rewards_open, Rewards, ... */
 #include "../llmc/reward/verify.h"         /* reward_final_answer, rewards_verify, rewards_answer, ... */
 #include "../llmc/reward/verify_answer.h"  /* RewardInput */
+#include "../llmc/sandbox/sandbox.h"       /* SandboxOptions, SANDBOX_LANDLOCK, SANDBOX_NONE, sandbox_defaults */
 #include "golden.h"                        /* golden, golden_count, Golden, golden_free, ... */
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -1272,6 +1273,65 @@ static void test_command_line(void **state) {
     free(line);
 }
 
+static void assert_says(const char *text, const char *part) {
+    if (!strstr(text, part)) fail_msg("\"%s\" is not in \"%s\"", part, text);
+}
+
+/* A program in the sandbox: several workers over many batches, what it can and cannot reach, and how it ends. */
+static void test_reward_sandbox(void **state) {
+    (void)state;
+    Rewards r;
+    Error e;
+    SandboxOptions box = sandbox_defaults();
+    if (!rewards_open_in(&r, "command", "sed -u s/.*/0.5/", 20, &box, 1, 0, &e)) {
+        assert_says(e.text, "sandbox: bwrap");
+        print_message("%s\n", e.text);
+        box.kind = SANDBOX_LANDLOCK;
+        if (!rewards_open_in(&r, "command", "sed -u s/.*/0.5/", 20, &box, 1, 0, &e)) skip();
+    }
+    rewards_close(&r);
+    static const char *const program =
+        "test -r Makefile && read=1 || read=0; (: >kept) 2>/dev/null && wrote=1 || wrote=0; : >${TMPDIR:-/tmp}/own && own=1; "
+        "exec python3 -uc '\n"
+        "import socket, sys\n"
+        "try: socket.socket(socket.AF_INET, socket.SOCK_STREAM); net = 1\n"
+        "except OSError: net = 0\n"
+        "for k, line in enumerate(sys.stdin): print([int(sys.argv[1]), int(sys.argv[2]), net, int(sys.argv[3])][k % 4])\n"
+        "' $read $wrote $own";
+    assert_true(rewards_open_in(&r, "command", program, 20, &box, 1, 0, &e));
+    assert_true(rewards_workers(&r, 2, false, &e));
+    for (int step = 0; step < 3; step++) {
+        enum { MANY = 800 };
+        RewardInput in[MANY];
+        float scores[MANY], parts[MANY];
+        for (int i = 0; i < MANY; i++)
+            in[i] = (RewardInput){.prompt = "p", .completion = "c", .answer = "", .task = "", .fields = ""};
+        if (!rewards_score(&r, in, MANY, parts, scores, &e)) fail_msg("%s", e.text);
+        static const float wanted[] = {1, 0, 0, 1};
+        for (int i = 0; i < MANY; i++) assert_float_equal(scores[i], wanted[i / 2 % 4], 0);
+    }
+    rewards_close(&r);
+    assert_int_equal(access("kept", F_OK), -1);
+    /* a program that ends, and one that does not */
+    assert_true(rewards_open_in(&r, "command", "exit 7", 20, &box, 1, 0, &e));
+    RewardInput one = {.prompt = "p", .completion = "c", .answer = "", .task = "", .fields = ""};
+    float score, part;
+    assert_false(rewards_score(&r, &one, 1, &part, &score, &e));
+    assert_says(e.text, "ended with exit status 7 after 0 of 1 answers");
+    rewards_close(&r);
+    assert_true(rewards_open_in(&r, "command", "sleep 60 & sleep 60", 0.2, &box, 1, 0, &e));
+    assert_false(rewards_score(&r, &one, 1, &part, &score, &e));
+    assert_says(e.text, "0 of 1 answers after 0.2 seconds");
+    rewards_close(&r);
+    /* there is no step down */
+    box.command = "false";
+    assert_false(rewards_open_in(&r, "command", "sed -u s/.*/0.5/", 20, &box, 1, 0, &e));
+    assert_says(e.text, "sandbox: ");
+    box = (SandboxOptions){.kind = SANDBOX_NONE, .memory = 1024};
+    assert_false(rewards_open_in(&r, "command", "sed -u s/.*/0.5/", 20, &box, 1, 0, &e));
+    assert_string_equal(e.text, "sandbox: none is no sandbox");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_planted),
                                        cmocka_unit_test(test_nasty),
@@ -1291,6 +1351,7 @@ int main(void) {
                                        cmocka_unit_test(test_command_workers),
                                        cmocka_unit_test(test_command_sigpipe),
                                        cmocka_unit_test(test_command_line),
-                                       cmocka_unit_test(test_gsm8k_rewritten)};
+                                       cmocka_unit_test(test_gsm8k_rewritten),
+                                       cmocka_unit_test(test_reward_sandbox)};
     return cmocka_run_group_tests_name("rewards", tests, NULL, NULL);
 }

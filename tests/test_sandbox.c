@@ -69,7 +69,7 @@ static void assert_words(const SandboxCommand *c, const char *const *words) {
 static void test_command_line(void **state) {
     (void)state;
     SandboxCommand c = {0};
-    sandbox_command_bwrap(&c, "/usr/bin/bwrap", 9);
+    sandbox_command_bwrap(&c, "/usr/bin/bwrap", 9, NULL);
     sandbox_command_python(&c, "python3", "pass", 64, 1024);
     static const char *const single[] = {"--unshare-all",     "--unshare-user", "--disable-userns",
                                          "--die-with-parent", "--new-session",  "--clearenv"};

@@ -43,6 +43,7 @@
 typedef struct Process {
     pid_t pid;   /* 0: not running */
     pid_t guard; /* leader of the process group */
+    bool leads;  /* the child itself leads its group, and there is no guard: it runs in a sandbox */
     int alive;   /* end of the pipe that the guard waits for; 0: closed */
     int in, out; /* pipe ends connected to its standard input and output; 0: closed */
     /* After PROCESS_FAILED: the system call that failed and its errno; or the pipe that the child closed and 0. */
@@ -85,6 +86,7 @@ static inline bool process_ended(const Process *p, double seconds) {
 static inline int process_kill(Process *p) {
     int status = -1;
     if (p->guard) kill(-p->guard, SIGKILL); /* the guard is not reaped yet, so the group id is not reused */
+    if (p->leads && p->pid) kill(-p->pid, SIGKILL);
     if (p->in) close(p->in);
     if (p->out) close(p->out);
     if (p->alive) close(p->alive);

@@ -32,6 +32,7 @@ typedef struct EvaluateOptions {
     CodeOptions code;
     JudgeOptions judge;
     OptionList inputs;
+    bool reward_sandbox;
     const char *reward, *reward_cmd, *reward_model, *completions, *compute, *report, *reference, *tokens;
     int64_t most, samples, micro_tokens, max_length;
     double reward_timeout;

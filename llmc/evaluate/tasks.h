@@ -17,7 +17,7 @@
 #include "../records/shard.h"        /* Shard */
 #include "../reward/code_judge.h"    /* CODE_USES, CodeJudge, code_judge_close, code_judge_open */
 #include "../reward/reward_model.h"  /* RewardModel, REWARD_MODEL_BT, REWARD_MODEL_PRM, reward_model_close */
-#include "../reward/rewards.h"       /* Rewards, rewards_close, rewards_models, rewards_open, ... */
+#include "../reward/rewards.h"       /* Rewards, rewards_close, rewards_models, rewards_open_in, ... */
 #include "../rollout/ablation.h"     /* Ablation */
 #include "../rollout/episodes.h"     /* episodes_code */
 #include "../rollout/evaluation.h"   /* Evaluation, evaluation_verifiable */
@@ -101,8 +101,8 @@ static inline void tasks_open_code(Tasks *t) {
     Error e;
     PromptsCode c;
     const bool verifies = prompts_run(&t->prompts, NULL), scores = prompts_run(&t->prompts, &t->rewards);
-    const OptionUse use[] = {
-        CODE_USES(o->code, verifies || scores, episodes_code(&o->episodes), "used only for prompts of the task code")};
+    const OptionUse use[] = {CODE_USES(o->code, verifies || scores, episodes_code(&o->episodes), o->reward_sandbox,
+                                       "used only for prompts of the task code")};
     options_refuse_unused(t->ev->options, use, sizeof use / sizeof *use);
     if (!verifies && !scores) return;
     if (!code_judge_open(&t->code, &o->code, &e) ||
@@ -131,8 +131,9 @@ static inline void tasks_open(Tasks *t, const Shard *s) {
         reward_figures_check(&t->judge, &policy, most <= limit ? (int32_t)most : limit + 1);
         tasks_check_search(t);
         t->all.judge = &t->judge;
-    } else if (t->rewarded && !rewards_open(&t->rewards, o->reward, o->reward_cmd, o->reward_timeout,
-                                            (uint64_t)o->s.seed, (int32_t)o->s.max_new, &e))
+    } else if (t->rewarded && !rewards_open_in(&t->rewards, o->reward, o->reward_cmd, o->reward_timeout,
+                                               o->reward_sandbox ? &o->code.sandbox : NULL, (uint64_t)o->s.seed,
+                                               (int32_t)o->s.max_new, &e))
         usage_error("%s", e.text);
     if (!judge_open_rewards(&t->language_judge, &o->judge, &t->rewards, t->ev->options, t->ev->model.backend,
                             t->ev->model.device, (uint64_t)o->s.seed, &e))

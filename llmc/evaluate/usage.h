@@ -129,6 +129,7 @@ static inline void check_unused(Evaluator *ev, bool chat, bool prompts, bool sco
         {&o->reward, draws, only_prompts},
         {&o->reward_cmd, draws, only_prompts},
         {&o->reward_timeout, o->reward_cmd != NULL, "used only with --reward-cmd"},
+        {&o->reward_sandbox, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->reward_workers, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->reward_group, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->scope, episodes_on(&o->episodes), "used only with --tools or --tool-cmd"},
@@ -137,7 +138,7 @@ static inline void check_unused(Evaluator *ev, bool chat, bool prompts, bool sco
         {&o->report, o->compute != NULL, "used only with --compute-curve"},
         {&o->completions, (prompts && runs) || (scored && judge_given(&o->judge)),
          "used only for a prompt shard, and for pairs with --judge"},
-        CODE_USES(o->code, draws || o->audit, false, only_prompts),
+        CODE_USES(o->code, draws || o->audit, false, false, only_prompts),
         {&o->s.temperature, drawn, "used only for the samples of a prompt shard, --num-samples above 0"},
     };
     options_refuse_unused(ev->options, use, sizeof use / sizeof *use);

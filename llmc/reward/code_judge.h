@@ -73,10 +73,12 @@ static inline CodeOptions code_defaults(void) {
     OPTION_CHOICE("code-language",        0, &(o).language,  "python|c",                                               \
                   "language of records without a field `language`")
 
-/* Entries of a table for options_refuse_unused(). tools: whether the model may call programs, which have no tests. */
-#define CODE_USES(o, used, tools, why)                                                                                 \
-    {&(o).sandbox.kind, (used) || (tools), why}, {&(o).sandbox.command, (used) || (tools), why},                       \
-        {&(o).sandbox.workers, (used) || (tools), why}, {&(o).sandbox.memory, (used) || (tools), why},                 \
+/* Entries of a table for options_refuse_unused(). tools: whether the model may call programs, which have no tests; reward:
+ * whether a reward program runs in the sandbox. */
+#define CODE_USES(o, used, tools, reward, why)                                                                         \
+    {&(o).sandbox.kind, (used) || (tools) || (reward), why},                                                           \
+        {&(o).sandbox.command, (used) || (tools) || (reward), why}, {&(o).sandbox.workers, (used) || (tools), why},    \
+        {&(o).sandbox.memory, (used) || (tools) || (reward), why},                                                     \
         {&(o).timeout, (used) || (tools), why}, {&(o).total, used, why}, {&(o).most, used, why},                       \
         {&(o).extract, used, why}, {&(o).fence, used, why}, {&(o).tolerance, used, why}, {&(o).language, used, why}
 // clang-format on

@@ -27,23 +27,28 @@
  * status or signal), exceeds the timeout of a batch, or writes a line that is not a number or too many lines, it is
  * killed and the call fails with an Error. Closing ends its input, and processes of its group that still run half a
  * second later are killed. The terminal's Ctrl-C does not reach it, so a trainer can finish its step.
+ *
+ * With a sandbox (../sandbox/sandbox.h) the program, which reads what a model wrote and may even run it, can read only /usr and
+ * the current folder, write only to /tmp, and reach no network.
  */
 #ifndef LLMC_REWARD_REWARD_COMMAND_H
 #define LLMC_REWARD_REWARD_COMMAND_H
 
-#include "../base/clock.h"     /* clock_seconds */
-#include "../base/error.h"     /* Error, error_set, xcalloc, xrealloc, ... */
-#include "../base/json_text.h" /* json_utf8 */
-#include "../base/process.h"   /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
-#include "../base/text.h"      /* TextBuffer, text_append, text_free */
-#include "verify_answer.h"     /* RewardInput, verify_span, verify_space, VerifySpan, ... */
+#include "../base/clock.h"      /* clock_seconds */
+#include "../base/error.h"      /* Error, error_set, xcalloc, xrealloc, ... */
+#include "../base/json_text.h"  /* json_utf8 */
+#include "../base/process.h"    /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
+#include "../base/text.h"       /* TextBuffer, text_append, text_free */
+#include "../sandbox/sandbox.h" /* sandbox_ending, Sandbox, SandboxWorker, sandbox_start, ... */
+#include "verify_answer.h"      /* RewardInput, verify_span, verify_space, VerifySpan, ... */
 
 enum { REWARD_LINE_MAX = 4096 }; /* bytes of an answer line; of a group: 64 times as many */
 
 /* A copy of the program. */
 typedef struct RewardWorker {
     Process process;
-    char *line; /* the JSON line being sent, or NULL */
+    SandboxWorker box; /* if it runs in a sandbox */
+    char *line;        /* the JSON line being sent, or NULL */
     size_t length, sent;
     TextBuffer answer;        /* output not yet parsed */
     int lines, written, read; /* of the batch: its lines, those that it was given, and its answers */
@@ -51,8 +56,9 @@ typedef struct RewardWorker {
 
 typedef struct RewardCommand {
     const char *program;
-    double timeout; /* seconds per batch */
-    bool groups;    /* a line has all completions of a group */
+    double timeout;   /* seconds per batch */
+    bool groups;      /* a line has all completions of a group */
+    Sandbox *sandbox; /* in which it runs; NULL: in none */
     RewardWorker *worker;
     int workers;
 } RewardCommand;
@@ -74,7 +80,9 @@ static inline void reward_command_close(RewardCommand *c) {
         w->process.in = 0;
     }
     for (int i = 0; i < c->workers; i++) {
+        if (c->sandbox) sandbox_ending(c->sandbox, &c->worker[i].process);
         process_close(&c->worker[i].process);
+        sandbox_stop(&c->worker[i].box);
         free(c->worker[i].line);
         text_free(&c->worker[i].answer);
     }
@@ -87,8 +95,10 @@ static inline void reward_command_close(RewardCommand *c) {
 static inline bool reward_command_worker(RewardCommand *c, Error *e) {
     Error why;
     c->worker = (RewardWorker *)xrealloc(c->worker, (size_t)c->workers + 1, sizeof *c->worker);
-    c->worker[c->workers] = (RewardWorker){0};
-    if (process_open(&c->worker[c->workers].process, c->program, &why)) {
+    RewardWorker *w = &c->worker[c->workers];
+    *w = (RewardWorker){0};
+    if (c->sandbox ? sandbox_start(c->sandbox, c->program, &w->box, &w->process, &why)
+                   : process_open(&w->process, c->program, &why)) {
         c->workers++;
         return true;
     }
@@ -96,9 +106,10 @@ static inline bool reward_command_worker(RewardCommand *c, Error *e) {
     return error_set(e, "reward command '%.300s': %s", c->program, why.text);
 }
 
-/* Starts `program`; `timeout` > 0 is the maximum time of a batch in seconds. */
-static inline bool reward_command_open(RewardCommand *c, const char *program, double timeout, Error *e) {
-    *c = (RewardCommand){.program = program, .timeout = timeout};
+/* Starts `program`; `timeout` > 0 is the maximum time of a batch in seconds. sandbox: of sandbox_open_here(), or NULL. */
+static inline bool reward_command_open(RewardCommand *c, const char *program, double timeout, Sandbox *sandbox,
+                                       Error *e) {
+    *c = (RewardCommand){.program = program, .timeout = timeout, .sandbox = sandbox};
     return reward_command_worker(c, e);
 }
 
@@ -111,6 +122,7 @@ static inline bool reward_command_fail(RewardCommand *c, Error *e, const char *f
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
     for (int i = 0; i < c->workers; i++) {
+        if (c->sandbox) sandbox_ending(c->sandbox, &c->worker[i].process);
         process_kill(&c->worker[i].process);
         free(c->worker[i].line);
         c->worker[i].line = NULL;
@@ -264,6 +276,7 @@ static inline bool reward_command_lost(RewardCommand *c, int index, Error *e) {
     Error why;
     char when[60];
     snprintf(when, sizeof when, "after %d of %d answers", w->read, w->lines);
+    if (c->sandbox) sandbox_ending(c->sandbox, &w->process);
     process_failed(&w->process, when, &why);
     return reward_command_fail(c, e, "%s", why.text);
 }

@@ -45,15 +45,16 @@
 #ifndef LLMC_REWARD_REWARDS_H
 #define LLMC_REWARD_REWARDS_H
 
-#include "../base/error.h"   /* error_set, Error, xstrndup, xcalloc, ... */
-#include "../base/options.h" /* option_choice_index */
-#include "../base/random.h"  /* RANDOM_REWARD, random_uniform */
-#include "code_reward.h"     /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
-#include "reward_command.h"  /* RewardCommand, reward_command_close, reward_command_open, reward_command_score, ... */
-#include "verify.h"          /* VERIFY_CODE, verify_score, VERIFY_COUNTDOWN, VERIFY_REGEX, ... */
-#include "verify_answer.h"   /* RewardInput, verify_completion, VerifySpan */
-#include "verify_pattern.h"  /* VerifyRegex, verify_regex_compile, verify_regex_free, verify_regex_match, ... */
-#include "verify_rational.h" /* rational_available */
+#include "../base/error.h"      /* error_set, Error, xcalloc, xstrndup, ... */
+#include "../base/options.h"    /* option_choice_index */
+#include "../base/random.h"     /* RANDOM_REWARD, random_uniform */
+#include "../sandbox/sandbox.h" /* Sandbox, SandboxOptions, sandbox_close, sandbox_open_here */
+#include "code_reward.h"        /* CodeVerdict, CODE_REWARD_ALL, code_reward, CODE_REWARD_THRESHOLD, ... */
+#include "reward_command.h"     /* RewardCommand, reward_command_close, reward_command_open, ... */
+#include "verify.h"             /* VERIFY_CODE, verify_score, VERIFY_COUNTDOWN, VERIFY_REGEX, ... */
+#include "verify_answer.h"      /* RewardInput, verify_completion, VerifySpan */
+#include "verify_pattern.h"     /* VerifyRegex, verify_regex_compile, verify_regex_free, verify_regex_match, ... */
+#include "verify_rational.h"    /* rational_available */
 
 enum { REWARDS_MAX = 16, REWARD_ARGUMENTS = 5 };
 
@@ -97,6 +98,7 @@ typedef struct Rewards {
     void *judge;      /* its first argument */
     CodeScorer *code; /* runs programs (code_judge.h); NULL: completions that are programs cannot be scored */
     char *program;
+    Sandbox *sandbox; /* in which the program runs; NULL: in none */
     uint64_t seed;
 } Rewards;
 
@@ -352,6 +354,8 @@ static inline bool reward_add(Rewards *r, const char **spec, int32_t max_tokens,
 
 static inline void rewards_close(Rewards *r) {
     if (r->program) reward_command_close(&r->command);
+    if (r->sandbox) sandbox_close(r->sandbox);
+    free(r->sandbox);
     for (int i = 0; i < r->count; i++) {
         verify_regex_free(&r->part[i].regex);
         free(r->part[i].path);
@@ -386,9 +390,10 @@ static inline bool rewards_add_model(Rewards *r, Error *e) {
 
 /* Reads a specification and starts the program `command` (NULL: none). A spec of NULL or "" means `command` if there is
  * a program, else `verify`. A program that the specification does not mention is added as a part `command` of weight 1.
- * timeout: seconds per batch; max_tokens: maximum length of sampled completions. */
-static inline bool rewards_open(Rewards *r, const char *spec, const char *command, double timeout, uint64_t seed,
-                                int32_t max_tokens, Error *e) {
+ * timeout: seconds per batch; box: the sandbox that the program runs in, or NULL; max_tokens: maximum length of sampled
+ * completions. */
+static inline bool rewards_open_in(Rewards *r, const char *spec, const char *command, double timeout,
+                                   const SandboxOptions *box, uint64_t seed, int32_t max_tokens, Error *e) {
     bool listed = false;
     *r = (Rewards){.seed = seed};
     if (!spec || !*spec) spec = command ? "command" : "verify";
@@ -409,11 +414,21 @@ static inline bool rewards_open(Rewards *r, const char *spec, const char *comman
         if (!reward_add(r, &spec, max_tokens, e)) goto failed;
     }
     if (!command) return true;
+    if (box) {
+        r->sandbox = (Sandbox *)xcalloc(1, sizeof *r->sandbox);
+        if (!sandbox_open_here(r->sandbox, box, e)) goto failed;
+    }
     r->program = xstrdup(command);
-    if (reward_command_open(&r->command, r->program, timeout, e)) return true;
+    if (reward_command_open(&r->command, r->program, timeout, r->sandbox, e)) return true;
 failed:
     rewards_close(r);
     return false;
+}
+
+/* rewards_open_in() no sandbox. */
+static inline bool rewards_open(Rewards *r, const char *spec, const char *command, double timeout, uint64_t seed,
+                                int32_t max_tokens, Error *e) {
+    return rewards_open_in(r, spec, command, timeout, NULL, seed, max_tokens, e);
 }
 
 /* Starts more copies of the program, up to `workers`. groups: it gets all completions to a prompt at once. Fails if there is

@@ -27,6 +27,7 @@
 #include "../reward/rewards.h"       /* rewards_close, REWARDS_MAX, Rewards, rewards_models, ... */
 #include "../reward/verify.h"        /* VERIFY_CODE, verify_kind */
 #include "../reward/verify_answer.h" /* RewardInput */
+#include "../sandbox/sandbox.h"      /* SandboxOptions */
 #include "evaluation.h"              /* evaluation_check_all */
 #include "inference.h"               /* Inference */
 #include "prompts.h"                 /* PromptText, prompts_said */
@@ -34,6 +35,7 @@
 #include "trajectory.h"              /* trajectory_lost, trajectory_stop_name */
 
 typedef struct ScoringOptions {
+    bool reward_sandbox;
     const char *reward, *reward_cmd, *reward_model;
     double reward_timeout;
     int64_t reward_workers;
@@ -53,6 +55,8 @@ typedef struct ScoringOptions {
     OPTION_REAL("reward-timeout",    0, &(o).reward_timeout, 0.01, 1e6,                                                \
                 "seconds that --reward-cmd may take for the samples of one prompt"),                                   \
     OPTION_INT ("reward-workers",    0, &(o).reward_workers, 1, 256, "copies of --reward-cmd that run at once"),       \
+    OPTION_FLAG("reward-sandbox",    0, &(o).reward_sandbox,                                                           \
+                "run reward programs in the sandbox: they read this folder, write to /tmp alone, and have no network"),       \
     OPTION_FLAG("reward-group",      0, &(o).reward_group,                                                             \
                 "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),             \
     OPTION_CHOICE("reward-scope",    0, &(o).scope,          "last|all",                                               \
@@ -94,7 +98,8 @@ static inline bool scoring_open(Scoring *s, const ScoringOptions *o, const Infer
     *s = (Scoring){.on = scoring_asked(o), .by_model = o->reward_model != NULL, .programs = o->code};
     if (!s->on) return true;
     if (!s->by_model) {
-        bool ok = rewards_open(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, max_new, e);
+        const SandboxOptions *box = o->reward_sandbox ? &o->code.sandbox : NULL;
+        bool ok = rewards_open_in(&s->rewards, o->reward, o->reward_cmd, o->reward_timeout, box, seed, max_new, e);
         if (ok && o->reward_cmd && !rewards_workers(&s->rewards, (int)o->reward_workers, o->reward_group, e)) {
             rewards_close(&s->rewards);
             ok = false;

@@ -587,7 +587,8 @@ def probe(link, request):
         attempt("a socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close())
         attempt("a user namespace", unshare)
     attempt("a connection", lambda: socket.create_connection(("127.0.0.1", request["port"]), 1).close())
-    attempt("reading the run's folder", lambda: os.listdir(request["folder"]))
+    if not request["shown"]:
+        attempt("reading the run's folder", lambda: os.listdir(request["folder"]))
     for folder in (request["folder"], "/", "/usr", "/etc", "/var/tmp", "/dev", "/dev/shm"):
         attempt("writing to " + folder, lambda: write(folder))
     attempt("2 GiB of memory", lambda: bytearray(2 << 30))

@@ -48,10 +48,11 @@
 #include "../base/clock.h"    /* clock_seconds */
 #include "../base/error.h"    /* error_set, Error, xstrdup, checked_object, ... */
 #include "../base/options.h"  /* OPTION_INT, OPTION_CHOICE, OPTION_TEXT */
-#include "../base/text.h"     /* TextBuffer, TextSlice, text_format, text_append, ... */
+#include "../base/process.h"  /* Process */
+#include "../base/text.h"     /* text_free, TextBuffer, TextSlice, text_format, ... */
 #include "sandbox_command.h"  /* sandbox_environment, SANDBOX_USER, SandboxCommand, sandbox_command_bwrap, ... */
 #include "sandbox_filter.h"   /* SandboxFilter, sandbox_filter_close, sandbox_filter_file, sandbox_filter_open */
-#include "sandbox_guard.h"    /* SandboxGuard, sandbox_guard_close, sandbox_guard_open */
+#include "sandbox_guard.h"    /* SandboxGuard, sandbox_guard_close, sandbox_guard_open, sandbox_guard_tell */
 #include "sandbox_landlock.h" /* sandbox_landlock_open */
 #include "sandbox_process.h"  /* SandboxProcess, sandbox_process_read, sandbox_process_shut, ... */
 #include "sandbox_runner.h"
@@ -102,6 +103,7 @@ typedef struct Sandbox {
     SandboxOptions o;
     SandboxKind kind;
     char *bwrap, *python; /* paths */
+    char *folder;         /* of the user's, which programs may read and in which they start; NULL: none */
     SandboxFilter filter;
     SandboxGuard guard;
     int64_t processes;       /* limit of their number */
@@ -201,7 +203,8 @@ static inline char *const *sandbox_worker_environment(const SandboxWorker *w) {
     return all;
 }
 
-static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
+/* shell: a command for /bin/sh, whose standard error is the caller's; NULL: the interpreter. */
+static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, const char *shell, Error *e) {
     SandboxCommand c = {0};
     int filter = -1;
     SandboxStart start = {.environment = (char *const *)sandbox_environment,
@@ -209,20 +212,21 @@ static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
                           .pass = -1,
                           .user = sandbox_user(s),
                           .rules = -1,
-                          .guard = s->guard.file};
+                          .guard = s->guard.file,
+                          .errors = shell != NULL};
     *w = (SandboxWorker){.process = {.in = -1, .out = -1, .err = -1}};
     if (s->kind == SANDBOX_BWRAP) {
         filter = start.pass = sandbox_filter_file(&s->filter);
         if (filter < 0) return error_set(e, "sandbox: memfd_create: %s", strerror(errno));
-        sandbox_command_bwrap(&c, s->bwrap, filter);
+        sandbox_command_bwrap(&c, s->bwrap, filter, s->folder);
     } else {
         if (!sandbox_worker_folder(w, start.user, e)) return false;
-        start.folder = w->folder;
+        start.folder = s->folder ? s->folder : w->folder;
         start.environment = sandbox_worker_environment(w);
     }
     if (s->kind == SANDBOX_LANDLOCK) {
         start.filter = &s->filter.program;
-        start.rules = sandbox_landlock_open(w->folder, e);
+        start.rules = sandbox_landlock_open(w->folder, s->folder, e);
         if (start.rules < 0) {
             sandbox_worker_close(w);
             return false;
@@ -233,7 +237,8 @@ static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
         start.environment = environ;
         start.memory = 0;
     }
-    sandbox_command_python(&c, s->python, runner_py(), s->processes, s->o.memory);
+    if (shell) sandbox_command_shell(&c, shell, s->processes);
+    else sandbox_command_python(&c, s->python, runner_py(), s->processes, s->o.memory);
     start.word = c.word;
     Error why;
     const bool ok = sandbox_process_open(&w->process, &start, &why) || error_set(e, "sandbox: %s", why.text);
@@ -247,7 +252,7 @@ static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, Error *e) {
 /* Starts interpreters until the pool has its number. After a failure sandbox_begin() tries again and reports it. */
 static inline void sandbox_fill(Sandbox *s) {
     while (s->ready < s->target) {
-        if (!sandbox_worker_open(s, &s->pool[s->ready], NULL)) return;
+        if (!sandbox_worker_open(s, &s->pool[s->ready], NULL, NULL)) return;
         s->ready++;
         s->started++;
     }
@@ -280,7 +285,7 @@ static inline void sandbox_begin(Sandbox *s, SandboxSession *x, json_t *request,
     } else {
         s->misses++;
         s->started++;
-        if (!sandbox_worker_open(s, &x->worker, &x->failure)) return;
+        if (!sandbox_worker_open(s, &x->worker, NULL, &x->failure)) return;
     }
     json_t *copy = json_copy(request);
     json_object_set_new(copy, "seconds", json_integer((json_int_t)(seconds + 1)));
@@ -392,7 +397,7 @@ static inline void sandbox_close(Sandbox *s) {
     for (int i = 0; i < s->ready; i++) sandbox_worker_close(&s->pool[i]);
     sandbox_guard_close(&s->guard);
     sandbox_filter_close(&s->filter);
-    free(s->bwrap), free(s->python), free(s->pool);
+    free(s->bwrap), free(s->python), free(s->folder), free(s->pool);
     *s = (Sandbox){0};
 }
 
@@ -457,8 +462,8 @@ static inline bool sandbox_test(Sandbox *s, Error *e) {
     int port;
     char *folder = getcwd(NULL, 0);
     const int listener = sandbox_listen(&port);
-    json_t *request = json_pack("{s:s,s:b,s:i,s:s}", "mode", "probe", "closed", s->kind != SANDBOX_COMMAND, "port",
-                                port, "folder", folder ? folder : "/");
+    json_t *request = json_pack("{s:s,s:b,s:i,s:s,s:b}", "mode", "probe", "closed", s->kind != SANDBOX_COMMAND, "port",
+                                port, "folder", folder ? folder : "/", "shown", s->folder != NULL);
     sandbox_begin(s, &x, request, 20);
     while ((event = sandbox_serve(&x)) == SANDBOX_WAIT) sandbox_wait(&x, 0.1);
     bool ok = event == SANDBOX_REPLY;
@@ -484,10 +489,10 @@ static inline void sandbox_allow_files(int64_t workers) {
     setrlimit(RLIMIT_NOFILE, &files);
 }
 
-/* Opens a sandbox and tests it. The pool holds twice as many interpreters as run at the same time, since one takes longer
- * to start than a short program to run. */
-static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
+/* Opens a sandbox and tests it; its pool is empty. folder: Sandbox.folder, which it takes. */
+static inline bool sandbox_prepare(Sandbox *s, const SandboxOptions *o, char *folder, Error *e) {
     *s = (Sandbox){.o = *o,
+                   .folder = folder,
                    .kind = o->command ? SANDBOX_COMMAND : (SandboxKind)o->kind,
                    .processes = SANDBOX_PROCESSES,
                    .guard = {.file = -1}};
@@ -514,15 +519,52 @@ static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
     }
     if (ok && s->kind < SANDBOX_NONE) ok = sandbox_filter_open(&s->filter, s->kind == SANDBOX_LANDLOCK, e);
     ok = ok && sandbox_guard_open(&s->guard, e) && sandbox_test(s, e);
-    if (!ok) {
-        sandbox_close(s);
-        return false;
-    }
+    if (!ok) sandbox_close(s);
+    return ok;
+}
+
+/* Opens a sandbox, tests it and fills its pool, which holds twice as many interpreters as run at the same time, since one
+ * takes longer to start than a short program to run. */
+static inline bool sandbox_open(Sandbox *s, const SandboxOptions *o, Error *e) {
+    if (!sandbox_prepare(s, o, NULL, e)) return false;
     s->target = (int)(2 * s->o.workers);
     s->misses = s->started = 0;
     if (s->kind == SANDBOX_NONE) warn("--sandbox none: programs written by the model run with your rights");
     sandbox_fill(s);
     return true;
+}
+
+/* ---- commands of the user ------------------------------------------------------------------------------------------ */
+
+/* Opens a sandbox for sandbox_start(): programs in it may read the current folder. */
+static inline bool sandbox_open_here(Sandbox *s, const SandboxOptions *o, Error *e) {
+    if (o->kind == SANDBOX_NONE && !o->command) return error_set(e, "sandbox: none is no sandbox");
+    char *folder = getcwd(NULL, 0);
+    if (!folder) return error_set(e, "sandbox: the current folder: %s", strerror(errno));
+    if (strcmp(folder, "/")) return sandbox_prepare(s, o, folder, e);
+    free(folder);
+    return error_set(e, "sandbox: programs in it may read the current folder, which is /; start in another one");
+}
+
+/* Starts a command of the user's by /bin/sh, which runs until its input ends. Its standard error is the caller's. *p: for
+ * process_wait(); the caller ends it by sandbox_stop(). */
+static inline bool sandbox_start(Sandbox *s, const char *command, SandboxWorker *w, Process *p, Error *e) {
+    *p = (Process){0};
+    if (!sandbox_worker_open(s, w, command, e)) return false;
+    *p = (Process){.pid = w->process.pid, .leads = true, .in = w->process.in, .out = w->process.out};
+    text_free(&w->process.send), text_free(&w->process.got), text_free(&w->process.said);
+    return true;
+}
+
+/* The command is about to be ended by process_close(), process_kill() or process_failed(). */
+static inline void sandbox_ending(const Sandbox *s, const Process *p) {
+    if (p->pid) sandbox_guard_tell(s->guard.file, '-', p->pid);
+}
+
+/* Removes what a command that has ended wrote. */
+static inline void sandbox_stop(SandboxWorker *w) {
+    if (*w->folder) sandbox_remove(w->folder);
+    w->folder[0] = 0;
 }
 
 #endif

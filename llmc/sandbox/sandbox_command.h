@@ -67,8 +67,9 @@ static inline void sandbox_command_links(SandboxCommand *c) {
     }
 }
 
-/* Begins with bubblewrap. filter: the file descriptor of the seccomp filter. */
-static inline void sandbox_command_bwrap(SandboxCommand *c, const char *bwrap, int filter) {
+/* Begins with bubblewrap. filter: the file descriptor of the seccomp filter. folder: one that may be read, in which the
+ * program starts; NULL: none. */
+static inline void sandbox_command_bwrap(SandboxCommand *c, const char *bwrap, int filter, const char *folder) {
     char user[16], size[32], file[16];
     snprintf(user, sizeof user, "%d", SANDBOX_USER);
     snprintf(size, sizeof size, "%lld", (long long)SANDBOX_TMP_MIB << 20);
@@ -85,11 +86,11 @@ static inline void sandbox_command_bwrap(SandboxCommand *c, const char *bwrap, i
     }
     sandbox_command_words(c, (const char *const[]){"--ro-bind", "/usr", "/usr", NULL});
     sandbox_command_links(c);
-    sandbox_command_words(
-        c, (const char *const[]){"--proc",  "/proc",        "--dev",     "/dev",         "--size",      size,
-                                 "--tmpfs", "/tmp",         "--ro-bind", "/dev/null",    "/etc/passwd", "--remount-ro",
-                                 "/dev",    "--remount-ro", "/proc",     "--remount-ro", "/",           "--chdir",
-                                 "/tmp",    "--seccomp",    file,        "--",           NULL});
+    sandbox_command_words(c, (const char *const[]){"--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs",
+                                                   "/tmp", "--ro-bind", "/dev/null", "/etc/passwd", NULL});
+    if (folder) sandbox_command_words(c, (const char *const[]){"--ro-bind", folder, folder, NULL});
+    sandbox_command_words(c, (const char *const[]){"--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/",
+                                                   "--chdir", folder ? folder : "/tmp", "--seccomp", file, "--", NULL});
 }
 
 /* Begins with a user's command, which must run the words that follow it. */
@@ -98,6 +99,16 @@ static inline void sandbox_command_other(SandboxCommand *c, const char *command)
     text_format(&text, "exec %s \"$@\"", command);
     sandbox_command_words(c, (const char *const[]){"/bin/sh", "-c", text.text, "sh", NULL});
     text_free(&text);
+}
+
+/* Ends with a command for /bin/sh. processes: how many its user may have; the option of ulimit differs between shells. */
+static inline void sandbox_command_shell(SandboxCommand *c, const char *command, int64_t processes) {
+    char most[32];
+    snprintf(most, sizeof most, "%lld", (long long)processes);
+    sandbox_command_words(
+        c, (const char *const[]){"/bin/sh", "-c",
+                                 "ulimit -u \"$2\" 2>/dev/null || ulimit -p \"$2\"; exec /bin/sh -c \"$1\"", "sh",
+                                 command, most, NULL});
 }
 
 /* Ends with the interpreter, its program and its limits. processes: how many its user may have; memory: in MiB. */

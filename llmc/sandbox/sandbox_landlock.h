@@ -63,8 +63,9 @@ static inline bool sandbox_landlock_allow(int rules, const char *path, uint64_t 
     return ok || error_set(e, "sandbox: landlock: %s: %s", path, strerror(failure));
 }
 
-/* Returns a file descriptor with the rules, of which `folder` may be written; -1 with an error if there can be none. */
-static inline int sandbox_landlock_open(const char *folder, Error *e) {
+/* Returns a file descriptor with the rules, of which `folder` may be written and `shown`, if it is not NULL, be read; -1 with
+ * an error if there can be none. */
+static inline int sandbox_landlock_open(const char *folder, const char *shown, Error *e) {
     static const char *const read[] = {"/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32"};
     static const char *const device[] = {"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"};
     const int version = sandbox_landlock_version();
@@ -83,6 +84,7 @@ static inline int sandbox_landlock_open(const char *folder, Error *e) {
         return -1;
     }
     bool ok = sandbox_landlock_allow(rules, folder, all.files, e);
+    ok = ok && (!shown || sandbox_landlock_allow(rules, shown, SANDBOX_EXECUTE | SANDBOX_READ | SANDBOX_LIST, e));
     for (size_t i = 0; ok && i < sizeof read / sizeof *read; i++)
         ok = sandbox_landlock_allow(rules, read[i], SANDBOX_EXECUTE | SANDBOX_READ | SANDBOX_LIST, e);
     for (size_t i = 0; ok && i < sizeof device / sizeof *device; i++)

@@ -39,6 +39,7 @@ typedef struct SandboxStart {
     int user;                               /* the user and group to become, or 0 */
     int rules;                              /* Landlock rules, or -1 */
     int guard;                              /* the pipe of a SandboxGuard, or -1 */
+    bool errors;                            /* its standard error is the parent's */
     const struct sock_fprog *filter;        /* seccomp filter to install, or NULL */
 } SandboxStart;
 
@@ -164,15 +165,15 @@ static inline int sandbox_process_kill(SandboxProcess *p) {
 static inline bool sandbox_process_open(SandboxProcess *p, const SandboxStart *s, Error *e) {
     int down[2] = {-1, -1}, up[2] = {-1, -1}, side[2] = {-1, -1};
     *p = (SandboxProcess){.in = -1, .out = -1, .err = -1, .start = clock_seconds(), .guard = s->guard};
-    bool ok = process_pipe(down, e) && process_pipe(up, e) && process_pipe(side, e);
+    bool ok = process_pipe(down, e) && process_pipe(up, e) && (s->errors || process_pipe(side, e));
     if (ok) {
-        const int stream[3] = {down[0], up[1], side[1]};
+        const int stream[3] = {down[0], up[1], s->errors ? STDERR_FILENO : side[1]};
         p->pid = sandbox_vfork(s, stream);
         if (!p->pid) ok = error_set(e, "cannot start %s: %s", s->word[0], strerror(errno));
     }
     sandbox_process_shut(&down[0]), sandbox_process_shut(&up[1]), sandbox_process_shut(&side[1]);
     p->in = down[1], p->out = up[0], p->err = side[0];
-    for (int i = 0; ok && i < 3; i++) fcntl((const int[]){p->in, p->out, p->err}[i], F_SETFL, O_NONBLOCK);
+    for (int i = 0; ok && i < 3 - s->errors; i++) fcntl((const int[]){p->in, p->out, p->err}[i], F_SETFL, O_NONBLOCK);
     text_clear(&p->send), text_clear(&p->got), text_clear(&p->said);
     if (!ok) sandbox_process_kill(p);
     return ok;

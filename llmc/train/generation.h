@@ -74,7 +74,7 @@
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_mask_errors, trajectory_pack, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../tools/code_tool.h"      /* CodeToolOptions */
-#include "generation_options.h"      /* GenerationOptions */
+#include "generation_options.h"      /* GenerationOptions, generation_sandbox */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, trainer_file, trainer_open_files, state_int, ... */
 
@@ -145,7 +145,8 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     if (verify && none && (!o->episodes.commands.count || o->reward_cmd))
         usage_error("--reward none: used only with rewards of --tool-cmd alone");
     if (verify && !none &&
-        !rewards_open(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, seed, (int32_t)o->max_completion, &e))
+        !rewards_open_in(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, generation_sandbox(o), seed,
+                         (int32_t)o->max_completion, &e))
         usage_error("%s", e.text);
     const unsigned modes = rewards_judge_modes(&g->rewards);
     if (modes && !judge_given(&o->judge))
@@ -192,7 +193,7 @@ static inline void generation_open_code(Generation *g, Rewards *r) {
     const CodeOptions *o = &g->o->code;
     const bool scores = r->count && prompts_run(&g->train, r), verifies = g->o->val.count && prompts_run(&g->val, NULL);
     const OptionUse use[] = {CODE_USES(*o, scores || verifies || g->code.open, episodes_code(&g->o->episodes),
-                                       "used only for prompts of the task code")};
+                                       g->o->reward_sandbox, "used only for prompts of the task code")};
     options_refuse_unused(*options_parsed(), use, sizeof use / sizeof *use);
     if (!scores && !verifies) return;
     if (!g->code.open && !code_judge_open(&g->code, o, &e)) die("%s", e.text);

@@ -18,12 +18,13 @@
 #ifndef LLMC_TRAIN_GENERATION_OPTIONS_H
 #define LLMC_TRAIN_GENERATION_OPTIONS_H
 
-#include "../base/options.h"        /* OPTION_INT, OPTION_GROUP, OPTION_FLAG, OPTION_LIST, ... */
+#include "../base/options.h"        /* OPTION_INT, OPTION_FLAG, OPTION_GROUP, OPTION_LIST, ... */
 #include "../judge/judge_options.h" /* JudgeOptions, judge_defaults */
 #include "../records/mix_options.h" /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "../reward/code_judge.h"   /* CODE_OPTIONS, CodeOptions, code_defaults */
 #include "../rollout/episodes.h"    /* EpisodeOptions, episode_defaults, episodes_on, episodes_refuse_unused */
 #include "../rollout/rollout.h"     /* ROLLOUT_SAMPLING_OPTIONS */
+#include "../sandbox/sandbox.h"     /* SandboxOptions */
 #include "trainer_options.h"        /* TRAINER_EVALUATION_OPTIONS */
 
 typedef struct GenerationOptions {
@@ -31,6 +32,7 @@ typedef struct GenerationOptions {
     CodeOptions code;
     JudgeOptions judge;
     OptionList input, val;
+    bool reward_sandbox;
     const char *reward, *reward_cmd;
     int64_t prompts, generations, max_completion, max_prompt, slots, top_k;
     bool eval_on_start, judges_pairs; /* judges_pairs: a trainer asks the judge about its own pairs */
@@ -96,6 +98,8 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_INT ("reward-workers", 0, &(o).reward_workers, 1, 256, "copies of --reward-cmd that run at once"),          \
     OPTION_FLAG("reward-group",   0, &(o).reward_group,                                                                \
                 "give --reward-cmd all completions to a prompt as one line; it prints a list of numbers"),             \
+    OPTION_FLAG("reward-sandbox", 0, &(o).reward_sandbox,                                                              \
+                "run reward programs in the sandbox: they read this folder, write to /tmp alone, and have no network"),       \
     OPTION_CHOICE("reward-scope", 0, &(o).reward_scope,   "last|all",                                                  \
                 "what rewards read of a completion of several turns: the last turn, or what the model wrote in all")
 
@@ -112,6 +116,11 @@ static inline GenerationOptions generation_defaults(void) {
     CODE_OPTIONS((o).code)
 // clang-format on
 
+/* The sandbox of reward programs; NULL: none. */
+static inline const SandboxOptions *generation_sandbox(const GenerationOptions *o) {
+    return o->reward_sandbox ? &o->code.sandbox : NULL;
+}
+
 /* Rejects options that have no effect together with the others. programs: reward programs are given. */
 static inline void generation_refuse_unused(const GenerationOptions *o, const Option *table, bool programs) {
     const OptionUse use[] = {
@@ -119,6 +128,7 @@ static inline void generation_refuse_unused(const GenerationOptions *o, const Op
         {&o->eval_steps, o->val.count > 0, "used only with --val"},
         {&o->eval_samples, o->val.count > 0, "used only with --val"},
         {&o->reward_timeout, programs, "used only with a reward program, as --reward-cmd"},
+        {&o->reward_sandbox, programs, "used only with a reward program, as --reward-cmd"},
         {&o->reward_workers, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->reward_group, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->reward_scope, episodes_on(&o->episodes), "used only with --tools or --tool-cmd"},

@@ -100,6 +100,7 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
         {&o->mixture_coef, o->on && o->kind == ONLINE_NASH_MD, "used only with --online-loss nash_md"},
         {&g->reward, o->on, online},
         {&g->reward_cmd, o->on, online},
+        {&g->reward_sandbox, o->on, online},
         {&g->max_prompt, o->on, online},
         {&g->max_completion, o->on, online},
         {&g->temperature, o->on, online},
