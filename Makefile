@@ -124,6 +124,7 @@ $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 # generate --serve and its test need libmicrohttpd; without it everything else is built.
 HTTPD := $(if $(shell printf '\#include <microhttpd.h>\nMHD_VERSION' | $(CC) -E -xc - 2>/dev/null),-lmicrohttpd)
 generate: LDLIBS += -ledit $(HTTPD)
+train_grpo: LDLIBS += $(HTTPD)
 $(BUILD)/test_serve $(BUILD)/fuzz_serve: LDLIBS += $(HTTPD)
 
 llmc_mpi.so: llmc/dist/mpi.c

@@ -19,10 +19,10 @@
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
 #include "llmc/base/clock.h"                /* clock_seconds */
-#include "llmc/base/error.h"                /* usage_error, xcalloc, Error, die, ... */
+#include "llmc/base/error.h"                /* usage_error, die, xcalloc, Error, ... */
 #include "llmc/base/options.h"              /* OPTION_REAL, OPTION_CHOICE, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"              /* program_start */
-#include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_max, dist_min, dist_sum, ... */
+#include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_sum, dist_max, dist_min, ... */
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"       /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
@@ -36,11 +36,12 @@
 #include "llmc/model/micro_plan.h"          /* MicroPlan */
 #include "llmc/model/transformer.h"         /* ModelOutput */
 #include "llmc/model/workspace.h"           /* Workspace, workspace_free */
-#include "llmc/report/metrics.h"            /* metrics_set, metrics_phase, Metrics, metrics_warn */
+#include "llmc/report/metrics.h"            /* metrics_set, metrics_phase, metrics_warn, Metrics */
 #include "llmc/report/run_facts.h"          /* RUN_SAMPLING, RUN_REWARD, RunPhase */
-#include "llmc/reward/rewards.h"            /* rewards_add_model */
-#include "llmc/rollout/episodes.h"          /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS, episodes_on */
+#include "llmc/reward/rewards.h"            /* rewards_add_model, rewards_models */
+#include "llmc/rollout/episodes.h"          /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"        /* Evaluation */
+#include "llmc/serve/agent_options.h"       /* AGENT_OPTIONS, agent_refuse_unused */
 #include "llmc/train/credit.h"              /* CREDIT_ADVANTAGE_OPTIONS, CREDIT_LOSS_OPTIONS, Credit, ... */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
 #include "llmc/train/generation.h"          /* Generation, generation_forward, generation_forget, ... */
@@ -52,6 +53,9 @@
 #include "llmc/train/teacher.h"             /* teacher_bytes, teacher_guard */
 #include "llmc/train/trainer.h"             /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
 #include "llmc/train/trainer_options.h"     /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
+#if __has_include(<microhttpd.h>)
+#include "llmc/serve/agents.h" /* AgentCounts, Agents, agents_attach, agents_close, ... */
+#endif
 
 static struct {
     TrainerOptions t;
@@ -82,6 +86,7 @@ static const Option options[] = {
     OPTION_INT ("max-resamples",    0, &o.resample, 1, 1000, "maximum rounds of new prompts per generation (DAPO)"),
     EPISODE_OPTIONS(o.g.episodes),
     EPISODE_LOSS_OPTIONS(o.g.episodes),
+    AGENT_OPTIONS(o.g.agent),
     OPTION_GROUP("Reward"),
     OPTION_TEXT  ("reward-model",                0, &o.reward_model, "FILE",
                   "reward model of the part `model` of --reward; several: --reward model=a.bin:1,model=b.bin:0.5"),
@@ -182,8 +187,12 @@ typedef struct Run {
     EntropyControl entropy;
     KlControl beta;
     RolloutDump dump;
-    Distiller distiller;        /* with --teacher, or for an exact KL */
-    Credit credit;              /* of turns */
+    Distiller distiller; /* with --teacher, or for an exact KL */
+    Credit credit;       /* of turns */
+#if __has_include(<microhttpd.h>)
+    Agents agents; /* of --agent-cmd */
+#endif
+    bool told;                  /* that requests of programs asked for other settings */
     float *advantage;           /* (completions) */
     float *penalty;             /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;              /* (tokens) top-entropy mask */
@@ -244,8 +253,8 @@ static bool follows(void) { return o.sync.on || o.sync.reset; }
 /* Whether the KL penalty is that of the whole distributions. */
 static bool exact_kl(void) { return o.beta > 0 && o.kl == KL_K3 + 1; }
 
-/* Whether there is a reward, of --reward or of --tool-cmd; without one, only the teacher is learned from. */
-static bool rewarded(void) { return strcmp(o.g.reward, "none") || o.g.episodes.commands.count; }
+/* Whether there is a reward, of --reward, --tool-cmd or --agent-cmd; without one, only the teacher is learned from. */
+static bool rewarded(void) { return strcmp(o.g.reward, "none") || o.g.episodes.commands.count || o.g.agent.command; }
 
 static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
 
@@ -368,6 +377,69 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     return loss;
 }
 
+/* ---- programs that draw the completions ----------------------------------------------------------------------- */
+
+#if __has_include(<microhttpd.h>)
+
+/* Opens the server of --agent-cmd, whose programs draw the completions. */
+static void open_agents(Run *r) {
+    Error e;
+    Trainer *t = &r->t;
+    Generation *g = &r->g;
+    if (!o.g.agent.command) return;
+    if (!agents_open(&r->agents, &o.g.agent, &t->model, &t->text, (int)o.g.slots, (int32_t)o.g.max_completion,
+                     (uint64_t)o.t.seed, !strcmp(o.g.reward, "none"), &e))
+        die("%s", e.text);
+    agents_attach(&r->agents, &g->engine);
+    if (t->dist.rank == 0 && !o.t.quiet)
+        fprintf(stderr, "agents  http://%s, %d programs at once, trajectories of at most %lld tokens\n",
+                r->agents.http.address, r->agents.workers, (long long)o.g.max_completion);
+}
+
+static void close_agents(Run *r) { agents_close(&r->agents); }
+
+/* Logs what the programs of the generation did, over all ranks, and begins to count again. Warns about failures, and the
+ * first time that programs set how the policy is sampled. Collective. */
+static void log_agents(Run *r) {
+    Metrics *m = &r->t.metrics;
+    AgentCounts *c = &r->agents.counts;
+    double sum[] = {(double)c->runs,     (double)c->failures,   (double)c->timeouts, (double)c->requests,
+                    (double)c->branches, (double)c->overridden, c->seconds};
+    if (!o.g.agent.command) return;
+    dist_sum(&r->t.dist, sum, sizeof sum / sizeof *sum);
+    metrics_set(m, "agents/failures", sum[1]);
+    metrics_set(m, "agents/timeouts", sum[2]);
+    metrics_set(m, "agents/requests", sum[3] / sum[0]);
+    metrics_set(m, "agents/branches", sum[4] / sum[0]);
+    metrics_set(m, "agents/overridden_settings", sum[5]);
+    metrics_set(m, "timing_s/agent", sum[6] / sum[0]);
+    if (sum[1] > 0)
+        metrics_warn(m, "%.0f of %.0f runs of a program failed, and their completions have no reward: %s", sum[1],
+                     sum[0], r->agents.why.text[0] ? r->agents.why.text : "on another rank");
+    if (sum[5] > 0 && !r->told)
+        metrics_warn(
+            m,
+            "--agent-cmd: %.0f requests asked for a temperature, top_p, top_k, min_p or seed of their own; the "
+            "trainer's are used",
+            sum[5]);
+    r->told = r->told || sum[5] > 0;
+    *c = (AgentCounts){0};
+}
+
+#else
+
+static void open_agents(Run *r) {
+    (void)r;
+    if (o.g.agent.command)
+        die("--agent-cmd: this program was built without libmicrohttpd; install libmicrohttpd-dev and build it again");
+}
+
+static void close_agents(Run *r) { (void)r; }
+
+static void log_agents(Run *r) { (void)r; }
+
+#endif
+
 /* ---- logging --------------------------------------------------------------------------------------------------- */
 
 /* Logs the metrics of a generation under TRL's names. Warnings repeat for every generation to which they apply: nothing
@@ -386,6 +458,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
         metrics_set(m, "dynamic_sampling/reward", r->drawn > 0 ? r->drawn_reward / r->drawn : NAN);
     }
     generation_log(&r->g);
+    log_agents(r);
     if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !credit_any(&r->credit, &r->g, r->advantage))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
     if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
@@ -474,6 +547,8 @@ static void open_run(Run *r) {
     Error e;
     generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, rewarded());
     if (o.reward_model && !rewards_add_model(&g->rewards, &e)) usage_error("--reward-model: %s", e.text);
+    if (o.g.agent.command && rewards_models(&g->rewards))
+        usage_error("--reward model: cannot be combined with --agent-cmd, whose prompts are not those of the data");
     trainer_open(t, "train_grpo", &o.t, &g->train.shard, false);
     g->parts = (int32_t)o.steps_per_generation;
     generation_open_prompts(g, steps_of_generation());
@@ -491,6 +566,7 @@ static void open_run(Run *r) {
                          teacher_bytes(&r->distiller.teacher, distiller_rows(&r->distiller, g->rows)));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
+    open_agents(r);
     if (o.beta > 0 && follows())
         reference_open_following(&r->reference, t, o.reference, g->rows, generation_longest(g),
                                  o.sync.on ? "--sync-ref-model" : "--ref-reset-steps");
@@ -591,7 +667,8 @@ static bool takes_importance(void) {
 /* Rejects combinations of distillation and an exact KL with what has no meaning beside them. */
 static void check_distillation(void) {
     const bool teacher = o.distill.teacher.path != NULL, tokens = teacher && o.distill.estimator != DISTILL_EXACT;
-    if (!rewarded() && !teacher) usage_error("--reward none: nothing is learned without --teacher or --tool-cmd");
+    if (!rewarded() && !teacher)
+        usage_error("--reward none: nothing is learned without --teacher, --tool-cmd or --agent-cmd");
     if (!rewarded() && (o.reward_model || o.g.reward_cmd))
         usage_error("--reward none: cannot be combined with --reward-cmd and --reward-model");
     if (!rewarded() && (o.dynamic_sampling || o.aggregation))
@@ -618,6 +695,19 @@ static void check_credit(void) {
     if (o.credit.observation > 0 && (o.distill.teacher.path || exact_kl()))
         usage_error("--observation-ce: cannot be combined with --teacher and --kl-estimator exact");
     if (o.credit.level == CREDIT_GIGPO) o.scale = o.credit.norm ? SCALE_NONE : SCALE_GROUP;
+}
+
+/* Rejects what completions that programs draw cannot be combined with. */
+static void check_agents(void) {
+    agent_refuse_unused(&o.g.agent, options);
+    if (!o.g.agent.command) return;
+    if (episodes_on(&o.g.episodes))
+        usage_error("--agent-cmd: cannot be combined with --tools and --tool-cmd: the program calls its tools itself");
+    if (o.distill.teacher.path || o.reward_model)
+        usage_error(
+            "--agent-cmd: cannot be combined with --teacher and --reward-model, which read the prompts of the data");
+    if (o.g.repetition_penalty != 1) usage_error("--agent-cmd: cannot be combined with --repetition-penalty");
+    if (o.g.max_completion < 2) usage_error("--max-completion-length: a trajectory needs at least 2 tokens");
 }
 
 /* Rejects options without effect, and warns about those that have none as long as every step has a new generation. */
@@ -660,6 +750,7 @@ static void check_options(void) {
     trainer_check_options(&o.t, options, &o.g.epochs, false);
     distiller_check(&o.distill, options, o.g.temperature);
     check_distillation();
+    check_agents();
     check_credit();
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
@@ -723,6 +814,7 @@ int main(int argc, char **argv) {
     trainer_write(&r->t, stopped);
     distiller_close(&r->distiller);
     credit_close(&r->credit);
+    close_agents(r);
     if (o.beta > 0) reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);

@@ -3,20 +3,23 @@
  *
  * The server runs in this process, on a thread of its own; clients are plain sockets. */
 #if __has_include(<microhttpd.h>)
-#include "../llmc/base/clock.h"        /* clock_seconds */
-#include "../llmc/base/error.h"        /* Error, xstrdup */
-#include "../llmc/base/text.h"         /* text_string, TextBuffer, text_clear, text_append, ... */
-#include "../llmc/model/model.h"       /* Model, model_free */
-#include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
-#include "../llmc/model/model_text.h"  /* ModelText, model_text_close, model_text_open */
-#include "../llmc/rollout/rollout.h"   /* sampling_add_stops, sampling_default */
-#include "../llmc/serve/engine.h"      /* ServeEngine, serve_engine_close, serve_engine_open, serve_engine_run */
-#include "../llmc/serve/http.h"        /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
-#include "../llmc/serve/request.h"     /* ServeModel */
-#include "../llmc/text/tokenizer.h"    /* tokenizer_store */
-#include "../llmc/tools/tool_format.h" /* tool_format_free, tool_format_of, tool_format_open */
-#include "models.h"                    /* json_text_of, json_number_of, models_argmax, MODELS_VOCAB, ... */
-#include "shell.h"                     /* assert_holds */
+#include "../llmc/base/clock.h"           /* clock_seconds */
+#include "../llmc/base/error.h"           /* Error, xstrdup */
+#include "../llmc/base/text.h"            /* text_string, TextBuffer, text_clear, token_list_free, ... */
+#include "../llmc/model/model.h"          /* Model, model_free */
+#include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
+#include "../llmc/model/model_text.h"     /* ModelText, model_text_close, model_text_open */
+#include "../llmc/rollout/rollout.h"      /* Completion, completion_free, sampling_add_stops, sampling_default */
+#include "../llmc/rollout/trajectory.h"   /* Trajectory, trajectory_branch_end */
+#include "../llmc/serve/engine.h"         /* ServeEngine, serve_engine_close, serve_engine_open, ... */
+#include "../llmc/serve/gateway.h"        /* ServeTrajectory, ServeGateway, serve_trajectory_open, ServeBranch, ... */
+#include "../llmc/serve/http.h"           /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
+#include "../llmc/serve/request.h"        /* ServeModel, SERVE_COMPLETION, ServeRequest */
+#include "../llmc/text/tokenizer.h"       /* TOKENIZER_CONTINUES, tokenizer_encode, tokenizer_free, ... */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/tools/tool_format.h"    /* tool_format_free, tool_format_of, tool_format_open */
+#include "models.h"                       /* json_text_of, MODELS_IM_END, json_number_of, MODELS_VOCAB, ... */
+#include "shell.h"                        /* assert_holds */
 #include <stdatomic.h>
 
 enum { CONTEXT = 192, SLOTS = 4 };
@@ -54,7 +57,9 @@ static struct {
     int slots, queue;
     const char *key;
     double patience;
-} settings = {SLOTS, 100, NULL, 0};
+    ServeGateway *gateway;
+    int32_t most; /* tokens of its trajectories */
+} settings = {.slots = SLOTS, .queue = 100};
 
 static const char tools_template[] =
     "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -81,6 +86,9 @@ static void start(Model *m, const char *template) {
     if (!serve_engine_open(&server.engine, &server.serve, m, settings.slots, settings.queue, 42, &e))
         fail_msg("%s", e.text);
     server.http = (ServeHttp){.engine = &server.engine, .key = settings.key, .patience = settings.patience};
+    server.serve.gateway = settings.gateway != NULL;
+    server.http.gateway = settings.gateway;
+    if (settings.gateway) serve_gateway_open(settings.gateway, &server.engine, 2, settings.most);
     if (!serve_http_open(&server.http, "127.0.0.1:0", &e)) fail_msg("%s", e.text);
     server.port = atoi(strrchr(server.http.address, ':') + 1);
     assert_int_equal(pthread_create(&server.thread, NULL, serving, NULL), 0);
@@ -838,6 +846,223 @@ static void many_clients_do_not_disturb_each_other(void **state) {
     stop();
 }
 
+/* ---- trajectories ---------------------------------------------------------------------------------------------- */
+
+static ServeGateway gateway;
+
+/* A model that writes x's, and ends its turn at every third position. */
+static Model turns_model(void) {
+    int32_t script[CONTEXT];
+    for (int p = 0; p < CONTEXT; p++) script[p] = p % 3 ? 'x' : MODELS_IM_END;
+    return models_scripted(CONTEXT, script, NULL, CONTEXT);
+}
+
+static void start_gateway(Model *m, const char *template, int32_t most) {
+    settings.gateway = &gateway;
+    settings.most = most;
+    start(m, template);
+    settings.gateway = NULL;
+}
+
+static void stop_gateway(void) {
+    stop();
+    serve_gateway_close(&gateway);
+}
+
+/* Asks for a trajectory. */
+static json_t *ask_trajectory(const ServeTrajectory *y, const char *path, const char *body, int expected) {
+    char all[200];
+    snprintf(all, sizeof all, "/r/%s/v1/%s", y->key, path);
+    return answer_of(all, body, expected);
+}
+
+/* The completion of a trajectory, which ends. */
+static Completion taken(ServeTrajectory *y) {
+    Completion c;
+    serve_trajectory_close(&gateway, y);
+    while (!serve_trajectory_idle(&gateway, y)) usleep(500);
+    serve_trajectory_take(y, &c);
+    return c;
+}
+
+/* Appends the numbers of a list; returns their count. */
+static int32_t numbers(const json_t *list, int32_t *to) {
+    for (size_t i = 0; i < json_array_size(list); i++) to[i] = (int32_t)at(list, i);
+    return (int32_t)json_array_size(list);
+}
+
+/* Whether branch k of a completion is a prompt and its answer, as a chat's reply lists them. */
+static void assert_branch(const Completion *c, int32_t k, const json_t *reply) {
+    const Trajectory *y = c->trajectory;
+    int32_t ids[2 * CONTEXT];
+    const int32_t from = y->branch[k], n = trajectory_branch_end(y, k, c->count) - from;
+    const int32_t prompt = numbers(json_object_get(reply, "prompt_token_ids"), ids);
+    const int32_t drawn = numbers(json_object_get(choice(reply, 0), "token_ids"), ids + prompt);
+    assert_int_equal(n, prompt + drawn);
+    assert_memory_equal(c->tokens + from, ids, (size_t)n * sizeof *ids);
+    for (int32_t i = prompt; i < n; i++) assert_true(y->drawn[from + i] && c->logp[from + i] <= 0);
+    assert_false(y->drawn[from + prompt - 1]);
+}
+
+#define U(text) "{\"role\":\"user\",\"content\":\"" text "\"}"
+#define A(text) "{\"role\":\"assistant\",\"content\":\"" text "\"}"
+#define IDS     "],\"return_token_ids\":true"
+
+/* Chats of one trajectory: the next turn continues the drawn tokens; another conversation, and one whose history was changed,
+ * are branches; each is continued after the others. */
+static void chats_become_branches(void **state) {
+    (void)state;
+    Model m = turns_model();
+    start_gateway(&m, "chatml", 1000);
+    ServeTrajectory *y = serve_trajectory_open(&gateway, 5);
+    const char *said[4] = {0};
+    char body[500];
+    json_t *first = ask_trajectory(y, "chat/completions", "{\"messages\":[" U("ab") IDS "}", 200);
+    said[0] = json_text_of(json_object_get(choice(first, 0), "message"), "content");
+    /* rule 1: what was drawn, then the template's words */
+    snprintf(body, sizeof body, "{\"messages\":[" U("ab") "," A("%s") "," U("q") IDS "}", said[0]);
+    json_t *second = ask_trajectory(y, "chat/completions", body, 200);
+    static const char next[] = "\n<user\nq>\n<assistant\n"; /* < and > are the special tokens */
+    int32_t want[CONTEXT], got[CONTEXT];
+    int32_t n = numbers(json_object_get(first, "prompt_token_ids"), want);
+    n += numbers(json_object_get(choice(first, 0), "token_ids"), want + n);
+    assert_int_equal(want[n - 1], MODELS_IM_END);
+    for (const char *s = next; *s; s++)
+        want[n++] = *s == '<' ? MODELS_IM_END - 1 : *s == '>' ? MODELS_IM_END : (unsigned char)*s;
+    assert_int_equal(numbers(json_object_get(second, "prompt_token_ids"), got), n);
+    assert_memory_equal(got, want, (size_t)n * sizeof *want);
+    /* another conversation, as a stream, with the key in the header */
+    char head[300];
+    int status;
+    snprintf(head, sizeof head, HEAD "Authorization: Bearer %s\r\n", y->key);
+    char *events =
+        ask_with("POST", "/v1/chat/completions", head, "{\"messages\":[" U("other") "],\"stream\":true}", &status);
+    assert_int_equal(status, 200);
+    assert_holds(events, "data: [DONE]");
+    free(events);
+    /* the first one goes on */
+    said[1] = json_text_of(json_object_get(choice(second, 0), "message"), "content");
+    snprintf(body, sizeof body, "{\"messages\":[" U("ab") "," A("%s") "," U("q") "," A("%s") "," U("r") IDS "}",
+             said[0], said[1]);
+    json_t *third = ask_trajectory(y, "chat/completions", body, 200);
+    assert_true(json_array_size(json_object_get(third, "prompt_token_ids")) > (size_t)n + 10);
+    /* a changed history */
+    json_t *changed =
+        ask_trajectory(y, "chat/completions", "{\"messages\":[" U("ab") "," A("no") "," U("q") IDS "}", 200);
+    assert_int_equal(y->branches, 3);
+    Completion c = taken(y);
+    const Trajectory *t = c.trajectory;
+    assert_int_equal(t->branches, 3);
+    assert_int_equal(t->turns, 5);
+    assert_branch(&c, 1, third);
+    assert_branch(&c, 2, changed);
+    assert_int_equal(t->first, c.count - (int32_t)json_array_size(json_object_get(choice(changed, 0), "token_ids")));
+    assert_int_equal(t->start[1], t->branch[1] + (int32_t)json_array_size(json_object_get(first, "prompt_token_ids")));
+    assert_int_equal(json_array_size(t->messages), 4);
+    completion_free(&c);
+    json_decref(first), json_decref(second), json_decref(third), json_decref(changed);
+    /* it has ended; a key that never was */
+    json_decref(answer_of("/v1/chat/completions", "{\"messages\":[" U("a") "]}", 401));
+    json_decref(answer_of("/r/5-00/v1/completions", "{\"prompt\":\"a\"}", 401));
+    stop_gateway();
+    model_free(&m);
+}
+
+/* Texts of one trajectory: log-probabilities of the drawn tokens are those of an uncached pass over each branch; the trainer's
+ * settings; draws that depend on the trajectory alone; a trajectory that is full. */
+static void texts_become_branches(void **state) {
+    (void)state;
+    char text[3][200];
+    start_gateway(&chance, NULL, 100);
+    uint64_t id = 0; /* of which the first text is one of letters that is truncated */
+    for (bool found = false; !found;) {
+        ServeTrajectory *y = serve_trajectory_open(&gateway, ++id);
+        json_t *a = ask_trajectory(y, "completions", "{\"prompt\":\"abc\",\"max_tokens\":12}", 200);
+        found = strlen(json_text_of(choice(a, 0), "text")) == 12;
+        json_decref(a);
+        Completion c = taken(y);
+        for (int32_t i = 0; i < c.count; i++) found = found && c.tokens[i] < 127;
+        completion_free(&c);
+    }
+    for (int run = 0; run < 2; run++) { /* the same twice */
+        ServeTrajectory *y = serve_trajectory_open(&gateway, id);
+        char body[400];
+        json_t *a = ask_trajectory(y, "completions", "{\"prompt\":\"abc\",\"max_tokens\":12,\"temperature\":0.2}", 200);
+        char *got = strdup(json_text_of(choice(a, 0), "text"));
+        json_decref(a);
+        /* the same prompt draws another text; the first text goes on */
+        a = ask_trajectory(y, "completions", "{\"prompt\":\"abc\",\"max_tokens\":12}", 200);
+        assert_string_not_equal(json_text_of(choice(a, 0), "text"), got);
+        json_decref(a);
+        json_t *prompt = json_sprintf("abc%sX", got), *q = json_pack("{s:o,s:i}", "prompt", prompt, "max_tokens", 5);
+        char *dump = json_dumps(q, 0);
+        snprintf(body, sizeof body, "%s", dump);
+        a = ask_trajectory(y, "completions", body, 200);
+        assert_int_equal(y->branches, 2);
+        snprintf(text[run], sizeof text[run], "%s|%s", got, json_text_of(choice(a, 0), "text"));
+        json_decref(a), json_decref(q), free(dump), free(got);
+        /* 100 tokens in all */
+        json_decref(ask_trajectory(y, "completions", "{\"prompt\":\"abc\",\"n\":2}", 400));
+        json_decref(ask_trajectory(y, "completions", "{\"prompt\":\"abc\",\"echo\":true,\"max_tokens\":0}", 400));
+        a = ask_trajectory(y, "completions", "{\"prompt\":\"qqqqqqqqqq\",\"max_tokens\":1000,\"model\":\"gpt\"}", 200);
+        if (!strcmp(json_text_of(choice(a, 0), "finish_reason"), "length")) {
+            assert_int_equal(y->tokens, 100);
+            assert_true(y->full);
+        }
+        json_decref(a);
+        snprintf(body, sizeof body, "{\"prompt\":\"%0100d\"}", 0);
+        a = ask_trajectory(y, "completions", body, 400);
+        assert_string_equal(json_text_of(json_object_get(a, "error"), "code"), "context_length_exceeded");
+        json_decref(a);
+        assert_true(y->overridden == 1 && y->full);
+        Completion c = taken(y);
+        const Trajectory *t = c.trajectory;
+        assert_int_equal(t->branches, 3);
+        for (int32_t k = 0; k < t->branches; k++) {
+            const int32_t from = t->branch[k], n = trajectory_branch_end(t, k, c.count) - from;
+            float *z = models_logits(&chance, c.tokens + from, n);
+            for (int32_t i = 1; i < n; i++)
+                if (t->drawn[from + i])
+                    assert_near(c.logp[from + i], -models_nats(z + (i - 1) * MODELS_VOCAB, 1, c.tokens[from + i]),
+                                1e-4);
+            free(z);
+        }
+        completion_free(&c);
+    }
+    assert_string_equal(text[0], text[1]);
+    stop_gateway();
+}
+
+/* A text whose tokens are others when it is encoded again: the drawn ones are kept. */
+static void drawn_tokens_are_not_encoded_again(void **state) {
+    (void)state;
+    Error e;
+    ModelText t = {.present = true};
+    if (!tokenizer_open(&t.tokenizer, "tests/golden/tokenizer_small.json", &e)) fail_msg("%s", e.text);
+    ServeModel m = {.text = &t, .vocab = 600, .length = 100};
+    TokenList drawn = {0}, whole = {0};
+    assert_true(tokenizer_encode(&t.tokenizer, "aaaa", 4, TOKENIZER_CONTINUES, &whole, &e) && whole.count < 4);
+    for (int i = 0; i < 4; i++) assert_true(tokenizer_encode(&t.tokenizer, "a", 1, TOKENIZER_CONTINUES, &drawn, &e));
+    ServeBranch b = {.ids = drawn.ids, .count = drawn.count};
+    ServeTrajectory y = {.branch = &b, .branches = 1};
+    for (int i = 0; i < 2; i++) { /* a text that goes on, and another one */
+        char *text[1] = {(char *)(i ? "aab" : "aaaa world")};
+        const char *rest = i ? "aab" : " world";
+        const int32_t before = i ? 0 : 4;
+        TokenList prompt = {0};
+        assert_true(tokenizer_encode(&t.tokenizer, text[0], strlen(text[0]), TOKENIZER_CONTINUES, &prompt, &e));
+        ServeRequest q = {.kind = SERVE_COMPLETION, .prompt = &prompt, .text = text, .prompts = 1};
+        assert_int_equal(serve_trajectory_continue(&y, &m, &q), i ? -1 : 0);
+        whole.count = 0;
+        assert_true(tokenizer_encode(&t.tokenizer, rest, strlen(rest), TOKENIZER_CONTINUES, &whole, &e));
+        assert_int_equal(prompt.count, before + whole.count);
+        assert_memory_equal(prompt.ids, drawn.ids, (size_t)before * sizeof(int32_t));
+        assert_memory_equal(prompt.ids + before, whole.ids, (size_t)whole.count * sizeof(int32_t));
+        token_list_free(&prompt);
+    }
+    token_list_free(&drawn), token_list_free(&whole), tokenizer_free(&t.tokenizer);
+}
+
 static int setup(void **state) {
     if (models_setup(state)) return 1;
     chance = models_random(CONTEXT);
@@ -865,6 +1090,9 @@ int main(void) {
         cmocka_unit_test(a_key_is_needed),
         cmocka_unit_test(clients_that_leave_end_their_jobs),
         cmocka_unit_test(many_clients_do_not_disturb_each_other),
+        cmocka_unit_test(chats_become_branches),
+        cmocka_unit_test(texts_become_branches),
+        cmocka_unit_test(drawn_tokens_are_not_encoded_again),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

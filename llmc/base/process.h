@@ -106,8 +106,9 @@ static inline void process_close(Process *p) {
 }
 
 /* Starts `command` in /bin/sh with these standard streams, as a member of the process group of `leader`, or as the
- * leader of a new one if that is 0. output: -1 for the parent's. */
-static inline bool process_spawn(pid_t *pid, const char *command, pid_t leader, int input, int output, Error *e) {
+ * leader of a new one if that is 0. output: -1 for the parent's. environment: as execve()'s. */
+static inline bool process_spawn(pid_t *pid, const char *command, pid_t leader, int input, int output,
+                                 char *const *environment, Error *e) {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t none, defaults;
@@ -125,7 +126,7 @@ static inline bool process_spawn(pid_t *pid, const char *command, pid_t leader, 
     posix_spawnattr_setsigmask(&attributes, &none);
     posix_spawnattr_setsigdefault(&attributes, &defaults);
     char *const words[] = {(char *)"sh", (char *)"-c", (char *)command, NULL};
-    const int failure = posix_spawn(pid, "/bin/sh", &actions, &attributes, words, environ);
+    const int failure = posix_spawn(pid, "/bin/sh", &actions, &attributes, words, environment);
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (!failure) return true;
@@ -139,20 +140,20 @@ static inline bool process_guard(Process *p, Error *e) {
     int end[2];
     if (!process_pipe(end, e)) return false;
     p->alive = end[1];
-    const bool ok = process_spawn(&p->guard, guard, 0, end[0], -1, e);
+    const bool ok = process_spawn(&p->guard, guard, 0, end[0], -1, environ, e);
     close(end[0]);
     return ok;
 }
 
-/* Starts `command` in /bin/sh. */
-static inline bool process_open(Process *p, const char *command, Error *e) {
+/* Starts `command` in /bin/sh with an environment, as execve()'s. */
+static inline bool process_open_with(Process *p, const char *command, char *const *environment, Error *e) {
     int down[2] = {-1, -1}, up[2] = {-1, -1};
     *p = (Process){0};
     bool ok = process_pipe(down, e);
     if (ok) p->in = down[1];
     ok = ok && process_pipe(up, e);
     if (up[0] >= 0) p->out = up[0];
-    ok = ok && process_guard(p, e) && process_spawn(&p->pid, command, p->guard, down[0], up[1], e);
+    ok = ok && process_guard(p, e) && process_spawn(&p->pid, command, p->guard, down[0], up[1], environment, e);
     if (down[0] >= 0) close(down[0]);
     if (up[1] >= 0) close(up[1]);
     if (!ok) {
@@ -162,6 +163,11 @@ static inline bool process_open(Process *p, const char *command, Error *e) {
     fcntl(p->in, F_SETFL, O_NONBLOCK);
     fcntl(p->out, F_SETFL, O_NONBLOCK);
     return true;
+}
+
+/* Starts `command` in /bin/sh with this program's environment. */
+static inline bool process_open(Process *p, const char *command, Error *e) {
+    return process_open_with(p, command, environ, e);
 }
 
 /* write() that fails with EPIPE without raising SIGPIPE, however the program handles that signal. */

@@ -75,6 +75,14 @@ static inline int32_t batch_sequence(Batch *b, const int32_t *tokens, const uint
     return b->targets - before;
 }
 
+/* Appends a sequence of n >= 2 tokens without its last one, which needs no row, as one segment, with a target for each i >= 1
+ * whose mask[i] is set. */
+static inline void batch_branch(Batch *b, const int32_t *tokens, const uint8_t *mask, int32_t n) {
+    const int segment = batch_segment(b, tokens, n - 1, 0, -1);
+    for (int32_t i = 1; i < n; i++)
+        if (mask[i]) batch_target(b, b->segment[segment].start + i - 1, tokens[i]);
+}
+
 /* Appends a completion of n tokens of the prompt in segment `prompt`, with a target for each token whose mask[i] is set
  * (all if mask is NULL), in order. The last token needs no row of its own. */
 static inline void batch_completion(Batch *b, int prompt, const int32_t *tokens, const uint8_t *mask, int32_t n) {

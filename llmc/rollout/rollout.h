@@ -250,6 +250,9 @@ typedef struct Rollout {
     void (*decode)(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                    const DecodeStep *step);
     void *decode_context;
+    /* Replaces rollout_run(): fills in the completions in another way (../serve/agents.h); NULL: not replaced. */
+    bool (*run)(void *context, const Sampling *s, RolloutRequest *requests, int64_t n, Error *e);
+    void *run_context;
 } Rollout;
 
 static inline void completion_free(Completion *c) {
@@ -660,6 +663,7 @@ static inline void rollout_take(Rollout *r, const Sampling *s, RolloutRequest *r
 static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
                                void *context, Error *e) {
     if (s->max_new < 1) return error_set(e, "completions of at most %d tokens, expected at least 1", s->max_new);
+    if (r->run) return r->run(r->run_context, s, requests, n, e);
     for (int64_t i = 0; i < n; i++)
         if (!rollout_check(r, &requests[i], i + 1, e)) return false;
     for (int64_t i = 0; i < n; i++) rollout_open(r, s, &requests[i]);

@@ -11,6 +11,10 @@
  * Ids that were drawn are never decoded and encoded again. A completion without a Trajectory is a single turn, all of
  * whose tokens were drawn. rollout.h fills in the tokens, an environment (episodes.h) the rest.
  *
+ * A program that calls the model by itself (../serve/agents.h) writes its own prompts, and need not continue what it has
+ * asked before. Its trajectory has branches: sequences of their own, one after another, each of which begins with observed
+ * tokens, at position 0, and does not follow the prompt of the row.
+ *
  *     const int32_t tokens[] = {49, 50, 51, 52, 53};
  *     Trajectory *y = trajectory_new(5);
  *     memset(y->drawn, 1, 3);                     // three drawn tokens, then two observed ones
@@ -41,6 +45,7 @@ typedef enum {
     STOP_CONTEXT_OVERFLOW,        /* the model's context is full */
     STOP_ROLLOUT_TIMEOUT,         /* --rollout-timeout */
     STOP_TOOL_FAILED,             /* a tool's program failed: no fault of the model */
+    STOP_AGENT_FAILED,            /* the program of --agent-cmd failed: no fault of the model */
     STOP_COUNT,                   /* the reasons that a run counts */
     STOP_INTERRUPTED = STOP_COUNT /* a person ended it, in a chat */
 } TrajectoryStop;
@@ -65,6 +70,8 @@ typedef struct Trajectory {
     uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations; 0: the prompt */
     int32_t *start;     /* (turns) index of its first token */
     int32_t *malformed; /* (turns) 1: a call of the turn could not be read */
+    int32_t branches;   /* sequences that do not follow the prompt of the row; 0: all tokens follow it */
+    int32_t *branch;    /* (branches) index of the first token of each */
     float reward;       /* of the environment for the whole trajectory; NaN: none */
     float end_reward;   /* of it: given at the end, not with the answer to a turn; NaN: none */
     json_t *messages;   /* its turns and their answers as OpenAI's messages; NULL: not kept */
@@ -89,19 +96,22 @@ typedef struct Trajectory {
 static inline const char *trajectory_stop_name(TrajectoryStop stop) {
     static const char *const names[STOP_COUNT + 1] = {
         "",           "completed",       "tool_stopped",     "max_turns",       "max_tool_calls", "parse_error",
-        "max_tokens", "max_turn_tokens", "context_overflow", "rollout_timeout", "tool_failed",    "interrupted"};
+        "max_tokens", "max_turn_tokens", "context_overflow", "rollout_timeout", "tool_failed",    "agent_failed",
+        "interrupted"};
     return names[stop];
 }
 
 /* Whether a limit of tokens or time cut the last turn off, or its answer. */
 static inline bool trajectory_truncated(TrajectoryStop stop) {
     return stop == STOP_MAX_TOKENS || stop == STOP_MAX_TURN_TOKENS || stop == STOP_CONTEXT_OVERFLOW ||
-           stop == STOP_ROLLOUT_TIMEOUT || stop == STOP_TOOL_FAILED || stop == STOP_INTERRUPTED;
+           stop == STOP_ROLLOUT_TIMEOUT || stop == STOP_TOOL_FAILED || stop == STOP_AGENT_FAILED ||
+           stop == STOP_INTERRUPTED;
 }
 
 static inline void trajectory_free(Trajectory *y) {
     if (!y) return;
     free(y->drawn), free(y->turn_reward), free(y->state), free(y->start), free(y->malformed), free(y->drawn_ids);
+    free(y->branch);
     json_decref(y->messages);
     free(y);
 }
@@ -119,6 +129,17 @@ static inline void trajectory_turn(Trajectory *y) {
     y->start[y->turns] = y->first;
     y->malformed[y->turns] = 0;
     y->state[y->turns++] = 0;
+}
+
+/* Begins a branch at this token. */
+static inline void trajectory_branch(Trajectory *y, int32_t first) {
+    y->branch = (int32_t *)xrealloc(y->branch, (size_t)y->branches + 1, sizeof *y->branch);
+    y->branch[y->branches++] = first;
+}
+
+/* The end of branch k of n tokens: the start of the next one. */
+static inline int32_t trajectory_branch_end(const Trajectory *y, int32_t k, int32_t n) {
+    return k + 1 < y->branches ? y->branch[k + 1] : n;
 }
 
 /* An empty trajectory of at most `room` tokens, in its first turn. */
@@ -179,8 +200,10 @@ static inline bool trajectory_void(const Trajectory *y) {
     return y->counts.parse_errors > 0 || trajectory_truncated(y->stop);
 }
 
-/* Whether a tool failed, so that there is nothing to score (NULL: a completion of one turn). */
-static inline bool trajectory_lost(const Trajectory *y) { return y && y->stop == STOP_TOOL_FAILED; }
+/* Whether a tool or a program failed, so that there is nothing to score (NULL: a completion of one turn). */
+static inline bool trajectory_lost(const Trajectory *y) {
+    return y && (y->stop == STOP_TOOL_FAILED || y->stop == STOP_AGENT_FAILED);
+}
 
 /* The reward of a trajectory (NULL: a completion of one turn): `score` of its final text, NaN if that cannot be scored,
  * plus what its environment gave. NaN if nothing could be scored, or if a tool failed. */
@@ -192,11 +215,11 @@ static inline float trajectory_reward(const Trajectory *y, float score) {
 
 /* ---- between ranks --------------------------------------------------------------------------------------------- */
 
-enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 5 + TRAJECTORY_COUNTS };
+enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 6 + TRAJECTORY_COUNTS };
 
 /* The number of 32-bit words of trajectory_pack(). */
 static inline int64_t trajectory_words(const Trajectory *y, int32_t tokens) {
-    return TRAJECTORY_HEAD + 5 * (int64_t)y->turns + (tokens + 3) / 4;
+    return TRAJECTORY_HEAD + 5 * (int64_t)y->turns + y->branches + (tokens + 3) / 4;
 }
 
 /* Writes a trajectory of `tokens` tokens as words to `to`, without its messages. Returns their number. */
@@ -204,6 +227,7 @@ static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32
     int32_t *at = to;
     *at++ = (int32_t)y->stop;
     *at++ = y->turns;
+    *at++ = y->branches;
     *at++ = y->first;
     memcpy(at++, &y->reward, sizeof y->reward);
     memcpy(at++, &y->end_reward, sizeof y->end_reward);
@@ -217,6 +241,8 @@ static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32
     at += y->turns;
     memcpy(at, y->state, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;
+    if (y->branches) memcpy(at, y->branch, (size_t)y->branches * sizeof *y->branch);
+    at += y->branches;
     memset(at, 0, (size_t)((tokens + 3) / 4) * sizeof *at);
     memcpy(at, y->drawn, (size_t)tokens);
     return trajectory_words(y, tokens);
@@ -228,6 +254,8 @@ static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *
     const int32_t *at = from;
     y->stop = (TrajectoryStop)*at++;
     while (y->turns < at[0]) trajectory_turn(y);
+    at++;
+    while (y->branches < at[0]) trajectory_branch(y, 0);
     at++;
     y->first = *at++;
     memcpy(&y->reward, at++, sizeof y->reward);
@@ -242,6 +270,8 @@ static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *
     at += y->turns;
     memcpy(y->state, at, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;
+    if (y->branches) memcpy(y->branch, at, (size_t)y->branches * sizeof *y->branch);
+    at += y->branches;
     memcpy(y->drawn, at, (size_t)n);
     trajectory_count(y, tokens, n);
     return y;

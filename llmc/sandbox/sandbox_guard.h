@@ -33,7 +33,7 @@ static inline bool sandbox_guard_open(SandboxGuard *g, Error *e) {
     int end[2];
     *g = (SandboxGuard){.file = -1};
     if (!process_pipe(end, e)) return false;
-    const bool ok = process_spawn(&g->pid, guard, 0, end[0], -1, e);
+    const bool ok = process_spawn(&g->pid, guard, 0, end[0], -1, environ, e);
     close(end[0]);
     if (ok) g->file = end[1];
     else close(end[1]);

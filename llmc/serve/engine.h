@@ -74,6 +74,7 @@ typedef struct ServeJob {
     int left;          /* choices and scores that are not over */
     uint64_t
         number; /* of all jobs, also of servers before this one: seconds since 1970 when it began, then a counter */
+    struct ServeTrajectory *trajectory; /* that it belongs to (gateway.h), or NULL */
     bool cancelled, failed;
     Error e; /* of a failure */
     pthread_cond_t changed;
@@ -506,11 +507,12 @@ static inline bool serve_engine_submit(ServeEngine *x, ServeJob *job) {
     pthread_mutex_lock(&x->lock);
     job->failed = x->ended;
     const bool ok = !x->ended && x->waiting < x->queue;
-    job->number = x->next_number++;
+    job->number = q->named ? q->number : x->next_number++;
     if (ok && job->left) {
         for (int i = 0; i < job->choices; i++) /* ids of seeds have bit 55; each seed has room for 4096 choices */
-            job->choice[i].id =
-                q->seeded ? (1ull << 55) | ((q->seed << 12 | (uint64_t)i) & ((1ull << 55) - 1)) : x->next_id++;
+            job->choice[i].id = q->named    ? q->id + (uint64_t)i
+                                : q->seeded ? (1ull << 55) | ((q->seed << 12 | (uint64_t)i) & ((1ull << 55) - 1))
+                                            : x->next_id++;
         if (x->last) x->last->after = job;
         else x->first = job;
         x->last = job;

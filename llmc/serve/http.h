@@ -5,6 +5,9 @@
  *   POST /v1/completions        request.h
  *   POST /v1/chat/completions
  *
+ * With a gateway (gateway.h) there is no page: requests belong to trajectories, whose keys are in the path, /r/KEY/v1/..., or
+ * in the header Authorization.
+ *
  * Each connection has a thread, which reads a request, submits a job and waits. Limits: SERVE_BODY bytes of a body,
  * SERVE_CONNECTIONS connections, SERVE_PATIENCE seconds until a request is complete and until a client has read more of an
  * answer. A client that closes its connection ends its job. Requests must say that they are JSON, and, unless other machines
@@ -21,8 +24,9 @@
 #include "../base/clock.h" /* clock_seconds */
 #include "../base/error.h" /* error_set, Error, xcalloc */
 #include "../base/text.h"  /* text_free, TextBuffer, text_append */
-#include "answer.h"        /* ServePieces, serve_answer, serve_dump, serve_error, ... */
+#include "answer.h"        /* ServePieces, serve_answer, serve_chat_choice, serve_dump, ... */
 #include "engine.h"        /* ServeJob, ServeEngine, serve_engine_forget, serve_job_wait, ... */
+#include "gateway.h"       /* ServeTrajectory, serve_gateway_leave, SERVE_KEY, serve_gateway_path, ... */
 #include "page.h"          /* SERVE_PAGE_POLICY, ServePage, serve_page */
 #include "request.h"       /* serve_refuse, ServeFault, SERVE_CHAT, ServeKind, ... */
 #include <arpa/inet.h>
@@ -45,9 +49,10 @@ typedef struct ServeClient {
 
 typedef struct ServeHttp {
     ServeEngine *engine;
-    bool any;        /* other machines may use it */
-    const char *key; /* or NULL */
-    double patience; /* 0: SERVE_PATIENCE */
+    bool any;              /* other machines may use it */
+    const char *key;       /* or NULL */
+    ServeGateway *gateway; /* or NULL */
+    double patience;       /* 0: SERVE_PATIENCE */
     struct MHD_Daemon *daemon;
     char address[INET6_ADDRSTRLEN + 16]; /* with the port */
     pthread_mutex_t lock;                /* of clients */
@@ -164,6 +169,16 @@ typedef struct ServeStream {
     bool done;
 } ServeStream;
 
+/* Adds the answer of a stream that is over to its trajectory. Called with the engine's lock. */
+static inline void serve_stream_record(ServeStream *s) {
+    const ServeJob *job = s->job;
+    if (!job->trajectory || job->failed || job->cancelled) return;
+    json_t *choice =
+        job->request.kind == SERVE_CHAT ? serve_chat_choice(s->h->engine->serve, &job->choice[0], 0) : NULL;
+    serve_trajectory_record(job->trajectory, job, json_object_get(choice, "message"));
+    json_decref(choice);
+}
+
 /* Copies the next bytes of the stream, for which it waits. */
 static inline ssize_t serve_stream_read(void *context, uint64_t at, char *to, size_t room) {
     ServeStream *s = (ServeStream *)context;
@@ -179,6 +194,7 @@ static inline ssize_t serve_stream_read(void *context, uint64_t at, char *to, si
             serve_job_wait(x, s->job);
             gone = serve_gone(s->socket);
         }
+        if (s->done) serve_stream_record(s);
         pthread_mutex_unlock(&x->lock);
         if (gone) return MHD_CONTENT_READER_END_WITH_ERROR;
         serve_patience(s->h, s->socket, true);
@@ -192,8 +208,10 @@ static inline ssize_t serve_stream_read(void *context, uint64_t at, char *to, si
 
 static inline void serve_stream_free(void *context) {
     ServeStream *s = (ServeStream *)context;
+    ServeTrajectory *y = s->job->trajectory;
     serve_pieces_close(&s->pieces);
     serve_engine_forget(s->h->engine, s->job);
+    if (y) serve_gateway_leave(s->h->gateway, y);
     text_free(&s->ready);
     free(s);
 }
@@ -217,6 +235,7 @@ static inline enum MHD_Result serve_stream(ServeHttp *h, struct MHD_Connection *
 /* Waits for a job and sends its answer. */
 static inline enum MHD_Result serve_whole(ServeHttp *h, struct MHD_Connection *c, ServeJob *job) {
     ServeEngine *x = h->engine;
+    ServeTrajectory *y = job->trajectory;
     const int socket = serve_socket(c);
     ServeFault fault = {0};
     bool gone = false;
@@ -229,28 +248,51 @@ static inline enum MHD_Result serve_whole(ServeHttp *h, struct MHD_Connection *c
     pthread_mutex_unlock(&x->lock);
     serve_patience(h, socket, true);
     if (!gone && job->failed) fault = (ServeFault){.status = x->ended ? 503 : 500, .e = job->e};
-    json_t *answer = gone || job->failed ? NULL : serve_answer(x, job);
+    if (!gone && job->cancelled) fault = (ServeFault){.status = 503, .e = {"the trajectory has ended"}};
+    json_t *answer = gone || job->failed || job->cancelled ? NULL : serve_answer(x, job);
+    if (answer && y)
+        serve_trajectory_record(y, job,
+                                json_object_get(json_array_get(json_object_get(answer, "choices"), 0), "message"));
     serve_engine_forget(x, job);
+    if (y) serve_gateway_leave(h->gateway, y);
     if (gone) return MHD_NO;
     return answer ? serve_send_json(c, 200, answer, NULL, NULL) : serve_send_fault(c, &fault);
 }
 
+/* The trajectory of a request, which waits until it may go on with it; NULL: refused. */
+static inline ServeTrajectory *serve_enter(ServeHttp *h, struct MHD_Connection *c, const char *url, ServeFault *f) {
+    const char *bearer = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Authorization");
+    char key[SERVE_KEY];
+    serve_gateway_path(h->gateway, url, key);
+    if (!*key && bearer && !strncasecmp(bearer, "Bearer ", 7)) snprintf(key, sizeof key, "%s", bearer + 7);
+    serve_patience(h, serve_socket(c), false);
+    ServeTrajectory *y = serve_gateway_enter(h->gateway, key, f);
+    serve_patience(h, serve_socket(c), true);
+    return y;
+}
+
 /* Carries out the request of a complete body. */
-static inline enum MHD_Result serve_post(ServeHttp *h, struct MHD_Connection *c, ServeKind kind,
+static inline enum MHD_Result serve_post(ServeHttp *h, struct MHD_Connection *c, const char *url, ServeKind kind,
                                          const ServeCall *call) {
     ServeFault f = {0};
     ServeRequest q;
+    ServeTrajectory *y = h->gateway ? serve_enter(h, c, url, &f) : NULL;
+    if (f.status) return serve_send_fault(c, &f);
     pthread_mutex_lock(&h->text);
     const bool ok =
-        serve_request(&q, h->engine->serve, kind, call->body.text ? call->body.text : "", call->body.length, &f);
+        serve_request(&q, h->engine->serve, kind, call->body.text ? call->body.text : "", call->body.length, &f) &&
+        (!y || serve_trajectory_prepare(h->gateway, y, &q, &f));
     pthread_mutex_unlock(&h->text);
+    if (!ok && y) serve_gateway_leave(h->gateway, y);
     if (!ok) return serve_send_fault(c, &f);
     const bool stream = q.stream;
     ServeJob *job = serve_job_new(&q);
+    job->trajectory = y;
     if (serve_engine_submit(h->engine, job)) return stream ? serve_stream(h, c, job) : serve_whole(h, c, job);
     if (job->failed) serve_refuse(&f, 503, "", "the server is stopping");
     else serve_refuse(&f, 429, "", "%d requests are waiting, which is the limit; try again later", h->engine->queue);
     serve_job_free(job);
+    if (y) serve_gateway_leave(h->gateway, y);
     return serve_send_fault(c, &f);
 }
 
@@ -310,9 +352,11 @@ static inline enum MHD_Result serve_on_request(void *context, struct MHD_Connect
     ServeHttp *h = (ServeHttp *)context;
     ServeCall *call = (ServeCall *)*own;
     const bool get = !strcmp(method, "GET") || !strcmp(method, "HEAD"), post = !strcmp(method, "POST");
-    const ServePage *page = serve_page(url);
-    const ServeKind kind = !strcmp(url, "/v1/chat/completions") ? SERVE_CHAT : SERVE_COMPLETION;
-    const bool complete = kind == SERVE_CHAT || !strcmp(url, "/v1/completions"), models = !strcmp(url, "/v1/models");
+    char key[SERVE_KEY];
+    const char *path = serve_gateway_path(h->gateway, url, key);
+    const ServePage *page = h->gateway ? NULL : serve_page(path);
+    const ServeKind kind = !strcmp(path, "/v1/chat/completions") ? SERVE_CHAT : SERVE_COMPLETION;
+    const bool complete = kind == SERVE_CHAT || !strcmp(path, "/v1/completions"), models = !strcmp(path, "/v1/models");
     (void)version;
     if (!call) {
         *own = call = (ServeCall *)xcalloc(1, sizeof *call);
@@ -337,7 +381,7 @@ static inline enum MHD_Result serve_on_request(void *context, struct MHD_Connect
     if (page)
         return serve_send_text(c, 200, page->type, page->text(), strlen(page->text()), "Content-Security-Policy",
                                SERVE_PAGE_POLICY);
-    return models ? serve_models(h, c) : serve_post(h, c, kind, call);
+    return models ? serve_models(h, c) : serve_post(h, c, url, kind, call);
 }
 
 static inline void serve_on_completed(void *context, struct MHD_Connection *c, void **own,

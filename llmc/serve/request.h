@@ -23,7 +23,7 @@
 #include "../model/model_text.h"  /* ModelText */
 #include "../rollout/rollout.h"   /* Sampling */
 #include "../rollout/stop_text.h" /* STOP_TEXTS_MAX */
-#include "../text/chat.h"         /* ChatMessage, chat_encode, chat_encode_conversation */
+#include "../text/chat.h"         /* ChatMessage, chat_encode, chat_encode_answer, chat_encode_conversation */
 #include "../text/tokenizer.h"    /* TOKENIZER_CONTINUES, TOKENIZER_DOCUMENT, TOKENIZER_SPECIALS, ... */
 #include "../tools/tool_format.h" /* ToolFormat, tool_format_call, tool_format_messages */
 #include <jansson.h>
@@ -48,6 +48,7 @@ typedef struct ServeModel {
     Sampling standard; /* the settings of a request without its own; max_new: of a chat */
     ToolFormat format; /* of calls */
     bool has_format;
+    bool gateway; /* of trajectories (gateway.h): has any name, and a max_tokens above what fits is lowered to it */
 } ServeModel;
 
 /* Why a request is refused. */
@@ -73,9 +74,12 @@ typedef struct ServeRequest {
     bool echo, stream, usage, token_ids;
     bool seeded;
     uint64_t seed;
-    json_t *tools; /* a list, or NULL */
-    bool calls;    /* calls are read from the completion */
-    bool no_calls; /* tool_choice none */
+    bool named;          /* of a trajectory: the samples have ids from `id` on, and the job has this number */
+    uint64_t id, number; /* of them */
+    json_t *tools;       /* a list, or NULL */
+    json_t *messages;    /* of a chat, in the form of serve_message() */
+    bool calls;          /* calls are read from the completion */
+    bool no_calls;       /* tool_choice none */
 } ServeRequest;
 
 static inline void serve_request_free(ServeRequest *q) {
@@ -85,7 +89,7 @@ static inline void serve_request_free(ServeRequest *q) {
     }
     for (int i = 0; i < q->stops; i++) free(q->stop[i]);
     free(q->prompt), free(q->text);
-    json_decref(q->tools);
+    json_decref(q->tools), json_decref(q->messages);
     *q = (ServeRequest){0};
 }
 
@@ -144,7 +148,7 @@ static inline bool serve_read_model(ServeRequest *q, const ServeModel *m, const 
     const char *name = json_string_value(value);
     (void)q;
     if (!name) return serve_refuse(f, 400, "model", "model is %s, expected a text", serve_type(value));
-    if (!strcmp(name, m->name)) return true;
+    if (m->gateway || !strcmp(name, m->name)) return true;
     serve_refuse(f, 404, "model", "the model '%.100s' does not exist; this server has '%.100s'", name, m->name);
     f->code = "model_not_found";
     return false;
@@ -153,6 +157,7 @@ static inline bool serve_read_model(ServeRequest *q, const ServeModel *m, const 
 static inline bool serve_read_max(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
     int64_t n;
     if (!serve_integer(value, "max_tokens", q->kind == SERVE_CHAT, INT32_MAX, &n, f)) return false;
+    if (n > m->length && m->gateway) n = m->length;
     if (n > m->length)
         return serve_refuse(f, 400, "max_tokens", "max_tokens is %lld, and at most %d tokens fit with the prompt",
                             (long long)n, m->length);
@@ -525,6 +530,21 @@ static inline bool serve_sections(const ServeModel *m, json_t *messages, json_t 
     return true;
 }
 
+/* Encodes what follows an assistant's turn that ended with the token that ends turns: the rest of what the template writes
+ * after it, then `messages`, up to the assistant's next answer. Returns false, with nothing in *ids, if the template cannot
+ * write them there. */
+static inline bool serve_encode_answer(const ServeModel *m, json_t *messages, TokenList *ids) {
+    const ModelText *t = m->text;
+    Error e;
+    ServeFault f;
+    json_t *plain = t->chat.model ? json_incref(messages) : json_array();
+    const bool ok = (t->chat.model || serve_sections(m, messages, plain, &f)) &&
+                    chat_encode_answer(&t->chat, &t->tokenizer, plain, ids, &e);
+    json_decref(plain);
+    if (!ok) ids->count = 0;
+    return ok;
+}
+
 /* Encodes the messages, up to the assistant's answer. */
 static inline bool serve_encode(const ServeRequest *q, const ServeModel *m, json_t *messages, TokenList *ids,
                                 ServeFault *f) {
@@ -571,7 +591,7 @@ static inline bool serve_read_messages(ServeRequest *q, const ServeModel *m, con
     q->text = (char **)xcalloc(1, sizeof *q->text);
     q->prompts = 1;
     ok = ok && serve_encode(q, m, messages, &q->prompt[0], f);
-    json_decref(messages);
+    q->messages = messages;
     return ok && (q->prompt[0].count || serve_refuse(f, 400, "messages", "messages: the chat template writes nothing"));
 }
 
@@ -669,7 +689,7 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
                             (long long)(listed * (1 + q->top)), SERVE_LOGPROBS);
     if (!q->how.max_new && !q->echo) return serve_refuse(f, 400, "max_tokens", "max_tokens 0 is used only with echo");
     for (int i = 0; i < q->prompts; i++) {
-        const int64_t n = q->prompt[i].count, most = q->limited ? q->how.max_new : 1;
+        const int64_t n = q->prompt[i].count, most = q->limited && !m->gateway ? q->how.max_new : 1;
         if (n + most > m->length)
             return serve_refuse(f, 400, q->limited && n + 1 <= m->length ? "max_tokens" : name,
                                 "prompt %d has %lld tokens and max_tokens is %lld, but at most %d tokens fit in all", i,

@@ -57,7 +57,7 @@
 #include "../model/micro_plan.h"     /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
 #include "../model/model.h"          /* Model */
 #include "../model/model_fits.h"     /* FitSide */
-#include "../model/pack.h"           /* batch_clear, batch_completion, batch_free, batch_new, ... */
+#include "../model/pack.h"           /* batch_branch, batch_clear, batch_completion, batch_free, ... */
 #include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/eval_sets.h"    /* EvalSets, eval_sets_free, eval_sets_new, eval_sets_size */
@@ -71,7 +71,7 @@
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
-#include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_mask_errors, trajectory_pack, ... */
+#include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../tools/code_tool.h"      /* CodeToolOptions */
 #include "generation_options.h"      /* GenerationOptions, generation_sandbox */
@@ -142,8 +142,8 @@ static inline void generation_open_data(Generation *g, const GenerationOptions *
     Error e;
     *g = (Generation){.o = o, .t = t, .parts = 1};
     const bool none = o->reward && !strcmp(o->reward, "none");
-    if (verify && none && (!o->episodes.commands.count || o->reward_cmd))
-        usage_error("--reward none: used only with rewards of --tool-cmd alone");
+    if (verify && none && ((!o->episodes.commands.count && !o->agent.command) || o->reward_cmd))
+        usage_error("--reward none: used only with rewards of --tool-cmd or --agent-cmd alone");
     if (verify && !none &&
         !rewards_open_in(&g->rewards, o->reward, o->reward_cmd, o->reward_timeout, generation_sandbox(o), seed,
                          (int32_t)o->max_completion, &e))
@@ -167,6 +167,12 @@ static inline int32_t generation_longest(const Generation *g) {
     const int64_t most = generation_longest_prompt(g) + g->o->max_completion;
     const int32_t context = g->t->model.config.context;
     return most < context ? (int32_t)most : context;
+}
+
+/* Maximum tokens of a sequence of --agent-cmd. */
+static inline int32_t generation_agent_length(const Generation *g) {
+    const int32_t context = g->t->model.config.context;
+    return g->o->max_completion < context ? (int32_t)g->o->max_completion : context;
 }
 
 /* Reads the tests of the prompts whose completions are programs. */
@@ -355,6 +361,8 @@ static inline void generation_open_models(Generation *g, const char *path) {
 
 /* Size of the sampling engine in bytes, for trainer_announce(). */
 static inline size_t generation_bytes(const Generation *g) {
+    if (g->o->agent.command)
+        return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_agent_length(g) - 1, 1);
     return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_longest_prompt(g),
                          (int)g->o->max_completion);
 }
@@ -372,6 +380,7 @@ static inline size_t generation_tokens_max(const Generation *g) {
 
 /* Checks that a group of completions fits into the engine. Call it before trainer_announce(), to fail early. */
 static inline void generation_check_group(const Generation *g) {
+    if (g->o->agent.command) return; /* each has a prompt of its own */
     const int64_t group = g->o->generations > g->o->eval_samples ? g->o->generations : g->o->eval_samples;
     const int slots = (int)g->o->slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
     if (group > most)
@@ -379,13 +388,15 @@ static inline void generation_check_group(const Generation *g) {
             most);
 }
 
-/* Allocates the engine and the arrays, and continues from the counters of the trainer's state. */
+/* Allocates the engine, unless completions come from --agent-cmd, and the arrays, and continues from the counters of the
+ * trainer's state. */
 static inline void generation_open(Generation *g) {
     Error e;
     const GenerationOptions *o = g->o;
     const json_t *s = g->t->state;
     const size_t n = (size_t)(o->prompts * o->generations), tokens = generation_tokens_max(g);
-    if (!rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
+    if (!o->agent.command &&
+        !rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
         die("%s; lower --slots", e.text);
     if (episodes_on(&o->episodes)) g->engine.turns = &g->episodes.turns;
     g->batch = batch_new(g->rows, g->rows, g->rows);
@@ -495,6 +506,12 @@ static inline void generation_spread(Generation *g, ScoredCompletion *scored, co
     free(all), free(mine);
 }
 
+/* The tokens of a completion with its prompt. Branches have prompts of their own among their tokens. */
+static inline int64_t generation_positions(const Generation *g, const ScoredCompletion *s) {
+    const Trajectory *y = s->completion.trajectory;
+    return s->completion.count + (y && y->branches ? 0 : prompts_length(&g->train, s->prompt));
+}
+
 /* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Their tokens count as processed
  * (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
@@ -516,8 +533,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
-    for (int32_t i = 0; i < n * G; i++)
-        g->t->tokens += prompts_length(&g->train, scored[i].prompt) + scored[i].completion.count;
+    for (int32_t i = 0; i < n * G; i++) g->t->tokens += generation_positions(g, &scored[i]);
     g->completions = (first + n) * G;
     free(q), free(out);
 }
@@ -543,7 +559,8 @@ static inline void generation_score_completions(Generation *g, ScoredCompletion 
     if (judge->rows > judged) g->t->flops += model_flops(&judge->model.config, (double)(judge->rows - judged), 0, 0, 1);
     for (int32_t i = 0; i < count; i++) {
         const Trajectory *y = scored[i].completion.trajectory;
-        scored[i].reward = trajectory_reward(y, y && !K && g->episodes.programs.count && !g->judge ? NAN : total[i]);
+        const bool alone = y && !K && (g->episodes.programs.count || g->o->agent.command) && !g->judge;
+        scored[i].reward = trajectory_reward(y, alone ? NAN : total[i]);
         if (y && y->counts.parse_errors)
             scored[i].reward -= (float)(g->o->episodes.parse_penalty * y->counts.parse_errors);
         memcpy(scored[i].parts, parts + (size_t)i * K, K * sizeof *parts);
@@ -608,7 +625,7 @@ static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
 /* The number of tokens of a group in training. */
 static inline double generation_group_tokens(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
-    double tokens = prompts_length(&g->train, g->scored[group * G].prompt);
+    double tokens = g->o->agent.command ? 0 : prompts_length(&g->train, g->scored[group * G].prompt);
     for (int32_t k = 0; k < G; k++) tokens += g->scored[group * G + k].completion.count;
     return tokens;
 }
@@ -652,7 +669,7 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
         g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
         if (c->trajectory && !episodes_count_in_loss(&g->episodes, c->trajectory)) g->counts[i] = 0;
-        if (!left) g->counts[i] = 0;
+        if (!left || g->offset[i + 1] == g->offset[i]) g->counts[i] = 0;
         g->reward[i] = g->scored[i].reward;
         const uint8_t *drawn = completion_mask(c);
         for (int32_t k = 0, at = g->offset[i]; k < c->count; k++)
@@ -668,7 +685,12 @@ static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int
     micro_plan_begin(&g->plan, &g->batch, first);
     for (int32_t i = first; i < end; i++) {
         const Completion *c = &g->scored[i].completion;
+        const Trajectory *y = c->trajectory;
         const int32_t prompt = prompts_length(&g->train, g->scored[i].prompt);
+        if (g->o->agent.command) {
+            micro_plan_add(&g->plan, (BatchSize){c->count - y->branches, y->drawn_count, y->branches});
+            continue;
+        }
         BatchSize size = {c->count - 1, g->observe ? c->count : completion_drawn(c), 2};
         if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
         micro_plan_add(&g->plan, size);
@@ -693,15 +715,23 @@ static inline GenerationSlice generation_slice(Generation *g, int32_t first, int
                              .dentropy = g->dentropy + at};
 }
 
-/* Adds completions [first, end) to a batch, after their prompts: prompt i is at tokens[offset[i]] ... [offset[i + 1]]. */
+/* Adds completions [first, end) to a batch, after their prompts: prompt i is at tokens[offset[i]] ... [offset[i + 1]].
+ * Branches are sequences of their own. */
 static inline void generation_fill(const Generation *g, Batch *b, int32_t first, int32_t end, const int32_t *tokens,
                                    const int64_t *offset) {
     int segment = -1;
     for (int32_t i = first; i < end; i++) {
         const ScoredCompletion *a = &g->scored[i];
+        const Completion *c = &a->completion;
+        const Trajectory *y = c->trajectory;
+        for (int32_t k = 0; g->o->agent.command && k < y->branches; k++) {
+            const int32_t from = y->branch[k];
+            batch_branch(b, c->tokens + from, y->drawn + from, trajectory_branch_end(y, k, c->count) - from);
+        }
+        if (g->o->agent.command) continue;
         const int64_t at = offset[a->prompt], length = offset[a->prompt + 1] - at;
         if (i == first || i % g->o->generations == 0) segment = batch_segment(b, tokens + at, (int32_t)length, 0, -1);
-        batch_completion(b, segment, a->completion.tokens, completion_mask(&a->completion), a->completion.count);
+        batch_completion(b, segment, c->tokens, completion_mask(c), c->count);
     }
 }
 

@@ -25,6 +25,7 @@
 #include "../rollout/episodes.h"    /* EpisodeOptions, episode_defaults, episodes_on, episodes_refuse_unused */
 #include "../rollout/rollout.h"     /* ROLLOUT_SAMPLING_OPTIONS */
 #include "../sandbox/sandbox.h"     /* SandboxOptions */
+#include "../serve/agent_options.h" /* AgentOptions, agent_defaults */
 #include "trainer_options.h"        /* TRAINER_EVALUATION_OPTIONS */
 
 typedef struct GenerationOptions {
@@ -42,6 +43,7 @@ typedef struct GenerationOptions {
     int64_t eval_steps, eval_samples, sample_count;
     OptionList stop;
     EpisodeOptions episodes;
+    AgentOptions agent;
     double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
 } GenerationOptions;
 
@@ -65,6 +67,7 @@ static inline GenerationOptions generation_defaults(void) {
     o.eval_on_start = true;
     o.sample_count = 3;
     o.episodes = episode_defaults();
+    o.agent = agent_defaults();
     return o;
 }
 
@@ -131,7 +134,7 @@ static inline void generation_refuse_unused(const GenerationOptions *o, const Op
         {&o->reward_sandbox, programs, "used only with a reward program, as --reward-cmd"},
         {&o->reward_workers, o->reward_cmd != NULL, "used only with --reward-cmd"},
         {&o->reward_group, o->reward_cmd != NULL, "used only with --reward-cmd"},
-        {&o->reward_scope, episodes_on(&o->episodes), "used only with --tools or --tool-cmd"},
+        {&o->reward_scope, episodes_on(&o->episodes) || o->agent.command, "used only with --tools or --tool-cmd"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
     episodes_refuse_unused(&o->episodes, table);

@@ -28,7 +28,7 @@
 #include "../rollout/evaluation.h"      /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
 #include "../rollout/prompts.h"         /* Prompts, prompts_input, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
-#include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_COMPLETED, STOP_TOOL_FAILED, TRAJECTORY_COUNTS, ... */
+#include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_AGENT_FAILED, STOP_COMPLETED, STOP_TOOL_FAILED, ... */
 #include "../sandbox/sandbox_outcome.h" /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, ... */
 #include "../tools/tools.h"             /* Tool */
 #include "generation.h"                 /* Generation */
@@ -38,7 +38,9 @@
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
 static inline void generation_check_evaluation(const Generation *g) {
     int64_t count = 0;
-    if (!g->o->val.count || g->judge || g->episodes.programs.count || evaluation_verifiable(&g->val)) return;
+    if (!g->o->val.count || g->judge || g->episodes.programs.count || g->o->agent.command ||
+        evaluation_verifiable(&g->val))
+        return;
     if (!g->rewards.count || !prompts_scorable(&g->val, &g->rewards, &count, NULL))
         die("--val %s: no prompt has an answer that can be verified, and there is no other reward that could score it",
             g->val.shard.name);
@@ -240,6 +242,7 @@ static inline void generation_log_turns(Generation *g) {
         generation_log_tool(g, &g->episodes.tools.tool[k], &g->episodes.times[k]);
     g->engine.parked_slots = g->engine.used_slots = 0;
     for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
+        if (k == STOP_AGENT_FAILED && !g->o->agent.command) continue;
         snprintf(key, sizeof key, "stop/%s", trajectory_stop_name((TrajectoryStop)k));
         metrics_set(m, key, (double)stops[k] / n);
     }
@@ -351,7 +354,7 @@ static inline void generation_log(Generation *g) {
     generation_log_judge(g);
     metrics_set(m, "epoch", mix_epochs(&g->mixture));
     mixing_log(&g->mixture, m);
-    if (g->engine.turns) generation_log_turns(g);
+    if (g->engine.turns || g->o->agent.command) generation_log_turns(g);
     if (count[1] == 0) metrics_warn(m, "no completion ended within %lld tokens", (long long)g->o->max_completion);
 }
 
