@@ -81,7 +81,7 @@ CUDA_LIBRARIES = llmc_cuda.so $(if $(wildcard $(CUDA_ROOT)/include/nccl.h /usr/i
 
 .PHONY: all cuda help setup demo test unit sanitize check format fuzz test-gpu profile bench install clean
 all: $(PROGRAMS) $(DATA) $(LIBRARIES) ## build every program
-	@$(if $(HTTPD),,echo "Built without generate --serve: libmicrohttpd is missing (Debian: libmicrohttpd-dev).")
+	@$(if $(HTTPD),,echo "Built without generate --serve and train_grpo --agent-cmd: libmicrohttpd is missing (Debian: libmicrohttpd-dev).")
 	@$(if $(wildcard llmc_cuda.so),,echo "Built for the CPU. If this machine has an NVIDIA GPU, make cuda builds the library for --device cuda.")
 
 cuda: ## build the libraries for --device cuda (llmc_cuda.so, llmc_nccl.so), which needs nvcc
@@ -121,7 +121,7 @@ $(PROGRAMS) $(DATA): %: %.c $(CPU_OBJECTS)
 	@mkdir -p $(BUILD)
 	$(COMPILE) $(VERSION) -MF $(BUILD)/$(notdir $@).d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
-# generate --serve and its test need libmicrohttpd; without it everything else is built.
+# generate --serve, its test and train_grpo --agent-cmd need libmicrohttpd; without it everything else is built.
 HTTPD := $(if $(shell printf '\#include <microhttpd.h>\nMHD_VERSION' | $(CC) -E -xc - 2>/dev/null),-lmicrohttpd)
 generate: LDLIBS += -ledit $(HTTPD)
 train_grpo: LDLIBS += $(HTTPD)

@@ -1,15 +1,17 @@
 /* fuzz_serve.c - libFuzzer target: arbitrary bytes as the body of a request to the server.
  *
  * The first byte selects the kind of request and the template. A request that is accepted must be within its limits, and
- * the answer to it, made of arbitrary tokens, whole or in pieces, must be JSON that can be read again.
+ * the answer to it, made of arbitrary tokens, whole or in pieces, must be JSON that can be read again. The same request,
+ * four times in one trajectory, makes branches within their limits.
  */
 #include "../llmc/base/error.h"        /* xcalloc, Error */
 #include "../llmc/base/text.h"         /* TextBuffer, text_free */
 #include "../llmc/model/model_text.h"  /* ModelText */
-#include "../llmc/rollout/rollout.h"   /* sampling_default */
-#include "../llmc/serve/answer.h"      /* ServePieces, serve_answer, serve_dump, serve_error, ... */
-#include "../llmc/serve/engine.h"      /* ServeJob, ServeEngine, ServeTop, ServeChoice, ... */
-#include "../llmc/serve/request.h"     /* SERVE_CHAT, SERVE_COMPLETION, SERVE_SAMPLES, SERVE_TOP_CHAT, ... */
+#include "../llmc/rollout/rollout.h"   /* Completion, completion_free, sampling_default */
+#include "../llmc/serve/answer.h"      /* ServePieces, serve_answer, serve_chat_choice, serve_dump, ... */
+#include "../llmc/serve/engine.h"      /* ServeJob, ServeEngine, ServeTop, serve_job_free, ... */
+#include "../llmc/serve/gateway.h"     /* ServeGateway, ServeTrajectory, serve_trajectory_prepare, ... */
+#include "../llmc/serve/request.h"     /* SERVE_CHAT, SERVE_COMPLETION, ServeFault, ServeRequest, ... */
 #include "../llmc/text/chat.h"         /* chat_template_free, chat_template_parse */
 #include "../llmc/text/tokenizer.h"    /* tokenizer_bytes, tokenizer_free */
 #include "../llmc/tools/tool_format.h" /* tool_format_free, tool_format_open */
@@ -62,6 +64,31 @@ static void answer(ServeEngine *x, ServeJob *job) {
     text_free(&out);
 }
 
+/* Makes requests of a trajectory of some tokens, and compares its completion with what was recorded. */
+static void trajectory(ServeEngine *x, ServeKind kind, const char *body, size_t n) {
+    ServeTrajectory y = {.id = 7};
+    const ServeGateway g = {.engine = x, .most = 600};
+    ServeFault f;
+    ServeRequest q;
+    Completion c;
+    for (int i = 0; i < 4; i++) {
+        if (!serve_request(&q, x->serve, kind, body, n, &f) || !serve_trajectory_prepare(&g, &y, &q, &f)) break;
+        require(q.how.max_new > 0 && y.tokens <= g.most && q.how.temperature == x->serve->standard.temperature);
+        ServeJob *job = serve_job_new(&q);
+        draw(job, (uint32_t)(n + (size_t)i));
+        json_t *reply = kind == SERVE_CHAT ? serve_chat_choice(x->serve, &job->choice[0], 0) : NULL;
+        serve_trajectory_record(&y, job, json_object_get(reply, "message"));
+        json_decref(reply);
+        serve_job_free(job);
+    }
+    const int32_t tokens = y.tokens, branches = y.branches;
+    require(tokens <= g.most);
+    serve_trajectory_take(&y, &c);
+    require(c.count == tokens && c.trajectory->branches == branches);
+    for (int32_t k = 0; k < branches; k++) require(!c.trajectory->drawn[c.trajectory->branch[k]]);
+    completion_free(&c);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     if (!n) return 0;
     Error e;
@@ -90,6 +117,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         require_error(&f.e);
         json_decref(serve_error(&f));
     }
+    m.gateway = true;
+    trajectory(&x, *data & 1 ? SERVE_CHAT : SERVE_COMPLETION, (const char *)data + 1, n - 1);
     tool_format_free(&m.format);
     chat_template_free(&t.chat);
     tokenizer_free(&t.tokenizer);

@@ -1043,27 +1043,88 @@ static void test_chat(void **state) {
                    "--max-model-len: 1 is less than 2");
 }
 
+/* ---- programs that call the model ------------------------------------------------------------------------------ */
+
+/* Asks twice and is paid for the last answer. */
+static const char agent[] =
+    "import json, os, sys, urllib.request\n"
+    "row = json.loads(sys.stdin.readline())\n"
+    "messages = [{'role': 'user', 'content': row['prompt']}]\n"
+    "for turn in range(2):\n"
+    "    request = urllib.request.Request(os.environ['OPENAI_BASE_URL'] + '/chat/completions',\n"
+    "        json.dumps({'messages': messages, 'max_tokens': 9, 'model': 'any'}).encode(),\n"
+    "        {'Content-Type': 'application/json'})\n"
+    "    said = json.load(urllib.request.urlopen(request))['choices'][0]['message']['content']\n"
+    "    messages += [{'role': 'assistant', 'content': said}, {'role': 'user', 'content': 'again'}]\n"
+    "print('the reward is')\n"
+    "print(len(said.encode()) % 4 / 4)\n";
+
+#define AGENTS                                                                                                         \
+    "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 2 -G 2 -g 60 --sample-count 0 --lr-scheduler-type constant -l 1e-3 "
+#define AGENT AGENTS "--reward none --agent-cmd 'python3 $T/agent.py' "
+
+/* A run with a program; the same bytes after an interruption; programs that fail. */
+static void test_agents(void **state) {
+    (void)state;
+    run(0, "./train_grpo --help");
+    if (access("/usr/include/microhttpd.h", F_OK)) return;
+    put("agent.py", agent);
+    run(0, AGENT "-x 3 -o $T/grpo.bin --metrics $T/m.jsonl --beta 0.1 --state $T/agents.state --save-steps 2");
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"agents/requests\":2");
+    assert_holds(metrics, "\"turns/mean\":2");
+    assert_holds(metrics, "\"stop/agent_failed\":0");
+    for (const char *gap = metrics; (gap = strstr(gap, "\"sampling/sampling_logp_difference/max\":")); gap++)
+        assert_true(strtod(gap + 39, NULL) < 1e-4);
+    free(metrics);
+    run(0, AGENT "-x 3 -o $T/parts.bin --resume $T/agents.state --beta 0.1 && "
+                 "cmp $T/grpo.bin $T/parts.bin");
+    /* the row, its verifier, a process that is left behind, and a key of its own */
+    run(0, AGENTS "-x 1 -o $T/grpo.bin --agent-cmd 'sleep 77.125 & cat >$T/row; env | grep OPENAI | sort >$T/env; exec "
+                  "python3 $T/agent.py <$T/row' --reward verify,length=0/10 --agent-workers 1");
+    char *row = text_of(files_path("row")), *env = text_of(files_path("env"));
+    assert_holds(row, "\"task\":\"bigmul\"");
+    assert_holds(row, "\"model\":\"policy\"");
+    assert_holds(env, "OPENAI_BASE_URL=http://127.0.0.1:");
+    assert_holds(env, "OPENAI_MODEL=policy");
+    free(row), free(env);
+    run(0, "! pgrep -f 'sleep 77.125$'");
+    /* failures have no reward; too many end the run */
+    static const char *const failing[][2] = {
+        {"--agent-cmd 'exit 3' ", "ended with exit status 3"},
+        {"--agent-cmd 'kill -9 $$' ", "was killed by signal 9"},
+        {"--agent-cmd 'echo 1' ", "drew no token from the model"},
+        {"--agent-cmd 'sleep 9' --agent-timeout 0.1 ", "has not ended in 0.1 seconds (--agent-timeout)"},
+        {"--agent-cmd 'python3 $T/agent.py; echo so' --reward none ",
+         "its last line is no reward (--reward none): 'so'"}};
+    for (size_t i = 0; i < sizeof failing / sizeof *failing; i++) {
+        char command[600];
+        snprintf(command, sizeof command, AGENTS "-x 1 -o $T/none.bin %s", failing[i][0]);
+        run(1, command);
+        assert_holds(said, "4 of 4 runs of a program failed (--max-agent-failures 0.1)");
+        assert_holds(said, failing[i][1]);
+    }
+    run(0, AGENTS "-x 1 -o $T/grpo.bin --agent-cmd 'exit 3' --max-agent-failures 1 2>&1");
+    assert_holds(out, "4 of 4 runs of a program failed, and their completions have no reward");
+    assert_holds(out, "no completion could be scored");
+    refused_output("none.bin", 2, AGENTS "-o $T/none.bin --agent-workers 2",
+                   "--agent-workers: used only with --agent-cmd");
+    refused_output("none.bin", 2, AGENTS "-o $T/none.bin --agent-cmd x --tools calculator",
+                   "--agent-cmd: cannot be combined");
+    refused_output("none.bin", 2, AGENTS "-o $T/none.bin --agent-cmd x --repetition-penalty 2", "--repetition-penalty");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),
-                                       cmocka_unit_test(test_search_order),
-                                       cmocka_unit_test(test_search_queries),
-                                       cmocka_unit_test(test_corpus),
-                                       cmocka_unit_test(test_lookup),
-                                       cmocka_unit_test(test_code),
-                                       cmocka_unit_test(test_formats),
-                                       cmocka_unit_test(test_written_calls),
-                                       cmocka_unit_test(test_format_errors),
-                                       cmocka_unit_test(test_arguments),
-                                       cmocka_unit_test(test_runs),
-                                       cmocka_unit_test(test_programs),
-                                       cmocka_unit_test(test_order),
-                                       cmocka_unit_test(test_rewards),
-                                       cmocka_unit_test(test_evaluate),
-                                       cmocka_unit_test(test_online_pairs),
-                                       cmocka_unit_test(test_environments),
-                                       cmocka_unit_test(test_credit),
-                                       cmocka_unit_test(test_guess),
-                                       cmocka_unit_test(test_failing_programs),
-                                       cmocka_unit_test(test_chat)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calculator),     cmocka_unit_test(test_search_order),
+                                       cmocka_unit_test(test_search_queries), cmocka_unit_test(test_corpus),
+                                       cmocka_unit_test(test_lookup),         cmocka_unit_test(test_code),
+                                       cmocka_unit_test(test_formats),        cmocka_unit_test(test_written_calls),
+                                       cmocka_unit_test(test_format_errors),  cmocka_unit_test(test_arguments),
+                                       cmocka_unit_test(test_runs),           cmocka_unit_test(test_programs),
+                                       cmocka_unit_test(test_order),          cmocka_unit_test(test_rewards),
+                                       cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_online_pairs),
+                                       cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
+                                       cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs),
+                                       cmocka_unit_test(test_chat),           cmocka_unit_test(test_agents)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

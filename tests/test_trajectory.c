@@ -322,6 +322,8 @@ static void test_pack(void **state) {
     y->malformed[0] = 1;
     y->state[1] = 0x123456789abcdef0u;
     y->counts.failed_calls = 3;
+    trajectory_branch(y, 0);
+    trajectory_branch(y, 4);
     int32_t words[64];
     const int64_t n = trajectory_pack(y, 7, words);
     assert_int_equal(n, trajectory_words(y, 7));
@@ -336,6 +338,8 @@ static void test_pack(void **state) {
     assert_int_equal(z->drawn_count, 4);
     assert_memory_equal(z->drawn_ids, ((int32_t[]){3, 1, 9, 2}), 4 * sizeof(int32_t));
     assert_true(z->end_reward == 0.75f && z->start[0] == 0 && z->start[1] == 5);
+    assert_true(z->branches == 2 && z->branch[0] == 0 && z->branch[1] == 4);
+    assert_true(trajectory_branch_end(z, 0, 7) == 4 && trajectory_branch_end(z, 1, 7) == 7);
     /* turns whose call could not be read become context, unless nothing is left */
     assert_true(trajectory_mask_errors(z, tokens, 7));
     assert_memory_equal(z->drawn, "\0\0\0\0\0\1\1", 7);

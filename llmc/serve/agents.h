@@ -16,7 +16,8 @@
  * of them than --max-agent-failures allows. No process of a program remains after it, nor after the trainer.
  *
  *     Agents x;
- *     if (!agents_open(&x, &options, &model, &model_text, 64, 512, 42, &e)) die("%s", e.text);
+ *     const AgentOptions options = agent_defaults();
+ *     if (!agents_open(&x, &options, &model, &model_text, 64, 512, 42, false, &e)) die("%s", e.text);
  *     agents_attach(&x, &engine);                                       // a Rollout, whose rollout_run() then runs programs
  *     if (!rollout_run(&engine, &sampling, requests, n, NULL, NULL, &e)) die("%s", e.text);
  *     agents_close(&x);

@@ -17,12 +17,13 @@
  * says, since log-probabilities are compared with those of the policy at its temperature.
  *
  *     ServeGateway g;
- *     serve_gateway_open(&g, &engine, 4, 512);
- *     ServeTrajectory *y = serve_trajectory_open(&g, 17);                  // its requests have the path /r/KEY/v1/...
- *     ...                                                                  // rounds of the engine
- *     serve_trajectory_close(&g, y);
- *     while (!serve_trajectory_idle(&g, y)) serve_round(&engine, &ok, &e); // with the engine's lock
- *     serve_trajectory_take(y, &completion);
+ *     ServeEngine x;
+ *     Completion c;
+ *     serve_gateway_open(&g, &x, 4, 512);
+ *     ServeTrajectory *y = serve_trajectory_open(&g, 17);       // its requests have the path /r/KEY/v1/...
+ *     serve_trajectory_close(&g, y);                            // after its program has ended
+ *     while (!serve_trajectory_idle(&g, y)) usleep(1000);       // the engine runs in another thread
+ *     serve_trajectory_take(y, &c);
  *     serve_gateway_close(&g);
  */
 #ifndef LLMC_SERVE_GATEWAY_H
