@@ -109,7 +109,7 @@ static struct {
     bool search;
     const char *serve, *key_env, *served_name;
     int64_t model_len, queue;
-    bool serve_any;
+    bool serve_any, prefixes;
 } o;
 
 static const Option options[] = {
@@ -159,6 +159,8 @@ static const Option options[] = {
                 "the model's name in requests and answers (default: the name of its file)"),
     OPTION_INT ("max-model-len", 0, &o.model_len, 0, 1 << 24,
                 "maximum tokens of a prompt and its completion, and of --chat with tools; 0: the model's context, at most 4096"),
+    OPTION_FLAG("enable-prefix-caching", 0, &o.prefixes,
+                "with --serve: a prompt that begins as an earlier one runs only the rest"),
     OPTION_INT ("max-queued-requests", 0, &o.queue, 1, 1 << 20,
                 "requests that may wait for a slot; further ones get status 429"),
     CODE_OPTIONS(o.r.code),
@@ -865,6 +867,7 @@ static void serve(void) {
     inference_few_threads(&model, (int)o.s.slots);
     if (!serve_engine_open(&engine, &m, &model.model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
         die("%s", e.text);
+    engine.no_prefixes = !o.prefixes;
     if (!serve_http_open(&http, o.serve, &e)) die("--serve: %s", e.text);
     fprintf(stderr,
             "%s is served at http://%s/v1, with a page for chats at http://%s/: %lld slots of %d tokens, cache %s\n",
@@ -872,8 +875,10 @@ static void serve(void) {
             program_bytes(size, (double)kv_bytes(&model.model.config, model.model.backend, (int)o.s.slots * length)));
     const bool ok = serve_engine_run(&engine, serve_stopping, serve_http_expire, &http, &e);
     serve_http_close(&http);
-    fprintf(stderr, "%lld requests, %lld completions of %lld tokens\n", (long long)engine.jobs,
-            (long long)engine.samples, (long long)engine.tokens);
+    fprintf(stderr,
+            "%lld requests, %lld completions of %lld tokens; %lld of %lld tokens of prompts were in the cache\n",
+            (long long)engine.jobs, (long long)engine.samples, (long long)engine.tokens,
+            (long long)engine.cached_tokens, (long long)engine.prompt_tokens);
     serve_engine_close(&engine);
     tool_format_free(&m.format);
     free(name);
@@ -975,6 +980,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.served_name, o.serve != NULL, "used only with --serve"},
         {&o.model_len, o.serve || (o.chat && episodes_on(&o.episodes)), "used only with --serve, or --chat with tools"},
         {&o.queue, o.serve != NULL, "used only with --serve"},
+        {&o.prefixes, o.serve != NULL, "used only with --serve"},
         {&o.s.seed, o.s.temperature > 0 || o.shots || o.serve || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
     };
@@ -1011,6 +1017,7 @@ int main(int argc, char **argv) {
     o.r.reward_workers = 1;
     o.r.code = code_defaults();
     o.queue = 64;
+    o.prefixes = true;
     const int first = options_parse(options, &about, argc, argv);
     if (o.serve && !option_given(&o.s.temperature)) o.s.temperature = 1; /* the default of the API */
     o.episodes.format_alone = o.serve != NULL;

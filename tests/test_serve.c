@@ -12,13 +12,13 @@
 #include "../llmc/rollout/rollout.h"      /* Completion, completion_free, sampling_add_stops, sampling_default */
 #include "../llmc/rollout/trajectory.h"   /* Trajectory, trajectory_branch_end */
 #include "../llmc/serve/engine.h"         /* ServeEngine, serve_engine_close, serve_engine_open, ... */
-#include "../llmc/serve/gateway.h"        /* ServeTrajectory, ServeGateway, serve_trajectory_open, ServeBranch, ... */
+#include "../llmc/serve/gateway.h"        /* ServeTrajectory, serve_trajectory_open, ServeGateway, ServeBranch, ... */
 #include "../llmc/serve/http.h"           /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "../llmc/serve/request.h"        /* ServeModel, SERVE_COMPLETION, ServeRequest */
 #include "../llmc/text/tokenizer.h"       /* TOKENIZER_CONTINUES, tokenizer_encode, tokenizer_free, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "../llmc/tools/tool_format.h"    /* tool_format_free, tool_format_of, tool_format_open */
-#include "models.h"                       /* json_text_of, MODELS_IM_END, json_number_of, MODELS_VOCAB, ... */
+#include "models.h"                       /* json_text_of, json_number_of, MODELS_IM_END, MODELS_VOCAB, ... */
 #include "shell.h"                        /* assert_holds */
 #include <stdatomic.h>
 
@@ -57,6 +57,7 @@ static struct {
     int slots, queue;
     const char *key;
     double patience;
+    bool no_prefixes;
     ServeGateway *gateway;
     int32_t most; /* tokens of its trajectories */
 } settings = {.slots = SLOTS, .queue = 100};
@@ -86,6 +87,7 @@ static void start(Model *m, const char *template) {
     if (!serve_engine_open(&server.engine, &server.serve, m, settings.slots, settings.queue, 42, &e))
         fail_msg("%s", e.text);
     server.http = (ServeHttp){.engine = &server.engine, .key = settings.key, .patience = settings.patience};
+    server.engine.no_prefixes = settings.no_prefixes;
     server.serve.gateway = settings.gateway != NULL;
     server.http.gateway = settings.gateway;
     if (settings.gateway) serve_gateway_open(settings.gateway, &server.engine, 2, settings.most);
@@ -846,6 +848,63 @@ static void many_clients_do_not_disturb_each_other(void **state) {
     stop();
 }
 
+/* ---- the prefix cache ------------------------------------------------------------------------------------------ */
+
+enum { TALKS = 3, TALK_TURNS = 4 };
+
+/* Asks for turn t of conversation k, whose text grows by the answer. The answer's choices; *cached: tokens of the prompt that
+ * were in the cache, *same: those that the last turn has left. */
+static json_t *talk(int k, int t, char text[1000], int *cached, int *same) {
+    const int n = (int)strlen(text);
+    json_t *q = json_pack("{s:s,s:i,s:i,s:i,s:f,s:b}", "prompt", text, "max_tokens", 5, "seed", 10 * k + t, "logprobs",
+                          3, "temperature", t == 3 ? 0.0 : 0.3, "return_token_ids", 1);
+    char *body = json_dumps(q, 0);
+    json_t *a = completion(body), *choices = json_incref(json_object_get(a, "choices"));
+    const json_t *ids = json_object_get(choice(a, 0), "token_ids"), *usage = json_object_get(a, "usage");
+    bool letters = true; /* else the next prompt has other tokens */
+    for (size_t i = 0; i < json_array_size(ids); i++) letters = letters && at(ids, i) < 127;
+    *cached = (int)json_number_of(json_object_get(usage, "prompt_tokens_details"), "cached_tokens");
+    *same = letters ? n + (int)json_array_size(ids) - 1 : 0;
+    snprintf(text + n, 1000 - (size_t)n, "%s%s", json_text_of(choice(a, 0), "text"), t % 2 ? " and" : "!");
+    json_decref(a), json_decref(q), free(body);
+    return choices;
+}
+
+/* Conversations with the cache of earlier requests, in turns, and one after another: the same tokens and log-probabilities to
+ * the bit, whatever else the slots were used for; and the same up to rounding without the cache. The cache holds all tokens
+ * of the last turn but the last one. */
+static void prefixes_change_nothing(void **state) {
+    (void)state;
+    json_t *answer[3][TALKS][TALK_TURNS];
+    int hits = 0;
+    for (int run = 0; run < 3; run++) {
+        char text[TALKS][1000] = {"The quick brown fox", "A lazy dog and", "Lorem"};
+        int same[TALKS] = {0}, cached;
+        settings.no_prefixes = run == 2;
+        start(&chance, NULL);
+        for (int i = 0; i < TALKS * TALK_TURNS; i++) {
+            const int k = run == 1 ? i / TALK_TURNS : i % TALKS, t = run == 1 ? i % TALK_TURNS : i / TALKS;
+            const int before = same[k];
+            answer[run][k][t] = talk(k, t, text[k], &cached, &same[k]);
+            if (before) assert_int_equal(cached, run == 2 ? 0 : before); /* there are more slots than conversations */
+            hits += before && run < 2;
+        }
+        stop();
+    }
+    settings.no_prefixes = false;
+    assert_true(hits >= 6);
+    for (int k = 0; k < TALKS; k++)
+        for (int t = 0; t < TALK_TURNS; t++) {
+            const json_t *one = json_array_get(answer[0][k][t], 0), *other = json_array_get(answer[2][k][t], 0);
+            assert_true(json_equal(answer[0][k][t], answer[1][k][t]));
+            assert_true(json_equal(json_object_get(one, "token_ids"), json_object_get(other, "token_ids")));
+            const json_t *x = json_object_get(json_object_get(one, "logprobs"), "token_logprobs"),
+                         *y = json_object_get(json_object_get(other, "logprobs"), "token_logprobs");
+            for (size_t i = 0; i < json_array_size(x); i++) assert_near(at(x, i), at(y, i), 1e-5);
+            for (int run = 0; run < 3; run++) json_decref(answer[run][k][t]);
+        }
+}
+
 /* ---- trajectories ---------------------------------------------------------------------------------------------- */
 
 static ServeGateway gateway;
@@ -1090,6 +1149,7 @@ int main(void) {
         cmocka_unit_test(a_key_is_needed),
         cmocka_unit_test(clients_that_leave_end_their_jobs),
         cmocka_unit_test(many_clients_do_not_disturb_each_other),
+        cmocka_unit_test(prefixes_change_nothing),
         cmocka_unit_test(chats_become_branches),
         cmocka_unit_test(texts_become_branches),
         cmocka_unit_test(drawn_tokens_are_not_encoded_again),

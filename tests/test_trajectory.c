@@ -120,8 +120,11 @@ static Work *work_new(uint64_t seed) {
     for (int i = 0; i < REQUESTS; i++) {
         const int length = 1 + (int)random_below(&r, PROMPT), samples = i % 3 ? 1 + (int)random_below(&r, 7) : 1;
         for (int k = 0; k < length; k++) w->prompt[i][k] = (int32_t)random_below(&r, VOCAB);
-        w->request[i] =
-            (RolloutRequest){w->prompt[i], length, samples, (uint64_t)w->samples, &w->out[w->samples], NULL, 0};
+        w->request[i] = (RolloutRequest){.prompt = w->prompt[i],
+                                         .prompt_len = length,
+                                         .samples = samples,
+                                         .id = (uint64_t)w->samples,
+                                         .out = &w->out[w->samples]};
         w->samples += samples;
     }
     return w;

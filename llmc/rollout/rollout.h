@@ -159,9 +159,9 @@ typedef struct RolloutRequest {
     uint64_t id;        /* id of the first sample; the ids of the others follow it */
     Completion *out;    /* (samples) written; free each with completion_free() */
     const void *record; /* for the environment: the prompt's record (episodes.h) */
-    int32_t
-        cached; /* first tokens of the prompt, fewer than all, that the last sample has left in the cache of its slot;
-                           0 except in a lone engine of one slot */
+    int32_t slot;       /* of a lone engine: 1 + the slot that the sample takes, which must be free; 0: any */
+    int32_t cached; /* first tokens of the prompt, fewer than all, that an earlier sample has left in the cache of this
+                     * slot; 0 except with `slot`, or in a lone engine of one slot */
 } RolloutRequest;
 
 /* Sample `sample` of request number `request`. */
@@ -387,8 +387,10 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         int area = 0;
         const bool alone = q->samples == 1; /* its sample takes the slot at once */
         while (area < r->slots && (r->area_users[area] || (alone && r->slot[area].prompt_area >= 0))) area++;
-        if (area == r->slots || !batch_fits(&r->batch, q->prompt_len, q->samples, 1)) return;
-        assert(!q->cached || (r->lone && r->slots == 1 && q->cached < q->prompt_len));
+        if (q->slot) area = q->slot - 1;
+        if (area == r->slots || !batch_fits(&r->batch, q->prompt_len - q->cached, q->samples, 1)) return;
+        assert(!q->slot || (r->lone && !r->area_users[area] && r->slot[area].prompt_area < 0));
+        assert(!q->cached || (r->lone && (q->slot || r->slots == 1) && q->cached < q->prompt_len));
         const int segment = batch_segment(&r->batch, q->prompt + q->cached, q->prompt_len - q->cached, q->cached, -1);
         Segment *g = &r->batch.segment[segment];
         g->key_start = rollout_new_row(r, q, area) - q->prompt_len;

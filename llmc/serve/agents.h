@@ -38,7 +38,7 @@
 #include "../rollout/trajectory.h" /* STOP_AGENT_FAILED, STOP_COMPLETED, STOP_MAX_TOKENS, Trajectory, ... */
 #include "../tools/tool_format.h"  /* tool_format_free, tool_format_of, tool_format_open */
 #include "agent_options.h"         /* AGENT_WORKERS, AgentOptions */
-#include "engine.h"                /* ServeEngine, serve_engine_close, serve_engine_open, serve_fail, ... */
+#include "engine.h"                /* ServeEngine, serve_engine_close, serve_engine_forget_prefixes, ... */
 #include "gateway.h"               /* ServeTrajectory, serve_trajectory_close, ServeGateway, ... */
 #include "http.h"                  /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "request.h"               /* ServeModel */
@@ -281,6 +281,7 @@ static inline bool agents_run(void *context, const Sampling *s, RolloutRequest *
     int32_t sample = 0;
     bool ok = true;
     x->serve.standard = engine->run = *s;
+    serve_engine_forget_prefixes(engine); /* the weights may have changed */
     while (agents_look(x, requests, n, &next, &sample, &ok, e) && ok) {
         const double now = clock_seconds();
         if (now - expired >= 1) serve_http_expire(&x->http);

@@ -216,11 +216,14 @@ static inline json_t *serve_prompt_text(const ServeModel *m, const ServeRequest 
 /* ---- whole answers --------------------------------------------------------------------------------------------- */
 
 static inline json_t *serve_usage(const ServeJob *job) {
-    json_int_t prompt = 0, drawn = 0;
+    json_int_t prompt = 0, drawn = 0, cached = 0;
     for (int i = 0; i < job->request.prompts; i++) prompt += job->request.prompt[i].count;
-    for (int i = 0; i < job->choices; i++) drawn += job->choice[i].c.count;
-    return json_pack("{s:I,s:I,s:I}", "prompt_tokens", prompt, "completion_tokens", drawn, "total_tokens",
-                     prompt + drawn);
+    for (int i = 0; i < job->choices; i++) {
+        drawn += job->choice[i].c.count;
+        if (i % job->request.samples == 0) cached += job->choice[i].cached; /* as the prompt, once */
+    }
+    return json_pack("{s:I,s:I,s:I,s:{s:I}}", "prompt_tokens", prompt, "completion_tokens", drawn, "total_tokens",
+                     prompt + drawn, "prompt_tokens_details", "cached_tokens", cached);
 }
 
 /* The head of an answer or of a piece. */

@@ -7,6 +7,9 @@
  *   - Every choice takes one slot of the sampling engine (../rollout/rollout.h) by itself. Choices begin in the order of
  *     their jobs.
  *   - One model call runs all prompts and all running choices; tokens are drawn in groups of equal settings.
+ *   - The keys and values of a choice that is over stay in its slot until another one takes it: a prompt that begins with the
+ *     same tokens, as the next turn of a chat, runs only the others (prefix cache). They belong to the weights: when those
+ *     change, serve_engine_forget_prefixes() is due.
  *   - Log-probabilities of a prompt (echo) take a forward pass of their own, of as many prompts as fit, between two calls.
  *   - Log-probabilities are those of softmax(logits / temperature) over the whole vocabulary, before top_p and the like, as
  *     everywhere in these programs; of a prompt, and of greedy tokens, those at temperature 1.
@@ -23,7 +26,7 @@
 
 #include "../base/clock.h"        /* clock_seconds */
 #include "../base/error.h"        /* xcalloc, Error, xmalloc, error_set */
-#include "../base/text.h"         /* TokenList */
+#include "../base/text.h"         /* TokenList, token_list_append, token_list_free */
 #include "../model/backend.h"     /* Acts, Floats, acts_at, Backend, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
@@ -50,11 +53,12 @@ typedef struct ServeTop {
 /* A completion of a job. */
 typedef struct ServeChoice {
     struct ServeJob *job;
-    int prompt;    /* index of its prompt */
-    Completion c;  /* grows while it is sampled */
-    ServeTop *top; /* (tokens, request.top) the most likely ones, the first first; NULL: not asked for */
-    uint64_t id;   /* of the sample */
-    int entry;     /* its request of the engine; -1: it is not running */
+    int prompt;     /* index of its prompt */
+    Completion c;   /* grows while it is sampled */
+    ServeTop *top;  /* (tokens, request.top) the most likely ones, the first first; NULL: not asked for */
+    uint64_t id;    /* of the sample */
+    int entry;      /* its request of the engine; -1: it is not running */
+    int32_t cached; /* tokens of its prompt that were in the cache */
     bool over;
 } ServeChoice;
 
@@ -81,6 +85,12 @@ typedef struct ServeJob {
     struct ServeJob *after; /* in the queue */
 } ServeJob;
 
+/* The tokens whose keys and values are in a slot that is free. */
+typedef struct ServeKept {
+    TokenList ids;
+    int64_t used; /* when: a counter */
+} ServeKept;
+
 typedef struct ServeEngine {
     const ServeModel *serve;
     const Model *model;
@@ -89,19 +99,21 @@ typedef struct ServeEngine {
     RolloutRequest *requests; /* (slots) of running choices */
     const Sampling **how;     /* (slots) their settings */
     ServeChoice **running;    /* (slots); NULL: the entry is free */
+    ServeKept *kept;          /* (slots) */
+    bool no_prefixes;         /* nothing is kept */
     ServeJob *first, *last;   /* jobs that are not over */
     int waiting, queue;       /* jobs none of whose choices has begun; the most that may wait */
     uint64_t next_id, next_number;
-    Batch score;                   /* prompts to be scored */
-    Floats *logits;                /* (SERVE_LOGITS, vocab) on the device */
-    float *host;                   /* the same on the host */
-    int32_t *order;                /* (targets) */
-    int32_t *row;                  /* (targets) */
-    int32_t *stream;               /* (targets, 2) */
-    int32_t *index;                /* (targets) */
-    int32_t *token;                /* (targets) */
-    float *logp;                   /* (targets) */
-    int64_t jobs, samples, tokens; /* since the start */
+    Batch score;                                                 /* prompts to be scored */
+    Floats *logits;                                              /* (SERVE_LOGITS, vocab) on the device */
+    float *host;                                                 /* the same on the host */
+    int32_t *order;                                              /* (targets) */
+    int32_t *row;                                                /* (targets) */
+    int32_t *stream;                                             /* (targets, 2) */
+    int32_t *index;                                              /* (targets) */
+    int32_t *token;                                              /* (targets) */
+    float *logp;                                                 /* (targets) */
+    int64_t jobs, samples, tokens, prompt_tokens, cached_tokens; /* since the start */
     bool ended;
     pthread_mutex_t lock;
     pthread_cond_t work;
@@ -380,7 +392,45 @@ static inline void serve_sweep(ServeEngine *x) {
     }
 }
 
+/* Notes what a choice that is over leaves in its slot: all its tokens but the last one, which has not been run. */
+static inline void serve_keep(ServeEngine *x, const ServeChoice *a) {
+    const RolloutRequest *r = &x->requests[a->entry];
+    ServeKept *kept = &x->kept[r->slot - 1];
+    kept->ids.count = 0;
+    kept->used = x->samples + 1;
+    if (x->no_prefixes || !a->c.count) return;
+    for (int32_t i = 0; i < r->prompt_len; i++) token_list_append(&kept->ids, r->prompt[i]);
+    for (int32_t i = 0; i + 1 < a->c.count; i++) token_list_append(&kept->ids, a->c.tokens[i]);
+}
+
+/* Forgets the keys and values of all slots. */
+static inline void serve_engine_forget_prefixes(ServeEngine *x) {
+    for (int i = 0; i < x->r.slots; i++) x->kept[i].ids.count = 0;
+}
+
+/* Chooses the free slot for a prompt: the one with the longest common beginning, unless that would lose more than it saves,
+ * else the one that was used longest ago. *cached: the tokens that it has, without the last one of the prompt, which has to be
+ * run to draw the next. Returns -1 if no slot is free. */
+static inline int serve_slot(const ServeEngine *x, const TokenList *prompt, int32_t *cached) {
+    int best = -1;
+    int32_t most = 0;
+    *cached = 0;
+    for (int i = 0; i < x->r.slots; i++) {
+        const ServeKept *kept = &x->kept[i];
+        int32_t same = 0;
+        if (x->r.slot[i].prompt_area >= 0 || x->r.area_users[i]) continue;
+        while (same < kept->ids.count && same < prompt->count - 1 && kept->ids.ids[same] == prompt->ids[same]) same++;
+        const int32_t saved = 2 * same >= kept->ids.count ? same : 0;
+        if (best >= 0 && (saved < most || (saved == most && kept->used >= x->kept[best].used))) continue;
+        best = i;
+        most = saved;
+        *cached = same;
+    }
+    return best;
+}
+
 static inline void serve_choice_over(ServeEngine *x, ServeChoice *a) {
+    if (a->entry >= 0) serve_keep(x, a);
     if (a->entry >= 0) x->running[a->entry] = NULL;
     a->entry = -1;
     a->over = true;
@@ -413,12 +463,16 @@ static inline void serve_admit(ServeEngine *x, int free_slots) {
             while (x->running[entry]) entry++;
             RolloutRequest *r = &x->requests[entry];
             int64_t next = entry;
+            int32_t cached;
+            const int slot = serve_slot(x, &q->prompt[a->prompt], &cached);
             *r = (RolloutRequest){.prompt = q->prompt[a->prompt].ids,
                                   .prompt_len = q->prompt[a->prompt].count,
                                   .samples = 1,
                                   .id = a->id,
-                                  .out = &a->c};
-            if (!batch_fits(&x->r.batch, r->prompt_len, 1, 1)) return;
+                                  .out = &a->c,
+                                  .slot = slot + 1,
+                                  .cached = cached};
+            if (slot < 0 || !batch_fits(&x->r.batch, r->prompt_len - cached, 1, 1)) return;
             if (!a->c.tokens) {
                 rollout_open(&x->r, &q->how, r);
                 const size_t room = (size_t)q->how.max_new * (size_t)(q->top > 0 ? q->top : 0);
@@ -427,6 +481,10 @@ static inline void serve_admit(ServeEngine *x, int free_slots) {
             x->running[entry] = a;
             x->how[entry] = &q->how;
             a->entry = entry;
+            a->cached = cached;
+            x->kept[slot].ids.count = 0;
+            x->prompt_tokens += r->prompt_len;
+            x->cached_tokens += cached;
             rollout_add_prompts(&x->r, &x->run, x->requests, entry + 1, &next, free_slots);
             assert(next == entry + 1);
             if (!job->next++) x->waiting--;
@@ -455,6 +513,8 @@ static inline void serve_publish(ServeEngine *x) {
 static inline void serve_engine_close(ServeEngine *x) {
     if (!x->model) return;
     if (x->logits) x->model->backend->release(x->model->device, x->logits);
+    for (int i = 0; x->kept && i < x->r.slots; i++) token_list_free(&x->kept[i].ids);
+    free(x->kept);
     rollout_free(&x->r);
     batch_free(&x->score);
     free(x->requests), free(x->running), free(x->how), free(x->host), free(x->order), free(x->row), free(x->stream),
@@ -484,6 +544,7 @@ static inline bool serve_engine_open(ServeEngine *x, const ServeModel *serve, co
     x->r.decode_context = x;
     const size_t R = (size_t)x->r.batch.targets_max, T = (size_t)x->r.batch.rows_max;
     x->requests = (RolloutRequest *)xcalloc((size_t)slots, sizeof *x->requests);
+    x->kept = (ServeKept *)xcalloc((size_t)slots, sizeof *x->kept);
     x->running = (ServeChoice **)xcalloc((size_t)slots, sizeof *x->running);
     x->order = (int32_t *)xcalloc(R, sizeof(int32_t));
     x->row = (int32_t *)xcalloc(R, sizeof(int32_t));
