@@ -71,9 +71,9 @@
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
 #include "llmc/reward/code_judge.h"     /* CODE_USES, CODE_OPTIONS, code_defaults */
 #include "llmc/rollout/episodes.h"      /* episodes_on, episodes_check, episodes_code, EPISODE_OPTIONS, ... */
-#include "llmc/rollout/inference.h"     /* DataFile, inference_few_threads, inference_need_tokenizer, json_line, ... */
+#include "llmc/rollout/inference.h"     /* Inference, DataFile, inference_few_threads, InferenceOptions, ... */
 #include "llmc/rollout/prompts.h"       /* PromptText */
-#include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, rollout_free, ... */
+#include "llmc/rollout/rollout.h"       /* RolloutRequest, Completion, Rollout, Sampling, ... */
 #include "llmc/rollout/scoring.h"       /* Score, scoring_asked, scoring_close, SCORING_OPTIONS, ... */
 #include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set */
 #include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
@@ -107,7 +107,7 @@ static struct {
     int64_t rollouts;
     const char *separator;
     bool search;
-    const char *serve, *key_env, *served_name;
+    const char *serve, *key_env, *served_name, *second;
     int64_t model_len, queue;
     bool serve_any, prefixes;
 } o;
@@ -153,6 +153,8 @@ static const Option options[] = {
     OPTION_GROUP("Server"),
     OPTION_TEXT("serve",       0,   &o.serve,   "HOST:PORT",
                 "answer requests of OpenAI's API at this address, and show a page for chats, until a signal ends it"),
+    OPTION_TEXT("second-model", 0, &o.second, "FILE",
+                "another model for --serve, which requests choose by its name, and the page shows beside the first"),
     OPTION_FLAG("serve-any",   0,   &o.serve_any, "let --serve have an address that other machines can reach"),
     OPTION_TEXT("api-key-env", 0,   &o.key_env, "NAME", "environment variable with the key that requests must have"),
     OPTION_TEXT("served-model-name", 0, &o.served_name, "NAME",
@@ -805,8 +807,7 @@ static void open_tools(void) {
 }
 
 /* The tokens that a conversation with tools may have: what the engine allocates. */
-static int32_t conversation_length(void) {
-    const int32_t context = model.model.config.context;
+static int32_t conversation_length(int32_t context) {
     const int64_t asked = o.model_len ? o.model_len : 4096;
     if (o.model_len > context)
         warn("--max-model-len %lld: the model's context is %d, which is used", (long long)o.model_len, context);
@@ -822,7 +823,7 @@ static void hold_chat(void) {
               .how = &sampling,
               .episodes = tools ? &episodes : NULL,
               .schemas = shown_tools,
-              .length = tools ? conversation_length() : model.model.config.context};
+              .length = tools ? conversation_length(model.model.config.context) : model.model.config.context};
     if (!chat_open(&c, o.system, &e) || !chat_run(&c, &e)) die("%s", e.text);
     chat_close(&c);
 }
@@ -831,15 +832,74 @@ static void hold_chat(void) {
 
 #if __has_include(<microhttpd.h>)
 
-/* The name of the model's file, without its folders. The caller frees it. */
-static char *served_name(void) {
-    if (o.served_name) return xstrdup(o.served_name);
-    if (!strcmp(o.m.checkpoint, "-")) return xstrdup("model");
-    const char *end = o.m.checkpoint + strlen(o.m.checkpoint);
-    while (end > o.m.checkpoint && end[-1] == '/') end--;
+/* A model that is served. */
+typedef struct Served {
+    Inference *from;
+    ServeModel m;
+    ServeEngine engine;
+    char *name;
+} Served;
+
+/* The name of a model's file, without its folders. The caller frees it. */
+static char *served_name(const char *path) {
+    if (!strcmp(path, "-")) return xstrdup("model");
+    const char *end = path + strlen(path);
+    while (end > path && end[-1] == '/') end--;
     const char *start = end;
-    while (start > o.m.checkpoint && start[-1] != '/') start--;
+    while (start > path && start[-1] != '/') start--;
     return start < end ? utf8_copy(strndupa(start, (size_t)(end - start))) : xstrdup("model");
+}
+
+/* Opens the engine of a model. s, name: its settings, and its name, which it takes over. */
+static void open_served(Served *v, Inference *from, const Sampling *s, char *name) {
+    Error e;
+    const int32_t length = conversation_length(from->model.config.context);
+    const char *format = o.episodes.format;
+    *v = (Served){.from = from, .name = name};
+    v->m = (ServeModel){
+        .name = name, .text = &from->text, .vocab = from->model.config.vocab, .length = length, .standard = *s};
+    if (v->m.standard.max_new > length) v->m.standard.max_new = length;
+    if (!format && from->text.present) format = tool_format_of(&from->text.chat);
+    if (format && !tool_format_open(&v->m.format, format, &e)) usage_error("--tool-format: %s", e.text);
+    v->m.has_format = format != NULL;
+    if (!serve_engine_open(&v->engine, &v->m, &from->model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
+        die("%s", e.text);
+    v->engine.no_prefixes = !o.prefixes;
+}
+
+static void close_served(Served *v) {
+    const ServeEngine *x = &v->engine;
+    fprintf(stderr,
+            "%s: %lld requests, %lld completions of %lld tokens; %lld of %lld tokens of prompts were in the cache\n",
+            v->name, (long long)x->jobs, (long long)x->samples, (long long)x->tokens, (long long)x->cached_tokens,
+            (long long)x->prompt_tokens);
+    serve_engine_close(&v->engine);
+    tool_format_free(&v->m.format);
+    free(v->name);
+}
+
+static void say_served(const Served *v, const char *address) {
+    char size[16];
+    const size_t bytes = kv_bytes(&v->from->model.config, v->from->model.backend, (int)o.s.slots * v->m.length);
+    fprintf(stderr,
+            "%s is served at http://%s/v1, with a page for chats at http://%s/: %lld slots of %d tokens, cache %s\n",
+            v->name, address, address, (long long)o.s.slots, v->m.length, program_bytes(size, (double)bytes));
+}
+
+/* Opens the model of --second-model, which has the options of the first one but its adapter. */
+static void open_second(Served *v, Inference *from, const char *first) {
+    InferenceOptions how = o.m;
+    how.checkpoint = o.second;
+    how.adapter = NULL;
+    inference_open(from, &how, o.s.seed, NULL);
+    const Sampling s = inference_sampling(from, &o.s);
+    char *name = served_name(o.second);
+    if (!strcmp(name, first)) { /* files of one name in two folders */
+        free(name);
+        name = utf8_copy(o.second);
+    }
+    if (!strcmp(name, first)) die("--second-model: both models have the name '%.100s'; give --served-model-name", name);
+    open_served(v, from, &s, name);
 }
 
 static bool serve_stopping(void *context) {
@@ -849,39 +909,25 @@ static bool serve_stopping(void *context) {
 
 static void serve(void) {
     Error e;
-    ServeEngine engine;
-    const int32_t length = conversation_length();
-    char *name = served_name(), size[16];
-    const char *format = o.episodes.format;
-    ServeModel m = {
-        .name = name, .text = &model.text, .vocab = model.model.config.vocab, .length = length, .standard = sampling};
-    ServeHttp http = {.engine = &engine, .any = o.serve_any};
-    if (m.standard.max_new > length) m.standard.max_new = length;
-    if (!format && model.text.present) format = tool_format_of(&model.text.chat);
-    if (format && !tool_format_open(&m.format, format, &e)) usage_error("--tool-format: %s", e.text);
-    m.has_format = format != NULL;
+    static Served first, second;
+    static Inference other;
+    ServeHttp http = {.engine = &first.engine, .any = o.serve_any};
     if (o.key_env && (!(http.key = getenv(o.key_env)) || !*http.key))
         die("--api-key-env: the environment has no variable %s with a key", o.key_env);
     if (o.serve_any && !http.key)
         warn("--serve-any without --api-key-env: whoever reaches the server can use the model");
+    open_served(&first, &model, &sampling, o.served_name ? xstrdup(o.served_name) : served_name(o.m.checkpoint));
+    if (o.second) open_second(&second, &other, first.name);
+    if (o.second) first.engine.other = &second.engine;
     inference_few_threads(&model, (int)o.s.slots);
-    if (!serve_engine_open(&engine, &m, &model.model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
-        die("%s", e.text);
-    engine.no_prefixes = !o.prefixes;
     if (!serve_http_open(&http, o.serve, &e)) die("--serve: %s", e.text);
-    fprintf(stderr,
-            "%s is served at http://%s/v1, with a page for chats at http://%s/: %lld slots of %d tokens, cache %s\n",
-            name, http.address, http.address, (long long)o.s.slots, length,
-            program_bytes(size, (double)kv_bytes(&model.model.config, model.model.backend, (int)o.s.slots * length)));
-    const bool ok = serve_engine_run(&engine, serve_stopping, serve_http_expire, &http, &e);
+    say_served(&first, http.address);
+    if (o.second) say_served(&second, http.address);
+    const bool ok = serve_engine_run(&first.engine, serve_stopping, serve_http_expire, &http, &e);
     serve_http_close(&http);
-    fprintf(stderr,
-            "%lld requests, %lld completions of %lld tokens; %lld of %lld tokens of prompts were in the cache\n",
-            (long long)engine.jobs, (long long)engine.samples, (long long)engine.tokens,
-            (long long)engine.cached_tokens, (long long)engine.prompt_tokens);
-    serve_engine_close(&engine);
-    tool_format_free(&m.format);
-    free(name);
+    close_served(&first);
+    if (o.second) close_served(&second);
+    if (o.second) inference_close(&other);
     if (!ok) die("%s", e.text);
 }
 
@@ -981,6 +1027,7 @@ static void check_usage(int argc, char **argv, int first) {
         {&o.model_len, o.serve || (o.chat && episodes_on(&o.episodes)), "used only with --serve, or --chat with tools"},
         {&o.queue, o.serve != NULL, "used only with --serve"},
         {&o.prefixes, o.serve != NULL, "used only with --serve"},
+        {&o.second, o.serve != NULL, "used only with --serve"},
         {&o.s.seed, o.s.temperature > 0 || o.shots || o.serve || gpt2_config_named(o.m.checkpoint),
          "used only with --temperature above 0"},
     };

@@ -5,13 +5,13 @@
 #if __has_include(<microhttpd.h>)
 #include "../llmc/base/clock.h"           /* clock_seconds */
 #include "../llmc/base/error.h"           /* Error, xstrdup */
-#include "../llmc/base/text.h"            /* text_string, TextBuffer, text_clear, token_list_free, ... */
+#include "../llmc/base/text.h"            /* text_string, TextBuffer, text_clear, text_free, ... */
 #include "../llmc/model/model.h"          /* Model, model_free */
 #include "../llmc/model/model_load.h"     /* ModelFile, model_file_free */
 #include "../llmc/model/model_text.h"     /* ModelText, model_text_close, model_text_open */
 #include "../llmc/rollout/rollout.h"      /* Completion, completion_free, sampling_add_stops, sampling_default */
 #include "../llmc/rollout/trajectory.h"   /* Trajectory, trajectory_branch_end */
-#include "../llmc/serve/engine.h"         /* ServeEngine, serve_engine_close, serve_engine_open, ... */
+#include "../llmc/serve/engine.h"         /* serve_engine_close, serve_engine_open, ServeEngine, ... */
 #include "../llmc/serve/gateway.h"        /* ServeTrajectory, serve_trajectory_open, ServeGateway, ServeBranch, ... */
 #include "../llmc/serve/http.h"           /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "../llmc/serve/request.h"        /* ServeModel, SERVE_COMPLETION, ServeRequest */
@@ -31,7 +31,8 @@ static struct {
     Model *model;
     ModelText text;
     ServeModel serve;
-    ServeEngine engine;
+    ServeEngine engine, other;
+    ServeModel second;
     ServeHttp http;
     pthread_t thread;
     atomic_bool stop;
@@ -58,6 +59,7 @@ static struct {
     const char *key;
     double patience;
     bool no_prefixes;
+    Model *second; /* served as "second" */
     ServeGateway *gateway;
     int32_t most; /* tokens of its trajectories */
 } settings = {.slots = SLOTS, .queue = 100};
@@ -87,6 +89,13 @@ static void start(Model *m, const char *template) {
     if (!serve_engine_open(&server.engine, &server.serve, m, settings.slots, settings.queue, 42, &e))
         fail_msg("%s", e.text);
     server.http = (ServeHttp){.engine = &server.engine, .key = settings.key, .patience = settings.patience};
+    server.second = server.serve;
+    server.second.name = "second";
+    if (settings.second) {
+        if (!serve_engine_open(&server.other, &server.second, settings.second, settings.slots, settings.queue, 42, &e))
+            fail_msg("%s", e.text);
+        server.engine.other = &server.other;
+    }
     server.engine.no_prefixes = settings.no_prefixes;
     server.serve.gateway = settings.gateway != NULL;
     server.http.gateway = settings.gateway;
@@ -101,6 +110,7 @@ static void stop(void) {
     pthread_join(server.thread, NULL);
     if (!server.ok) fail_msg("%s", server.e.text);
     serve_http_close(&server.http);
+    if (server.engine.other) serve_engine_close(&server.other);
     serve_engine_close(&server.engine);
     tool_format_free(&server.serve.format);
     model_text_close(&server.text);
@@ -935,6 +945,35 @@ static json_t *ask_trajectory(const ServeTrajectory *y, const char *path, const 
     return answer_of(all, body, expected);
 }
 
+/* Two models: requests name one of them; both work at the same time. */
+static void requests_choose_their_model(void **state) {
+    (void)state;
+    Model m = turns_model();
+    settings.second = &m;
+    start(&chance, "chatml");
+    settings.second = NULL;
+    json_t *first = completion("{\"prompt\":\"abcd\",\"max_tokens\":2,\"temperature\":0}");
+    json_t *named = completion("{\"prompt\":\"abcd\",\"max_tokens\":2,\"temperature\":0,\"model\":\"tiny\"}");
+    json_t *second = completion("{\"prompt\":\"abcd\",\"max_tokens\":5,\"model\":\"second\"}");
+    assert_true(json_equal(json_object_get(first, "choices"), json_object_get(named, "choices")));
+    assert_string_equal(json_text_of(second, "model"), "second");
+    assert_string_equal(json_text_of(choice(second, 0), "finish_reason"), "stop");
+    assert_true(strspn(json_text_of(choice(second, 0), "text"), "x") ==
+                strlen(json_text_of(choice(second, 0), "text")));
+    json_decref(first), json_decref(named), json_decref(second);
+    Joined j = join("/v1/completions", "{\"prompt\":\"abcd\",\"model\":\"second\",\"stream\":true}", 0);
+    assert_true(j.done && strspn(j.text.text, "x") == j.text.length);
+    joined_free(&j);
+    json_decref(answer_of("/v1/completions", "{\"prompt\":\"a\",\"model\":\"third\"}", 404));
+    int status;
+    char *models = ask_with("GET", "/v1/models", HEAD, "", &status);
+    assert_holds(models, "\"id\":\"tiny\"");
+    assert_holds(models, "\"id\":\"second\"");
+    free(models);
+    stop();
+    model_free(&m);
+}
+
 /* The completion of a trajectory, which ends. */
 static Completion taken(ServeTrajectory *y) {
     Completion c;
@@ -1150,6 +1189,7 @@ int main(void) {
         cmocka_unit_test(clients_that_leave_end_their_jobs),
         cmocka_unit_test(many_clients_do_not_disturb_each_other),
         cmocka_unit_test(prefixes_change_nothing),
+        cmocka_unit_test(requests_choose_their_model),
         cmocka_unit_test(chats_become_branches),
         cmocka_unit_test(texts_become_branches),
         cmocka_unit_test(drawn_tokens_are_not_encoded_again),

@@ -4,7 +4,7 @@
     var columns = [];
     var running = 0;
     var key = '';
-    var modelName = '';
+    var models = [];
 
     function id(name) {
         return document.getElementById(name);
@@ -23,11 +23,24 @@
 
     /* ---- columns ---- */
 
+    /* Fills in the models of a column's list; column i begins with model i. */
+    function offerModels(list, i) {
+        list.textContent = '';
+        models.forEach(function (name) {
+            var option = document.createElement('option');
+            option.value = option.textContent = name;
+            list.appendChild(option);
+        });
+        if (models.length) list.value = models[Math.min(i, models.length - 1)];
+        list.parentNode.hidden = models.length < 2;
+    }
+
     function summarize(column) {
         var parts = [];
         Object.keys(column.setting).forEach(function (name) {
             var value = column.setting[name].value;
-            if (name !== 'system' && name !== 'stop' && value !== '') parts.push(name + ' ' + value);
+            var listed = name === 'model' ? models.length > 1 : name !== 'system' && name !== 'stop';
+            if (listed && value !== '') parts.push(name === 'model' ? value : name + ' ' + value);
         });
         column.summary.textContent = 'Settings: ' + (parts.join(', ') || 'those of the server');
     }
@@ -42,10 +55,11 @@
             turns: [],
             abort: null
         };
+        offerModels(section.querySelector('[data-name=model]'), columns.length);
         section.setAttribute('aria-label', 'Conversation ' + (columns.length + 1));
         section.querySelectorAll('[data-name]').forEach(function (field) {
             column.setting[field.getAttribute('data-name')] = field;
-            if (columns.length) field.value = columns[0].setting[field.getAttribute('data-name')].value;
+            if (columns.length && field.getAttribute('data-name') !== 'model') field.value = columns[0].setting[field.getAttribute('data-name')].value;
             field.addEventListener('input', function () {
                 summarize(column);
             });
@@ -53,7 +67,7 @@
         columns.push(column);
         id('columns').appendChild(section);
         summarize(column);
-        if (columns.length > 1) section.querySelector('details').open = true;
+        if (columns.length > 1 && models.length < 2) section.querySelector('details').open = true;
     }
 
     /* Adds a turn to the column's log. */
@@ -91,7 +105,7 @@
 
     /* The body of a request for the column's next turn. */
     function request(column) {
-        var body = { model: modelName, stream: true, stream_options: { include_usage: true } };
+        var body = { model: column.setting.model.value, stream: true, stream_options: { include_usage: true } };
         ['temperature', 'top_p', 'top_k', 'min_p', 'max_tokens', 'seed'].forEach(function (name) {
             var value = column.setting[name].value;
             if (value !== '') body[name] = Number(value);
@@ -225,8 +239,16 @@
                     id('unlock').hidden = response.status !== 401;
                     if (!response.ok) throw new Error(list.error.message);
                     showError('');
-                    modelName = list.data[0].id;
-                    id('model').textContent = document.title = modelName;
+                    models = list.data.map(function (model) { return model.id; });
+                    id('model').textContent = document.title = models.join(', ');
+                    columns.forEach(function (column, i) {
+                        offerModels(column.setting.model, i);
+                        summarize(column);
+                    });
+                    if (models.length > 1 && columns.length < 2) {
+                        id('compare').checked = true;
+                        addColumn();
+                    }
                 });
             })
             .catch(function (error) { showError(error.message); });

@@ -117,6 +117,7 @@ typedef struct ServeEngine {
     bool ended;
     pthread_mutex_t lock;
     pthread_cond_t work;
+    struct ServeEngine *other; /* of a second model, whose rounds take turns with this one's; NULL: there is none */
 } ServeEngine;
 
 /* ---- jobs ------------------------------------------------------------------------------------------------------ */
@@ -644,8 +645,24 @@ static inline bool serve_round(ServeEngine *x, bool *ok, Error *e) {
     return true;
 }
 
+/* A round of a second engine. */
+static inline bool serve_other_round(ServeEngine *x, bool *ok, Error *e) {
+    pthread_mutex_lock(&x->lock);
+    const bool busy = serve_round(x, ok, e);
+    pthread_mutex_unlock(&x->lock);
+    return busy;
+}
+
+/* Ends an engine, with a reason for the requests that are not over. */
+static inline void serve_end(ServeEngine *x, const char *why) {
+    pthread_mutex_lock(&x->lock);
+    x->ended = true;
+    serve_fail(x, why);
+    pthread_mutex_unlock(&x->lock);
+}
+
 /* Serves until `stopping` says so; every is called at least once a second, and may be NULL. Requests that are not over then
- * fail. Fails if the model does. */
+ * fail. Fails if a model does. */
 static inline bool serve_engine_run(ServeEngine *x, bool (*stopping)(void *), void (*every)(void *), void *context,
                                     Error *e) {
     bool ok = true;
@@ -659,11 +676,18 @@ static inline bool serve_engine_run(ServeEngine *x, bool (*stopping)(void *), vo
             pthread_mutex_lock(&x->lock);
             last = now;
         }
-        if (!serve_round(x, &ok, e)) serve_wait(x, &x->work, 50);
+        bool busy = serve_round(x, &ok, e);
+        if (x->other && ok) {
+            pthread_mutex_unlock(&x->lock);
+            busy = serve_other_round(x->other, &ok, e) || busy;
+            pthread_mutex_lock(&x->lock);
+        }
+        if (!busy) serve_wait(x, &x->work, x->other ? 5 : 50); /* requests to the other engine do not signal this one */
     }
-    x->ended = true;
-    serve_fail(x, ok ? "the server is stopping" : e->text);
     pthread_mutex_unlock(&x->lock);
+    const char *why = ok ? "the server is stopping" : e->text;
+    serve_end(x, why);
+    if (x->other) serve_end(x->other, why);
     return ok;
 }
 

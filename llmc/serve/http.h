@@ -5,6 +5,8 @@
  *   POST /v1/completions        request.h
  *   POST /v1/chat/completions
  *
+ * With a second engine (ServeEngine.other) requests choose a model by its name.
+ *
  * With a gateway (gateway.h) there is no page: requests belong to trajectories, whose keys are in the path, /r/KEY/v1/..., or
  * in the header Authorization.
  *
@@ -25,7 +27,7 @@
 #include "../base/error.h" /* error_set, Error, xcalloc */
 #include "../base/text.h"  /* text_free, TextBuffer, text_append */
 #include "answer.h"        /* ServePieces, serve_answer, serve_chat_choice, serve_dump, ... */
-#include "engine.h"        /* ServeJob, ServeEngine, serve_engine_forget, serve_job_wait, ... */
+#include "engine.h"        /* ServeEngine, ServeJob, serve_engine_forget, serve_job_wait, ... */
 #include "gateway.h"       /* ServeTrajectory, serve_gateway_leave, SERVE_KEY, serve_gateway_path, ... */
 #include "page.h"          /* SERVE_PAGE_POLICY, ServePage, serve_page */
 #include "request.h"       /* serve_refuse, ServeFault, SERVE_CHAT, ServeKind, ... */
@@ -161,6 +163,7 @@ static inline enum MHD_Result serve_send_fault(struct MHD_Connection *c, const S
 
 typedef struct ServeStream {
     ServeHttp *h;
+    ServeEngine *x;
     ServeJob *job;
     ServePieces pieces;
     TextBuffer ready; /* events that are not sent yet */
@@ -182,7 +185,7 @@ static inline void serve_stream_record(ServeStream *s) {
 /* Copies the next bytes of the stream, for which it waits. */
 static inline ssize_t serve_stream_read(void *context, uint64_t at, char *to, size_t room) {
     ServeStream *s = (ServeStream *)context;
-    ServeEngine *x = s->h->engine;
+    ServeEngine *x = s->x;
     (void)at;
     if (s->sent == s->ready.length) {
         bool gone = false;
@@ -210,16 +213,16 @@ static inline void serve_stream_free(void *context) {
     ServeStream *s = (ServeStream *)context;
     ServeTrajectory *y = s->job->trajectory;
     serve_pieces_close(&s->pieces);
-    serve_engine_forget(s->h->engine, s->job);
+    serve_engine_forget(s->x, s->job);
     if (y) serve_gateway_leave(s->h->gateway, y);
     text_free(&s->ready);
     free(s);
 }
 
-static inline enum MHD_Result serve_stream(ServeHttp *h, struct MHD_Connection *c, ServeJob *job) {
+static inline enum MHD_Result serve_stream(ServeHttp *h, ServeEngine *x, struct MHD_Connection *c, ServeJob *job) {
     ServeStream *s = (ServeStream *)xcalloc(1, sizeof *s);
-    *s = (ServeStream){.h = h, .job = job, .socket = serve_socket(c)};
-    serve_pieces_open(&s->pieces, h->engine, job);
+    *s = (ServeStream){.h = h, .x = x, .job = job, .socket = serve_socket(c)};
+    serve_pieces_open(&s->pieces, x, job);
     struct MHD_Response *r =
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 1 << 14, serve_stream_read, s, serve_stream_free);
     if (!r) {
@@ -233,8 +236,7 @@ static inline enum MHD_Result serve_stream(ServeHttp *h, struct MHD_Connection *
 /* ---- requests -------------------------------------------------------------------------------------------------- */
 
 /* Waits for a job and sends its answer. */
-static inline enum MHD_Result serve_whole(ServeHttp *h, struct MHD_Connection *c, ServeJob *job) {
-    ServeEngine *x = h->engine;
+static inline enum MHD_Result serve_whole(ServeHttp *h, ServeEngine *x, struct MHD_Connection *c, ServeJob *job) {
     ServeTrajectory *y = job->trajectory;
     const int socket = serve_socket(c);
     ServeFault fault = {0};
@@ -271,38 +273,51 @@ static inline ServeTrajectory *serve_enter(ServeHttp *h, struct MHD_Connection *
     return y;
 }
 
+/* The engine of the model that a request names; the first one if it names no other. */
+static inline ServeEngine *serve_choose(const ServeHttp *h, const ServeCall *call) {
+    ServeEngine *x = h->engine;
+    if (!x->other || !call->body.length) return x;
+    json_t *given = json_loadb(call->body.text, call->body.length, 0, NULL);
+    const char *name = json_string_value(json_object_get(given, "model"));
+    if (name && !strcmp(name, x->other->serve->name)) x = x->other;
+    json_decref(given);
+    return x;
+}
+
 /* Carries out the request of a complete body. */
 static inline enum MHD_Result serve_post(ServeHttp *h, struct MHD_Connection *c, const char *url, ServeKind kind,
                                          const ServeCall *call) {
     ServeFault f = {0};
     ServeRequest q;
+    ServeEngine *x = serve_choose(h, call);
     ServeTrajectory *y = h->gateway ? serve_enter(h, c, url, &f) : NULL;
     if (f.status) return serve_send_fault(c, &f);
     pthread_mutex_lock(&h->text);
-    const bool ok =
-        serve_request(&q, h->engine->serve, kind, call->body.text ? call->body.text : "", call->body.length, &f) &&
-        (!y || serve_trajectory_prepare(h->gateway, y, &q, &f));
+    const bool ok = serve_request(&q, x->serve, kind, call->body.text ? call->body.text : "", call->body.length, &f) &&
+                    (!y || serve_trajectory_prepare(h->gateway, y, &q, &f));
     pthread_mutex_unlock(&h->text);
     if (!ok && y) serve_gateway_leave(h->gateway, y);
     if (!ok) return serve_send_fault(c, &f);
     const bool stream = q.stream;
     ServeJob *job = serve_job_new(&q);
     job->trajectory = y;
-    if (serve_engine_submit(h->engine, job)) return stream ? serve_stream(h, c, job) : serve_whole(h, c, job);
+    if (serve_engine_submit(x, job)) return stream ? serve_stream(h, x, c, job) : serve_whole(h, x, c, job);
     if (job->failed) serve_refuse(&f, 503, "", "the server is stopping");
-    else serve_refuse(&f, 429, "", "%d requests are waiting, which is the limit; try again later", h->engine->queue);
+    else serve_refuse(&f, 429, "", "%d requests are waiting, which is the limit; try again later", x->queue);
     serve_job_free(job);
     if (y) serve_gateway_leave(h->gateway, y);
     return serve_send_fault(c, &f);
 }
 
+static inline json_t *serve_model_entry(const ServeModel *m) {
+    return json_pack("{s:s,s:s,s:i,s:s,s:i,s:b}", "id", m->name, "object", "model", "created", 0, "owned_by", "llmc",
+                     "max_model_len", m->length, "chat", m->text->present && m->text->has_template);
+}
+
 static inline enum MHD_Result serve_models(ServeHttp *h, struct MHD_Connection *c) {
-    const ServeModel *m = h->engine->serve;
-    return serve_send_json(c, 200,
-                           json_pack("{s:s,s:[{s:s,s:s,s:i,s:s,s:i,s:b}]}", "object", "list", "data", "id", m->name,
-                                     "object", "model", "created", 0, "owned_by", "llmc", "max_model_len", m->length,
-                                     "chat", m->text->present && m->text->has_template),
-                           NULL, NULL);
+    json_t *list = json_pack("[o]", serve_model_entry(h->engine->serve));
+    if (h->engine->other) json_array_append_new(list, serve_model_entry(h->engine->other->serve));
+    return serve_send_json(c, 200, json_pack("{s:s,s:o}", "object", "list", "data", list), NULL, NULL);
 }
 
 /* Compares without telling, by its time, how much agrees. */
