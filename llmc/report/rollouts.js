@@ -666,7 +666,7 @@ if (typeof document !== 'undefined') (function () {
             draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a1', d: plot.path(slope, at.X, at.Y)});
             draw(svg, 'text', {class: 'name a0', x: b[1] + 6, y: at.Y(curve[160][1]) + 3}, 'surrogate');
             draw(svg, 'text', {class: 'name a1', x: b[1] + 6, y: at.Y(slope[160][1]) + 14}, kind.get() === 'cispo' ? 'weight' : 'slope');
-            histogram(svg, c, at.X, [b[0], b[1], 250, 328], from, to);
+            histogram(svg, c, at.X, [b[0], b[1], 250, 328], from, to, b[3]);
             mu.box.hidden = kind.get() !== 'dppo';
             delta.box.hidden = kind.get() !== 'ppo' && kind.get() !== 'gspo';
             empty(out);
@@ -687,8 +687,9 @@ if (typeof document !== 'undefined') (function () {
                 })));
         }
 
-        /* Counts of negative advantages below the line, of positive ones above it; hatched where the clip removes. */
-        function histogram(svg, c, X, b, from, to) {
+        /* Counts of negative advantages below the line, of positive ones above it; hatched where the clip removes. The clip
+         * is marked here and in the plot above, whose lower end is given, but not across the words between them. */
+        function histogram(svg, c, X, b, from, to, above) {
             var rows = c.counts.length, e = c.edges, sums = [[], []], top = 1, middle = (b[2] + b[3]) / 2;
             for (var bin = 0; bin <= e.length; bin++) {
                 var minus = 0, plus = 0;
@@ -709,7 +710,7 @@ if (typeof document !== 'undefined') (function () {
             draw(svg, 'path', {class: 'grid base', d: 'M' + b[0] + ' ' + middle + 'H' + b[1]});
             [from, to].forEach(function (v) {
                 if (isFinite(v) && v >= e[0] && v <= e[e.length - 1])
-                    draw(svg, 'path', {class: 'hair', d: 'M' + X(v).toFixed(1) + ' 24V' + b[3]});
+                    draw(svg, 'path', {class: 'hair', d: 'M' + X(v).toFixed(1) + ' 24V' + above + 'M' + X(v).toFixed(1) + ' ' + (b[2] - 6) + 'V' + b[3]});
             });
             draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 12}, 'number of ' + c.unit + 's (logarithmic) by rho: A > 0 above, A < 0 below; hatched: no gradient');
             draw(svg, 'text', {class: 'axis', x: b[1], y: b[3] + 14, 'text-anchor': 'end'}, 'rho');
