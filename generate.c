@@ -66,6 +66,7 @@
 #include "llmc/judge/judge_options.h"   /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
 #include "llmc/judge/judged.h"          /* judge_figures_text, judge_open_rewards */
 #include "llmc/model/config.h"          /* gpt2_config_named */
+#include "llmc/model/model.h"           /* model_set_longest */
 #include "llmc/model/model_text.h"      /* ModelText */
 #include "llmc/model/workspace.h"       /* kv_bytes */
 #include "llmc/records/shard.h"         /* Shard, RECORD_PROMPT, Record, record_free, ... */
@@ -250,6 +251,7 @@ static void one_prompt_with_tools(const TokenList *ids, const PromptText *what) 
     const int context = model.model.config.context, new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     if (!check_length(ids->count, &e)) die("%s", e.text);
     if (!episodes_check(&episodes, what, 1, "the prompt", &e)) die("%s", e.text);
+    model_set_longest(&model.model, ids->count + new_max);
     if (!rollout_new(&engine, &model.model, 1, ids->count, new_max, &e)) die("%s", e.text);
     answer_turns_open(&t, &model.text.tokenizer, &sampling, &episodes.turns);
     engine.turns = &t.turns;
@@ -622,6 +624,7 @@ static void many_prompts(const Items *items) {
     if (episodes_on(&o.episodes) && !episodes_check(&episodes, items->what, items->count, o.input ? o.input : "-", &e))
         die("%s", e.text);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
+    model_set_longest(&model.model, items->longest + new_max);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {
         writer_abort(&w);
         die("%s; lower --slots", e.text);
@@ -763,6 +766,7 @@ static void label_steps(const Items *items) {
     inference_few_threads(&model, slots);
     open_scoring(items, new_max);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
+    model_set_longest(&model.model, longest + new_max);
     if (!rollout_new(&engine, &model.model, slots, longest, new_max, &e)) {
         writer_abort(&w);
         die("%s; lower --slots", e.text);
@@ -862,6 +866,7 @@ static void open_served(Served *v, Inference *from, const Sampling *s, char *nam
     if (!format && from->text.present) format = tool_format_of(&from->text.chat);
     if (format && !tool_format_open(&v->m.format, format, &e)) usage_error("--tool-format: %s", e.text);
     v->m.has_format = format != NULL;
+    model_set_longest(&from->model, v->m.length);
     if (!serve_engine_open(&v->engine, &v->m, &from->model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))
         die("%s", e.text);
     v->engine.no_prefixes = !o.prefixes;

@@ -414,14 +414,15 @@ static bool train_on_shard(Run *r) {
     Mix mixture = mixing_open_labelled(t, &o.g.mix, &in, &data.records);
     /* The run takes `left` records, in steps of --per-device-train-batch-size. */
     int64_t left = mixing_records(&mixture, o.g.epochs, o.t.steps, o.batch);
+    const int32_t positions = preference_reference_longest(both, shards);
+    trainer_set_longest(t, positions);
     open_work(r, data.longest > val.longest ? data.longest : val.longest, 0, 0);
     mixing_begin(&mixture, t);
     const int64_t most = val.count > o.batch ? val.count : o.batch;
     r->cost = (double *)xcalloc((size_t)most, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)most, sizeof *r->owner);
     if (needs_reference())
-        preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing,
-                                  preference_reference_longest(both, shards), both, shards);
+        preference_reference_open(&r->reference, t, &r->work, &r->batch, o.sharing, positions, both, shards);
 
     int64_t *records = (int64_t *)xmalloc((size_t)o.batch * sizeof *records);
     trainer_schedule(t, o.t.steps ? o.t.steps : (left + o.batch - 1) / o.batch);

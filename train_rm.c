@@ -30,7 +30,7 @@
 #include "llmc/records/eval_sets.h"     /* EvalSets, eval_set, eval_set_size, eval_sets_free */
 #include "llmc/records/examples.h"      /* Example, example_pack_scores, example_size */
 #include "llmc/records/inputs.h"        /* inputs_close, Inputs, inputs_add */
-#include "llmc/records/labelled.h"      /* Labelled, labelled_rows, FIT_DROP, labelled_close, ... */
+#include "llmc/records/labelled.h"      /* Labelled, labelled_positions, labelled_rows, FIT_DROP, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
 #include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
@@ -555,7 +555,7 @@ int main(int argc, char **argv) {
     trainer_open(t, "train_rm", &o.t, data.shard, true);
     const int32_t context = t->model.config.context;
     if (!o.max_length || o.max_length > context) o.max_length = context;
-    int32_t longest = 0;
+    int32_t longest = 0, positions = 0;
     int64_t most = o.batch; /* records of a pass */
     Labelled *const all[] = {&data, o.val.count ? &val : NULL, own ? &third : NULL};
     for (int i = 0; i < 3; i++) {
@@ -564,7 +564,10 @@ int main(int argc, char **argv) {
         const int32_t rows = labelled_longest(all[i], o.sharing);
         if (rows > longest) longest = rows;
         if (all[i]->count > most) most = all[i]->count;
+        for (int64_t k = 0; k < all[i]->count; k++)
+            if (labelled_positions(all[i], k) > positions) positions = labelled_positions(all[i], k);
     }
+    trainer_set_longest(t, positions);
     if (o.val.count) r->held = labelled_eval_sets(&val, &held, o.t.max_eval_samples);
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);

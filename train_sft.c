@@ -708,6 +708,7 @@ int main(int argc, char **argv) {
     const int64_t drawn = answers_on(&o.answers) ? data.longest + o.answers.max_new : data.longest;
     const int64_t most_tokens = drawn > val.longest ? drawn : val.longest;
     const int32_t longest = most_tokens < o.max_length ? (int32_t)most_tokens : (int32_t)o.max_length;
+    trainer_set_longest(t, longest);
     teacher_open(&r->teacher, t, &o.teacher, longest);
     teacher_set(&r->teacher, &data, (int32_t)o.max_length, o.completion_only);
     if (o.vals.count) teacher_set(&r->teacher, &val, (int32_t)o.max_length, o.completion_only);

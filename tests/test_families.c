@@ -10,7 +10,7 @@
 #include "../llmc/model/batch.h"             /* Batch */
 #include "../llmc/model/config.h"            /* ModelConfig, FAMILY_GPT2, POSITION_ROTARY */
 #include "../llmc/model/huggingface_names.h" /* HuggingfacePart, HuggingfaceParts, huggingface_parts_free, ... */
-#include "../llmc/model/model.h"             /* Model, model_download, model_free, model_zero_grads, ... */
+#include "../llmc/model/model.h"             /* model_set_longest, Model, model_download, model_free, ... */
 #include "../llmc/model/model_file.h"        /* model_load_as */
 #include "../llmc/model/model_load.h"        /* ModelFile, ModelLoad, model_file_free */
 #include "../llmc/model/optimizer.h"         /* Optimizer, optimizer_free, optimizer_new, optimizer_bytes, ... */
@@ -18,13 +18,14 @@
 #include "../llmc/model/safetensors.h"       /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
 #include "../llmc/model/transformer.h"       /* ModelOutput, model_forward, model_forward_backward, ... */
 #include "../llmc/model/workspace.h"         /* Workspace, workspace_free, workspace_new, KVCache, ... */
-#include "../llmc/rollout/rollout.h"         /* Completion, Rollout, completion_free, rollout_free, ... */
+#include "../llmc/rollout/rollout.h"         /* Completion, Rollout, Sampling, completion_free, ... */
+#include "../llmc/rollout/sequence.h"        /* Sequence, sequence_draw, sequence_free, sequence_new, ... */
 #include "cpu_device.h"                      /* B, D, close_device, open_device_one_thread */
 
 static const char *const names[] = {"gpt2",       "llama-a",       "llama-b",   "mistral", "qwen2",
                                     "qwen2-yarn", "qwen3",         "qwen3-odd", "smollm3", "olmo2",
                                     "phi3",       "phi3-longrope", "gemma2",    "gemma3"};
-enum { NAMES = sizeof names / sizeof *names, ROWS_MAX = 80, PROMPT = 5, GREEDY = 16, SAMPLES = 3, STEPS = 10 };
+enum { NAMES = sizeof names / sizeof *names, ROWS_MAX = 90, PROMPT = 5, GREEDY = 16, SAMPLES = 3, STEPS = 10 };
 
 /* The model, and the results of transformers. */
 typedef struct Case {
@@ -314,7 +315,7 @@ static void check_adamw(Case *k) {
 static void draw(const Case *k, const int32_t prompt[PROMPT], float temperature, Completion out[SAMPLES]) {
     Error e;
     Rollout r;
-    RolloutRequest request = {prompt, PROMPT, SAMPLES, 0, out, NULL};
+    RolloutRequest request = {.prompt = prompt, .prompt_len = PROMPT, .samples = SAMPLES, .out = out};
     Sampling s = sampling_default();
     s.temperature = temperature;
     s.max_new = GREEDY;
@@ -414,15 +415,50 @@ static void test_sampler(void **state) {
     all_cases(check_sampler);
 }
 
-/* A run whose context is not longer than the original one uses longrope's short list. */
-static void test_short_context(void **state) {
+/* A run whose longest sequence is not longer than the original context uses longrope's short list, any other the long one. */
+static void test_longest(void **state) {
+    (void)state;
+    Case k = case_open("phi3-longrope", "expected_short.safetensors");
+    const int32_t original = k.m.config.rope.original;
+    assert_true(k.length[0] <= original && original < k.m.config.context);
+    model_set_longest(&k.m, original);
+    check_forward(&k);
+    check_sampler(&k);
+    case_close(&k);
+    k = case_open("phi3-longrope", "expected.safetensors");
+    model_set_longest(&k.m, original);
+    model_set_longest(&k.m, original + 1);
+    check_forward(&k);
+    case_close(&k);
+}
+
+/* A single sequence begins with the short list and goes on with the long one, as transformers' generate does by itself:
+ * greedy tokens before and after the original context of 24 tokens, from a short prompt and from one of 30 tokens. */
+static void test_growing_sequence(void **state) {
     (void)state;
     Error e;
-    Case k = case_open("phi3-longrope", "expected_short.safetensors");
-    B->release(D, k.m.frequency);
-    k.m.config.context = k.m.config.rope.original;
-    assert_true(k.length[0] <= k.m.config.context && model_new_rotary(&k.m, &e));
-    check_forward(&k);
+    size_t n;
+    Sequence s;
+    Sampling how = sampling_default();
+    Case k = case_open("phi3-longrope", "expected_growing.safetensors");
+    float *of_length = result(&k, "prompt", "", &n), *all = result(&k, "token", "", &n);
+    how.temperature = 0;
+    assert_true(sequence_new(&s, &k.m, k.m.config.context, &e));
+    for (int run = 0; run < 2; run++) {
+        const int which = run, prompt = (int)of_length[which], total = (int)n / 2;
+        const float *want = all + which * total;
+        int32_t tokens[ROWS_MAX], token;
+        float logp;
+        for (int i = 0; i < prompt; i++) tokens[i] = (int32_t)want[i];
+        sequence_set(&s, tokens, prompt);
+        while (s.count < total) {
+            assert_true(sequence_draw(&s, &how, 0, &token, &logp, &e));
+            if (token != (int32_t)want[s.count - 1])
+                fail_msg("run %d, token %d is %d, transformers has %g", run, s.count - 1, token, want[s.count - 1]);
+        }
+    }
+    sequence_free(&s);
+    free(all), free(of_length);
     case_close(&k);
 }
 
@@ -520,9 +556,10 @@ static void test_memory(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forward),          cmocka_unit_test(test_gradients),     cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_sampler),          cmocka_unit_test(test_short_context), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_bf16_activations), cmocka_unit_test(test_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_forward), cmocka_unit_test(test_gradients),
+                                       cmocka_unit_test(test_adamw),   cmocka_unit_test(test_sampler),
+                                       cmocka_unit_test(test_longest), cmocka_unit_test(test_growing_sequence),
+                                       cmocka_unit_test(test_bf16),    cmocka_unit_test(test_bf16_activations),
+                                       cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests_name("families", tests, open_device_one_thread, close_device);
 }

@@ -16,7 +16,8 @@ model.safetensors by save_pretrained (weights in bfloat16), and expected.safeten
     greedy         a prompt of 5 tokens and the 16 tokens that greedy decoding adds
 Frequencies of rotary positions and their product with the position are float32, as in every implementation; all else is
 float64. longrope uses one list for the whole run: the long one in phi3-longrope/expected.safetensors, the short one in
-phi3-longrope/expected_short.safetensors, whose sequences are not longer than the original context. gpt2-bare holds the
+phi3-longrope/expected_short.safetensors, whose sequences are not longer than the original context;
+phi3-longrope/expected_growing.safetensors holds two sequences that grow past it. gpt2-bare holds the
 weights of gpt2 with the names of the published file: no prefix, and the buffers of the causal mask.
 """
 
@@ -163,6 +164,24 @@ def greedy(model):
             return tokens
 
 
+def growing(model):
+    """Greedy decoding past longrope's original context of 24 tokens by generate(), which chooses the list, and computes its
+    cache again, by itself: sequences of 45 tokens from prompts of 12 and of 30, each choice clear by at least 0.01."""
+    out = []
+    for prompt in (12, 30):
+        while True:
+            tokens = torch.randint(VOCAB, (1, prompt))
+            found = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=45 - prompt,
+                                   do_sample=False, eos_token_id=None, pad_token_id=0, output_scores=True,
+                                   return_dict_in_generate=True)
+            best = torch.cat(found.scores).topk(2).values
+            new = found.sequences[0, prompt:].tolist()
+            if (best[:, 0] - best[:, 1]).min() > 0.01 and len(set(new)) > 6:
+                break
+        out.append(found.sequences[0])
+    return {"prompt": torch.tensor([12.0, 30.0]), "length": torch.tensor([45.0, 45.0]), "token": torch.cat(out).float()}
+
+
 def expected(model, plain, sequences, names, steps):
     """The values to write; plain: the same model in float32 without changes, which must agree to rounding."""
     out = {"length": [len(t) for t in sequences], "token": torch.cat(sequences), "greedy": greedy(model)}
@@ -206,6 +225,8 @@ def main():
         assert all(torch.equal(model.state_dict()[n].float(), x.float()) for n, x in file.items())
         sequences = [torch.randint(VOCAB, (n,)) for n in LENGTHS]
         if name == "phi3-longrope":
+            save_file(growing(plain), os.path.join(folder, "expected_growing.safetensors"))
+            torch.manual_seed(100 + number)
             use_list(model, 24)
             short, _ = expected(model, plain, [sequences[0][:24], sequences[1]], file, 0)
             save_file(short, os.path.join(folder, "expected_short.safetensors"))

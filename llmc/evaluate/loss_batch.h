@@ -14,7 +14,7 @@
 #include "../base/error.h"         /* xcalloc, die, Error */
 #include "../base/io.h"            /* writer_open */
 #include "../model/batch.h"        /* Batch */
-#include "../model/model.h"        /* model_sync */
+#include "../model/model.h"        /* model_set_longest, model_sync */
 #include "../model/model_fits.h"   /* FitSide, fit_model */
 #include "../model/pack.h"         /* batch_clear, batch_fits, batch_free, batch_new */
 #include "../model/transformer.h"  /* ModelOutput, model_forward */
@@ -85,6 +85,7 @@ static inline void loss_open(Evaluator *ev, LossWork *w, LossSums *l, int rows, 
                     .logp = (float *)xcalloc(n, sizeof(float)),
                     .entropy = (float *)xcalloc(n, sizeof(float)),
                     .argmax = (int32_t *)xcalloc(n, sizeof(int32_t))};
+    model_set_longest(&ev->model.model, longest);
     if (!workspace_new(&w->space, &ev->model.model, rows, rows, rows, false, 0, &e))
         die("%s; lower --micro-tokens", e.text);
     if (!o->reference) return;

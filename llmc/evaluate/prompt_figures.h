@@ -9,6 +9,7 @@
 #include "../base/error.h"         /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"            /* writer_commit */
 #include "../base/random.h"        /* RANDOM_EVAL */
+#include "../model/model.h"        /* model_set_longest */
 #include "../records/shard.h"      /* Shard */
 #include "../rollout/ablation.h"   /* Ablation, ablation_close, ablation_open */
 #include "../rollout/certainty.h"  /* Certainty, certainty_close, certainty_open */
@@ -75,6 +76,7 @@ static inline void prompt_engine_sampling(PromptEngine *x, Tasks *t, const Sampl
     if (o->samples > drawable)
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o->samples, (long long)drawable, slots);
+    model_set_longest(&ev->model.model, t->prompts.longest + x->new_max);
     if (!rollout_new(&x->rollout, &ev->model.model, slots, t->prompts.longest, x->new_max, &e)) die("%s", e.text);
     if (!episodes_on(&o->episodes)) return;
     const CodeToolOptions code = {o->code.sandbox, o->code.timeout};

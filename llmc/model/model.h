@@ -20,7 +20,7 @@
 #include "backend.h"        /* QuantMatrix, QuantType, Floats, Blocks, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
 #include "quantized.h"      /* quant_info, quant_bytes, quant_decode, quant_encode, ... */
-#include "rotary.h"         /* rope_frequencies */
+#include "rotary.h"         /* rope_frequencies, rope_has_lists */
 #include "share.h"          /* Share */
 #include "tensors.h"        /* TensorInfo, TENSOR_COUNT, MATRIX_COUNT, matrix_tensor, ... */
 #include <assert.h>
@@ -114,6 +114,17 @@ static inline bool model_new_rotary(Model *m, Error *e) {
         m->rotary_factor[i] = rope_frequencies(rope[i], c->rotary, c->context, frequency + (size_t)i * half);
     m->backend->upload(m->device, m->frequency, frequency, model_rotary_bytes(c));
     return true;
+}
+
+/* Sets the length of the run's longest sequence, which selects the list of longrope (rotary.h): to be called before the
+ * first forward pass; until then it is the model's context. Keys that are cached must be computed again if the list
+ * changes. */
+static inline void model_set_longest(const Model *m, int32_t longest) {
+    const ModelConfig *c = &m->config;
+    float frequency[MODEL_HEAD_MAX];
+    if (!m->frequency || !rope_has_lists(&c->rope)) return;
+    rope_frequencies(&c->rope, c->rotary, longest < c->context ? longest : c->context, frequency);
+    m->backend->upload(m->device, m->frequency, frequency, (size_t)c->rotary / 2 * sizeof *frequency);
 }
 
 /* Allocates the lengths of DoRA's rows. */

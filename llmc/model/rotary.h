@@ -13,7 +13,11 @@
  *
  * O is the context of the model before it was stretched. yarn (Peng et al. 2023, arXiv:2309.00071, section 3.2): r_j
  * rises from 0 to 1 between the pairs that turn beta_fast and beta_slow times within O. longrope (Ding et al. 2024,
- * arXiv:2402.13753) has two lists: the short one serves contexts up to O, the long one longer ones.
+ * arXiv:2402.13753) has two lists: the short one serves sequences of up to O tokens, the long one longer ones. A list
+ * serves all positions of a sequence, so keys that were cached by one are of no use with the other; and all sequences of a
+ * run, so that the sampler and the trainer, which pack sequences of any lengths, compute the same. The longest sequence of
+ * the run selects it (model_set_longest() of model.h), as the length that is served does in vLLM; transformers selects it
+ * anew for each batch.
  *
  * Frequencies and angles are float32, as in every implementation of these models (modeling_rope_utils.py of
  * transformers): models are trained with these roundings.
@@ -24,8 +28,10 @@
 #ifndef LLMC_MODEL_ROTARY_H
 #define LLMC_MODEL_ROTARY_H
 
-#include "config.h" /* Rope, ROPE_YARN, ROPE_LONGROPE, ROPE_DEFAULT, ... */
+#include "config.h" /* Rope, ROPE_LONGROPE, ROPE_YARN, ROPE_DEFAULT, ... */
 #include <math.h>
+#include <stdbool.h>
+#include <string.h>
 
 /* Returns frequency b of llama3's scaling. */
 static inline float rope_llama3(const Rope *r, float b) {
@@ -69,10 +75,16 @@ static inline float rope_attention_factor(const Rope *r) {
     return (float)sqrt(1 + log((double)r->factor) / log((double)r->original));
 }
 
-/* Computes the frequencies f[rotary / 2] in radians per position. context: the longest sequence of the run, which
+/* True if the length of the longest sequence changes the frequencies. */
+static inline bool rope_has_lists(const Rope *r) {
+    const size_t bytes = (size_t)r->list_count * sizeof *r->short_list;
+    return r->kind == ROPE_LONGROPE && memcmp(r->short_list, r->long_list, bytes) != 0;
+}
+
+/* Computes the frequencies f[rotary / 2] in radians per position. longest: tokens of the run's longest sequence, which
  * selects the list of longrope. Returns the factor m. */
-static inline float rope_frequencies(const Rope *r, int rotary, int32_t context, float *f) {
-    const float *list = context <= r->original ? r->short_list : r->long_list;
+static inline float rope_frequencies(const Rope *r, int rotary, int32_t longest, float *f) {
+    const float *list = longest <= r->original ? r->short_list : r->long_list;
     for (int j = 0; j < rotary / 2; j++) {
         const float power = powf(r->theta, (float)(2 * j) / (float)rotary), b = 1 / power;
         switch (r->kind) {

@@ -88,6 +88,13 @@ static inline EvalSets labelled_eval_sets(const Labelled *l, const Inputs *files
     return sets;
 }
 
+/* Positions of record i's longest sequence. */
+static inline int32_t labelled_positions(const Labelled *l, int64_t i) {
+    if (l->kind != RECORD_PREFERENCE) return labelled_rows(l, i, false);
+    const Pair *p = &l->pairs.pair[i];
+    return p->prompt_len + (p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len);
+}
+
 static inline int32_t labelled_longest(const Labelled *l, bool shared) {
     int32_t most = 0;
     for (int64_t i = 0; i < l->count; i++) {

@@ -33,7 +33,7 @@
 #include "../loss/scalar.h"       /* sigmoid */
 #include "../model/backend.h"     /* Backend, Device */
 #include "../model/batch.h"       /* Batch */
-#include "../model/model.h"       /* Model, model_free, model_sync */
+#include "../model/model.h"       /* Model, model_free, model_set_longest, model_sync */
 #include "../model/model_file.h"  /* model_load */
 #include "../model/model_fits.h"  /* FitSide, fit_model, model_fits */
 #include "../model/model_load.h"  /* ModelFile, model_file_free */
@@ -148,11 +148,13 @@ static inline bool reward_model_open(RewardModel *r, const char *path, const Bac
     return ok;
 }
 
-/* Checks that the model can be run on tokens of `other`; see model_fits(). A process model may append a step token. */
+/* Checks that the model can be run on tokens of `other`; see model_fits(). A process model may append a step token. longest:
+ * tokens of the longest sequence, or 0; see model_set_longest(). */
 static inline bool reward_model_fits(const RewardModel *r, const FitSide *other, int32_t longest, Error *note,
                                      Error *e) {
     const FitSide side = fit_model(r->name, &r->model.config, &r->file);
     const bool appends = longest && r->note.kind == REWARD_MODEL_PRM && r->note.step_token >= 0;
+    if (longest) model_set_longest(&r->model, longest + appends);
     return model_fits(&side, other, longest + appends, note, e);
 }
 

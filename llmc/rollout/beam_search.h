@@ -43,7 +43,7 @@
 #include "../model/batch.h"         /* Batch, Segment, batch_pairs */
 #include "../model/config.h"        /* model_kv_width */
 #include "../model/decode.h"        /* DecodeStep, decode_rows, model_decode */
-#include "../model/model.h"         /* Model, model_sync, model_weight */
+#include "../model/model.h"         /* Model, model_sync, model_weight, model_set_longest */
 #include "../model/model_text.h"    /* ModelText */
 #include "../model/pack.h"          /* batch_clear, batch_target, batch_segment, batch_free, ... */
 #include "../model/tensors.h"       /* TENSOR_valueb, TENSOR_valuew */
@@ -222,6 +222,7 @@ static inline bool beam_new(BeamSearch *x, const BeamOptions *o, const Model *m,
     x->value = (float *)xcalloc(n, sizeof *x->value);
     x->target = (Beam **)xcalloc(n, sizeof(Beam *));
     x->batch = batch_new(rows, rows, rows);
+    model_set_longest(m, prompt_max + new_max);
     if (workspace_new(&x->work, m, rows, rows, rows, false, 0, e) &&
         kv_new(&x->policy.kv, m, trees * beam_rows(x), e) && kv_new(&x->judge.kv, &prm->model, trees * beam_rows(x), e))
         return true;

@@ -20,7 +20,7 @@
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
 #include "../model/divergence.h"  /* ModelDivergence, DivergenceOutput, model_divergence */
-#include "../model/model.h"       /* Model, model_free */
+#include "../model/model.h"       /* Model, model_free, model_set_longest */
 #include "../model/model_file.h"  /* model_load_as */
 #include "../model/model_fits.h"  /* FitSide, fit_model, model_fits, model_fits_policy */
 #include "../model/model_load.h"  /* ModelFile, ModelLoad, model_file_free */
@@ -59,6 +59,7 @@ static inline bool comparison_open(Comparison *c, const char *path, const Model 
     if (!model_load_as(&c->reference, &c->file, path, &how, m->backend, m->device, NULL, e)) return false;
     const FitSide reference = fit_model(path, &c->reference.config, &c->file);
     if (!model_fits_policy(&c->file, path, e) || !model_fits(&reference, model, longest, NULL, e)) return false;
+    model_set_longest(&c->reference, longest);
     if (!workspace_new(&c->work, &c->reference, rows, rows, rows, false, 0, e)) return false;
     c->how = (ModelDivergence){.teacher = &c->reference, .work = &c->work, .kind = TOKEN_JSD, .beta = 0.5f};
     float **all[] = {&c->apart.value, &c->apart.forward_kl, &c->apart.reverse_kl, &c->apart.logp, &c->apart.entropy};

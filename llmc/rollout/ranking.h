@@ -27,7 +27,7 @@
 #include "../base/program.h"      /* program_stopping */
 #include "../base/text.h"         /* TokenList, text_string, TextBuffer, text_clear, ... */
 #include "../model/batch.h"       /* Batch */
-#include "../model/model.h"       /* Model, model_sync */
+#include "../model/model.h"       /* Model, model_set_longest, model_sync */
 #include "../model/model_text.h"  /* ModelText */
 #include "../model/pack.h"        /* batch_clear, batch_completion, batch_fits, batch_free, ... */
 #include "../model/transformer.h" /* ModelOutput, model_forward */
@@ -276,6 +276,7 @@ static inline bool ranking_run(Ranking *r, Model *m, int rows, Error *e) {
     Batch b = batch_new(rows, rows, rows);
     Workspace w;
     float *logp = (float *)xcalloc((size_t)rows, sizeof *logp);
+    model_set_longest(m, r->longest);
     bool ok = workspace_new(&w, m, rows, rows, rows, false, 0, e);
     const bool made = ok;
     int64_t first = 0;

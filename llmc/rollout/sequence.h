@@ -4,6 +4,10 @@
  * the caller can print it, stop, or continue with another text. Tokens already in the cache are reused: sequence_set()
  * with a text that shares a prefix with the previous one costs only the rest, so a chat's next turn starts at once.
  *
+ * A model with longrope computes with the list of short sequences while the text has no more tokens than the model's
+ * original context, then with the other, as transformers does; the cache is then computed again (rotary.h). A
+ * cache that has grown keeps the long list, also for a shorter text.
+ *
  * Each token is drawn with random_uniform(seed, stream + id, position), as in rollout.h. The same seed, id and prompt
  * give the same text in both, up to the rounding of the matrix products.
  *
@@ -22,9 +26,11 @@
 #include "../base/error.h"      /* Error, xcalloc */
 #include "../model/backend.h"   /* Ints, Backend, Draw */
 #include "../model/batch.h"     /* Batch */
+#include "../model/config.h"    /* Rope */
 #include "../model/decode.h"    /* DecodeStep, model_decode */
-#include "../model/model.h"     /* Model, model_sync */
+#include "../model/model.h"     /* Model, model_set_longest, model_sync */
 #include "../model/pack.h"      /* batch_clear, batch_free, batch_new, batch_segment, ... */
+#include "../model/rotary.h"    /* rope_has_lists */
 #include "../model/workspace.h" /* kv_free, kv_new, KVCache, Workspace, ... */
 #include "rollout.h"            /* Sampling */
 
@@ -55,6 +61,12 @@ static inline void sequence_free(Sequence *s) {
 
 enum { SEQUENCE_CACHE = 2048 }; /* tokens of a new cache, which grows with the sequence */
 
+/* Returns the rows of a cache of `rows` that holds `count` tokens: fewer if longrope's short list can serve all of them. */
+static inline int32_t sequence_stop(const Sequence *s, int32_t rows, int32_t count) {
+    const Rope *r = &s->model->config.rope;
+    return rope_has_lists(r) && count <= r->original && rows > r->original ? r->original : rows;
+}
+
 /* capacity: maximum tokens including the prompt; reduced to the model's context if larger. */
 static inline bool sequence_new(Sequence *s, const Model *m, int64_t capacity, Error *e) {
     const int32_t context = m->config.context, n = capacity < context ? (int32_t)capacity : context;
@@ -64,9 +76,11 @@ static inline bool sequence_new(Sequence *s, const Model *m, int64_t capacity, E
     s->row = (int32_t *)xcalloc((size_t)n, sizeof *s->row);
     for (int32_t i = 0; i < n; i++) s->row[i] = i;
     s->batch = batch_new(rows, 1, 1);
-    if (workspace_new(&s->work, m, rows, 1, 1, false, 0, e) &&
-        kv_new(&s->kv, m, n < SEQUENCE_CACHE ? n : SEQUENCE_CACHE, e))
+    const int32_t cache = n < SEQUENCE_CACHE ? n : SEQUENCE_CACHE;
+    if (workspace_new(&s->work, m, rows, 1, 1, false, 0, e) && kv_new(&s->kv, m, sequence_stop(s, cache, 1), e)) {
+        model_set_longest(m, s->kv.rows);
         return true;
+    }
     sequence_free(s);
     return false;
 }
@@ -78,6 +92,8 @@ static inline bool sequence_grow(Sequence *s, Error *e) {
     while (rows < s->count) rows = rows > s->capacity / 2 ? s->capacity : 2 * rows;
     kv_free(&s->kv, s->model);
     s->cached = 0;
+    rows = sequence_stop(s, rows, s->count);
+    model_set_longest(s->model, rows);
     return kv_new(&s->kv, s->model, rows, e);
 }
 

@@ -302,6 +302,7 @@ static inline bool chat_open_tools(Chat *c, Error *e) {
         return error_set(e, "--tool-cmd: its program answers the model's turns, which in a chat a person does");
     c->talk.tools = true;
     c->talk.schemas = c->schemas;
+    model_set_longest(c->model, c->length);
     return rollout_new_lone(&c->engine, c->model, 1, c->length, e);
 }
 

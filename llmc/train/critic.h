@@ -21,7 +21,7 @@
 
 #include "../base/error.h"          /* die, Error, xmalloc */
 #include "../dist/grads.h"          /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
-#include "../model/model.h"         /* Model, model_download, model_free, model_sync, ... */
+#include "../model/model.h"         /* Model, model_download, model_free, model_set_longest, ... */
 #include "../model/model_file.h"    /* MODEL_FLOAT32, model_load_as, model_save */
 #include "../model/model_fits.h"    /* FitSide, fit_model */
 #include "../model/model_load.h"    /* ModelFile, ModelLoad, Quantize, model_file_free */
@@ -104,6 +104,7 @@ static inline void critic_open(Critic *c, Trainer *t, const char *path, int long
     trainer_agree(t, c->file.hash, path);
     const FitSide side = fit_model(path, &c->model.config, &c->file), policy = trainer_side(t);
     trainer_fits(t, &side, &policy, longest);
+    model_set_longest(&c->model, longest);
     if (resumed) critic_counters(c, path);
     else {
         value_head_start(&c->model, &c->file, path);

@@ -45,7 +45,7 @@
 #include "reference.h"            /* Reference */
 #include "teacher.h"              /* TeacherStats, teacher_is_self, TEACHER_OPTIONS, Teacher, ... */
 #include "teacher_prompts.h"      /* TeacherPrompts, teacher_prompts_close, teacher_prompts_open, ... */
-#include "trainer.h"              /* trainer_later */
+#include "trainer.h"              /* trainer_later, trainer_set_longest */
 
 typedef enum { DISTILL_EXACT, DISTILL_SAMPLED, DISTILL_MINILLM } DistillEstimator;
 
@@ -130,6 +130,7 @@ static inline void distiller_open(Distiller *d, const Generation *g, const Disti
     if (teacher_is_self(&o->teacher) && longest > context)
         die("--teacher-prompt %s: the longest prompt with its completion has %lld tokens, the model's context %d",
             o->prompt, (long long)longest, context);
+    if (teacher_is_self(&o->teacher) && longest > generation_longest(g)) trainer_set_longest(g->t, (int32_t)longest);
     teacher_open(&d->teacher, g->t, &o->teacher, (int32_t)longest);
 }
 

@@ -277,6 +277,7 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
         die("%s", e.text);
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
+    trainer_set_longest(g->t, generation_longest(g));
     g->rows = g->t->o->micro_tokens > need ? (int)g->t->o->micro_tokens : need;
 }
 

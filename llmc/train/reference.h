@@ -143,6 +143,7 @@ static inline void reference_open(Reference *r, Trainer *t, const char *path, in
         reference_fits(r, path, own, longest);
         if (how.quantize) model_borrow_blocks(&r->model, &t->model);
     } else if (!model_copy(&r->model, &t->model, &e)) die("%s", e.text);
+    model_set_longest(&r->model, longest);
     reference_same(t, adapter ? model_hash(&r->model, r->model.parameters) : load ? r->file.hash : t->file.hash, path);
     if (!workspace_new(&r->work, &r->model, rows, rows, rows, false, 0, &e)) die("%s", e.text);
 }

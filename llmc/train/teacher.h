@@ -29,7 +29,7 @@
 #include "../model/batch.h"           /* Batch */
 #include "../model/config.h"          /* ModelConfig */
 #include "../model/divergence.h"      /* DivergenceOutput, ModelDivergence, TOKEN_DIVERGENCE_CHOICES, ... */
-#include "../model/model.h"           /* Model, model_free, model_held_bytes */
+#include "../model/model.h"           /* Model, model_free, model_held_bytes, model_set_longest */
 #include "../model/model_file.h"      /* model_load_as */
 #include "../model/model_fits.h"      /* FitSide, model_fits, fit_model, model_fits_policy */
 #include "../model/model_load.h"      /* model_file_free, model_weights_hash, ModelFile, ModelLoad */
@@ -202,6 +202,7 @@ static inline void teacher_load(Teacher *r, int32_t longest) {
             r->model.config.context, longest);
     if (r->file.hash == t->file.hash && !t->o->resume && !t->dist.rank)
         warn("--teacher %s: it is the model itself: their divergence is 0 until the model has changed", o->path);
+    model_set_longest(&r->model, longest);
     trainer_file(t, "teacher", o->path, r->file.hash);
     r->own = true;
 }

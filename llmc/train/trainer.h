@@ -45,7 +45,7 @@
 #include "../dist/grads.h"             /* DistGrads, dist_grads_close, dist_grads_discard, dist_grads_open, ... */
 #include "../model/backend.h"          /* Backend, Device, Dtype, ScratchUse */
 #include "../model/batch.h"            /* Batch, batch_pairs */
-#include "../model/config.h"           /* ModelConfig, LoraConfig, gpt2_config, gpt2_config_descriptor, ... */
+#include "../model/config.h"           /* ModelConfig, LoraConfig, gpt2_config, Rope, ... */
 #include "../model/huggingface_save.h" /* huggingface_check_output, huggingface_is_output */
 #include "../model/lora.h"             /* lora_parse_targets */
 #include "../model/model.h"            /* Model, model_free, model_grow_vocab, model_held_bytes, ... */
@@ -56,6 +56,7 @@
 #include "../model/model_text.h"       /* model_text_decode, ModelText, model_text_close, model_text_open */
 #include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
 #include "../model/peft.h"             /* peft_make_folder, peft_write */
+#include "../model/rotary.h"           /* rope_has_lists */
 #include "../model/schedule.h"         /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
 #include "../model/tensors.h"          /* TENSOR_headw */
 #include "../model/transformer.h"      /* model_flops */
@@ -381,6 +382,18 @@ static inline void trainer_fits(const Trainer *t, const FitSide *model, const Fi
     Error e, note = {0};
     if (!model_fits(model, other, longest, &note, &e)) die("%s", e.text);
     if (note.text[0] && t->dist.rank == 0) warn("%s", note.text);
+}
+
+/* Sets the number of tokens of the longest sequence that the run can make (see model_set_longest()). Call it before the
+ * first forward pass. */
+static inline void trainer_set_longest(const Trainer *t, int32_t longest) {
+    const Rope *r = &t->model.config.rope;
+    model_set_longest(&t->model, longest);
+    if (rope_has_lists(r) && longest > r->original && t->dist.rank == 0)
+        warn(
+            "the longest sequence has up to %d tokens, more than longrope's original context of %d: its list of factors "
+            "for long sequences serves all of them; transformers takes the short one for batches of up to %d tokens",
+            longest, r->original, r->original);
 }
 
 /* Checks that the shard's vocabulary, tokenizer and chat template are the model's, and that all ranks have the same
