@@ -352,13 +352,13 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .entropy = x.entropy,
                          .keep = keep ? keep + x.at : NULL};
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
-        else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature);
+        else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats) + credit_llds(&r->credit, &x, &b, n.tokens);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
         if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
-        else loss += credit_backward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, dentropy);
+        else loss += credit_backward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, dentropy, NULL);
         trainer_count_flops(t, &t->model, &g->batch, 3);
     }
     loss = dist_total(&t->dist, loss);

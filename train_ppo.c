@@ -32,7 +32,7 @@
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
 #include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
-#include "llmc/loss/gae.h"                 /* whiten, gae, mean_baseline, moments_of, ... */
+#include "llmc/loss/gae.h"                 /* whiten, mean_baseline, moments_of, explained_variance, ... */
 #include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator, KL_K3 */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KlControlKind, ... */
 #include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyLossConfig, ... */
@@ -41,7 +41,7 @@
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
 #include "llmc/model/model_file.h"         /* ModelDtype, model_check_output, model_save */
-#include "llmc/model/transformer.h"        /* ModelOutput, model_backward, model_flops, model_forward */
+#include "llmc/model/transformer.h"        /* ModelOutput, model_flops, model_backward, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, metrics_warn, Metrics, ... */
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
@@ -49,10 +49,12 @@
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
 #include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open_in, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
-#include "llmc/rollout/episodes.h"         /* EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
+#include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
 #include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request, ... */
 #include "llmc/rollout/rollout.h"          /* RolloutRequest, Sampling, completion_free, rollout_run */
+#include "llmc/rollout/trajectory.h"       /* Trajectory */
+#include "llmc/train/credit.h"             /* CREDIT_LOSS_OPTIONS, Credit, CreditOptions, credit_backward, ... */
 #include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
 #include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
@@ -99,7 +101,12 @@ static struct {
     double gamma, lambda, lambda_critic, length_lambda, kl_loss_coef;
     double cliprange, cliprange_high, cliprange_value, vf_coef, dual_clip, entropy_coef, target_kl;
     double critic_rate, ptx_coef;
+    int gae_level; /* a GaeLevel */
+    double turn_gamma;
+    CreditOptions credit;
 } o;
+
+typedef enum { GAE_TOKEN, GAE_TURN } GaeLevel;
 
 static const Option options[] = {
     // clang-format off
@@ -154,6 +161,10 @@ static const Option options[] = {
                   "lambda of the critic's target (VC-PPO: 1; default: --lam)"),
     OPTION_REAL  ("lam-length",           0, &o.length_lambda,     0, 1e6,
                   "alpha of the policy's lambda = 1 - 1 / (alpha length); 0 uses --lam (VAPO: 0.05)"),
+    OPTION_CHOICE("gae-level",            0, &o.gae_level,         "token|turn",
+                  "the steps of GAE; turn: turns, and the tokens within each (VAGEN's and RAGEN's bi_level_gae)"),
+    OPTION_REAL  ("turn-gamma",           0, &o.turn_gamma,        0, 1,
+                  "--gae-level turn: discount factor of later turns (VAGEN's high_level_gamma)"),
     OPTION_CHOICE("whiten-advantages",    0, &o.whiten_advantages, "auto|no|yes",
                   "normalise advantages to mean 0 and variance 1; auto: yes for ppo and reinforce++"),
     OPTION_TEXT  ("critic",               0, &o.critic,            "FILE",
@@ -177,6 +188,7 @@ static const Option options[] = {
                 "clip values to within X of the old values; 0 disables"),
     OPTION_REAL("vf-coef",          0, &o.vf_coef,         0, 1e6, "weight of the value loss"),
     OPTION_REAL("entropy-coef",     0, &o.entropy_coef,    -100, 100, "weight of the entropy bonus"),
+    CREDIT_LOSS_OPTIONS(o.credit),
     OPTION_REAL("target-kl",        0, &o.target_kl,       0, 1e6,
                 "end the passes over a generation once policy/approxkl_avg exceeds this; 0 disables"),
     OPTION_REAL("ptx-coef",         0, &o.ptx_coef,        0, 1e6,
@@ -213,6 +225,7 @@ typedef struct Run {
     Pretraining ptx;
     KlControl beta;
     RolloutDump dump;
+    Credit credit; /* of turns */
     PpoConfig loss;
     int64_t generation; /* number of generations so far */
     /* (completions) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
@@ -349,17 +362,44 @@ static void score_old_policy(Run *r) {
 
 /* ---- 3. token rewards -------------------------------------------------------------------------------------------- */
 
+/* With --gae-level turn: moves the rewards of turns from the last token of a completion to the last tokens of the turns. */
+static void place_turn_rewards(Run *r) {
+    const Generation *g = &r->g;
+    for (int32_t i = 0; i < g->completions; i++) {
+        const Trajectory *y = g->scored[i].completion.trajectory;
+        const int32_t last = g->offset[i + 1] - 1;
+        if (!y || !g->counts[i] || isnan(y->reward)) continue;
+        r->reward[last] -= y->reward - (isnan(y->end_reward) ? 0 : y->end_reward);
+        int32_t t = last;
+        for (int32_t k = y->turns - 1; k >= 0; k--) {
+            while (t > g->offset[i] && r->credit.turn[t] > k) t--;
+            if (!isnan(y->turn_reward[k])) r->reward[t] += y->turn_reward[k];
+        }
+    }
+}
+
 static void compute_rewards(Run *r) {
     const Generation *g = &r->g;
+    credit_turns(&r->credit, g);
     for (int32_t i = 0; i < g->completions; i++) {
         const int32_t at = g->offset[i], n = g->offset[i + 1] - at;
         r->kl[i] = (float)token_rewards((KlEstimator)o.kl, g->old_logp + at, has_reference() ? g->ref_logp + at : NULL,
                                         n, r->beta.coef, g->counts[i] ? r->score[i] : 0, r->reward + at);
     }
+    if (o.gae_level) place_turn_rewards(r);
     if (o.whiten_rewards) whiten(r->reward, g->offset, g->completions, g->counts, false);
 }
 
 /* ---- 4. advantages ----------------------------------------------------------------------------------------------- */
+
+/* Writes the advantages of completion i by GAE. */
+static void gae_of(const Run *r, int32_t i, double lambda, float *advantage) {
+    const int32_t at = r->g.offset[i], n = r->g.offset[i + 1] - at;
+    const float *reward = r->reward + at, *value = r->old_value + at;
+    if (o.gae_level == GAE_TURN)
+        gae_turns(reward, value, r->credit.turn + at, n, o.gamma, lambda, o.turn_gamma, advantage + at);
+    else gae(reward, value, n, o.gamma, lambda, advantage + at);
+}
 
 static void compute_advantages(Run *r) {
     const Generation *g = &r->g;
@@ -368,10 +408,9 @@ static void compute_advantages(Run *r) {
         const int32_t at = g->offset[i], T = g->offset[i + 1] - at;
         r->R[i] = (float)returns_to_go(r->reward + at, T, o.gamma, r->advantage + at);
         if (!has_critic()) continue;
-        gae(r->reward + at, r->old_value + at, T, o.gamma, o.lambda_critic, r->target + at);
+        gae_of(r, i, o.lambda_critic, r->target);
         for (int32_t t = at; t < at + T; t++) r->target[t] += r->old_value[t];
-        gae(r->reward + at, r->old_value + at, T, o.gamma, gae_length_lambda(o.lambda, o.length_lambda, T),
-            r->advantage + at);
+        gae_of(r, i, gae_length_lambda(o.lambda, o.length_lambda, T), r->advantage);
     }
     if (o.algo == REINFORCE) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
     if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
@@ -414,7 +453,7 @@ static double rloo_loss(Run *r, const GenerationSlice *x, const PolicyNormaliser
                            .entropy = x->entropy};
     PolicyStats s = policy_stats();
     if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
-    const double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s);
+    const double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s) + credit_llds(&r->credit, x, &b, N->tokens);
     stats->sum.tokens += s.sum.tokens;
     stats->sum.ratio += s.sum.ratio;
     stats->sum.square_log += s.sum.square_log;
@@ -431,8 +470,8 @@ static double rloo_loss(Run *r, const GenerationSlice *x, const PolicyNormaliser
 /* Runs the policy's part of a micro-batch forward and returns its loss; dlogp and dentropy are written to x. */
 static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormaliser *all, const PolicyNormaliser *N,
                              PpoStats *stats) {
-    const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .value = has_head() ? r->value + x->at : NULL};
-    model_forward(&r->t.model, &r->work, &r->g.batch, (float)o.g.temperature, &out);
+    credit_forward(&r->credit, &r->g, x, &r->t.model, &r->work, (float)o.g.temperature,
+                   has_head() ? r->value + x->at : NULL);
     if (o.algo == RLOO) return rloo_loss(r, x, N, stats);
     const PpoBatch b = {.completions = x->count,
                         .offset = x->offset,
@@ -447,12 +486,20 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormali
     return ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
 }
 
+/* The separate critic's values of the drawn tokens of a micro-batch, which may have observed ones as further targets. */
+static void critic_forward(Run *r, const GenerationSlice *x) {
+    const int32_t drawn = x->offset[x->count];
+    const bool more = r->g.batch.targets > drawn;
+    const ModelOutput out = {.value = more ? r->credit.value : r->value + x->at};
+    model_forward(&r->critic.model, &r->critic.work, &r->g.batch, (float)o.g.temperature, &out);
+    if (more) memcpy(r->value + x->at, r->credit.value, (size_t)drawn * sizeof *r->value);
+}
+
 /* Returns the loss of the values and writes dvalue. The values are those of the policy's value head, or of a separate
  * critic, which is first run forward. */
 static double value_loss_of(Run *r, const GenerationSlice *x, const LossNormaliser *all, PpoStats *stats) {
-    const ModelOutput out = {.value = r->value + x->at};
     if (!has_critic()) return 0;
-    if (o.critic) model_forward(&r->critic.model, &r->critic.work, &r->g.batch, (float)o.g.temperature, &out);
+    if (o.critic) critic_forward(r, x);
     const PpoBatch b = {.completions = x->count,
                         .offset = x->offset,
                         .counts = x->counts,
@@ -462,20 +509,23 @@ static double value_loss_of(Run *r, const GenerationSlice *x, const LossNormalis
     return ppo_value_loss(&r->loss, all, &b, r->dvalue + x->at, stats);
 }
 
-/* Adds the gradients of a micro-batch. warming: only those of the separate critic. */
-static void backward(Run *r, const GenerationSlice *x, bool warming) {
+/* Adds the gradients of a micro-batch. warming: only those of the separate critic. Returns the loss of observed tokens. */
+static double backward(Run *r, const GenerationSlice *x, bool warming) {
     Trainer *t = &r->t;
     const Batch *b = &r->g.batch;
     const float T = (float)o.g.temperature;
+    double loss = 0;
     if (!warming) {
-        model_backward(&t->model, &r->work, b, T, x->dlogp, o.entropy_coef != 0 ? x->dentropy : NULL,
-                       has_head() ? r->dvalue + x->at : NULL);
+        loss = credit_backward(&r->credit, &r->g, x, &t->model, &r->work, T, o.entropy_coef != 0 ? x->dentropy : NULL,
+                               has_head() ? r->dvalue + x->at : NULL);
         trainer_count_flops(t, &t->model, b, 3);
     }
     if (o.critic) {
-        model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL, r->dvalue + x->at);
+        model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL,
+                       credit_dvalue(&r->credit, &r->g, x, r->dvalue + x->at));
         t->flops += model_flops(&r->critic.model.config, b->rows, 0, batch_pairs(b), 3);
     }
+    return loss;
 }
 
 /* One optimizer step on completions [first, end). warming: train only the separate critic. Returns the loss.
@@ -490,6 +540,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     PpoStats part = {0};
     const int64_t step = t->step;
     int32_t mine, last;
+    credit_begin(&r->credit, g, first, end);
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
     if (!warming) {
@@ -500,7 +551,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
         if (!warming) loss += policy_loss_of(r, &x, &all, &N, &part);
         value_loss += value_loss_of(r, &x, &all, &part);
-        backward(r, &x, warming);
+        loss += backward(r, &x, warming);
     }
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef);
     value_loss = dist_total(&t->dist, value_loss);
@@ -603,6 +654,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
     metrics_set(to, "val/num_eos_tokens", ended);
     metrics_set(to, "episode", (double)r->g.next_id);
     metrics_set(to, "eps", (double)g->completions / seconds);
+    if (s->sum.tokens > 0) credit_log(&r->credit, &r->g);
     generation_log(&r->g);
     if (m->score_std < 1e-8) metrics_warn(to, "all scores are equal: there is nothing to learn from");
     if (isnan(m->score)) metrics_warn(to, "no completion could be scored");
@@ -634,6 +686,11 @@ static void refuse_unused(void) {
         {&o.lambda, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.lambda_critic, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.length_lambda, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.gae_level, critic, "used only with a critic, by --algo ppo and a2c"},
+        {&o.gae_level, episodes_on(&o.g.episodes), "used only with --tools or --tool-cmd"},
+        {&o.turn_gamma, o.gae_level, "used only with --gae-level turn"},
+        {&o.credit.llds, o.algo == RLOO,
+         "LLDS keeps turns with A >= 0, and --algo rloo alone has one advantage for a turn"},
         {&o.cliprange_value, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.vf_coef, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.critic, critic, "used only by --algo ppo and a2c"},
@@ -653,6 +710,7 @@ static void refuse_unused(void) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
     rollout_dump_check(&o.rollouts, options);
+    credit_check(&o.credit, options, episodes_on(&o.g.episodes), !on_policy());
 }
 
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
@@ -687,6 +745,10 @@ static void check_options(void) {
     if (o.use_kl_loss && o.kl_loss_type == KL_K1)
         usage_error("--kl-loss-type k1: in the loss its gradient is 0 in expectation; use k2 or k3");
     if (o.use_kl_loss && o.kl_loss_coef == 0) usage_error("--use-kl-loss: --kl-loss-coef is 0; set --kl-loss-coef");
+    if (o.gae_level && (o.reward_clip > 0 || o.non_eos_penalty))
+        usage_error(
+            "--gae-level turn: distributes the reward to the turns; --reward-clip and --non-eos-penalty are of a whole "
+            "completion");
     if (o.controller == KL_ADAPTIVE && o.kl_coef == 0)
         usage_error("--kl-controller adaptive: --kl-coef is 0; set --kl-coef");
     if (o.non_eos_penalty && o.missing_eos_penalty > 0)
@@ -711,6 +773,7 @@ static void close_run(Run *r, bool stopped) {
         trainer_later(&r->t, &e);
     trainer_write(&r->t, stopped);
     rollout_dump_close(&r->dump);
+    credit_close(&r->credit);
     critic_close(&r->critic);
     pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
@@ -841,6 +904,7 @@ static void open_run(Run *r) {
     if (has_reference())
         reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--kl-coef is not 0");
     open_arrays(r);
+    credit_open(&r->credit, &o.credit, g);
     r->loss = loss_options();
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
     load_counters(r);
@@ -917,7 +981,8 @@ int main(int argc, char **argv) {
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.penalty_reward = -1;
-    o.gamma = 1;
+    o.gamma = o.turn_gamma = 1;
+    o.credit = credit_defaults();
     o.lambda = o.lambda_critic = -1;
     o.mini_batches = 1;
     o.ptx_tokens = 1024;

@@ -10,9 +10,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/random.h"             /* random_normal, Random, random_start */
+#include "../llmc/base/random.h"             /* random_normal, Random, random_start, random_below */
 #include "../llmc/loss/advantage.h"          /* AdvantageStats, advantage_rloo */
-#include "../llmc/loss/gae.h"                /* explained_variance, gae, mean_baseline, gae_length_lambda, ... */
+#include "../llmc/loss/gae.h"                /* gae, explained_variance, mean_baseline, gae_length_lambda, ... */
 #include "../llmc/loss/kl.h"                 /* KlEstimator, KL_K1 */
 #include "../llmc/loss/kl_control.h"         /* kl_control_update, KlControl, KL_ADAPTIVE, KL_FIXED */
 #include "../llmc/report/overoptimisation.h" /* gao_fit, GaoFit */
@@ -224,13 +224,56 @@ static void the_curve_of_overoptimisation(void **state) {
     assert_false(gao_fit(d, R, 7).good);
 }
 
+/* GAE on two levels: the example in RAGEN's core_algos.py, whose function gives these values before whitening, the same with
+ * other settings; and random turns against the two passes of the formula in double. */
+static void two_levels(void **state) {
+    (void)state;
+    enum { N = 60 };
+    static const double wanted[2][10] = {{1.85, 1.75, 1.65, 1.55, 1.45, 0.4, 0.3, 0.2, 0.1, 0},
+                                         {0.569837312, 0.6803296, 0.84768, 1.094, 1.45, 0.049584, 0.0272, 0.01, 0, 0}};
+    float reward[N] = {[4] = 1, [9] = 1}, value[N], A[N];
+    int32_t turn[N] = {0, 0, 0, 0, 0, 1, 1, 1, 1, 1};
+    for (int t = 0; t < 10; t++) value[t] = 0.1f * (float)(t + 1);
+    for (int k = 0; k < 2; k++) {
+        gae_turns(reward, value, turn, 10, k ? 0.9 : 1, k ? 0.8 : 1, 0.95, A);
+        for (int t = 0; t < 10; t++) assert_near(A[t], wanted[k][t], 1e-6);
+    }
+    Random r = random_start(3, 0);
+    const double gamma = 0.97, lambda = 0.9, high = 0.8;
+    int end[N], turns = 0;
+    for (int t = 0; t < N; t++) {
+        reward[t] = (float)random_normal(&r);
+        value[t] = (float)random_normal(&r);
+        turn[t] = 3 * turns; /* a turn may have no token */
+        if (t == N - 1 || random_below(&r, 5) == 0) end[turns++] = t;
+    }
+    gae_turns(reward, value, turn, N, gamma, lambda, high, A);
+    double of_turn[N], last = 0;
+    for (int k = turns - 1; k >= 0; k--) {
+        const double next = k + 1 < turns ? value[end[k + 1]] : 0;
+        last = reward[end[k]] + high * next - value[end[k]] + high * lambda * last;
+        of_turn[k] = last;
+    }
+    for (int k = 0; k < turns; k++)
+        for (int t = k ? end[k - 1] + 1 : 0; t <= end[k]; t++) {
+            double sum = 0, weight = 1;
+            for (int l = t; l <= end[k]; l++, weight *= gamma * lambda)
+                sum += weight * (l < end[k] ? reward[l] + gamma * value[l + 1] - value[l] : of_turn[k]);
+            assert_near(A[t], sum, 1e-5);
+        }
+    /* a single turn is GAE */
+    float plain[N];
+    memset(turn, 0, sizeof turn);
+    gae(reward, value, N, gamma, lambda, plain);
+    gae_turns(reward, value, turn, N, gamma, lambda, 0.5, A);
+    for (int t = 0; t < N; t++) assert_near(A[t], plain[t], 1e-5);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(golden_values),
-                                       cmocka_unit_test(whitening_of_the_n_details),
-                                       cmocka_unit_test(closed_forms),
-                                       cmocka_unit_test(baselines),
-                                       cmocka_unit_test(how_much_a_critic_explains),
-                                       cmocka_unit_test(the_leash),
-                                       cmocka_unit_test(the_curve_of_overoptimisation)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden_values), cmocka_unit_test(whitening_of_the_n_details),
+        cmocka_unit_test(closed_forms),  cmocka_unit_test(two_levels),
+        cmocka_unit_test(baselines),     cmocka_unit_test(how_much_a_critic_explains),
+        cmocka_unit_test(the_leash),     cmocka_unit_test(the_curve_of_overoptimisation)};
     return cmocka_run_group_tests_name("gae", tests, NULL, NULL);
 }

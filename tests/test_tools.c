@@ -920,6 +920,43 @@ static void test_credit(void **state) {
     refused_output("grpo.bin", 2, GRPO "--mask-error-turns", "--mask-error-turns: used only with --tools");
 }
 
+/* train_ppo with turns: GAE on two levels, the cross-entropy of observations with a value head and with a critic of its own, and
+ * LLDS; options without effect. */
+static void test_ppo_credit(void **state) {
+    (void)state;
+#define PPO                                                                                                             \
+    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -p 8 -g 44 -x 2 -l 0.01 --kl-coef 0 --tool-cmd 'perl $T/late.pl 0 1' " \
+    "--tool-workers 1 --max-turns 3 " FORMAT " --metrics $T/m.jsonl "
+    static const struct {
+        const char *options, *metric;
+    } cases[] = {{"", "\"critic/returns/mean\":"},
+                 {"--gae-level turn", "\"critic/returns/mean\":"},
+                 {"--gae-level turn --turn-gamma 0.5", "\"critic/returns/mean\":"},
+                 {"--observation-ce 0.5", "\"observation_ce\":"},
+                 {"--observation-ce 0.5 --critic $T/sft.bin", "\"observation_ce\":"},
+                 {"--algo rloo -G 2 --num-ppo-epochs 2", "\"tools/product/calls\":"},
+                 {"--algo rloo -G 2 --num-ppo-epochs 2 --llds-coef 5", "\"llds/active\":"}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    char *model[CASES];
+    for (int i = 0; i < CASES; i++) {
+        char command[900];
+        snprintf(command, sizeof command, PPO "-o $T/ppo.bin %s && cksum <$T/ppo.bin", cases[i].options);
+        run(0, command);
+        model[i] = strdup(out);
+        char *metrics = text_of(files_path("m.jsonl"));
+        assert_holds(metrics, cases[i].metric);
+        free(metrics);
+        for (int k = 0; k < i; k++) assert_string_not_equal(model[i], model[k]);
+    }
+    for (int i = 0; i < CASES; i++) free(model[i]);
+    refused_output("p.bin", 2, "./train_ppo -c $T/sft.bin -i $T/tasks.shard -o $T/p.bin --gae-level turn",
+                   "--gae-level: used only with --tools or --tool-cmd");
+    refused_output("p.bin", 2, PPO "-o $T/p.bin --turn-gamma 0.5", "--turn-gamma: used only with --gae-level turn");
+    refused_output("p.bin", 2, PPO "-o $T/p.bin --algo rloo -G 2 --gae-level turn", "used only with a critic");
+    refused_output("p.bin", 2, PPO "-o $T/p.bin --llds-coef 1", "--llds-coef: LLDS keeps turns with A >= 0");
+    refused_output("p.bin", 2, PPO "-o $T/p.bin --gae-level turn --reward-clip 1", "are of a whole completion");
+}
+
 #define REFUSED(program, part)                                                                                         \
     refused_output("out.jsonl", 1, GENERATE "--tool-workers 1 -o $T/out.jsonl " program, part)
 
@@ -1125,6 +1162,7 @@ int main(void) {
                                        cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_online_pairs),
                                        cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
                                        cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs),
-                                       cmocka_unit_test(test_chat),           cmocka_unit_test(test_agents)};
+                                       cmocka_unit_test(test_chat),           cmocka_unit_test(test_agents),
+                                       cmocka_unit_test(test_ppo_credit)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

@@ -506,9 +506,9 @@ static void test_observation_ce(void **state) {
         .count = 4, .offset = offset, .counts = counts, .logp = logp, .dlogp = a, .entropy = entropy};
     generation_fill(&g, &g.batch, 0, 4, prompts, prompt);
     credit_begin(&c, &g, 0, 4);
-    credit_forward(&c, &g, &x, &m, &w, 0.8f);
+    credit_forward(&c, &g, &x, &m, &w, 0.8f, NULL);
     B->zero(D, m.grads, m.parameters * sizeof(float));
-    double loss = credit_backward(&c, &g, &x, &m, &w, 0.8f, dentropy), square = 0, side[2];
+    double loss = credit_backward(&c, &g, &x, &m, &w, 0.8f, dentropy, NULL), square = 0, side[2];
     for (int t = 0; t < offset[4]; t++) loss += (double)a[t] * logp[t];
     const double wanted = observation_loss(&m, &w, &g, a, 0.7);
     if (!(fabs(loss - wanted) < 1e-5 * fabs(wanted))) fail_msg("%g is not %g", loss, wanted);

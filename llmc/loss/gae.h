@@ -11,6 +11,7 @@
  *
  *   ppo, a2c             A_t = sum_l (gamma lambda)^l delta_(t+l), delta_t = r_t + gamma V_(t+1) - V_t
  *                                                      Schulman et al. 2016 (1506.02438), eq. 16; A2C: Mnih et al. 2016
+ *                        with turns as steps of their own: gae_turns()
  *   reinforce            A_t = G_t - mean of R over the OTHER completions of the batch      Williams 1992
  *   rloo                 A_t = R - mean of R over the others of the group                   2402.14740 (advantage.h)
  *   remax                A_t = G_t - score of the greedy completion of the same prompt      Li et al. 2023 (2310.10505)
@@ -65,6 +66,26 @@ static inline void gae(const float *reward, const float *value, int32_t n, doubl
         A = delta + gamma * lambda * A;
         advantage[t] = (float)A;
         next = value[t];
+    }
+}
+
+/* Writes A_t of one completion of several turns, by GAE on two levels. turn: (n) the turn of each token, which never falls. A
+ * turn is a step of an episode of turns, with the reward and the value of its last token e:
+ *
+ *   delta_k = r_(e_k) + Gamma V_(e_(k+1)) - V_(e_k)     A_(e_k) = delta_k + Gamma lambda A_(e_(k+1))
+ *
+ * and its tokens are an episode that ends with the return A_(e_k) + V_(e_k): before e_k, A_t is that of gae() with this as the
+ * reward of e_k. VAGEN (2510.16907) and RAGEN, bi_level_gae; Gamma is their high_level_gamma. */
+static inline void gae_turns(const float *reward, const float *value, const int32_t *turn, int32_t n, double gamma,
+                             double lambda, double turn_gamma, float *advantage) {
+    double of_turn = 0, next = 0, A = 0;
+    for (int32_t t = n - 1; t >= 0; t--) {
+        if (t == n - 1 || turn[t + 1] != turn[t]) {
+            of_turn = reward[t] + turn_gamma * next - value[t] + turn_gamma * lambda * of_turn;
+            next = value[t];
+            A = of_turn;
+        } else A = reward[t] + gamma * value[t + 1] - value[t] + gamma * lambda * A;
+        advantage[t] = (float)A;
     }
 }
 

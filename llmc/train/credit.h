@@ -1,4 +1,4 @@
-/* credit.h - credit of the turns of trajectories in train_grpo: advantages of turns, LLDS, and the cross-entropy of
+/* credit.h - credit of the turns of trajectories: advantages of turns (train_grpo), LLDS, and the cross-entropy of
  * observations.
  *
  * Completions without tools have a single turn, to which all of this applies, too.
@@ -9,10 +9,10 @@
  *     credit_advantages(&c, &g, SCALE_GROUP, NULL, advantage);               // after advantage_group(), for each generation
  *     credit_begin(&c, &g, 0, g.completions);                                // for each optimizer step
  *     const GenerationSlice x = generation_pack(&g, 0, 4);                   // for each micro-batch
- *     credit_forward(&c, &g, &x, &model, &work, temperature);
+ *     credit_forward(&c, &g, &x, &model, &work, temperature, NULL);
  *     credit_give(&c, &x, &b, NULL);
  *     loss += credit_llds(&c, &x, &b, N);                                    // after policy_loss()
- *     loss += credit_backward(&c, &g, &x, &model, &work, temperature, NULL);
+ *     loss += credit_backward(&c, &g, &x, &model, &work, temperature, NULL, NULL);
  *     credit_log(&c, &g);                                                    // for each optimizer step
  *     credit_close(&c);
  */
@@ -90,7 +90,7 @@ typedef struct Credit {
     double state_size;                  /* gigpo: mean number of turns that follow a state */
     LldsStats llds;                     /* of the step */
     double observations, observed_loss; /* of the step: tokens of all ranks; sum in nats */
-    float *logp, *entropy, *dlogp, *dentropy, *now; /* (rows) of a micro-batch */
+    float *logp, *entropy, *dlogp, *dentropy, *value, *dvalue, *now; /* (rows) of a micro-batch */
 } Credit;
 
 static inline bool credit_levels(const Credit *c) { return c->addition != NULL; }
@@ -106,13 +106,13 @@ static inline void credit_open(Credit *c, const CreditOptions *o, Generation *g)
     }
     c->now = (float *)xcalloc(rows, sizeof *c->now);
     if (!g->observe) return;
-    float **const arrays[] = {&c->logp, &c->entropy, &c->dlogp, &c->dentropy};
-    for (int i = 0; i < 4; i++) *arrays[i] = (float *)xcalloc(rows, sizeof **arrays[i]);
+    float **const arrays[] = {&c->logp, &c->entropy, &c->dlogp, &c->dentropy, &c->value, &c->dvalue};
+    for (int i = 0; i < 6; i++) *arrays[i] = (float *)xcalloc(rows, sizeof **arrays[i]);
 }
 
 static inline void credit_close(Credit *c) {
     free(c->turn), free(c->addition), free(c->advantage), free(c->now);
-    free(c->logp), free(c->entropy), free(c->dlogp), free(c->dentropy);
+    free(c->logp), free(c->entropy), free(c->dlogp), free(c->dentropy), free(c->value), free(c->dvalue);
     *c = (Credit){0};
 }
 
@@ -213,19 +213,21 @@ static inline void credit_begin(Credit *c, const Generation *g, int32_t first, i
         if (g->counts[i]) c->observations += g->scored[i].completion.count - completion_drawn(&g->scored[i].completion);
 }
 
-/* The forward pass of a micro-batch. With --observation-ce, the observed tokens are targets after the drawn ones. */
+/* The forward pass of a micro-batch. With --observation-ce, the observed tokens are targets after the drawn ones. value: of
+ * the drawn tokens, written; or NULL. */
 static inline void credit_forward(Credit *c, Generation *g, const GenerationSlice *x, const Model *m,
-                                  const Workspace *w, float temperature) {
+                                  const Workspace *w, float temperature, float *value) {
     const size_t drawn = (size_t)x->offset[x->count] * sizeof(float);
-    ModelOutput out = {.logp = x->logp, .entropy = x->entropy};
+    ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .value = value};
     if (g->observe) {
         generation_observe(g, x->first, x->first + x->count);
-        out = (ModelOutput){.logp = c->logp, .entropy = c->entropy};
+        out = (ModelOutput){.logp = c->logp, .entropy = c->entropy, .value = value ? c->value : NULL};
     }
     model_forward(m, w, &g->batch, temperature, &out);
     if (!g->observe) return;
     memcpy(x->logp, c->logp, drawn);
     memcpy(x->entropy, c->entropy, drawn);
+    if (value) memcpy(value, c->value, drawn);
 }
 
 /* LLDS: adds its gradient to x->dlogp. Returns its part of the loss. tokens: of the step that count. */
@@ -233,14 +235,26 @@ static inline double credit_llds(Credit *c, const GenerationSlice *x, const Poli
     return c->o->llds > 0 ? llds_loss(c->o->llds, tokens, b, c->turn + x->at, x->dlogp, &c->llds) : 0;
 }
 
-/* The backward pass of a micro-batch. dentropy: as x->dentropy, or NULL. Returns the cross-entropy's part of the loss. */
+/* The gradients of values for all targets of a micro-batch: those of the drawn tokens, and 0 for the observed ones. */
+static inline const float *credit_dvalue(Credit *c, const Generation *g, const GenerationSlice *x,
+                                         const float *dvalue) {
+    const int32_t drawn = x->offset[x->count];
+    if (!dvalue || g->batch.targets == drawn) return dvalue;
+    memcpy(c->dvalue, dvalue, (size_t)drawn * sizeof *dvalue);
+    memset(c->dvalue + drawn, 0, (size_t)(g->batch.targets - drawn) * sizeof *dvalue);
+    return c->dvalue;
+}
+
+/* The backward pass of a micro-batch. dentropy, dvalue: of the drawn tokens, or NULL. Returns the cross-entropy's part of the
+ * loss. */
 static inline double credit_backward(Credit *c, const Generation *g, const GenerationSlice *x, const Model *m,
-                                     const Workspace *w, float temperature, const float *dentropy) {
+                                     const Workspace *w, float temperature, const float *dentropy,
+                                     const float *dvalue) {
     const int32_t drawn = x->offset[x->count];
     const double weight = c->o->observation / fmax(c->observations, 1);
     double sum = 0;
     if (!g->observe) {
-        model_backward(m, w, &g->batch, temperature, x->dlogp, dentropy, NULL);
+        model_backward(m, w, &g->batch, temperature, x->dlogp, dentropy, dvalue);
         return 0;
     }
     memcpy(c->dlogp, x->dlogp, (size_t)drawn * sizeof *c->dlogp);
@@ -253,7 +267,8 @@ static inline double credit_backward(Credit *c, const Generation *g, const Gener
             if (x->counts[i]) sum -= c->logp[t];
         }
     }
-    model_backward(m, w, &g->batch, temperature, c->dlogp, dentropy ? c->dentropy : NULL, NULL);
+    model_backward(m, w, &g->batch, temperature, c->dlogp, dentropy ? c->dentropy : NULL,
+                   credit_dvalue(c, g, x, dvalue));
     c->observed_loss += sum;
     return weight * sum;
 }
