@@ -81,7 +81,7 @@ static inline void adapted_check_rollout(const Model *m) {
         Rollout r;
         Completion out[12];
         const int32_t prompt[] = {3, 1, 4, 1, 5};
-        RolloutRequest request = {prompt, 5, 12, 0, out, NULL, 0};
+        RolloutRequest request = {.prompt = prompt, .prompt_len = 5, .samples = 12, .out = out};
         Sampling s = sampling_default();
         s.max_new = 10;
         s.seed = 9;

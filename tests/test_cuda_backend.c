@@ -386,8 +386,11 @@ static Drawn draw_on(const Backend *b, Device *d, const float *weights, int slot
     static Drawn drawn; /* zero-filled: it is compared as a whole */
     memset(&drawn, 0, sizeof drawn);
     for (int i = 0; i < PROMPTS; i++)
-        q[i] =
-            (RolloutRequest){prompt + i, 2 + i, i == 1 ? 1 : SAMPLES, (uint64_t)i * SAMPLES, c + i * SAMPLES, NULL, 0};
+        q[i] = (RolloutRequest){.prompt = prompt + i,
+                                .prompt_len = 2 + i,
+                                .samples = i == 1 ? 1 : SAMPLES,
+                                .id = (uint64_t)i * SAMPLES,
+                                .out = c + i * SAMPLES};
     Sampling s = sampling_default();
     s.max_new = NEW;
     s.stop[s.stops++] = 7;

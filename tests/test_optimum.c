@@ -120,7 +120,11 @@ static void sample_answers(Rollout *engine, int step, Completion answer[P * G]) 
     s.seed = 11;
     RolloutRequest q[P];
     for (int p = 0; p < P; p++)
-        q[p] = (RolloutRequest){&prompt[p], 1, G, (uint64_t)(step * P * G + p * G), answer + p * G, NULL, 0};
+        q[p] = (RolloutRequest){.prompt = &prompt[p],
+                                .prompt_len = 1,
+                                .samples = G,
+                                .id = (uint64_t)(step * P * G + p * G),
+                                .out = answer + p * G};
     if (!rollout_run(engine, &s, q, P, NULL, NULL, &e)) fail_msg("%s", e.text);
 }
 

@@ -61,8 +61,11 @@ static Work *work_new(uint64_t seed, int n, int vocab, int most) {
     for (int i = 0; i < n; i++) {
         const int length = 1 + (int)random_below(&r, PROMPT), samples = 1 + (int)random_below(&r, (uint64_t)most);
         for (int k = 0; k < length; k++) w->prompt[i][k] = (int32_t)random_below(&r, (uint64_t)vocab);
-        w->request[i] =
-            (RolloutRequest){w->prompt[i], length, samples, (uint64_t)w->samples, &w->out[w->samples], NULL, 0};
+        w->request[i] = (RolloutRequest){.prompt = w->prompt[i],
+                                         .prompt_len = length,
+                                         .samples = samples,
+                                         .id = (uint64_t)w->samples,
+                                         .out = &w->out[w->samples]};
         w->samples += samples;
     }
     return w;
@@ -428,7 +431,8 @@ static void test_frequencies(void **state) {
         s.seed = k;
         RolloutRequest request[RUNS];
         for (int i = 0; i < RUNS; i++)
-            request[i] = (RolloutRequest){prompt, n, EACH, (uint64_t)(i * EACH), out + i * EACH, NULL, 0};
+            request[i] = (RolloutRequest){
+                .prompt = prompt, .prompt_len = n, .samples = EACH, .id = (uint64_t)(i * EACH), .out = out + i * EACH};
         assert_true(rollout_run(&r, &s, request, RUNS, NULL, NULL, &e));
         int first[V] = {0}, second[V][V] = {{0}};
         for (int i = 0; i < N; i++) {
@@ -528,7 +532,7 @@ static void test_limits(void **state) {
     for (size_t k = 0; k < sizeof how / sizeof *how; k++) {
         Sampling s = sampling(1);
         s.max_new = how[k].max_new;
-        RolloutRequest q = {prompt, how[k].length, 2, 5, out, NULL, 0};
+        RolloutRequest q = {.prompt = prompt, .prompt_len = how[k].length, .samples = 2, .id = 5, .out = out};
         if (!rollout_run(&r, &s, &q, 1, NULL, NULL, &e)) fail_msg("%s", e.text);
         for (int i = 0; i < 2; i++) {
             assert_int_equal(out[i].count, how[k].expected);
@@ -540,7 +544,7 @@ static void test_limits(void **state) {
     Sampling s = sampling(1);
     s.max_new = 1;
     s.stops = 1;
-    RolloutRequest q = {prompt, 3, 1, 5, out, NULL, 0};
+    RolloutRequest q = {.prompt = prompt, .prompt_len = 3, .samples = 1, .id = 5, .out = out};
     assert_true(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     s.stop[0] = out[0].tokens[0];
     completion_free(&out[0]);
@@ -561,21 +565,25 @@ static void test_errors(void **state) {
     const struct {
         RolloutRequest q;
         const char *message;
-    } bad[] = {{{prompt, 0, 1, 0, &untouched, NULL, 0}, "prompt 2: it is empty"},
-               {{prompt, -1, 1, 0, &untouched, NULL, 0}, "prompt 2: it is empty"},
-               {{prompt, 11, 1, 0, &untouched, NULL, 0}, "prompt 2: it has 11 tokens, at most 10 fit (context 48)"},
-               {{prompt, 1, 100000, 0, &untouched, NULL, 0}, "prompt 2: 100000 samples, at most "},
-               {{foreign, 3, 1, 0, &untouched, NULL, 0}, "prompt 2: token 29 is outside the vocabulary of 29"},
-               {{negative, 1, 1, 0, &untouched, NULL, 0}, "prompt 2: token -1 is outside the vocabulary of 29"}};
+    } bad[] = {{{.prompt = prompt, .samples = 1, .out = &untouched}, "prompt 2: it is empty"},
+               {{.prompt = prompt, .prompt_len = -1, .samples = 1, .out = &untouched}, "prompt 2: it is empty"},
+               {{.prompt = prompt, .prompt_len = 11, .samples = 1, .out = &untouched},
+                "prompt 2: it has 11 tokens, at most 10 fit (context 48)"},
+               {{.prompt = prompt, .prompt_len = 1, .samples = 100000, .out = &untouched},
+                "prompt 2: 100000 samples, at most "},
+               {{.prompt = foreign, .prompt_len = 3, .samples = 1, .out = &untouched},
+                "prompt 2: token 29 is outside the vocabulary of 29"},
+               {{.prompt = negative, .prompt_len = 1, .samples = 1, .out = &untouched},
+                "prompt 2: token -1 is outside the vocabulary of 29"}};
     Sampling s = sampling(1);
     for (size_t k = 0; k < sizeof bad / sizeof *bad; k++) {
-        RolloutRequest q[2] = {{prompt, 3, 2, 0, good, NULL, 0}, bad[k].q};
+        RolloutRequest q[2] = {{.prompt = prompt, .prompt_len = 3, .samples = 2, .out = good}, bad[k].q};
         assert_false(rollout_run(&r, &s, q, 2, NULL, NULL, &e));
         if (!strstr(e.text, bad[k].message)) fail_msg("\"%s\", expected \"%s\"", e.text, bad[k].message);
         assert_true(good[0].tokens == NULL && untouched.count == 77 && untouched.tokens == NULL);
     }
     s.max_new = 0;
-    RolloutRequest q = {prompt, 3, 2, 0, good, NULL, 0};
+    RolloutRequest q = {.prompt = prompt, .prompt_len = 3, .samples = 2, .out = good};
     assert_false(rollout_run(&r, &s, &q, 1, NULL, NULL, &e));
     assert_string_equal(e.text, "completions of at most 0 tokens, expected at least 1");
     s.max_new = 3;
@@ -602,7 +610,7 @@ static void test_no_samples(void **state) {
     assert_same(a, b, 2e-5);
     Error e;
     Rollout r;
-    RolloutRequest none = {a->prompt[0], 1, 0, 0, NULL, NULL, 0};
+    RolloutRequest none = {.prompt = a->prompt[0], .prompt_len = 1};
     assert_true(rollout_new(&r, &m, 2, PROMPT, NEW, &e) && rollout_run(&r, &s, &none, 1, NULL, NULL, &e));
     assert_int_equal(r.steps, 0);
     rollout_free(&r), work_free(a), work_free(b), model_free(&m);
@@ -620,7 +628,8 @@ static void test_large_group(void **state) {
     s.max_new = 4;
     Rollout few, many;
     assert_true(rollout_new(&few, &m, 3, 3, 4, &e) && rollout_new(&many, &m, 600, 3, 4, &e));
-    RolloutRequest qa = {prompt, 3, MANY, 0, a, NULL, 0}, qb = {prompt, 3, MANY, 0, b, NULL, 0};
+    RolloutRequest qa = {.prompt = prompt, .prompt_len = 3, .samples = MANY, .out = a},
+                   qb = {.prompt = prompt, .prompt_len = 3, .samples = MANY, .out = b};
     assert_true(rollout_run(&few, &s, &qa, 1, NULL, NULL, &e) && rollout_run(&many, &s, &qb, 1, NULL, NULL, &e));
     assert_int_equal(many.steps, 4); /* all at once */
     for (int i = 0; i < MANY; i++) {
