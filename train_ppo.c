@@ -11,7 +11,7 @@
  *   --algo                critic   A_t                                    passes   baseline
  *   ppo                   yes      GAE, whitened                          4        V
  *   a2c                   yes      GAE with lambda 1                      1        V
- *   reinforce             -        return to go                           1        mean of the others' returns
+ *   reinforce             -        return to go                           1        mean of the others' returns, or none
  *   rloo                  -        return of the completion               1        mean of the others in its group
  *   remax                 -        return to go                           1        score of the greedy completion
  *   reinforce++           -        return to go, whitened                 1        mean of the batch
@@ -94,7 +94,7 @@ static struct {
     GenerationOptions g;
     RolloutDumpOptions rollouts;
     const char *reference, *reward_model, *gold, *gold_reward, *gold_cmd, *critic, *critic_output, *ptx;
-    int algo, kl, controller, whiten_advantages, kl_loss_type, aggregation;
+    int algo, baseline, kl, controller, whiten_advantages, kl_loss_type, aggregation;
     bool whiten_rewards, non_eos_penalty, use_kl_loss;
     int64_t epochs, mini_batches, critic_warmup, ptx_tokens;
     double kl_coef, kl_target, kl_horizon, reward_clip, missing_eos_penalty, penalty_reward;
@@ -154,6 +154,9 @@ static const Option options[] = {
     OPTION_GROUP("Advantages"),
     OPTION_CHOICE("algo",                 0, &o.algo,              ALGO_CHOICES,
                   "algorithm"),
+    OPTION_CHOICE("baseline",             0, &o.baseline,          "auto|none",
+                  "reinforce: what is subtracted from the returns: the mean of the others, or nothing; both have the same "
+                  "expected gradient"),
     OPTION_REAL  ("gamma",                0, &o.gamma,             0, 1, "discount factor of later rewards"),
     OPTION_REAL  ("lam",                  0, &o.lambda,            0, 1,
                   "lambda of GAE (default: that of --algo: ppo 0.95, a2c 1)"),
@@ -412,10 +415,10 @@ static void compute_advantages(Run *r) {
         for (int32_t t = at; t < at + T; t++) r->target[t] += r->old_value[t];
         gae_of(r, i, gae_length_lambda(o.lambda, o.length_lambda, T), r->advantage);
     }
-    if (o.algo == REINFORCE) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
+    if (o.algo == REINFORCE && !o.baseline) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
     if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
     if (o.algo == REMAX) memcpy(r->baseline, r->greedy, (size_t)n * sizeof *r->baseline);
-    if (o.algo == REINFORCE || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX) {
+    if ((o.algo == REINFORCE && !o.baseline) || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX) {
         for (int32_t i = 0; i < n; i++) {
             const int32_t at = g->offset[i];
             subtract_baseline(r->advantage + at, g->offset[i + 1] - at, r->baseline[i], r->advantage + at);
@@ -683,6 +686,7 @@ static void refuse_unused(void) {
         {&o.kl, has_reference(), "used only with --kl-coef above 0 or a gold reward"},
         {&o.kl_target, adaptive, "used only with --kl-controller adaptive"},
         {&o.kl_horizon, adaptive, "used only with --kl-controller adaptive"},
+        {&o.baseline, o.algo == REINFORCE, "used only by --algo reinforce"},
         {&o.lambda, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.lambda_critic, critic, "used only with a critic, by --algo ppo and a2c"},
         {&o.length_lambda, critic, "used only with a critic, by --algo ppo and a2c"},

@@ -111,7 +111,8 @@ static void self_rewarding(void **state) {
 static void chapters(void **state) {
     (void)state;
     run(2, "scripts/chapter.sh");
-    assert_holds(said, "chapter.sh: give one of 2 4 5 6 8 ");
+    assert_holds(
+        said, "chapter.sh: give one of 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26, or all");
     run(2, "scripts/chapter.sh 99");
     /* a claim that does not hold is said and is the status: five steps teach nothing */
     run(1, TINY "BASE_STEPS=5 scripts/chapter.sh 5 7");
@@ -119,9 +120,22 @@ static void chapters(void **state) {
     assert_holds(out, ": does not hold\n");
 }
 
+/* The page of all chapters has each claim with its verdict, and links to the reports that there are. */
+static void page_of_chapters(void **state) {
+    (void)state;
+    run(1, TINY "BASE_STEPS=5 CHAPTERS='2 5 7' scripts/chapter.sh all 7");
+    assert_holds(out, "claims that do not hold: chapter 5\n");
+    char *page = text_of(files_path("loops/chapters-7.html"));
+    assert_holds(page, "<tr><th colspan=3>Chapter 2: likelihood, KL, entropy");
+    assert_holds(page, "<tr><td>perplexity is exp(loss)<td>");
+    assert_holds(page, "<td class=no>does not hold\n");
+    assert_holds(page, "Chapter 7: comparisons <a href=\"chapter-7-7/report.html\">chapter-7-7</a>");
+    free(page);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught),
-                                       cmocka_unit_test(constitution), cmocka_unit_test(self_rewarding),
-                                       cmocka_unit_test(chapters)};
+                                       cmocka_unit_test(constitution),       cmocka_unit_test(self_rewarding),
+                                       cmocka_unit_test(chapters),           cmocka_unit_test(page_of_chapters)};
     return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
 }
