@@ -1,5 +1,5 @@
 # shellcheck shell=dash disable=SC2154
-# Chapter 24: refinements of GRPO, each from the same base with the same number of steps. dev/grpo_methods.sh has all of them.
+# Chapter 24: refinements of GRPO, each from the same base with the same number of steps.
 title "DAPO, Dr. GRPO, GSPO, CISPO"
 refined() { # NAME OPTION...: sets after
     local name=$1
