@@ -119,6 +119,7 @@ extern RewardModel rm;
 #ifdef LLMC_ROLLOUT_ROLLOUT_H
 extern Rollout engine;
 extern RolloutRequest requests[];
+extern RolloutTurns turns;
 extern Sampling sampling;
 extern Completion c, completions[];
 #else

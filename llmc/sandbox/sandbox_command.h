@@ -7,7 +7,7 @@
  *   command    `sh -c 'exec COMMAND "$@"' sh` and the interpreter
  *
  *     SandboxCommand c = {0};
- *     sandbox_command_bwrap(&c, "/usr/bin/bwrap", 9);
+ *     sandbox_command_bwrap(&c, "/usr/bin/bwrap", 9, NULL);
  *     sandbox_command_python(&c, "python3", "print(1)", 64, 1024);
  *     for (int k = 0; k < c.count; k++) puts(c.word[k]);
  *     sandbox_command_free(&c);

@@ -5,7 +5,7 @@
  * signals and abstract sockets to the outside; the seccomp filter refuses them on every kernel. Landlock does not restrict
  * changes of a file's mode, owner, times or attributes, which is why the filter's stricter list has them.
  *
- *     const int rules = sandbox_landlock_open("/tmp/work", &e);
+ *     const int rules = sandbox_landlock_open("/tmp/work", NULL, &e);
  *     if (rules < 0) die("%s", e.text);
  *     close(rules);
  *

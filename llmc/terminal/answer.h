@@ -3,14 +3,16 @@
  *
  *     Printer p = printer_open(&tokenizer);
  *     AnswerEnd end;
- *     sequence_set(&sequence, prompt, prompt_len);
- *     if (!answer_run(&sequence, &sampling, 0, &p, NULL, &end, &e) || !printer_end(&p, &e)) die("%s", e.text);
+ *     Sequence s;
+ *     if (!sequence_new(&s, &model, 1024, &e)) return false;
+ *     sequence_set(&s, prompt, prompt_len);
+ *     if (!answer_run(&s, &sampling, 0, &p, NULL, &end, &e) || !printer_end(&p, &e)) die("%s", e.text);
  *     printf("%lld tokens\n", (long long)end.drawn);
  *
  *     AnswerTurns t;
- *     answer_turns_open(&t, &tokenizer, &sampling, &episodes.turns);
+ *     answer_turns_open(&t, &tokenizer, &sampling, &turns);
  *     engine.turns = &t.turns;
- *     if (!answer_turns_run(&t, &engine, &request, &e)) die("%s", e.text);        // prints a newline at the end
+ *     if (!answer_turns_run(&t, &engine, &requests[0], &e)) die("%s", e.text);        // prints a newline at the end
  *     answer_turns_close(&t);
  */
 #ifndef LLMC_TERMINAL_ANSWER_H

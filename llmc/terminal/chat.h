@@ -7,7 +7,7 @@
  * (../rollout/episodes.h). The tokens of the conversation, calls and results included, stay in the engine's cache: an answer
  * costs only what is new.
  *
- *     Chat c = {.model = &model, .text = &model_text, .how = &sampling, .length = context};
+ *     Chat c = {.model = &model, .text = &model_text, .how = &sampling, .length = 1024};
  *     if (!chat_open(&c, "You are terse.", &e) || !chat_run(&c, &e)) die("%s", e.text);
  *     chat_close(&c);
  */
