@@ -535,11 +535,6 @@ static void check_used(const json_t *row) {
         {&o.hold_out, !text, "not used for records of kind text"},
         {&o.seed, o.val_output || mixes || o.wordings || o.super_ni.on,
          "used only with --val-output, a mixture, --wordings or --super-ni"},
-        {&o.super_ni.positive, o.super_ni.on, "used only with --super-ni"},
-        {&o.super_ni.negative, o.super_ni.on, "used only with --super-ni"},
-        {&o.super_ni.explanation, o.super_ni.on, "used only with --super-ni"},
-        {&o.super_ni.max_source, o.super_ni.on, "used only with --super-ni"},
-        {&o.super_ni.per_task, o.super_ni.on, "used only with --super-ni"},
         {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
         {&o.wordings, row && !text, "not used for records of kind text"},
         {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
@@ -793,6 +788,14 @@ static void open_wordings(void) {
 
 /* Refuses fields that the tasks of --super-ni do not have. */
 static void check_super_ni(void) {
+    const OptionUse use[] = {
+        {&o.super_ni.positive, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.negative, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.explanation, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.max_source, o.super_ni.on, "used only with --super-ni"},
+        {&o.super_ni.per_task, o.super_ni.on, "used only with --super-ni"},
+    };
+    options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (!o.super_ni.on) return;
     if (o.kind != ROW_AUTO && o.kind != ROW_CHAT && o.kind != ROW_PROMPT)
         usage_error("--super-ni: makes records of kind chat or prompt");
