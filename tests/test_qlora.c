@@ -55,8 +55,9 @@ static Model plain_model(const Model *from) {
     return m;
 }
 
-/* The same products of the same values in another order of sums: log-probabilities within 1e-5 and gradients within 1e-4
- * of the largest of a tensor, as in test_lora.c. Each level of recomputation gives the same bits. */
+/* The same products of the same values in another order of sums. Either float32 pass is within 1e-5 of the exact
+ * log-probabilities (test_families.c), so they are within 2e-5 of each other; gradients within 1e-4 of the largest of a
+ * tensor, as in test_lora.c. Each level of recomputation gives the same bits. */
 static void test_equals_values(void **state) {
     (void)state;
     static const QuantType types[] = {QUANT_Q8_0, QUANT_Q4_0};
@@ -70,7 +71,7 @@ static void test_equals_values(void **state) {
         adapted_pass(&m, &b, 0, logp[0], grads[0]);
         adapted_pass(&plain, &b, 0, logp[1], grads[1]);
         for (int i = 0; i < b.targets; i++)
-            if (!(fabs(logp[0][i] - logp[1][i]) < 1e-5)) fail_msg("target %d: %g, %g", i, logp[0][i], logp[1][i]);
+            if (!(fabs(logp[0][i] - logp[1][i]) < 2e-5)) fail_msg("target %d: %.9g, %.9g", i, logp[0][i], logp[1][i]);
         for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
             double most = 0, worst = 0;
             for (size_t k = m.grads_offset[i]; k < m.grads_offset[i] + m.tensor[i].size; k++) {
