@@ -531,14 +531,8 @@ static void check_used(const json_t *row) {
         {&o.template_path, !text, "not used for records of kind text"},
         {&rows.system, !text, "not used for records of kind text"},
         {&o.max_tokens, !text, "not used for records of kind text"},
-        {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
         {&o.hold_out, !text, "not used for records of kind text"},
-        {&o.seed, o.val_output || mixes || o.wordings || o.super_ni.on,
-         "used only with --val-output, a mixture, --wordings or --super-ni"},
-        {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
         {&o.wordings, row && !text, "not used for records of kind text"},
-        {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
-        {&o.mix.stop, !o.limit || o.mix.stop == MIX_STEPS, "--limit sets the number of records; give only one of them"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
 }
@@ -786,9 +780,15 @@ static void open_wordings(void) {
             rows.fields.label_in_pattern = true;
 }
 
-/* Refuses fields that the tasks of --super-ni do not have. */
-static void check_super_ni(void) {
+/* Ends the program if an option was given that has no effect with the other options, whatever the records are. */
+static void check_needed(void) {
     const OptionUse use[] = {
+        {&o.truncation, o.max_tokens > 0, "used only with --max-tokens"},
+        {&o.seed, o.val_output || mixes || o.wordings || o.super_ni.on,
+         "used only with --val-output, a mixture, --wordings or --super-ni"},
+        {&o.wordings_per_row, o.wordings != NULL, "used only with --wordings"},
+        {&o.mix.temperature, o.mix.mixing == MIX_TEMPERATURE, "used only with --mixing temperature"},
+        {&o.mix.stop, !o.limit || o.mix.stop == MIX_STEPS, "--limit sets the number of records; give only one of them"},
         {&o.super_ni.positive, o.super_ni.on, "used only with --super-ni"},
         {&o.super_ni.negative, o.super_ni.on, "used only with --super-ni"},
         {&o.super_ni.explanation, o.super_ni.on, "used only with --super-ni"},
@@ -796,6 +796,10 @@ static void check_super_ni(void) {
         {&o.super_ni.per_task, o.super_ni.on, "used only with --super-ni"},
     };
     options_refuse_unused(options, use, sizeof use / sizeof *use);
+}
+
+/* Refuses fields that the tasks of --super-ni do not have. */
+static void check_super_ni(void) {
     if (!o.super_ni.on) return;
     if (o.kind != ROW_AUTO && o.kind != ROW_CHAT && o.kind != ROW_PROMPT)
         usage_error("--super-ni: makes records of kind chat or prompt");
@@ -872,6 +876,7 @@ static void check_options(void) {
         usage_error("--val-output requires --val-fraction above 0, or --hold-out");
     check_hold_out();
     if (!o.val_output && o.val_fraction > 0) usage_error("--val-fraction requires --val-output");
+    check_needed();
     check_paths();
     rows.answer_after = row_unescape(rows.answer_after);
     rows.prompt_end = row_unescape(rows.prompt_end);

@@ -503,6 +503,8 @@ static void test_unused_options(void **state) {
         snprintf(line, sizeof line, "data/make_shard -i $T/a.jsonl -o $T/x.shard %s", wrong[i][1]);
         refused(2, line, wrong[i][2]);
     }
+    put_rows("{'prompt':"); /* an option that another one makes useless is refused before a row is read */
+    refused(2, "data/make_shard -i $T/a.jsonl -o $T/x.shard --truncation drop", "used only with --max-tokens");
 }
 
 /* ---- round trip ------------------------------------------------------------------------------------------------ */
