@@ -404,6 +404,15 @@ static inline bool reader_end(Reader *r, Error *e) {
                      (unsigned long long)r->position - 1);
 }
 
+/* Reads the checksum, the XXH3-64 of everything before it, with which the file ends. */
+static inline bool reader_checksum(Reader *r, Error *e) {
+    const uint64_t hash = reader_hash(r);
+    uint64_t stored;
+    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
+    return hash == stored || error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
+                                       (unsigned long long)hash, (unsigned long long)stored);
+}
+
 /* Reads exactly n bytes into new memory and appends a NUL; NULL on failure. As n may come from an untrusted file, it is
  * checked against the length of the source and the machine's memory. If the length of the source is unknown, the memory
  * grows as bytes arrive. */
@@ -757,6 +766,12 @@ static inline bool writer_write(Writer *w, const void *src, size_t n, Error *e) 
 
 /* XXH3-64 of all bytes written so far, before compression. */
 static inline uint64_t writer_hash(const Writer *w) { return XXH3_64bits_digest(w->hash); }
+
+/* Writes the checksum for reader_checksum(). */
+static inline bool writer_checksum(Writer *w, Error *e) {
+    const uint64_t hash = writer_hash(w);
+    return writer_write(w, &hash, sizeof hash, e);
+}
 
 /* Makes the directory entry of `path` durable. Failure is not an error, because the file itself is safe. */
 static inline void writer_sync_directory(const char *path) {

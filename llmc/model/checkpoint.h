@@ -48,7 +48,7 @@
 #include "../base/error.h"     /* Error, error_set */
 #include "../base/file_kind.h" /* MAGIC_CHECKPOINT */
 #include "../base/half.h"      /* half_from_bf16, half_to_bf16 */
-#include "../base/io.h"        /* writer_write, reader_read, reader_full, reader_left, ... */
+#include "../base/io.h"        /* writer_write, reader_full, reader_read, reader_left, ... */
 #include "backend.h"           /* NORM_LAYER, MlpKind, NormKind */
 #include "config.h"            /* ModelConfig, GPT2_NORM_EPS, model_config_check, FAMILY_GPT2, ... */
 #include "tensors.h"           /* gpt2_file_elements */
@@ -223,12 +223,7 @@ static inline bool checkpoint_trailer(CheckpointReader *c, Error *e) {
 
 /* Reads the section SUM, checks the checksum and expects the end of the file. */
 static inline bool checkpoint_sum(CheckpointReader *c, Error *e) {
-    const uint64_t hash = reader_hash(&c->in);
-    uint64_t stored;
-    if (!reader_read(&c->in, &stored, sizeof stored, "checksum", e) || !reader_end(&c->in, e)) return false;
-    if (hash != stored)
-        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", c->in.name,
-                         (unsigned long long)hash, (unsigned long long)stored);
+    if (!reader_checksum(&c->in, e)) return false;
     if (c->config.value_head && !c->head_seen)
         return error_set(e, "%s: header declares a value head, but the trailer has none", c->in.name);
     return c->ended = true;

@@ -22,7 +22,7 @@
 
 #include "../base/error.h"     /* error_set, Error */
 #include "../base/file_kind.h" /* FILE_KIND_TEXT, MAGIC_REF_LOGPS */
-#include "../base/io.h"        /* writer_write, Reader, XXH3_64bits, reader_read, ... */
+#include "../base/io.h"        /* Reader, XXH3_64bits, writer_write, reader_read, ... */
 #include <assert.h>
 
 enum { REF_LOGPS_MAGIC = MAGIC_REF_LOGPS, REF_LOGPS_VERSION = 1, REF_LOGPS_TABLES = 2 };
@@ -88,7 +88,6 @@ static inline bool ref_logps_read_table(RefTable *t, Reader *r, Error *e) {
 
 static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
     int32_t head[16];
-    uint64_t stored;
     char text[FILE_KIND_TEXT];
     if (!reader_read(r, head, sizeof head, "header", e)) return false;
     if (head[0] != REF_LOGPS_MAGIC)
@@ -102,11 +101,7 @@ static inline bool ref_logps_body(RefLogps *l, Reader *r, Error *e) {
     memcpy(&l->model, head + 4, sizeof l->model);
     for (int i = 0; i < head[2]; i++, l->tables++)
         if (!ref_logps_read_table(&l->table[i], r, e)) return false;
-    const uint64_t hash = reader_hash(r);
-    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
-    if (hash != stored)
-        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
-                         (unsigned long long)hash, (unsigned long long)stored);
+    if (!reader_checksum(r, e)) return false;
     for (int i = 0; i < l->tables; i++)
         for (uint64_t k = 0; k < l->table[i].count; k++)
             if (!(l->table[i].logp[k] <= 1e-3f)) /* at most 0, up to rounding */
@@ -138,8 +133,7 @@ static inline bool ref_logps_write(const RefLogps *l, const char *path, Error *e
         const uint64_t about[] = {t->data, t->count};
         ok = writer_write(&w, about, sizeof about, e) && writer_write(&w, t->logp, t->count * sizeof *t->logp, e);
     }
-    const uint64_t hash = writer_hash(&w);
-    if (ok && writer_write(&w, &hash, sizeof hash, e)) return writer_commit(&w, e);
+    if (ok && writer_checksum(&w, e)) return writer_commit(&w, e);
     writer_abort(&w);
     return false;
 }

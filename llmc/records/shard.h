@@ -356,7 +356,7 @@ static inline bool shard_read_clusters(Shard *s, Reader *r, uint64_t bytes, Erro
 
 /* Reads the parts in file order. Each is checked before memory is allocated for the next. */
 static inline bool shard_body(Shard *s, Reader *r, Error *e) {
-    uint64_t sizes[SHARD_SECTIONS], stored;
+    uint64_t sizes[SHARD_SECTIONS];
     if (!shard_header(s, r, sizes, e)) return false;
     s->map = reader_map(r);
     if (!(s->index = (const ShardIndex *)shard_bytes(s, r, sizes[SHARD_INDEX], "index", e)) ||
@@ -367,11 +367,7 @@ static inline bool shard_body(Shard *s, Reader *r, Error *e) {
     if (s->tokenizer_bytes) s->tokenizer_hash = XXH3_64bits(s->tokenizer, s->tokenizer_bytes);
     if (!(s->chat_template = (char *)reader_blob(r, sizes[SHARD_TEMPLATE], "chat template", e))) return false;
     if (!shard_read_clusters(s, r, sizes[SHARD_CLUSTERS], e)) return false;
-    const uint64_t hash = reader_hash(r);
-    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
-    if (hash != stored)
-        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
-                         (unsigned long long)hash, (unsigned long long)stored);
+    if (!reader_checksum(r, e)) return false;
     if (strlen(s->chat_template) + 1 != sizes[SHARD_TEMPLATE])
         return error_set(e, "%s: chat template has %zu bytes, the header has %llu", r->name,
                          strlen(s->chat_template) + 1, (unsigned long long)sizes[SHARD_TEMPLATE]);
@@ -813,15 +809,12 @@ static inline bool shard_commit(ShardWriter *w, Error *e) {
                               w->tokenizer_bytes, template_bytes,  clusters_bytes};
     memcpy(h + 8, wide, sizeof wide);
     Writer *out = &w->out;
-    bool ok =
+    const bool ok =
         writer_write(out, h, sizeof h, e) && writer_write(out, w->index, (size_t)w->count * sizeof *w->index, e) &&
         writer_write(out, w->payload, w->payload_bytes, e) && writer_write(out, w->tokenizer, w->tokenizer_bytes, e) &&
         writer_write(out, w->chat_template, (size_t)template_bytes, e) &&
-        (!w->clusters || writer_write(out, w->clusters, (size_t)clusters_bytes, e));
-    if (ok) {
-        const uint64_t hash = writer_hash(out);
-        ok = writer_write(out, &hash, sizeof hash, e) && writer_commit(out, e);
-    }
+        (!w->clusters || writer_write(out, w->clusters, (size_t)clusters_bytes, e)) && writer_checksum(out, e) &&
+        writer_commit(out, e);
     shard_abort(w);
     return ok;
 }

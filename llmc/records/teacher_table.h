@@ -30,7 +30,7 @@
 
 #include "../base/error.h"     /* Error, error_set, xmalloc, xcalloc, ... */
 #include "../base/file_kind.h" /* MAGIC_TEACHER */
-#include "../base/io.h"        /* Reader, writer_write, Writer, io_hash, ... */
+#include "../base/io.h"        /* Reader, Writer, io_hash, writer_write, ... */
 #include "../base/map.h"       /* Mapping, mapping_free, mapping_touch */
 #include <assert.h>
 #include <math.h>
@@ -208,7 +208,6 @@ static inline bool teacher_table_check(const TeacherTable *t, int k, Error *e) {
 
 /* Reads the parts in file order. */
 static inline bool teacher_table_body(TeacherTable *t, Reader *r, Error *e) {
-    uint64_t stored;
     TeacherSizes sizes = {0};
     if (!teacher_table_header(t, &sizes, r, e)) return false;
     t->map = reader_map(r);
@@ -217,10 +216,7 @@ static inline bool teacher_table_body(TeacherTable *t, Reader *r, Error *e) {
     for (int k = 0; k < sizes.tables; k++)
         if (!teacher_table_rows(t, r, e)) return false;
     t->hash = reader_hash(r);
-    if (!reader_read(r, &stored, sizeof stored, "checksum", e) || !reader_end(r, e)) return false;
-    if (t->hash != stored)
-        return error_set(e, "%s: checksum is %016llx, expected %016llx: the file is damaged", r->name,
-                         (unsigned long long)t->hash, (unsigned long long)stored);
+    if (!reader_checksum(r, e)) return false;
     t->seen = (uint8_t *)xcalloc((size_t)t->vocab / 8 + 1, 1);
     for (int k = 0; k < t->tables; k++)
         if (!teacher_table_check(t, k, e)) return false;
@@ -275,9 +271,6 @@ static inline void teacher_row_encode(const TeacherTable *t, const TeacherRow *r
 }
 
 /* Writes the checksum; the file appears when all of it is on disk. */
-static inline bool teacher_table_end(Writer *w, Error *e) {
-    const uint64_t hash = writer_hash(w);
-    return writer_write(w, &hash, sizeof hash, e) && writer_commit(w, e);
-}
+static inline bool teacher_table_end(Writer *w, Error *e) { return writer_checksum(w, e) && writer_commit(w, e); }
 
 #endif
