@@ -98,13 +98,13 @@ typedef struct TurnTotals {
 
 /* Reports turns, calls and why completions ended. */
 static inline void figures_turns(Evaluator *ev, const TurnTotals *n) {
-    json_t *stops = json_object();
     if (!n->completions) return;
     evaluator_number(ev->result, "turns_mean", n->turns / n->completions);
     evaluator_number(ev->result, "tool_calls_mean", n->calls / n->completions);
     evaluator_number(ev->result, "tool_failures", n->calls ? n->failed / n->calls : 0);
     fprintf(stderr, "%.2f turns and %.2f calls per completion, %.1f %% of the calls failed; ended by",
             n->turns / n->completions, n->calls / n->completions, n->calls ? 100 * n->failed / n->calls : 0);
+    json_t *stops = json_object();
     const char *comma = "";
     for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
         if (!n->stop[k]) continue;
