@@ -56,6 +56,7 @@
 #include "llmc/base/error.h"            /* die, Error, usage_error, xcalloc, ... */
 #include "llmc/base/file_kind.h"        /* FILE_KIND_TEXT, MAGIC_RECORDS, file_kind_text */
 #include "llmc/base/io.h"               /* Writer, writer_abort, writer_commit, writer_open, ... */
+#include "llmc/base/json_text.h"        /* json_finite */
 #include "llmc/base/jsonl.h"            /* Jsonl, jsonl_error, JSONL_BUFFER, JSONL_LINE_MAX, ... */
 #include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
 #include "llmc/base/program.h"          /* program_stopping, program_bytes, program_start */
@@ -453,15 +454,13 @@ static void set_field(json_t *row, const char *key, json_t *value) {
     json_object_set_new(row, name, value);
 }
 
-static json_t *number_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
-
 /* Sets the fields of a score. */
 static void set_score(json_t *row, const Score *score) {
     json_t *parts = json_object();
     set_field(row, "right", isnan(score->right) ? json_null() : json_boolean(score->right > 0.5));
-    set_field(row, "reward", number_or_null(score->reward));
+    set_field(row, "reward", json_finite(score->reward));
     for (int k = 0; k < scoring.rewards.count; k++)
-        json_object_set_new(parts, scoring.rewards.name[k], number_or_null(score->parts[k]));
+        json_object_set_new(parts, scoring.rewards.name[k], json_finite(score->parts[k]));
     if (scoring.rewards.count) set_field(row, "rewards", parts);
     else json_decref(parts);
 }

@@ -5,6 +5,7 @@
  *
  *     char number[32];
  *     json_number_text(0.1, number);                     // "0.1"; "null" for NaN and infinity
+ *     json_t *value = json_finite(NAN);                  // null, which jansson's json_real() is not
  *     json_t *row = json_pack("{s:f, s:o}", "loss", 0.1, "text", json_utf8("a\xFF", 2));      // "a\uFFFD"
  *     char *line = json_dump_short(row, JSON_COMPACT);   // like json_dumps(), {"loss":0.1,...}; free() it
  */
@@ -27,6 +28,9 @@ static inline void json_number_text(double value, char *text) {
         if (strtod(text, NULL) == value) return;
     }
 }
+
+/* A number, or null if it is not finite. */
+static inline json_t *json_finite(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 /* Appends a JSON text with its real numbers as short as possible; they stay real numbers (1.0, not 1). */
 static inline void json_shorten(const char *text, TextBuffer *out) {

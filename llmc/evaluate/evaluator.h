@@ -14,6 +14,7 @@
 #define LLMC_EVALUATE_EVALUATOR_H
 
 #include "../base/clock.h"          /* clock_seconds */
+#include "../base/json_text.h"      /* json_finite */
 #include "../base/options.h"        /* Option, OptionList */
 #include "../base/terminal.h"       /* terminal_escapes */
 #include "../device.h"              /* DTYPE_AUTO */
@@ -74,7 +75,7 @@ static inline EvaluateOptions evaluate_defaults(void) {
 }
 
 static inline void evaluator_number(json_t *object, const char *key, double value) {
-    json_object_set_new(object, key, isfinite(value) ? json_real(value) : json_null());
+    json_object_set_new(object, key, json_finite(value));
 }
 
 static inline void evaluator_count(json_t *object, const char *key, int64_t value) {

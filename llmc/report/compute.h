@@ -12,11 +12,12 @@
 #ifndef LLMC_REPORT_COMPUTE_H
 #define LLMC_REPORT_COMPUTE_H
 
-#include "../base/error.h" /* xcalloc */
-#include "chart.h"         /* chart_y, chart_x, CHART_COLOURS, ChartScale, ... */
-#include "chart_text.h"    /* chart_tick */
-#include "html.h"          /* html_text */
-#include "report_head.h"   /* report_begin, report_end */
+#include "../base/error.h"     /* xcalloc */
+#include "../base/json_text.h" /* json_finite */
+#include "chart.h"             /* chart_y, chart_x, CHART_COLOURS, ChartScale, ... */
+#include "chart_text.h"        /* chart_tick */
+#include "html.h"              /* html_text */
+#include "report_head.h"       /* report_begin, report_end */
 #include <jansson.h>
 
 enum { COMPUTE_PARTS = 5 };
@@ -30,7 +31,7 @@ typedef struct ComputePoint {
 } ComputePoint;
 
 static inline void compute_set(json_t *row, const char *key, double value) {
-    json_object_set_new(row, key, isfinite(value) ? json_real(value) : json_null());
+    json_object_set_new(row, key, json_finite(value));
 }
 
 /* A point as a row. */
@@ -44,8 +45,7 @@ static inline json_t *compute_json(const ComputePoint *p) {
     compute_set(row, "accuracy", p->accuracy);
     compute_set(row, "low", p->low);
     compute_set(row, "high", p->high);
-    for (int i = 0; i < COMPUTE_PARTS; i++)
-        json_array_append_new(parts, isfinite(p->part[i]) ? json_real(p->part[i]) : json_null());
+    for (int i = 0; i < COMPUTE_PARTS; i++) json_array_append_new(parts, json_finite(p->part[i]));
     json_object_set_new(row, "quintiles", parts);
     return row;
 }

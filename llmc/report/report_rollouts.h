@@ -14,12 +14,13 @@
 #ifndef LLMC_REPORT_REPORT_ROLLOUTS_H
 #define LLMC_REPORT_REPORT_ROLLOUTS_H
 
-#include "../base/error.h" /* checked_object */
-#include "chart_text.h"    /* chart_value */
-#include "history.h"       /* history_number, History */
-#include "html.h"          /* html_text, html_bytes */
-#include "rollouts.h"      /* Rollouts, rollout_number, RolloutLine, rollout_shorten, ... */
-#include "style.h"         /* keep: rollouts_js, plot_js */
+#include "../base/error.h"     /* checked_object */
+#include "../base/json_text.h" /* json_finite */
+#include "chart_text.h"        /* chart_value */
+#include "history.h"           /* history_number, History */
+#include "html.h"              /* html_text, html_bytes */
+#include "rollouts.h"          /* Rollouts, RolloutLine, rollout_shorten, rollout_text */
+#include "style.h"             /* keep: rollouts_js, plot_js */
 
 /* Limits of the data, in bytes of JSON. */
 enum {
@@ -152,11 +153,11 @@ static inline json_t *rollouts_frame(const json_t *group, size_t texts, size_t b
         if (k < texts) {
             json_array_append_new(text, rollout_text(words, bytes));
         }
-        json_array_append_new(reward, rollout_number(history_number(json_object_get(s, "reward"))));
-        json_array_append_new(gold, rollout_number(history_number(json_object_get(s, "gold"))));
-        json_array_append_new(kl, rollout_number(history_number(json_object_get(s, "kl"))));
+        json_array_append_new(reward, json_finite(history_number(json_object_get(s, "reward"))));
+        json_array_append_new(gold, json_finite(history_number(json_object_get(s, "gold"))));
+        json_array_append_new(kl, json_finite(history_number(json_object_get(s, "kl"))));
         json_array_append_new(length, json_integer(rollouts_drawn(s)));
-        json_array_append_new(entropy, rollout_number(rollouts_mean(json_object_get(s, "entropy"))));
+        json_array_append_new(entropy, json_finite(rollouts_mean(json_object_get(s, "entropy"))));
     }
     json_object_set_new(frame, "text", text);
     json_object_set_new(frame, "reward", reward);

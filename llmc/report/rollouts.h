@@ -71,9 +71,6 @@ typedef struct RolloutLog {
 
 /* ---- values ---- */
 
-/* A number, or null if it is not finite. */
-static inline json_t *rollout_number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
-
 /* The number of bytes at the end of text[0..n) that begin a character whose rest may follow. */
 static inline size_t rollout_unfinished(const char *text, size_t n) {
     for (size_t back = 1; back <= 3 && back <= n; back++) {

@@ -29,7 +29,7 @@
 
 #include "../base/error.h"           /* xcalloc, die, Error, usage_error, ... */
 #include "../base/io.h"              /* XXH3_64bits */
-#include "../base/json_text.h"       /* json_utf8 */
+#include "../base/json_text.h"       /* json_finite, json_utf8 */
 #include "../base/options.h"         /* OPTION_INT, OPTION_TEXT, Option, OptionUse, ... */
 #include "../base/program.h"         /* program_bytes */
 #include "../base/random.h"          /* RANDOM_DUMP, Random, random_real, random_start */
@@ -43,7 +43,7 @@
 #include "../model/transformer.h"    /* ModelOutput */
 #include "../model/workspace.h"      /* Workspace */
 #include "../report/metrics.h"       /* metrics_rollout, Metrics, metrics_fact, metrics_line, ... */
-#include "../report/rollouts.h"      /* rollout_number, RolloutTexts, rollout_texts, rollout_texts_add, ... */
+#include "../report/rollouts.h"      /* RolloutTexts, rollout_texts, rollout_texts_add, rollout_texts_end */
 #include "../report/run_facts.h"     /* RUN_SAMPLES */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* evaluation_check */
@@ -242,7 +242,7 @@ static inline json_t *rollout_dump_list(const Completion *c, const float *values
     const uint8_t *drawn = completion_mask(c);
     json_t *all = json_array();
     for (int32_t k = 0; k < c->count; k++)
-        json_array_append_new(all, drawn && !drawn[k] ? json_null() : rollout_number((double)values[at++]));
+        json_array_append_new(all, drawn && !drawn[k] ? json_null() : json_finite((double)values[at++]));
     return all;
 }
 
@@ -283,7 +283,7 @@ static inline void rollout_dump_end(const Completion *c, json_t *o) {
 static inline json_t *rollout_dump_rewards(const Generation *g, const ScoredCompletion *s) {
     json_t *parts = json_object();
     for (int k = 0; k < g->rewards.count; k++)
-        json_object_set_new(parts, g->rewards.name[k], rollout_number((double)s->parts[k]));
+        json_object_set_new(parts, g->rewards.name[k], json_finite((double)s->parts[k]));
     return parts;
 }
 
@@ -309,14 +309,14 @@ static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_
     json_object_set_new(o, "entropy", rollout_dump_list(c, g->entropy, at));
     json_object_set_new(o, "advantage",
                         x->token_advantage ? rollout_dump_list(c, x->token_advantage, at)
-                                           : rollout_number(x->advantage ? (double)x->advantage[i] : NAN));
+                                           : json_finite(x->advantage ? (double)x->advantage[i] : NAN));
     json_object_set_new(o, "rewards", rollout_dump_rewards(g, s));
-    json_object_set_new(o, "reward", rollout_number((double)(x->score ? x->score[i] : s->reward)));
-    json_object_set_new(o, "gold", rollout_number(x->gold ? (double)x->gold[i] : NAN));
+    json_object_set_new(o, "reward", json_finite((double)(x->score ? x->score[i] : s->reward)));
+    json_object_set_new(o, "gold", json_finite(x->gold ? (double)x->gold[i] : NAN));
     if (x->ref_logp) {
         double kl = 0;
         for (int32_t t = at; t < at + n; t++) kl += (double)g->logp[t] - g->ref_logp[t];
-        json_object_set_new(o, "kl", rollout_number(kl));
+        json_object_set_new(o, "kl", json_finite(kl));
     }
     json_object_set_new(o, "right", isnan(right) ? json_null() : json_boolean(right > 0.5));
     rollout_dump_end(c, o);
@@ -486,8 +486,8 @@ static inline json_t *rollout_dump_token(const Generation *g, int32_t i, int32_t
     char *context = model_text_decode_bytes(&g->t->text, ids + from, k - from, true, &before);
     char *text = model_text_decode_bytes(&g->t->text, ids + k, 1, true, &here);
     json_t *o = json_object();
-    json_object_set_new(o, "log_ratio", rollout_number((double)g->logp[t] - g->old_logp[t]));
-    json_object_set_new(o, "advantage", rollout_number(A));
+    json_object_set_new(o, "log_ratio", json_finite((double)g->logp[t] - g->old_logp[t]));
+    json_object_set_new(o, "advantage", json_finite(A));
     json_object_set_new(o, "before", json_utf8(context, before));
     json_object_set_new(o, "text", json_utf8(text, here));
     free(context), free(text);
@@ -530,8 +530,8 @@ static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end,
     if (t->dist.rank) return;
     json_t *o = json_object(), *edges = json_array(), *sizes = json_array(), *counts = json_array(),
            *zero = json_array();
-    for (int i = 0; i < CLIP_BINS - 1; i++) json_array_append_new(edges, rollout_number(h->edge[i]));
-    for (int i = 0; i < 3; i++) json_array_append_new(sizes, rollout_number(h->size[i]));
+    for (int i = 0; i < CLIP_BINS - 1; i++) json_array_append_new(edges, json_finite(h->edge[i]));
+    for (int i = 0; i < 3; i++) json_array_append_new(sizes, json_finite(h->size[i]));
     for (int row = 0; row < CLIP_ROWS; row++) {
         json_t *bins = json_array();
         for (int i = 0; i < CLIP_BINS; i++) json_array_append_new(bins, json_integer((json_int_t)h->sum.count[row][i]));
@@ -543,12 +543,12 @@ static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end,
     json_object_set_new(o, "step", json_integer(t->step));
     json_object_set_new(o, "unit", json_string(by_sequence ? "completion" : "token"));
     json_object_set_new(o, "loss", json_string(d->method ? d->method : losses[d->loss.loss]));
-    json_object_set_new(o, "epsilon", rollout_number(d->loss.epsilon));
-    json_object_set_new(o, "epsilon_high", rollout_number(d->loss.epsilon_high));
-    json_object_set_new(o, "delta", rollout_number(d->loss.delta));
-    json_object_set_new(o, "low", rollout_number(h->low));
-    json_object_set_new(o, "high", rollout_number(h->high));
-    json_object_set_new(o, "share", rollout_number(clip_histogram_share(h, h->low, h->high)));
+    json_object_set_new(o, "epsilon", json_finite(d->loss.epsilon));
+    json_object_set_new(o, "epsilon_high", json_finite(d->loss.epsilon_high));
+    json_object_set_new(o, "delta", json_finite(d->loss.delta));
+    json_object_set_new(o, "low", json_finite(h->low));
+    json_object_set_new(o, "high", json_finite(h->high));
+    json_object_set_new(o, "share", json_finite(clip_histogram_share(h, h->low, h->high)));
     json_object_set_new(o, "edges", edges);
     json_object_set_new(o, "sizes", sizes);
     json_object_set_new(o, "counts", counts);
