@@ -82,6 +82,11 @@ static inline void evaluator_count(json_t *object, const char *key, int64_t valu
     json_object_set_new(object, key, json_integer(value));
 }
 
+/* The prompts, records or windows of `count` that are evaluated: the first --max-prompts of them. */
+static inline int64_t evaluator_first(const Evaluator *ev, int64_t count) {
+    return ev->o->most && ev->o->most < count ? ev->o->most : count;
+}
+
 /* Updates the progress line if standard error is a terminal. done == all clears it. */
 static inline void evaluator_progress(int64_t done, int64_t all, const char *what, double start) {
     const double seconds = clock_seconds() - start;

@@ -10,15 +10,13 @@
 #include "../base/io.h"             /* Writer, writer_abort, writer_commit, writer_open */
 #include "../base/json_text.h"      /* json_utf8 */
 #include "../base/program.h"        /* program_stopping */
-#include "../device.h"              /* DeviceKind, backend_open, device_dtype */
 #include "../judge/judge.h"         /* Judge, judge_close, judge_open, judge_use */
 #include "../judge/judge_options.h" /* JUDGE_BY_PAIR */
 #include "../judge/pairs.h"         /* JudgeEvaluation, judge_length_bias, JudgedPair, PairTexts, ... */
-#include "../model/backend.h"       /* Backend, Device, Dtype */
 #include "../records/shard.h"       /* Shard */
 #include "../reward/calibration.h"  /* calibration_error */
 #include "../rollout/evaluation.h"  /* wilson_interval */
-#include "../rollout/inference.h"   /* json_line */
+#include "../rollout/inference.h"   /* inference_device, json_line */
 #include "evaluator.h"              /* evaluator_number, Evaluator, evaluator_count, EvaluateOptions, ... */
 #include "figures.h"                /* figures_judge */
 #include "reward_figures.h"         /* reward_figures_calibration, reward_figures_calibration_json */
@@ -70,18 +68,16 @@ static inline void judged_pairs_report(Evaluator *ev, const JudgeEvaluation *v, 
 static inline void evaluate_judge(Evaluator *ev, const Shard *s) {
     EvaluateOptions *o = ev->o;
     Error e;
-    const Backend *backend;
-    Device *device;
     Judge j;
     PairTexts texts;
     Writer out;
     JudgeEvaluation v = judge_evaluation();
-    const int64_t count = o->most && o->most < s->count ? o->most : s->count;
+    const int64_t count = evaluator_first(ev, s->count);
     if (!s->count) die("%s: the shard is empty", s->name);
-    o->m.dtype = device_dtype((DeviceKind)o->m.device, o->m.dtype);
-    if (!backend_open((DeviceKind)o->m.device, (Dtype)o->m.dtype, &backend, &device, &e) ||
-        !judge_open(&j, &o->judge, backend, device, (uint64_t)o->s.seed, &e) || !judge_use(&j, JUDGE_BY_PAIR, &e) ||
-        !pair_texts_open(&texts, s, &e) || (o->completions && !writer_open(&out, o->completions, &e)))
+    inference_device(&ev->model, &o->m);
+    if (!judge_open(&j, &o->judge, ev->model.backend, ev->model.device, (uint64_t)o->s.seed, &e) ||
+        !judge_use(&j, JUDGE_BY_PAIR, &e) || !pair_texts_open(&texts, s, &e) ||
+        (o->completions && !writer_open(&out, o->completions, &e)))
         die("%s", e.text);
     json_object_set_new(ev->result, "model", json_string(o->judge.file ? j.local.name : o->judge.model));
     if (o->judge.file) evaluator_lineage(ev, j.local.file.lineage);
@@ -96,7 +92,7 @@ static inline void evaluate_judge(Evaluator *ev, const Shard *s) {
     judged_pairs_report(ev, &v, &j, clock_seconds() - start);
     pair_texts_close(&texts);
     judge_close(&j);
-    backend->close(device);
+    ev->model.backend->close(ev->model.device);
 }
 
 #endif

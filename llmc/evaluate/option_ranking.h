@@ -14,7 +14,7 @@
 #include "../rollout/prompts.h"   /* Prompts */
 #include "../rollout/ranking.h"   /* RankFigures, Ranking, rank_rule_name, RANK_SUM, ... */
 #include "../text/chat.h"         /* chat_section */
-#include "evaluator.h"            /* Evaluator, evaluator_count, evaluator_number, EvaluateOptions */
+#include "evaluator.h"            /* Evaluator, evaluator_count, evaluator_number, EvaluateOptions, ... */
 #include "groups.h"               /* Groups, groups_report */
 #include "prompt_rows.h"          /* prompt_row, prompt_rows_read, prompt_rows_release */
 
@@ -75,7 +75,7 @@ static inline void evaluate_options(Evaluator *ev, const Shard *s) {
     Writer out;
     const double start = clock_seconds();
     prompt_rows_read(&p, s, ev->model.model.config.context - 1);
-    const int64_t count = o->most && o->most < p.count ? o->most : p.count;
+    const int64_t count = evaluator_first(ev, p.count);
     const RankHow how = {.of = (RankOf)(o->rank - 1),
                          .delimiter = o->delimiter ? o->delimiter : option_ranking_delimiter(ev)};
     if (!ranking_open(&r, &p, count, &how, &ev->model.text, &e)) die("%s", e.text);

@@ -22,14 +22,14 @@
 #include "../tools/code_tool.h"    /* CodeToolOptions */
 #include "completions.h"           /* tasks_run */
 #include "compute_curve.h"         /* curve_samples, curve_write */
-#include "evaluator.h"             /* EvaluateOptions, Evaluator, evaluator_count, evaluator_number */
+#include "evaluator.h"             /* EvaluateOptions, Evaluator, evaluator_count, evaluator_first, ... */
 #include "figures.h"               /* figures_json, figures_table, figures_judge, figures_turns */
 #include "groups.h"                /* Groups, groups_report */
 #include "loss_batch.h"            /* loss_close, loss_run */
 #include "loss_sums.h"             /* LossSums */
 #include "loss_work.h"             /* LossWork */
 #include "reference_figures.h"     /* reference_report */
-#include "tasks.h"                 /* Tasks, tasks_close, tasks_fail, tasks_new, ... */
+#include "tasks.h"                 /* Tasks, tasks_close, tasks_fail, tasks_longest, ... */
 #include "test_time.h"             /* ablation_report, search_tasks, thinking_open_all, thinking_run */
 
 /* GroupFigures of a Tasks. */
@@ -91,8 +91,7 @@ static inline void prompt_engine_figures(PromptEngine *x, Tasks *t, const Sampli
     Error e;
     Inference *m = &t->ev->model;
     const EvaluateOptions *o = t->ev->o;
-    const int32_t context = m->model.config.context;
-    const int longest = t->prompts.longest + x->new_max < context ? t->prompts.longest + x->new_max : context;
+    const int32_t longest = tasks_longest(t, x->new_max);
     t->all.vote = (VotesWeight)o->weight;
     t->all.certainty = &x->certainty;
     if (o->ablation) {
@@ -159,7 +158,7 @@ static inline void evaluate_prompts(Evaluator *ev, const Shard *s) {
     tasks_open(&t, s);
     if (ev->model.text.stop < 0 && !how.stops)
         warn("the model has no tokenizer: completions end only at --max-new-tokens");
-    const int64_t count = o->most && o->most < t.prompts.count ? o->most : t.prompts.count;
+    const int64_t count = evaluator_first(ev, t.prompts.count);
     prompt_engine_sampling(&x, &t, &how, count);
     prompt_engine_figures(&x, &t, &how);
     tasks_open_outputs(&t);

@@ -9,8 +9,6 @@
 #include "../base/error.h"               /* die, Error, warn, usage_error */
 #include "../base/options.h"             /* option_given */
 #include "../base/program.h"             /* program_stopping */
-#include "../device.h"                   /* DeviceKind, backend_open, device_dtype */
-#include "../model/backend.h"            /* Backend, Device, Dtype */
 #include "../model/model_fits.h"         /* FitSide */
 #include "../records/shard.h"            /* Shard, RECORD_PREFERENCE, RECORD_STEP */
 #include "../records/shard_fits.h"       /* fit_shard */
@@ -18,13 +16,15 @@
 #include "../reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "../reward/reward_model.h"      /* RewardModel, PRM_MIN, PrmAggregation, REWARD_MODEL_PRM, ... */
 #include "../rollout/evaluation.h"       /* wilson_interval */
-#include "evaluator.h"                   /* evaluator_number, Evaluator, EvaluateOptions, evaluator_count, ... */
+#include "../rollout/inference.h"        /* inference_device */
+#include "evaluator.h"                   /* evaluator_number, Evaluator, evaluator_count, EvaluateOptions, ... */
 
-/* Opens the reward model of --reward-model. */
-static inline void reward_figures_open(Evaluator *ev, RewardModel *r, const Backend *b, Device *d) {
+/* Opens the reward model of --reward-model on the open device. */
+static inline void reward_figures_open(Evaluator *ev, RewardModel *r) {
     EvaluateOptions *o = ev->o;
     Error e;
-    if (!reward_model_open(r, o->reward_model, b, d, (int)o->micro_tokens, &e)) die("%s", e.text);
+    if (!reward_model_open(r, o->reward_model, ev->model.backend, ev->model.device, (int)o->micro_tokens, &e))
+        die("%s", e.text);
     r->aggregation = (PrmAggregation)o->aggregation;
     if (option_given(&o->aggregation) && o->aggregation != PRM_MIN && r->note.kind != REWARD_MODEL_PRM)
         usage_error("--prm-aggregation: %s is not a process reward model", r->name);
@@ -107,10 +107,9 @@ static inline void reward_figures_report(Evaluator *ev, const RewardEvaluation *
 
 /* Scores the records of a shard and reports the figures. */
 static inline void reward_figures_score(Evaluator *ev, RewardModel *r, const Shard *s) {
-    EvaluateOptions *o = ev->o;
     Error e;
     RewardEvaluation v;
-    const int64_t count = o->most && o->most < s->count ? o->most : s->count;
+    const int64_t count = evaluator_first(ev, s->count);
     if (!s->count) die("%s: the shard is empty", s->name);
     double start = clock_seconds();
     if (!evaluate_rewards(&v, r, s, count, reward_figures_watch, &start, &e)) die("%s", e.text);
@@ -123,14 +122,9 @@ static inline void reward_figures_score(Evaluator *ev, RewardModel *r, const Sha
 
 /* Evaluates a reward model on a preference, unpaired or step shard. */
 static inline void evaluate_reward_model(Evaluator *ev, const Shard *s) {
-    EvaluateOptions *o = ev->o;
-    Error e;
-    const Backend *backend;
-    Device *device;
     RewardModel r;
-    o->m.dtype = device_dtype((DeviceKind)o->m.device, o->m.dtype);
-    if (!backend_open((DeviceKind)o->m.device, (Dtype)o->m.dtype, &backend, &device, &e)) die("%s", e.text);
-    reward_figures_open(ev, &r, backend, device);
+    inference_device(&ev->model, &ev->o->m);
+    reward_figures_open(ev, &r);
     const FitSide data = fit_shard(s);
     reward_figures_check(&r, &data, 0);
     json_object_set_new(ev->result, "model", json_string(r.name));
@@ -145,7 +139,7 @@ static inline void evaluate_reward_model(Evaluator *ev, const Shard *s) {
     else json_decref(files);
     reward_figures_score(ev, &r, s);
     reward_model_close(&r);
-    backend->close(device);
+    ev->model.backend->close(ev->model.device);
 }
 
 #endif

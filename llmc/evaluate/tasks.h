@@ -70,6 +70,12 @@ static inline Tasks tasks_new(Evaluator *ev, const Sampling *how) {
                    .curve.page.fd = -1};
 }
 
+/* Positions of the longest sequence, of completions of at most new_max tokens. */
+static inline int32_t tasks_longest(const Tasks *t, int64_t new_max) {
+    const int64_t context = t->ev->model.model.config.context, most = t->prompts.longest + new_max;
+    return (int32_t)(most < context ? most : context);
+}
+
 /* Ends the program and removes unfinished files. */
 static inline void tasks_fail(Tasks *t, const char *text) {
     writer_abort(&t->out), writer_abort(&t->curve.rows), writer_abort(&t->curve.page);
@@ -120,15 +126,13 @@ static inline void tasks_open_code(Tasks *t) {
 static inline void tasks_open(Tasks *t, const Shard *s) {
     EvaluateOptions *o = t->ev->o;
     Error e;
-    const int32_t limit = t->ev->model.model.config.context - 1;
-    prompt_rows_read(&t->prompts, s, limit);
+    prompt_rows_read(&t->prompts, s, t->ev->model.model.config.context - 1);
     if (!t->rewarded && !evaluation_verifiable(&t->prompts))
         die("%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
     if (o->reward_model) {
-        reward_figures_open(t->ev, &t->judge, t->ev->model.backend, t->ev->model.device);
-        const int64_t most = t->prompts.longest + o->s.max_new;
+        reward_figures_open(t->ev, &t->judge);
         const FitSide policy = fit_model(t->ev->model.name, &t->ev->model.model.config, &t->ev->model.file);
-        reward_figures_check(&t->judge, &policy, most <= limit ? (int32_t)most : limit + 1);
+        reward_figures_check(&t->judge, &policy, tasks_longest(t, o->s.max_new));
         tasks_check_search(t);
         t->all.judge = &t->judge;
     } else if (t->rewarded && !rewards_open_in(&t->rewards, o->reward, o->reward_cmd, o->reward_timeout,
@@ -159,8 +163,7 @@ static inline void tasks_open_outputs(Tasks *t) {
 /* Opens the reference for samples drawn as `how` says. Estimates need samples of the model's own distribution. */
 static inline void tasks_open_comparison(Tasks *t, LossWork *w, LossSums *l, const Sampling *how, int new_max) {
     EvaluateOptions *o = t->ev->o;
-    const int32_t context = t->ev->model.model.config.context, most = t->prompts.longest + new_max;
-    const int32_t longest = most < context ? most : context;
+    const int32_t longest = tasks_longest(t, new_max);
     loss_open(t->ev, w, l, o->micro_tokens > longest ? (int)o->micro_tokens : longest, longest);
     w->temperature = (float)how->temperature;
     w->sampled = how->top_k == 0 && how->top_p >= 1 && how->min_p <= 0 && how->repetition_penalty == 1;

@@ -14,7 +14,7 @@
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/prompts.h"      /* prompts_empty */
 #include "../rollout/prompts_code.h" /* prompts_run, prompts_runs */
-#include "evaluator.h"               /* EvaluateOptions, Evaluator, evaluator_count */
+#include "evaluator.h"               /* Evaluator, evaluator_count, evaluator_first */
 #include "prompt_rows.h"             /* prompt_rows_read, prompt_rows_release */
 #include "tasks.h"                   /* Tasks, tasks_open_code */
 
@@ -49,7 +49,6 @@ static inline void audit_program(const CodeRow *r, NullProgram which, TextBuffer
 
 /* Lists the prompts whose tests a program that solves nothing passes. */
 static inline void evaluate_tests(Evaluator *ev, const Shard *s) {
-    EvaluateOptions *o = ev->o;
     Error e;
     Tasks t = {.ev = ev};
     prompt_rows_read(&t.prompts, s, INT32_MAX);
@@ -58,7 +57,7 @@ static inline void evaluate_tests(Evaluator *ev, const Shard *s) {
     json_t *rows = json_array();
     int64_t count = 0;
     TextBuffer program = {0};
-    const int64_t prompts = o->most && o->most < t.prompts.count ? o->most : t.prompts.count;
+    const int64_t prompts = evaluator_first(ev, t.prompts.count);
     for (int64_t i = 0; i < prompts && !program_stopping(); i++) {
         if (!prompts_runs(&t.prompts, NULL, i)) continue;
         json_t *passing = json_array();

@@ -78,7 +78,7 @@ static inline void evaluate_loss(Evaluator *ev, const char *name, DataFile *f, c
         units = t.count > 1 ? (t.count - 1 + T - 1) / T : 0;
     }
     if (!units) die("%s: the shard is empty", name);
-    if (o->most && o->most < units) units = o->most;
+    units = evaluator_first(ev, units);
     const int32_t longest = chat && chat->longest < T ? chat->longest : T;
     const double start = clock_seconds();
     loss_open(ev, &w, &l, o->micro_tokens > longest ? (int)o->micro_tokens : longest, longest);

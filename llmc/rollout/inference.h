@@ -128,13 +128,19 @@ static inline void inference_text(Inference *x, const InferenceOptions *o, const
             o->tokenizer ? o->tokenizer : x->name, x->text.tokenizer.vocab, x->model.config.vocab);
 }
 
+/* Opens the device of the options, for a program that runs another model than theirs. Errors end the program. */
+static inline void inference_device(Inference *x, InferenceOptions *o) {
+    Error e;
+    o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
+    if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &x->backend, &x->device, &e)) die("%s", e.text);
+}
+
 /* Loads the model. seed: of the random weights if the model is a descriptor such as d12. data: the record shard that it
  * will be run on, or NULL. Errors end the program. */
 static inline void inference_open(Inference *x, InferenceOptions *o, int64_t seed, const Shard *data) {
     Error e;
     *x = (Inference){.name = strcmp(o->checkpoint, "-") ? o->checkpoint : "standard input"};
-    o->dtype = device_dtype((DeviceKind)o->device, o->dtype);
-    if (!backend_open((DeviceKind)o->device, (Dtype)o->dtype, &x->backend, &x->device, &e)) die("%s", e.text);
+    inference_device(x, o);
     const ModelLoad how = {.adapter = o->adapter, .quantize = (Quantize)o->quantize, .seed = (uint64_t)seed};
     if (!model_load_as(&x->model, &x->file, o->checkpoint, &how, x->backend, x->device, NULL, &e)) die("%s", e.text);
     if (x->file.note) warn("%s", x->file.note);
