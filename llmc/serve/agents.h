@@ -38,7 +38,7 @@
 #include "../rollout/trajectory.h" /* STOP_AGENT_FAILED, STOP_COMPLETED, STOP_MAX_TOKENS, Trajectory, ... */
 #include "../tools/tool_format.h"  /* tool_format_free, tool_format_of, tool_format_open */
 #include "agent_options.h"         /* AGENT_WORKERS, AgentOptions */
-#include "engine.h"                /* ServeEngine, serve_engine_close, serve_engine_forget_prefixes, ... */
+#include "engine.h"                /* ServeEngine, serve_end, serve_engine_close, serve_engine_forget_prefixes, ... */
 #include "gateway.h"               /* ServeTrajectory, serve_trajectory_close, ServeGateway, ... */
 #include "http.h"                  /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "request.h"               /* ServeModel */
@@ -165,17 +165,16 @@ static inline void agent_move(AgentRun *a) {
     }
 }
 
-/* Looks after a program. Returns whether it has just ended; it is killed with all that it started. */
-static inline bool agent_ended(Agents *x, AgentRun *a) {
-    if (!a->process.pid) return false;
+/* Looks after a program. When it has ended, or its time is over, it is killed with all that it started. */
+static inline void agent_watch(Agents *x, AgentRun *a) {
+    if (!a->process.pid) return;
     agent_move(a);
     const bool ended = process_ended(&a->process, 0);
     a->late = !ended && clock_seconds() - a->started > x->o.timeout;
-    if (!ended && !a->late) return false;
+    if (!ended && !a->late) return;
     if (ended) agent_move(a);
     a->status = process_kill(&a->process);
     serve_trajectory_close(&x->gateway, a->trajectory);
-    return true;
 }
 
 /* ---- completions ----------------------------------------------------------------------------------------------- */
@@ -259,7 +258,7 @@ static inline bool agents_look(Agents *x, RolloutRequest *requests, int64_t n, i
     bool left = false;
     for (int i = 0; i < x->workers && *ok; i++) {
         AgentRun *a = &x->run[i];
-        if (a->q) agent_ended(x, a);
+        if (a->q) agent_watch(x, a);
         if (a->q && !a->process.pid && serve_trajectory_idle(&x->gateway, a->trajectory)) agent_take(x, a);
         while (*next < n && *sample >= requests[*next].samples) {
             ++*next;
@@ -284,8 +283,10 @@ static inline bool agents_run(void *context, const Sampling *s, RolloutRequest *
     serve_engine_forget_prefixes(engine); /* the weights may have changed */
     while (agents_look(x, requests, n, &next, &sample, &ok, e) && ok) {
         const double now = clock_seconds();
-        if (now - expired >= 1) serve_http_expire(&x->http);
-        if (now - expired >= 1) expired = now;
+        if (now - expired >= 1) {
+            serve_http_expire(&x->http);
+            expired = now;
+        }
         pthread_mutex_lock(&engine->lock);
         if (!serve_round(engine, &ok, e)) serve_wait(engine, &engine->work, 5);
         pthread_mutex_unlock(&engine->lock);
@@ -306,12 +307,7 @@ static inline void agents_attach(Agents *x, Rollout *engine) {
 static inline void agents_close(Agents *x) {
     if (!x->run) return;
     agents_kill(x);
-    if (x->engine.model) {
-        pthread_mutex_lock(&x->engine.lock);
-        x->engine.ended = true;
-        serve_fail(&x->engine, "the trainer has ended");
-        pthread_mutex_unlock(&x->engine.lock);
-    }
+    if (x->engine.model) serve_end(&x->engine, "the trainer has ended");
     serve_http_close(&x->http);
     serve_gateway_close(&x->gateway);
     serve_engine_close(&x->engine);
