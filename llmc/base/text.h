@@ -88,6 +88,13 @@ static inline void token_list_append(TokenList *l, int32_t id) {
     l->ids[l->count++] = id;
 }
 
+/* Appends n ids. */
+static inline void token_list_extend(TokenList *l, const int32_t *ids, int32_t n) {
+    token_list_reserve(l, (size_t)n);
+    if (n) memcpy(l->ids + l->count, ids, (size_t)n * sizeof *ids);
+    l->count += n;
+}
+
 static inline void token_list_free(TokenList *l) {
     free(l->ids);
     *l = (TokenList){0};

@@ -25,7 +25,7 @@
 #include "../base/error.h"        /* Error, xcalloc, error_set, xrealloc, ... */
 #include "../base/io.h"           /* XXH3_64bits */
 #include "../base/random.h"       /* RANDOM_JUDGE */
-#include "../base/text.h"         /* TokenList, token_list_append, token_list_free */
+#include "../base/text.h"         /* TokenList, token_list_extend, token_list_free, token_list_append */
 #include "../model/backend.h"     /* Backend, Device */
 #include "../model/batch.h"       /* Batch */
 #include "../model/model.h"       /* Model, model_free, model_sync */
@@ -241,8 +241,8 @@ static inline bool judge_local_reason(const JudgeLocal *j, const JudgePrompt *q,
     const bool token = c->count && sampling_is_stop(how, c->tokens[c->count - 1]);
     const int32_t n = c->count - token;
     *to = (JudgePrompt){.shared = -1};
-    for (int32_t i = 0; i < q->ids.count; i++) token_list_append(&to->ids, q->ids.ids[i]);
-    for (int32_t i = 0; i < n; i++) token_list_append(&to->ids, c->tokens[i]);
+    token_list_extend(&to->ids, q->ids.ids, q->ids.count);
+    token_list_extend(&to->ids, c->tokens, n);
     if (c->finished && !token) return true;
     return tokenizer_encode(&j->text.tokenizer, r->end, strlen(r->end), TOKENIZER_CONTINUES, &to->ids, e);
 }

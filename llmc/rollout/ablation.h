@@ -23,7 +23,7 @@
 #define LLMC_ROLLOUT_ABLATION_H
 
 #include "../base/error.h"        /* Error, xcalloc, xrealloc */
-#include "../base/text.h"         /* TokenList, token_list_free, token_list_append */
+#include "../base/text.h"         /* TokenList, token_list_free, token_list_append, token_list_extend */
 #include "../model/batch.h"       /* Batch */
 #include "../model/model.h"       /* Model, model_sync */
 #include "../model/model_text.h"  /* ModelText */
@@ -190,7 +190,7 @@ static inline bool ablation_add(Ablation *x, const int32_t *prompt, int32_t n, c
     ok = ok && ablation_run(x, e);
     if (ok) ablation_figures(x, ends.count, swap);
     x->last.count = 0;
-    for (int32_t i = 0; i < thought; i++) token_list_append(&x->last, tokens[i]);
+    token_list_extend(&x->last, tokens, thought);
     token_list_free(&x->last_ends);
     x->last_ends = ends;
     return ok;

@@ -26,7 +26,7 @@
 
 #include "../base/clock.h"        /* clock_seconds */
 #include "../base/error.h"        /* xcalloc, Error, xmalloc, error_set */
-#include "../base/text.h"         /* TokenList, token_list_append, token_list_free */
+#include "../base/text.h"         /* TokenList, token_list_extend, token_list_free */
 #include "../model/backend.h"     /* Acts, Floats, acts_at, Backend, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
@@ -400,8 +400,8 @@ static inline void serve_keep(ServeEngine *x, const ServeChoice *a) {
     kept->ids.count = 0;
     kept->used = x->samples + 1;
     if (x->no_prefixes || !a->c.count) return;
-    for (int32_t i = 0; i < r->prompt_len; i++) token_list_append(&kept->ids, r->prompt[i]);
-    for (int32_t i = 0; i + 1 < a->c.count; i++) token_list_append(&kept->ids, a->c.tokens[i]);
+    token_list_extend(&kept->ids, r->prompt, r->prompt_len);
+    token_list_extend(&kept->ids, a->c.tokens, a->c.count - 1);
 }
 
 /* Forgets the keys and values of all slots. */

@@ -30,7 +30,7 @@
 #define LLMC_SERVE_GATEWAY_H
 
 #include "../base/error.h"         /* xrealloc, xmalloc, Error, xcalloc */
-#include "../base/text.h"          /* TokenList, token_list_append, token_list_free, TextBuffer, ... */
+#include "../base/text.h"          /* TokenList, token_list_extend, token_list_free, TextBuffer, ... */
 #include "../rollout/rollout.h"    /* Completion, Sampling, sampling_is_stop */
 #include "../rollout/trajectory.h" /* Trajectory, trajectory_branch, trajectory_count, trajectory_new, ... */
 #include "../text/tokenizer.h"     /* TOKENIZER_CONTINUES, TOKENIZER_SPECIALS, tokenizer_decode, ... */
@@ -128,7 +128,7 @@ static inline bool serve_same_message(const json_t *a, const json_t *b) {
     return same;
 }
 
-/* Rule 1: whether a chat has the messages of a branch, and then others. */
+/* Whether a chat has the messages of a branch, and then others. */
 static inline bool serve_branch_has_chat(const ServeBranch *b, const ServeRequest *q) {
     const size_t n = json_array_size(b->messages);
     bool same = b->messages && b->whole && n < json_array_size(q->messages) && serve_same_value(b->tools, q->tools);
@@ -137,9 +137,11 @@ static inline bool serve_branch_has_chat(const ServeBranch *b, const ServeReques
     return same;
 }
 
-/* The tokens of a chat's messages after those of the branch. Returns false if the template cannot write them there. */
+/* Rule 1: sets *more to the tokens of a chat's messages after those of the branch. Returns false if the chat does not have
+ * those of the branch, or if the template cannot write the others there. */
 static inline bool serve_branch_chat(const ServeBranch *b, const ServeModel *m, const ServeRequest *q,
                                      TokenList *more) {
+    if (!serve_branch_has_chat(b, q)) return false;
     json_t *messages = json_array();
     for (size_t i = json_array_size(b->messages); i < json_array_size(q->messages); i++)
         json_array_append(messages, json_array_get(q->messages, i));
@@ -148,9 +150,12 @@ static inline bool serve_branch_chat(const ServeBranch *b, const ServeModel *m, 
     return ok;
 }
 
-/* Rule 2: whether a prompt begins with the tokens of a branch. */
-static inline bool serve_branch_has_ids(const ServeBranch *b, const TokenList *prompt) {
-    return prompt->count >= b->count && !memcmp(prompt->ids, b->ids, (size_t)b->count * sizeof *b->ids);
+/* Rule 2: sets *more to the rest of a prompt that begins with the tokens of a branch. */
+static inline bool serve_branch_ids(const ServeBranch *b, const TokenList *prompt, TokenList *more) {
+    const int32_t n = b->count;
+    if (prompt->count < n || memcmp(prompt->ids, b->ids, (size_t)n * sizeof *b->ids)) return false;
+    token_list_extend(more, prompt->ids + n, prompt->count - n);
+    return true;
 }
 
 /* Rule 3: sets *more to the tokens of the rest of a text that begins with that of a branch. */
@@ -165,7 +170,6 @@ static inline bool serve_branch_text(const ServeBranch *b, const ServeModel *m, 
     const bool begins = said.length <= strlen(text) && !memcmp(said.text, text, said.length);
     const char *rest = text + said.length;
     text_free(&said);
-    more->count = 0;
     return begins && tokenizer_encode(&m->text->tokenizer, rest, strlen(rest), TOKENIZER_SPECIALS | TOKENIZER_CONTINUES,
                                       more, &e);
 }
@@ -174,28 +178,25 @@ static inline bool serve_branch_text(const ServeBranch *b, const ServeModel *m, 
  * -1 if it begins a branch. */
 static inline int32_t serve_trajectory_continue(const ServeTrajectory *y, const ServeModel *m, ServeRequest *q) {
     int32_t found = -1;
-    TokenList more = {0}, best = {0};
+    TokenList *prompt = &q->prompt[0], more = {0}, best = {0};
     for (int rule = 1; rule <= 3 && found < 0; rule++)
         for (int32_t k = 0; k < y->branches; k++) {
             const ServeBranch *b = &y->branch[k];
             if (found >= 0 && b->count <= y->branch[found].count) continue;
             more.count = 0;
-            const bool fits = rule == 1   ? serve_branch_has_chat(b, q) && serve_branch_chat(b, m, q, &more)
-                              : rule == 2 ? serve_branch_has_ids(b, &q->prompt[0])
+            const bool fits = rule == 1   ? serve_branch_chat(b, m, q, &more)
+                              : rule == 2 ? serve_branch_ids(b, prompt, &more)
                                           : serve_branch_text(b, m, q, &more);
             if (!fits) continue;
             found = k;
-            best.count = 0;
-            if (rule == 2)
-                for (int32_t i = b->count; i < q->prompt[0].count; i++) token_list_append(&best, q->prompt[0].ids[i]);
-            else
-                for (int32_t i = 0; i < more.count; i++) token_list_append(&best, more.ids[i]);
+            const TokenList last = best;
+            best = more;
+            more = last;
         }
     if (found >= 0) {
-        const ServeBranch *b = &y->branch[found];
-        q->prompt[0].count = 0;
-        for (int32_t i = 0; i < b->count; i++) token_list_append(&q->prompt[0], b->ids[i]);
-        for (int32_t i = 0; i < best.count; i++) token_list_append(&q->prompt[0], best.ids[i]);
+        prompt->count = 0;
+        token_list_extend(prompt, y->branch[found].ids, y->branch[found].count);
+        token_list_extend(prompt, best.ids, best.count);
     }
     token_list_free(&more), token_list_free(&best);
     return found;

@@ -18,8 +18,8 @@
 #include "../base/line_editor.h"   /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "../base/options.h"       /* option_choice_index */
 #include "../base/program.h"       /* program_signal, program_stopping, program_on_signal */
-#include "../base/text.h"          /* token_list_append, TokenList, token_list_free, TextBuffer, ... */
-#include "../model/model.h"        /* Model */
+#include "../base/text.h"          /* token_list_extend, TokenList, token_list_free, TextBuffer, ... */
+#include "../model/model.h"        /* Model, model_set_longest */
 #include "../model/model_text.h"   /* ModelText */
 #include "../rollout/episodes.h"   /* Episodes */
 #include "../rollout/prompts.h"    /* PromptText */
@@ -115,10 +115,10 @@ static inline void chat_keep(Chat *c, const Completion *got) {
     conversation_add(t, "assistant", text ? text : "");
     ConversationAnswer *answer = &t->answers[t->count - 1];
     answer->messages = json_incref((json_t *)messages);
-    for (int32_t i = 0; i < got->count - ended; i++) token_list_append(&answer->ids, got->tokens[i]);
+    token_list_extend(&answer->ids, got->tokens, got->count - ended);
     c->cached.count = 0;
-    for (int32_t i = 0; i < c->ids.count; i++) token_list_append(&c->cached, c->ids.ids[i]);
-    for (int32_t i = 0; i < got->trajectory->cached; i++) token_list_append(&c->cached, got->tokens[i]);
+    token_list_extend(&c->cached, c->ids.ids, c->ids.count);
+    token_list_extend(&c->cached, got->tokens, got->trajectory->cached);
 }
 
 /* Says why an answer ended if the model did not complete it. */

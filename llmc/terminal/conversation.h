@@ -20,7 +20,7 @@
 #include "../base/error.h"        /* Error, xrealloc, xstrdup */
 #include "../base/io.h"           /* Writer, writer_abort, writer_commit, writer_open */
 #include "../base/json_text.h"    /* json_utf8 */
-#include "../base/text.h"         /* TokenList, token_list_append, token_list_free */
+#include "../base/text.h"         /* TokenList, token_list_append, token_list_extend, token_list_free */
 #include "../model/model_text.h"  /* ModelText */
 #include "../rollout/inference.h" /* json_line */
 #include "../text/chat.h"         /* ChatMessage, chat_conversation, chat_encode, chat_encode_answer, ... */
@@ -117,7 +117,7 @@ static inline bool conversation_encode(const Conversation *c, TokenList *ids, Er
     bool ok = conversation_prompt(c->text, c->messages, first, c->schemas, ids, e);
     for (int i = first; ok && i < c->count; i++) {
         const TokenList *answer = &c->answers[i].ids;
-        for (int32_t k = 0; k < answer->count; k++) token_list_append(ids, answer->ids[k]);
+        token_list_extend(ids, answer->ids, answer->count);
         if (strcmp(c->messages[i].role, "assistant")) ok = conversation_next(c->text, c->messages[i].content, ids, e);
     }
     return ok;
