@@ -1,8 +1,8 @@
 /* test_dist.c - runs on several ranks: the distribution of work, launchers, and the programs under mpirun.
  *
  * Samples and losses must be the same on 1, 2 and 4 ranks and for every --zero, and repeated runs must give the same
- * bits. States are resumed on another number of ranks. Ranks die, hang or are asked to stop. Needs the trainers and
- * llmc_mpi.so; without mpirun or that library only the parts that need neither are tested. */
+ * bits. States are resumed on another number of ranks. Ranks die, hang or are asked to stop. Needs the trainers,
+ * python3 and llmc_mpi.so; without mpirun or that library only the parts that need neither are tested. */
 #include "../llmc/base/error.h"      /* Error */
 #include "../llmc/base/launch.h"     /* LAUNCH_ALONE, LAUNCH_MPI, LAUNCH_VARIABLES, Launch, ... */
 #include "../llmc/base/random.h"     /* random_bits */
@@ -14,7 +14,7 @@
 #include "../llmc/model/optimizer.h" /* optimizer_bytes, optimizer_bytes_share, optimizer_slices */
 #include "../llmc/model/share.h"     /* Share, SHARE_ALIGN, share_slice */
 #include "../llmc/model/tensors.h"   /* TENSOR_COUNT, TensorInfo, model_tensors */
-#include "files.h"                   /* files_path, files_assert_content */
+#include "files.h"                   /* files_path, files_assert_content, text_of */
 #include "models.h"                  /* lines_of, json_line_of, refused, assert_near, ... */
 #include "run.h"                     /* sh, weights_gap, metric, assert_same_file, ... */
 #include "shell.h"                   /* said, assert_holds, run, put */
@@ -305,6 +305,31 @@ static void trajectories_are_the_same_on_any_number_of_ranks(void **state) {
     }
 }
 
+/* Programs that call the model by themselves: each rank has a server of its own. Failures on one rank are counted. */
+static void agents_are_the_same_on_any_number_of_ranks(void **state) {
+    NEEDS_MPI();
+    if (access("/usr/include/microhttpd.h", F_OK)) skip();
+    put("agent.py",
+        "import json, os, sys, urllib.request\n"
+        "text = json.loads(sys.stdin.readline())['prompt']\n"
+        "for turn in range(2):\n"
+        "    request = urllib.request.Request(os.environ['OPENAI_BASE_URL'] + '/completions',\n"
+        "        json.dumps({'prompt': text, 'max_tokens': 4}).encode(), {'Content-Type': 'application/json'})\n"
+        "    text += json.load(urllib.request.urlopen(request))['choices'][0]['text'] + '='\n"
+        "print(len(text) % 4 / 4)\n");
+#define AGENT                                                                                                          \
+    "./train_grpo -c $T/base.bin -i $T/tasks.shard -g 20 -p 2 -G 2 -x 2 -l 1e-3 --sample-count 0 --reward none "
+    sh(AGENT "--agent-cmd 'python3 $T/agent.py' -o $T/one.bin --metrics $T/one.jsonl");
+    sh("$RANKS 2 " AGENT "--agent-cmd 'python3 $T/agent.py' -o $T/many.bin --metrics $T/many.jsonl");
+    assert_near_metrics("one.jsonl", "many.jsonl", 2e-3);
+    assert_true(weights_gap("one.bin", "many.bin") < 1e-3);
+    static const char *const same[] = {"agents/requests", "agents/branches", "completions/mean_length", "reward"};
+    for (int k = 0; k < 4; k++) assert_true(metric("one.jsonl", 0, same[k]) == metric("many.jsonl", 0, same[k]));
+    sh("$RANKS 2 " AGENT "-o $T/many.bin --max-agent-failures 1 --agent-cmd 'test $OMPI_COMM_WORLD_RANK = 0 && "
+       "exec python3 $T/agent.py; exit 3'");
+    assert_holds(said, "2 of 4 runs of a program failed, and their completions have no reward: on another rank");
+}
+
 /* The other trainers: a reward model, PPO with a critic of its own, DPO. */
 static void other_trainers_know_ranks(void **state) {
     NEEDS_MPI();
@@ -542,6 +567,7 @@ int main(void) {
                                        cmocka_unit_test(sft_is_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(grpo_is_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(trajectories_are_the_same_on_any_number_of_ranks),
+                                       cmocka_unit_test(agents_are_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(other_trainers_know_ranks),
                                        cmocka_unit_test(states_go_from_ranks_to_ranks),
                                        cmocka_unit_test(a_rank_that_dies_ends_the_run),
