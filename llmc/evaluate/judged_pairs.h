@@ -12,14 +12,13 @@
 #include "../base/program.h"        /* program_stopping */
 #include "../judge/judge.h"         /* Judge, judge_close, judge_open, judge_use */
 #include "../judge/judge_options.h" /* JUDGE_BY_PAIR */
-#include "../judge/pairs.h"         /* JudgeEvaluation, judge_length_bias, JudgedPair, PairTexts, ... */
+#include "../judge/pairs.h"         /* JudgeEvaluation, JudgedPair, PairTexts, judge_evaluate, ... */
 #include "../records/shard.h"       /* Shard */
-#include "../reward/calibration.h"  /* calibration_error */
 #include "../rollout/evaluation.h"  /* wilson_interval */
 #include "../rollout/inference.h"   /* inference_device, json_line */
 #include "evaluator.h"              /* evaluator_number, Evaluator, evaluator_count, EvaluateOptions, ... */
 #include "figures.h"                /* figures_judge */
-#include "reward_figures.h"         /* reward_figures_calibration, reward_figures_calibration_json */
+#include "reward_figures.h"         /* reward_figures_calibration */
 
 /* Writes a labelled pair to the file of --completions. */
 static inline bool judged_pairs_write(void *writer, const JudgedPair *x, Error *e) {
@@ -36,19 +35,19 @@ static inline bool judged_pairs_write(void *writer, const JudgedPair *x, Error *
 }
 
 static inline void judged_pairs_report(Evaluator *ev, const JudgeEvaluation *v, const Judge *j, double seconds) {
-    const double log_loss = v->calibration.sum.log_loss / v->calibration.sum.count,
-                 ece = calibration_error(&v->calibration);
+    const double bias = judge_length_bias(v);
     double low = NAN, high = NAN;
     if (v->pairs > 0) wilson_interval(v->right / v->pairs, v->pairs, &low, &high);
     fprintf(stderr, "judge on %.0f pairs", v->pairs);
     if (v->unanswered > 0) fprintf(stderr, ", and %.0f without an answer", v->unanswered);
-    fprintf(
-        stderr,
-        "\n  accuracy %.2f %%, 95 %% interval %.2f to %.2f; one order only %.2f %%; mean probability of the label %.4f\n",
-        100 * v->right / v->pairs, 100 * low, 100 * high, 100 * v->single / v->pairs, v->agreement / v->pairs);
-    fprintf(stderr, "  length bias %.4f\n  log loss %.4f, expected calibration error %.2f %%\n", judge_length_bias(v),
-            log_loss, 100 * ece);
-    reward_figures_calibration(&v->calibration);
+    fputc('\n', stderr);
+    if (v->pairs > 0)
+        fprintf(
+            stderr,
+            "  accuracy %.2f %%, 95 %% interval %.2f to %.2f; one order only %.2f %%; mean probability of the label %.4f\n",
+            100 * v->right / v->pairs, 100 * low, 100 * high, 100 * v->single / v->pairs, v->agreement / v->pairs);
+    if (isfinite(bias)) fprintf(stderr, "  length bias %.4f\n", bias);
+    reward_figures_calibration(ev, &v->calibration);
     figures_judge(ev, j);
     fprintf(stderr, "%.2f s, %.0f pairs/s\n", seconds, v->pairs / seconds);
     evaluator_number(ev->result, "accuracy", v->right / v->pairs);
@@ -56,12 +55,9 @@ static inline void judged_pairs_report(Evaluator *ev, const JudgeEvaluation *v, 
     evaluator_number(ev->result, "accuracy_high", high);
     evaluator_number(ev->result, "single_order_accuracy", v->single / v->pairs);
     evaluator_number(ev->result, "agreement", v->agreement / v->pairs);
-    evaluator_number(ev->result, "length_bias", judge_length_bias(v));
-    evaluator_number(ev->result, "log_loss", log_loss);
-    evaluator_number(ev->result, "ece", ece);
+    evaluator_number(ev->result, "length_bias", bias);
     evaluator_count(ev->result, "pairs", (int64_t)v->pairs);
     evaluator_count(ev->result, "unanswered", (int64_t)v->unanswered);
-    json_object_set_new(ev->result, "calibration", reward_figures_calibration_json(&v->calibration));
 }
 
 /* Labels the pairs of a preference shard by the judge. */

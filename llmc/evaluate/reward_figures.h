@@ -12,7 +12,7 @@
 #include "../model/model_fits.h"         /* FitSide */
 #include "../records/shard.h"            /* Shard, RECORD_PREFERENCE, RECORD_STEP */
 #include "../records/shard_fits.h"       /* fit_shard */
-#include "../reward/calibration.h"       /* calibration_edge, CALIBRATION_BINS, Calibration, CalibrationBin */
+#include "../reward/calibration.h"       /* calibration_edge, Calibration, CALIBRATION_BINS, CalibrationBin, ... */
 #include "../reward/evaluation_reward.h" /* RewardEvaluation, evaluate_rewards */
 #include "../reward/reward_model.h"      /* RewardModel, PRM_MIN, PrmAggregation, REWARD_MODEL_PRM, ... */
 #include "../rollout/evaluation.h"       /* wilson_interval */
@@ -37,7 +37,7 @@ static inline void reward_figures_check(const RewardModel *r, const FitSide *oth
     if (note.text[0]) warn("%s", note.text);
 }
 
-static inline void reward_figures_calibration(const Calibration *c) {
+static inline void reward_figures_calibration_table(const Calibration *c) {
     fputs("  |   probability |   count | mean |  true |\n", stderr);
     for (int i = 0; i < CALIBRATION_BINS; i++) {
         const CalibrationBin *b = &c->sum.bin[i];
@@ -61,6 +61,20 @@ static inline json_t *reward_figures_calibration_json(const Calibration *c) {
     return table;
 }
 
+/* Reports the log loss, the expected calibration error and the table of a calibration; without predictions they are null and
+ * nothing is printed. */
+static inline void reward_figures_calibration(Evaluator *ev, const Calibration *c) {
+    const double log_loss = c->sum.log_loss / c->sum.count, ece = calibration_error(c);
+    const bool any = c->sum.count > 0;
+    if (any) {
+        fprintf(stderr, "  log loss %.4f, expected calibration error %.2f %%\n", log_loss, 100 * ece);
+        reward_figures_calibration_table(c);
+    }
+    evaluator_number(ev->result, "log_loss", log_loss);
+    evaluator_number(ev->result, "ece", ece);
+    json_object_set_new(ev->result, "calibration", any ? reward_figures_calibration_json(c) : json_null());
+}
+
 static inline bool reward_figures_watch(void *start, int64_t done, int64_t all) {
     evaluator_progress(done, all, "records", *(const double *)start);
     return !program_stopping();
@@ -81,10 +95,7 @@ static inline void reward_figures_report(Evaluator *ev, const RewardEvaluation *
     if (isfinite(v->margin)) fprintf(stderr, "  margin %.4f\n", v->margin);
     fprintf(stderr, "  score from %.4f to %.4f, mean %.4f, standard deviation %.4f\n", v->least, v->most, v->mean,
             v->deviation);
-    if (isfinite(v->ece)) {
-        fprintf(stderr, "  log loss %.4f, expected calibration error %.2f %%\n", v->log_loss, 100 * v->ece);
-        reward_figures_calibration(&v->calibration);
-    }
+    reward_figures_calibration(ev, &v->calibration);
     fprintf(stderr, "%.2f s, %.0f records/s\n", seconds, (double)v->records / seconds);
     evaluator_number(ev->result, "accuracy", v->accuracy);
     evaluator_number(ev->result, "accuracy_low", low);
@@ -96,13 +107,9 @@ static inline void reward_figures_report(Evaluator *ev, const RewardEvaluation *
     evaluator_number(ev->result, "max_reward", v->most);
     evaluator_number(ev->result, "mean_reward", v->mean);
     evaluator_number(ev->result, "reward_deviation", v->deviation);
-    evaluator_number(ev->result, "log_loss", v->log_loss);
-    evaluator_number(ev->result, "ece", v->ece);
     evaluator_count(ev->result, "records", v->records);
     evaluator_count(ev->result, "dropped", v->dropped);
     evaluator_count(ev->result, units, (int64_t)v->units);
-    json_object_set_new(ev->result, "calibration",
-                        isfinite(v->ece) ? reward_figures_calibration_json(&v->calibration) : json_null());
 }
 
 /* Scores the records of a shard and reports the figures. */
