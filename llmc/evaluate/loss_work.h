@@ -1,11 +1,12 @@
 /* loss_work.h - what a loss is computed with: the batch, its workspace and the results of its targets.
  *
+ *     if (program_stopping()) loss_abort(&w);           // removes the unfinished file of --tokens
  *     double bytes = loss_token_bytes(&w, ids[i]);      // of text; 0 for special tokens
  */
 #ifndef LLMC_EVALUATE_LOSS_WORK_H
 #define LLMC_EVALUATE_LOSS_WORK_H
 
-#include "../base/io.h"            /* Writer */
+#include "../base/io.h"            /* Writer, writer_abort */
 #include "../model/batch.h"        /* Batch */
 #include "../model/workspace.h"    /* Workspace */
 #include "../rollout/comparison.h" /* Comparison */
@@ -24,6 +25,11 @@ typedef struct LossWork {
     int64_t unit; /* number of the batch's first unit, for --tokens */
     Writer tokens;
 } LossWork;
+
+/* Removes the unfinished file of --tokens, before the program ends by an error. */
+static inline void loss_abort(LossWork *w) {
+    if (w->ev->o->tokens) writer_abort(&w->tokens);
+}
 
 /* Bytes of text of a token; 0 for special tokens. */
 static inline double loss_token_bytes(const LossWork *w, int32_t id) {

@@ -12,14 +12,17 @@
 #include "../rollout/comparison.h" /* Comparison, ComparisonSums, COMPARISON_DECILES, COMPARISON_ESTIMATORS, ... */
 #include "../rollout/inference.h"  /* inference_json_text, json_line */
 #include "evaluator.h"             /* evaluator_number, evaluator_count */
-#include "loss_work.h"             /* LossWork */
+#include "loss_work.h"             /* LossWork, loss_abort */
 
 /* Writes the targets of the batch to the file of --tokens. */
 static inline void reference_write_tokens(LossWork *w, const int32_t *unit) {
     Error e;
     const Batch *b = &w->batch;
     ComparisonView *view = comparison_views(&w->ev->model.model, &w->space, b, w->temperature, &e);
-    if (!view) die("%s; lower --micro-tokens", e.text);
+    if (!view) {
+        loss_abort(w);
+        die("%s; lower --micro-tokens", e.text);
+    }
     for (int32_t r = 0; r < b->targets; r++) {
         json_t *row = json_object(), *top = json_array();
         for (int k = 0; k < COMPARISON_TOP && view[r].top[k] >= 0; k++)

@@ -32,7 +32,7 @@
 #include "figures.h"                 /* TurnTotals */
 #include "loss_batch.h"              /* loss_open */
 #include "loss_sums.h"               /* LossSums */
-#include "loss_work.h"               /* LossWork */
+#include "loss_work.h"               /* LossWork, loss_abort */
 #include "prompt_rows.h"             /* prompt_rows_read, prompt_rows_release */
 #include "reward_figures.h"          /* reward_figures_check, reward_figures_open */
 
@@ -79,6 +79,7 @@ static inline int32_t tasks_longest(const Tasks *t, int64_t new_max) {
 /* Ends the program and removes unfinished files. */
 static inline void tasks_fail(Tasks *t, const char *text) {
     writer_abort(&t->out), writer_abort(&t->curve.rows), writer_abort(&t->curve.page);
+    if (t->work) loss_abort(t->work);
     die("%s", text);
 }
 

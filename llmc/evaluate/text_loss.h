@@ -18,7 +18,7 @@
 #include "evaluator.h"            /* evaluator_progress, Evaluator, evaluator_count, EvaluateOptions, ... */
 #include "loss_batch.h"           /* loss_end_unit, loss_make_room, loss_run, loss_close, ... */
 #include "loss_sums.h"            /* LossSums, loss_report, loss_add */
-#include "loss_work.h"            /* LossWork */
+#include "loss_work.h"            /* LossWork, loss_abort */
 #include "reference_figures.h"    /* reference_report */
 
 /* Accumulates the loss on the records of a chat shard. */
@@ -84,6 +84,7 @@ static inline void evaluate_loss(Evaluator *ev, const char *name, DataFile *f, c
     loss_open(ev, &w, &l, o->micro_tokens > longest ? (int)o->micro_tokens : longest, longest);
     if (chat) loss_of_chat(&w, &l, chat, units, T);
     else loss_of_windows(&w, &l, &t, units, T);
+    if (!l.targets || program_stopping()) loss_abort(&w);
     if (!l.targets) die("%s: no record has a token to predict%s", name, l.cut ? " within the model's context" : "");
     if (l.cut)
         warn("%s: %lld of %lld records are longer than %d tokens and were truncated", name, (long long)l.cut,
