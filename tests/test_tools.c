@@ -878,34 +878,43 @@ static void test_environments(void **state) {
     assert_string_equal(out, "100\n100\n100\n");
 }
 
+/* Options of a trainer, and a metric that it then logs. */
+typedef struct CreditCase {
+    const char *options, *metric;
+} CreditCase;
+
+/* Runs a trainer with the options of each case, then the command `figures`, whose output must differ from that of the earlier
+ * cases. */
+static void assert_each_changes(const char *trainer, const char *figures, const CreditCase *cases, size_t count) {
+    char *model[16];
+    assert_in_range(count, 1, 16);
+    for (size_t i = 0; i < count; i++) {
+        char command[900];
+        snprintf(command, sizeof command, "%s%s && %s", trainer, cases[i].options, figures);
+        run(0, command);
+        model[i] = xstrdup(out);
+        char *metrics = text_of(files_path("m.jsonl"));
+        assert_holds(metrics, cases[i].metric);
+        free(metrics);
+        for (size_t k = 0; k < i; k++) assert_string_not_equal(model[i], model[k]);
+    }
+    for (size_t i = 0; i < count; i++) free(model[i]);
+}
+
 /* Turns with advantages of their own, LLDS, the cross-entropy of observations and masked turns: the metrics, and that each
  * changes the model; options without effect. */
 static void test_credit(void **state) {
     (void)state;
 #define TURNS                                                                                                          \
     GRPO "--tool-cmd 'perl $T/late.pl 0 1' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
-    static const struct {
-        const char *options, *metric;
-    } cases[] = {{"", "\"llds/right\":"},
-                 {"--advantage-level turn --turn-weight 2", "\"llds/right\":"},
-                 {"--advantage-level return --turn-gamma 0.5", "\"llds/right\":"},
-                 {"--advantage-level gigpo --gigpo-norm none", "\"gigpo/state_size\":"},
-                 {"--observation-ce 0.5", "\"observation_ce\":"},
-                 {"--num-iterations 2", "\"llds/right\":"},
-                 {"--num-iterations 2 --llds-coef 5", "\"llds/active\":"}};
-    enum { CASES = sizeof cases / sizeof *cases };
-    char *model[CASES];
-    for (int i = 0; i < CASES; i++) {
-        char command[900];
-        snprintf(command, sizeof command, TURNS "%s && " FIGURES, cases[i].options);
-        run(0, command);
-        model[i] = strdup(out);
-        char *metrics = text_of(files_path("m.jsonl"));
-        assert_holds(metrics, cases[i].metric);
-        free(metrics);
-        for (int k = 0; k < i; k++) assert_string_not_equal(model[i], model[k]);
-    }
-    for (int i = 0; i < CASES; i++) free(model[i]);
+    static const CreditCase cases[] = {{"", "\"llds/right\":"},
+                                       {"--advantage-level turn --turn-weight 2", "\"llds/right\":"},
+                                       {"--advantage-level return --turn-gamma 0.5", "\"llds/right\":"},
+                                       {"--advantage-level gigpo --gigpo-norm none", "\"gigpo/state_size\":"},
+                                       {"--observation-ce 0.5", "\"observation_ce\":"},
+                                       {"--num-iterations 2", "\"llds/right\":"},
+                                       {"--num-iterations 2 --llds-coef 5", "\"llds/active\":"}};
+    assert_each_changes(TURNS, FIGURES, cases, sizeof cases / sizeof *cases);
     refused_output("grpo.bin", 2, GRPO "--advantage-level turn",
                    "--advantage-level: used only with --tools or --tool-cmd");
     refused_output("grpo.bin", 2, TURNS "--turn-weight 2", "--turn-weight: used only by --advantage-level turn");
@@ -927,28 +936,14 @@ static void test_ppo_credit(void **state) {
 #define PPO                                                                                                             \
     "./train_ppo -c $T/sft.bin -i $T/tasks.shard -p 8 -g 44 -x 2 -l 0.01 --kl-coef 0 --tool-cmd 'perl $T/late.pl 0 1' " \
     "--tool-workers 1 --max-turns 3 " FORMAT " --metrics $T/m.jsonl "
-    static const struct {
-        const char *options, *metric;
-    } cases[] = {{"", "\"critic/returns/mean\":"},
-                 {"--gae-level turn", "\"critic/returns/mean\":"},
-                 {"--gae-level turn --turn-gamma 0.5", "\"critic/returns/mean\":"},
-                 {"--observation-ce 0.5", "\"observation_ce\":"},
-                 {"--observation-ce 0.5 --critic $T/sft.bin", "\"observation_ce\":"},
-                 {"--algo rloo -G 2 --num-ppo-epochs 2", "\"tools/product/calls\":"},
-                 {"--algo rloo -G 2 --num-ppo-epochs 2 --llds-coef 5", "\"llds/active\":"}};
-    enum { CASES = sizeof cases / sizeof *cases };
-    char *model[CASES];
-    for (int i = 0; i < CASES; i++) {
-        char command[900];
-        snprintf(command, sizeof command, PPO "-o $T/ppo.bin %s && cksum <$T/ppo.bin", cases[i].options);
-        run(0, command);
-        model[i] = strdup(out);
-        char *metrics = text_of(files_path("m.jsonl"));
-        assert_holds(metrics, cases[i].metric);
-        free(metrics);
-        for (int k = 0; k < i; k++) assert_string_not_equal(model[i], model[k]);
-    }
-    for (int i = 0; i < CASES; i++) free(model[i]);
+    static const CreditCase cases[] = {{"", "\"critic/returns/mean\":"},
+                                       {"--gae-level turn", "\"critic/returns/mean\":"},
+                                       {"--gae-level turn --turn-gamma 0.5", "\"critic/returns/mean\":"},
+                                       {"--observation-ce 0.5", "\"observation_ce\":"},
+                                       {"--observation-ce 0.5 --critic $T/sft.bin", "\"observation_ce\":"},
+                                       {"--algo rloo -G 2 --num-ppo-epochs 2", "\"tools/product/calls\":"},
+                                       {"--algo rloo -G 2 --num-ppo-epochs 2 --llds-coef 5", "\"llds/active\":"}};
+    assert_each_changes(PPO "-o $T/ppo.bin ", "cksum <$T/ppo.bin", cases, sizeof cases / sizeof *cases);
     refused_output("p.bin", 2, "./train_ppo -c $T/sft.bin -i $T/tasks.shard -o $T/p.bin --gae-level turn",
                    "--gae-level: used only with --tools or --tool-cmd");
     refused_output("p.bin", 2, PPO "-o $T/p.bin --turn-gamma 0.5", "--turn-gamma: used only with --gae-level turn");
@@ -1103,7 +1098,6 @@ static const char agent[] =
 /* A run with a program; the same bytes after an interruption; programs that fail. */
 static void test_agents(void **state) {
     (void)state;
-    run(0, "./train_grpo --help");
     if (access("/usr/include/microhttpd.h", F_OK)) return;
     put("agent.py", agent);
     run(0, AGENT "-x 3 -o $T/grpo.bin --metrics $T/m.jsonl --beta 0.1 --state $T/agents.state --save-steps 2");
