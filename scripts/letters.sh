@@ -58,4 +58,5 @@ gold_row() {
     sizes ${3:+"$3"}
     printf '%-24s %8.3f %9s %9s\n' "$1" "$score" "$count" "$distinct"
 }
-last() { sed -n "/^{\"step\"/ s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | tail -n 1; } # last KEY METRICS: its value in the last step that has it
+values() { sed -n "/^{\"step\"/ s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2"; } # values KEY METRICS: one line for each step that has it
+last() { values "$1" "$2" | tail -n 1; }                                 # last KEY METRICS: its value in the last of these steps

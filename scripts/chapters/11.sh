@@ -2,18 +2,8 @@
 # Chapter 11: REINFORCE (Williams 1992). The gradient of the mean reward is estimated from samples; at a policy that stands still
 # (a learning rate of 1e-30) the square of its norm is that of the true gradient and the variance of the estimate.
 title "the policy gradient"
-# still MODEL OPTION...: estimates of the gradient at the base.
-still() {
-    local to=$1
-    shift
-    tasks "$out/problems.shard" $((seed * 100 + 6)) 4000
-    stage "$to.bin" ./train_ppo -c "$base" -i "$out/problems.shard" -o "$to.bin" --algo reinforce --kl-coef 0 -g 12 -l 1e-30 \
-        --temperature 1 --slots 256 --sample-count 0 --seed "$seed" --metrics "$to.metrics.jsonl" "$@"
-}
-square() { sed -n 's|.*"grad_norm":\([-0-9.e]*\).*|\1|p' "$out/$1.metrics.jsonl" | awk '{ n += $1 * $1 } END { printf "%.6g", n / NR }'; }
 still "$out/many" -p 512 -x 12
 still "$out/few" -p 32 -x 60
-tasks "$out/problems.shard" $((seed * 100 + 6)) 4000
 stage "$out/learned.bin" ./train_ppo -c "$base" -i "$out/problems.shard" -o "$out/learned.bin" --algo reinforce --kl-coef 0 -p 256 -g 12 \
     -x 120 -l 7e-4 --warmup-steps 10 --adam-beta2 0.99 --temperature 0.7 --slots 256 --sample-count 0 --seed "$seed" \
     --metrics "$out/learned.metrics.jsonl"

@@ -2,26 +2,14 @@
 # Chapter 12: baselines, advantages, GAE (Schulman et al. 2016). At a policy that stands still all unbiased estimators have the same
 # mean, so the mean square of the gradient compares their variances.
 title "baselines and advantages"
-# still MODEL OPTION...: 20 estimates of the gradient at the base, of 256 samples each.
-still() {
-    local to=$1
-    shift
-    tasks "$out/problems.shard" $((seed * 100 + 6)) 4000
-    stage "$to.bin" ./train_ppo -c "$base" -i "$out/problems.shard" -o "$to.bin" --kl-coef 0 -g 12 -l 1e-30 --temperature 1 --slots 256 \
-        --sample-count 0 --seed "$seed" --metrics "$to.metrics.jsonl" "$@"
-}
-# square MODEL: the mean square of the gradient's norm over the steps.
-square() {
-    sed -n 's|.*"grad_norm":\([-0-9.e]*\).*|\1|p' "$out/$1.metrics.jsonl" | awk '{ n += $1 * $1 } END { printf "%.6g", n / NR }'
-}
-# A reward that is 1 too large: 2 if the answer is right, else 1.
+# 20 estimates of 256 samples each, also with a reward that is 1 too large: 2 if the answer is right, else 1.
 shifted="--reward verify:1,random=1:1"
-still "$out/none" -p 64 -G 4 -x 20 --algo reinforce --baseline none
-still "$out/mean" -p 64 -G 4 -x 20 --algo reinforce
+still "$out/none" -p 64 -G 4 -x 20 --baseline none
+still "$out/mean" -p 64 -G 4 -x 20
 # shellcheck disable=SC2086
-still "$out/none-shifted" -p 64 -G 4 -x 20 --algo reinforce --baseline none $shifted
+still "$out/none-shifted" -p 64 -G 4 -x 20 --baseline none $shifted
 # shellcheck disable=SC2086
-still "$out/mean-shifted" -p 64 -G 4 -x 20 --algo reinforce $shifted
+still "$out/mean-shifted" -p 64 -G 4 -x 20 $shifted
 # A critic of the score of letters, about which a prefix says something. Few samples: nearly all of the square is variance.
 reward_model
 critic() { # MODEL CRITIC LAMBDA PROMPTS STEPS

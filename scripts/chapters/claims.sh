@@ -26,14 +26,26 @@ script() {
 }
 report() { [ ! -e "$1" ] || printf 'report\t%s\n' "$1" >>"$out/claims.txt"; } # report PAGE: names a page of the chapter
 # mean KEY METRICS: the mean over the steps.
-mean() { sed -n "/^{\"step\"/ s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | awk '{ n += $1 } END { printf "%.6g", n / NR }'; }
-largest() { sed -n "/^{\"step\"/ s|.*\"$1\":\([-0-9.e]*\).*|\1|p" "$2" | awk '!n++ || $1 > m { m = $1 } END { printf "%.6g", m }'; }
+mean() { values "$1" "$2" | awk '{ n += $1 } END { printf "%.6g", n / NR }'; }
+largest() { values "$1" "$2" | awk '!n++ || $1 > m { m = $1 } END { printf "%.6g", m }'; }
+# square MODEL: the mean square of the gradient's norm over the steps.
+square() { values grad_norm "$out/$1.metrics.jsonl" | awk '{ n += $1 * $1 } END { printf "%.6g", n / NR }'; }
 
+# problems: the problems of the chapter, on which models are trained with rewards.
+problems() { tasks "$out/problems.shard" $((seed * 100 + 6)) 4000; }
+# still MODEL OPTION...: estimates of REINFORCE's gradient at the base, which a learning rate of 1e-30 leaves as it is.
+still() {
+    local to=$1
+    shift
+    problems
+    stage "$to.bin" ./train_ppo -c "$base" -i "$out/problems.shard" -o "$to.bin" --algo reinforce --kl-coef 0 -g 12 -l 1e-30 \
+        --temperature 1 --slots 256 --sample-count 0 --seed "$seed" --metrics "$to.metrics.jsonl" "$@"
+}
 # grpo MODEL FROM OPTION...: trains FROM.bin on the problems of the chapter by train_grpo.
 grpo() {
     local to=$1 from=$2
     shift 2
-    tasks "$out/problems.shard" $((seed * 100 + 6)) 4000
+    problems
     stage "$to.bin" ./train_grpo -c "$from.bin" -i "$out/problems.shard" -o "$to.bin" --num-prompts 32 --num-generations 8 \
         --max-completion-length 12 --learning-rate 7e-4 --warmup-steps 10 --adam-beta2 0.99 --slots 256 --logging-steps 50 \
         --sample-count 0 --seed "$seed" --metrics "$to.metrics.jsonl" "$@"
