@@ -15,9 +15,13 @@ chapter=${1:-}
 [ "$chapter" = all ] || [ -e "scripts/chapters/$(printf %02d "$chapter" 2>/dev/null).sh" ] ||
     { echo "chapter.sh: give one of $CHAPTERS, or all" >&2; exit 2; }
 if [ "$chapter" = all ]; then
-    failed=
-    for n in $CHAPTERS; do scripts/chapter.sh "$n" "$@" || failed="$failed $n"; echo; done
-    page=${LOOP_OUT:-loops}/chapters-${1:-1}.html
+    failed='' loops=${LOOP_OUT:-loops}
+    for n in $CHAPTERS; do
+        rm -f "$loops/chapter-$n-${1:-1}/claims.txt" # of an earlier run
+        scripts/chapter.sh "$n" "$@" || failed="$failed $n"
+        echo
+    done
+    page=$loops/chapters-${1:-1}.html
     # shellcheck disable=SC2086
     scripts/chapters/page.sh "${1:-1}" $CHAPTERS >"$page" && echo "page: $page"
     [ -z "$failed" ] && echo "all claims hold" && exit

@@ -4,7 +4,13 @@
 # A chapter begins with `title`, makes its models by `stage`, and states its claims by `claim`. What it says is kept in
 # $out/claims.txt: the title, a line for each claim, and one for each report.
 bad=0 finished=
-trap '[ $? = 0 ] || [ -n "$finished" ] || tail -n 2 "$out/log" >&2' EXIT
+# A chapter that an error ends says so in claims.txt, too: the claims before it are not all.
+ended() {
+    [ -z "$finished" ] || return 0
+    tail -n 2 "$out/log" >&2
+    printf 'claim\t-\tthe chapter did not finish\tno result\n' >>"$out/claims.txt"
+}
+trap ended EXIT
 title() {
     say "Chapter $chapter: $*"
     printf 'title\t%s\n' "$*" >"$out/claims.txt"
