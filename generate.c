@@ -921,8 +921,11 @@ static void serve(void) {
     if (o.serve_any && !http.key)
         warn("--serve-any without --api-key-env: whoever reaches the server can use the model");
     open_served(&first, &model, &sampling, o.served_name ? xstrdup(o.served_name) : served_name(o.m.checkpoint));
-    if (o.second) open_second(&second, &other, first.name);
-    if (o.second) first.engine.other = &second.engine;
+    if (o.second) {
+        open_second(&second, &other, first.name);
+        first.engine.other = &second.engine;
+        first.m.other = second.name;
+    }
     inference_few_threads(&model, (int)o.s.slots);
     if (!serve_http_open(&http, o.serve, &e)) die("--serve: %s", e.text);
     say_served(&first, http.address);

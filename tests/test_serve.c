@@ -95,6 +95,7 @@ static void start(Model *m, const char *template) {
         if (!serve_engine_open(&server.other, &server.second, settings.second, settings.slots, settings.queue, 42, &e))
             fail_msg("%s", e.text);
         server.engine.other = &server.other;
+        server.serve.other = server.second.name;
     }
     server.engine.no_prefixes = settings.no_prefixes;
     server.serve.gateway = settings.gateway != NULL;
@@ -964,8 +965,11 @@ static void requests_choose_their_model(void **state) {
     Joined j = join("/v1/completions", "{\"prompt\":\"abcd\",\"model\":\"second\",\"stream\":true}", 0);
     assert_true(j.done && strspn(j.text.text, "x") == j.text.length);
     joined_free(&j);
-    json_decref(answer_of("/v1/completions", "{\"prompt\":\"a\",\"model\":\"third\"}", 404));
     int status;
+    char *refused = ask_with("POST", "/v1/completions", HEAD, "{\"prompt\":\"a\",\"model\":\"third\"}", &status);
+    assert_int_equal(status, 404);
+    assert_holds(refused, "this server has 'tiny' and 'second'");
+    free(refused);
     char *models = ask_with("GET", "/v1/models", HEAD, "", &status);
     assert_holds(models, "\"id\":\"tiny\"");
     assert_holds(models, "\"id\":\"second\"");

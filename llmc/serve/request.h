@@ -48,6 +48,7 @@ typedef struct ServeModel {
     Sampling standard; /* the settings of a request without its own; max_new: of a chat */
     ToolFormat format; /* of calls */
     bool has_format;
+    const char *other; /* name of a second model of this server, or NULL */
     bool gateway; /* of trajectories (gateway.h): has any name, and a max_tokens above what fits is lowered to it */
 } ServeModel;
 
@@ -146,10 +147,13 @@ typedef bool (*ServeRead)(ServeRequest *q, const ServeModel *m, const json_t *va
 
 static inline bool serve_read_model(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
     const char *name = json_string_value(value);
+    char other[128] = "";
     (void)q;
     if (!name) return serve_refuse(f, 400, "model", "model is %s, expected a text", serve_type(value));
     if (m->gateway || !strcmp(name, m->name)) return true;
-    serve_refuse(f, 404, "model", "the model '%.100s' does not exist; this server has '%.100s'", name, m->name);
+    if (m->other) snprintf(other, sizeof other, " and '%.100s'", m->other);
+    serve_refuse(f, 404, "model", "the model '%.100s' does not exist; this server has '%.100s'%s", name, m->name,
+                 other);
     f->code = "model_not_found";
     return false;
 }
