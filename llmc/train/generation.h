@@ -68,7 +68,7 @@
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/episodes.h"     /* episodes_on, episodes_check, Episodes, episodes_close, ... */
-#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
+#include "../rollout/prompts.h"      /* Prompts, prompts_close, prompts_length, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
@@ -507,10 +507,10 @@ static inline void generation_spread(Generation *g, ScoredCompletion *scored, co
     free(all), free(mine);
 }
 
-/* The tokens of a completion with its prompt. Branches have prompts of their own among their tokens. */
-static inline int64_t generation_positions(const Generation *g, const ScoredCompletion *s) {
-    const Trajectory *y = s->completion.trajectory;
-    return s->completion.count + (y && y->branches ? 0 : prompts_length(&g->train, s->prompt));
+/* The number of tokens of the data's prompt before a completion: 0 with --agent-cmd, whose branches begin with prompts of their
+ * own. */
+static inline int32_t generation_prompt_length(const Generation *g, const ScoredCompletion *s) {
+    return g->o->agent.command ? 0 : prompts_length(&g->train, s->prompt);
 }
 
 /* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Their tokens count as processed
@@ -534,7 +534,8 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
-    for (int32_t i = 0; i < n * G; i++) g->t->tokens += generation_positions(g, &scored[i]);
+    for (int32_t i = 0; i < n * G; i++)
+        g->t->tokens += generation_prompt_length(g, &scored[i]) + scored[i].completion.count;
     g->completions = (first + n) * G;
     free(q), free(out);
 }
@@ -626,7 +627,7 @@ static inline void generation_swap_groups(Generation *g, int32_t a, int32_t b) {
 /* The number of tokens of a group in training. */
 static inline double generation_group_tokens(const Generation *g, int32_t group) {
     const int32_t G = (int32_t)g->o->generations;
-    double tokens = g->o->agent.command ? 0 : prompts_length(&g->train, g->scored[group * G].prompt);
+    double tokens = generation_prompt_length(g, &g->scored[group * G]);
     for (int32_t k = 0; k < G; k++) tokens += g->scored[group * G + k].completion.count;
     return tokens;
 }
@@ -687,13 +688,13 @@ static inline const MicroPlan *generation_plan(Generation *g, int32_t first, int
     for (int32_t i = first; i < end; i++) {
         const Completion *c = &g->scored[i].completion;
         const Trajectory *y = c->trajectory;
-        const int32_t prompt = prompts_length(&g->train, g->scored[i].prompt);
         if (g->o->agent.command) {
             micro_plan_add(&g->plan, (BatchSize){c->count - y->branches, y->drawn_count, y->branches});
             continue;
         }
         BatchSize size = {c->count - 1, g->observe ? c->count : completion_drawn(c), 2};
-        if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size)) size.rows += prompt;
+        if (i % g->o->generations == 0 || !micro_plan_fits(&g->plan, size))
+            size.rows += prompts_length(&g->train, g->scored[i].prompt);
         micro_plan_add(&g->plan, size);
     }
     return &g->plan;
@@ -725,11 +726,13 @@ static inline void generation_fill(const Generation *g, Batch *b, int32_t first,
         const ScoredCompletion *a = &g->scored[i];
         const Completion *c = &a->completion;
         const Trajectory *y = c->trajectory;
-        for (int32_t k = 0; g->o->agent.command && k < y->branches; k++) {
-            const int32_t from = y->branch[k];
-            batch_branch(b, c->tokens + from, y->drawn + from, trajectory_branch_end(y, k, c->count) - from);
+        if (g->o->agent.command) {
+            for (int32_t k = 0; k < y->branches; k++) {
+                const int32_t from = y->branch[k];
+                batch_branch(b, c->tokens + from, y->drawn + from, trajectory_branch_end(y, k, c->count) - from);
+            }
+            continue;
         }
-        if (g->o->agent.command) continue;
         const int64_t at = offset[a->prompt], length = offset[a->prompt + 1] - at;
         if (i == first || i % g->o->generations == 0) segment = batch_segment(b, tokens + at, (int32_t)length, 0, -1);
         batch_completion(b, segment, c->tokens, completion_mask(c), c->count);
