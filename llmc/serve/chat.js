@@ -58,8 +58,9 @@
         offerModels(section.querySelector('[data-name=model]'), columns.length);
         section.setAttribute('aria-label', 'Conversation ' + (columns.length + 1));
         section.querySelectorAll('[data-name]').forEach(function (field) {
-            column.setting[field.getAttribute('data-name')] = field;
-            if (columns.length && field.getAttribute('data-name') !== 'model') field.value = columns[0].setting[field.getAttribute('data-name')].value;
+            var name = field.getAttribute('data-name');
+            column.setting[name] = field;
+            if (columns.length && name !== 'model') field.value = columns[0].setting[name].value;
             field.addEventListener('input', function () {
                 summarize(column);
             });
