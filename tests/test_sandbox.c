@@ -98,6 +98,22 @@ static void test_command_line(void **state) {
     sandbox_command_free(&c);
 }
 
+/* A command has the limits of the interpreter also in a sandbox that sets none, as that of a user's command. */
+static void test_limits_of_a_command(void **state) {
+    (void)state;
+    SandboxCommand c = {0};
+    int status;
+    sandbox_command_shell(&c, "test $(ulimit -v) = 81920 && test $(ulimit -Hv) = 81920", 64, 80);
+    const pid_t pid = fork();
+    if (!pid) {
+        execv(c.word[0], c.word);
+        _exit(127);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    sandbox_command_free(&c);
+}
+
 /* A system call under the filter, in a child: its errno, 0 if it succeeds, or minus the signal that ended the child. */
 static int filtered(bool strict, long number, long a, long b, long c, long d) {
     SandboxFilter f;
@@ -405,6 +421,7 @@ static void test_killed_landlock(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_command_line),
+        cmocka_unit_test(test_limits_of_a_command),
         cmocka_unit_test(test_filter),
         cmocka_unit_test(test_landlock_versions),
         cmocka_unit_test_teardown(test_none, close_box),

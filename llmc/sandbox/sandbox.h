@@ -237,7 +237,7 @@ static inline bool sandbox_worker_open(Sandbox *s, SandboxWorker *w, const char 
         start.environment = environ;
         start.memory = 0;
     }
-    if (shell) sandbox_command_shell(&c, shell, s->processes);
+    if (shell) sandbox_command_shell(&c, shell, s->processes, s->o.memory);
     else sandbox_command_python(&c, s->python, runner_py(), s->processes, s->o.memory);
     start.word = c.word;
     Error why;

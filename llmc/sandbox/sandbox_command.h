@@ -101,14 +101,17 @@ static inline void sandbox_command_other(SandboxCommand *c, const char *command)
     text_free(&text);
 }
 
-/* Ends with a command for /bin/sh. processes: how many its user may have; the option of ulimit differs between shells. */
-static inline void sandbox_command_shell(SandboxCommand *c, const char *command, int64_t processes) {
-    char most[32];
+/* Ends with a command for /bin/sh and its limits. processes: how many its user may have, for which the option of ulimit differs
+ * between shells; memory: in MiB, unless the limit is lower already. */
+static inline void sandbox_command_shell(SandboxCommand *c, const char *command, int64_t processes, int64_t memory) {
+    char most[32], size[32];
     snprintf(most, sizeof most, "%lld", (long long)processes);
+    snprintf(size, sizeof size, "%lld", (long long)memory << 10);
     sandbox_command_words(
         c, (const char *const[]){"/bin/sh", "-c",
-                                 "ulimit -u \"$2\" 2>/dev/null || ulimit -p \"$2\"; exec /bin/sh -c \"$1\"", "sh",
-                                 command, most, NULL});
+                                 "ulimit -u \"$2\" 2>/dev/null || ulimit -p \"$2\"; ulimit -v \"$3\" 2>/dev/null; "
+                                 "exec /bin/sh -c \"$1\"",
+                                 "sh", command, most, size, NULL});
 }
 
 /* Ends with the interpreter, its program and its limits. processes: how many its user may have; memory: in MiB. */
