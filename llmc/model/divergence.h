@@ -30,8 +30,8 @@
 #include "config.h"        /* ModelConfig */
 #include "model.h"         /* Model, model_output_tensor, model_grad, model_weight */
 #include "transformer.h"   /* ModelOutput, model_forward, model_trunk_backward, model_head */
+#include "workspace.h"     /* work_floats, Workspace, WORK_argmax, WORK_dentropy, ... */
 #include <assert.h>
-#include "workspace.h" /* work_floats, Workspace, WORK_argmax, WORK_dentropy, ... */
 
 /* The names of TokenDivergenceKind, for an option. */
 #define TOKEN_DIVERGENCE_CHOICES "forward_kl|reverse_kl|jsd|tvd|skew_forward|skew_reverse"

@@ -398,11 +398,9 @@ static inline void teacher_close(Teacher *r) {
 
 /* What is computed of a batch: r->out, without what lists have already. */
 static inline DivergenceOutput teacher_wanted(const Teacher *r) {
-    DivergenceOutput apart = r->out;
-    if (r->apart.lists)
-        apart =
-            (DivergenceOutput){.value = r->out.value, .forward_kl = r->out.forward_kl, .reverse_kl = r->out.reverse_kl};
-    return apart;
+    const DivergenceOutput *o = &r->out;
+    if (!r->apart.lists) return *o;
+    return (DivergenceOutput){.value = o->value, .forward_kl = o->forward_kl, .reverse_kl = o->reverse_kl};
 }
 
 /* Forward pass of both models on a batch: what `out` requests of the student, at a temperature of its own, and r->out.
@@ -469,16 +467,13 @@ static inline void teacher_metrics(Metrics *m, const char *prefix, const Teacher
     } all[] = {{"distill/divergence", s->value},      {"distill/forward_kl", s->forward_kl},
                {"distill/reverse_kl", s->reverse_kl}, {"distill/agreement", s->agreement},
                {"distill/nll", -s->own_logp},         {"teacher/logp", s->logp},
-               {"teacher/entropy", s->entropy}};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+               {"teacher/entropy", s->entropy},       {"teacher/listed_mass", s->listed}};
+    const size_t count = sizeof all / sizeof *all - (s->listed <= 0); /* without lists the last one does not exist */
+    for (size_t i = 0; i < count; i++) {
         char name[160];
         snprintf(name, sizeof name, "%s%s", prefix, all[i].name);
         metrics_set(m, name, all[i].total / s->targets);
     }
-    if (s->listed <= 0) return;
-    char name[160];
-    snprintf(name, sizeof name, "%steacher/listed_mass", prefix);
-    metrics_set(m, name, s->listed / s->targets);
 }
 
 /* Ends a run whose first step shows that distillation has no effect. Call it after trainer_update(). */
