@@ -178,4 +178,25 @@ static inline uint8_t *files_noise(size_t n) {
     return data;
 }
 
+/* Checks that a file is refused, with an error that names it, if a byte of it is changed or if it ends there: at each of its first
+ * `every` bytes, and then at steps of n / parts. */
+static inline void files_refuse_damage(const uint8_t *data, size_t n, size_t every, size_t parts,
+                                       bool (*opens)(const char *path, Error *e)) {
+    Error e;
+    const char *path = files_path("broken");
+    uint8_t *broken = (uint8_t *)malloc(n);
+    memcpy(broken, data, n);
+    for (size_t at = 0; at < n; at += at < every ? 1 : n / parts) {
+        broken[at] ^= 64;
+        files_put(path, broken, n);
+        broken[at] ^= 64;
+        assert_false(opens(path, &e));
+        files_assert_error(&e, "broken");
+        files_put(path, data, at);
+        assert_false(opens(path, &e));
+        files_assert_error(&e, "broken");
+    }
+    free(broken);
+}
+
 #endif

@@ -1,6 +1,6 @@
 /* test_distill.c - distillation: the gradients of two models' divergence, and the trainers with a teacher as a user runs
  * them. Needs train_sft, train_rm, train_grpo, evaluate and data/. */
-#include "../llmc/base/error.h"            /* xmalloc, Error, xcalloc */
+#include "../llmc/base/error.h"            /* Error, xmalloc, xcalloc */
 #include "../llmc/base/io.h"               /* XXH3_64bits */
 #include "../llmc/base/random.h"           /* random_real, Random, random_start, random_below, ... */
 #include "../llmc/cpu/cpu.h"               /* backend_cpu */
@@ -15,12 +15,12 @@
 #include "../llmc/model/transformer.h"     /* model_logits, ModelOutput */
 #include "../llmc/model/workspace.h"       /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/shard.h"         /* Record, Shard, record_free, shard_close, ... */
-#include "../llmc/records/teacher_table.h" /* teacher_table_open, TeacherRow, TeacherTable, teacher_row_bytes, ... */
+#include "../llmc/records/teacher_table.h" /* teacher_table_open, TeacherTable, TeacherRow, teacher_row_bytes, ... */
 #include "../llmc/train/distiller.h"       /* DISTILL_MINILLM, DISTILL_SAMPLED, Distiller, distiller_advantages */
 #include "../llmc/train/generation.h"      /* GenerationSlice */
 #include "../llmc/train/teacher_lists.h"   /* teacher_row_of */
 #include "divergence.h"                    /* divergence_formula, divergence_softmax */
-#include "files.h"                         /* files_path, text_of, files_put, files_get */
+#include "files.h"                         /* files_path, text_of, files_put, files_get, ... */
 #include "letters.h"                       /* letters_setup */
 #include "models.h"                        /* refused, assert_near, MODELS_VOCAB, models_new, ... */
 #include "run.h"                           /* sh, metric, metric_mean, weights_gap, ... */
@@ -337,6 +337,11 @@ static void tables_belong_to_runs(void **state) {
             "the teacher's tokens must be the student's");
 }
 
+static bool opens_table(const char *path, Error *e) {
+    TeacherTable t;
+    return teacher_table_open(&t, path, e);
+}
+
 /* A file that is cut or changed at any place is refused with one line, and an impossible size takes no memory. */
 static void damaged_tables(void **state) {
     (void)state;
@@ -348,15 +353,7 @@ static void damaged_tables(void **state) {
     const size_t row = 128 + t.tokenizer_bytes + 16;
     assert_int_equal(n, row + t.table[0].targets * teacher_row_bytes(t.vocab, t.count) + 8);
     teacher_table_close(&t);
-    for (size_t at = 0; at < n; at += at < 300 ? 1 : n / 100) {
-        memcpy(broken, data, n);
-        broken[at] ^= 64;
-        files_put(files_path("broken"), broken, n);
-        assert_false(teacher_table_open(&t, files_path("broken"), &e));
-        assert_holds(e.text, "broken");
-        files_put(files_path("broken"), data, at);
-        assert_false(teacher_table_open(&t, files_path("broken"), &e));
-    }
+    files_refuse_damage(data, n, 300, 100, opens_table);
     /* with a checksum that is right again: the first row */
     static const struct {
         size_t at;

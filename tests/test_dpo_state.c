@@ -7,12 +7,17 @@
 #include "../llmc/records/ref_logps.h" /* ref_logps_read, RefLogps, ref_logps_free */
 #include "../llmc/records/shard.h"     /* Record, Shard, record_free, shard_close, ... */
 #include "dpo.h"                       /* DPO, KTO, dpo_setup, load, ... */
-#include "files.h"                     /* files_path, files_put, files_get */
+#include "files.h"                     /* files_path, files_put, files_get, files_refuse_damage */
 #include "models.h"                    /* refused, assert_near, models_teardown */
 #include "run.h"                       /* sh, assert_same_file, metric, weights_of, ... */
-#include "shell.h"                     /* assert_holds, said, run, put, ... */
+#include "shell.h"                     /* said, assert_holds, run, put, ... */
 
 /* ---- reference log-probabilities in a file --------------------------------------------------------------------- */
+
+static bool opens_logps(const char *path, Error *e) {
+    RefLogps l;
+    return ref_logps_read(&l, path, e);
+}
 
 static void a_file_stands_for_the_reference(void **state) {
     (void)state;
@@ -65,17 +70,7 @@ static void a_file_stands_for_the_reference(void **state) {
     }
     /* a damaged file is refused before any training */
     uint8_t *data = files_get(files_path("ref.logps"), &n), *broken = (uint8_t *)xmalloc(n + 4);
-    for (size_t at = 0; at < n; at += at < 100 ? 1 : n / 50) {
-        memcpy(broken, data, n);
-        broken[at] ^= 64;
-        files_put(files_path("broken"), broken, n);
-        assert_false(ref_logps_read(&l, files_path("broken"), &e));
-        assert_holds(e.text, "broken");
-    }
-    for (size_t cut = 0; cut < n; cut += cut < 100 ? 1 : n / 50) {
-        files_put(files_path("broken"), data, cut);
-        assert_false(ref_logps_read(&l, files_path("broken"), &e));
-    }
+    files_refuse_damage(data, n, 100, 50, opens_logps);
     memcpy(broken, data, n);
     memset(broken + n, 0, 4);
     files_put(files_path("broken"), broken, n + 4);
