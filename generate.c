@@ -61,7 +61,7 @@
 #include "llmc/base/options.h"          /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
 #include "llmc/base/program.h"          /* program_stopping, program_bytes, program_start */
 #include "llmc/base/terminal.h"         /* terminal_escapes */
-#include "llmc/base/text.h"             /* TokenList, TextBuffer, text_free, token_list_append, ... */
+#include "llmc/base/text.h"             /* TokenList, TextBuffer, text_free, token_list_extend, ... */
 #include "llmc/device.h"                /* DTYPE_AUTO */
 #include "llmc/judge/judge.h"           /* Judge, judge_close */
 #include "llmc/judge/judge_options.h"   /* JUDGE_OPTIONS, JudgeOptions, judge_defaults */
@@ -80,7 +80,7 @@
 #include "llmc/rollout/sequence.h"      /* Sequence, sequence_free, sequence_new, sequence_set */
 #include "llmc/rollout/step_rollouts.h" /* StepSolution, StepRollouts, step_rollouts */
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
-#include "llmc/rollout/trajectory.h"    /* STOP_COMPLETED, trajectory_stop_name */
+#include "llmc/rollout/trajectory.h"    /* STOP_COMPLETED */
 #include "llmc/tools/code_tool.h"       /* CodeToolOptions */
 #include "llmc/tools/tool_format.h"     /* tool_format_free, tool_format_of, tool_format_open */
 #if __has_include(<microhttpd.h>)
@@ -88,7 +88,7 @@
 #include "llmc/serve/http.h"    /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */
 #include "llmc/serve/request.h" /* ServeModel */
 #endif
-#include "llmc/terminal/answer.h"       /* AnswerEnd, AnswerTurns, answer_run, answer_turns_close, ... */
+#include "llmc/terminal/answer.h"       /* AnswerEnd, AnswerTurns, answer_run, answer_tell_end, ... */
 #include "llmc/terminal/chat.h"         /* Chat, chat_check_text, chat_close, chat_open, ... */
 #include "llmc/terminal/conversation.h" /* conversation_prompt */
 #include "llmc/terminal/printer.h"      /* printer_tokens, Printer, printer_end, printer_open */
@@ -260,9 +260,7 @@ static void one_prompt_with_tools(const TokenList *ids, const PromptText *what) 
     if (o.echo && !printer_tokens(&t.printer, ids->ids, ids->count, true, &e)) die("%s", e.text);
     if (!answer_turns_run(&t, &engine, &q, &e)) die("%s", e.text);
     if (t.stopped) die("stopped by a signal after %lld tokens", (long long)t.drawn);
-    if (o.verbose || c.trajectory->stop != STOP_COMPLETED)
-        fprintf(stderr, "[%s after %d turns, %lld tokens drawn]\n", trajectory_stop_name(c.trajectory->stop),
-                c.trajectory->turns, (long long)t.drawn);
+    if (o.verbose || c.trajectory->stop != STOP_COMPLETED) answer_tell_end(&t, c.trajectory, NULL);
     completion_free(&c);
     answer_turns_close(&t);
     rollout_free(&engine);
@@ -339,7 +337,7 @@ static void add_shard(Items *items, const Shard *s) {
         snprintf(where, sizeof where, "%.250s: record %lld", s->name, (long long)i);
         const Jsonl at = {.name = where};
         if (o.template && !encode_asked(items, &at, row, &e)) die("%s", e.text);
-        for (int32_t k = 0; k < r.count && !o.template; k++) token_list_append(&items->ids, r.tokens[k]);
+        if (!o.template) token_list_extend(&items->ids, r.tokens, r.count);
         if (!items_add(items, row, &e)) die("%s: %s", where, e.text);
         items_what(items, r.text, r.task, r.answer, r.fields);
     }
@@ -677,7 +675,7 @@ static void read_steps(const Items *items, int64_t i, RowSteps *r) {
     const size_t gap = strlen(o.separator);
     if (!text || !*text) die("row %lld: it has no completion whose steps could be labelled", (long long)i + 1);
     *r = (RowSteps){.texts = json_array()};
-    for (int64_t k = items->start[i]; k < items->start[i + 1]; k++) token_list_append(&r->ids, items->ids.ids[k]);
+    token_list_extend(&r->ids, items->ids.ids + items->start[i], (int32_t)(items->start[i + 1] - items->start[i]));
     for (const char *at = text; *at;) {
         const char *end = strstr(at, o.separator);
         while (end && end[gap] && !strncmp(end + gap, o.separator, gap)) end += gap;

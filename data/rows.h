@@ -589,7 +589,7 @@ static inline bool row_append_answer(Rows *r, const Jsonl *j, json_t *row, const
     while (end > before && ok && !mask[end - 1]) end--;
     *length = end - before;
     if (ok && *length < 1) ok = jsonl_error(j, NULL, e, "has a completion without an assistant message");
-    for (int32_t i = before; ok && i < end; i++) token_list_append(&r->ids, ids.ids[i]);
+    if (ok) token_list_extend(&r->ids, ids.ids + before, end - before);
     row_messages_free(&all);
     token_list_free(&ids);
     free(mask);

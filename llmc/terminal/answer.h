@@ -18,14 +18,14 @@
 #ifndef LLMC_TERMINAL_ANSWER_H
 #define LLMC_TERMINAL_ANSWER_H
 
-#include "../base/error.h"         /* Error */
+#include "../base/error.h"         /* Error, PLURAL */
 #include "../base/program.h"       /* program_stopping */
 #include "../base/terminal.h"      /* terminal_colors */
 #include "../base/text.h"          /* TextBuffer, TokenList, text_free, token_list_append, ... */
 #include "../rollout/rollout.h"    /* RolloutTurns, Sampling, RolloutSample, Completion, ... */
 #include "../rollout/sequence.h"   /* Sequence, sequence_draw */
 #include "../rollout/stop_text.h"  /* stop_text_cut, stop_text_longest */
-#include "../rollout/trajectory.h" /* STOP_INTERRUPTED */
+#include "../rollout/trajectory.h" /* STOP_INTERRUPTED, Trajectory, trajectory_stop_name */
 #include "../text/text_stream.h"   /* text_stream_cut */
 #include "../text/tokenizer.h"     /* tokenizer_decode_more, Tokenizer */
 #include "printer.h"               /* printer_flush, Printer, printer_end, printer_open, ... */
@@ -158,8 +158,13 @@ static inline void answer_turns_close(AnswerTurns *t) {
     token_list_free(&t->turn);
 }
 
-/* The sampling of answer_turns_run(). A result of a tool is looked for again and again, so that a signal need not wait for it.
- */
+/* Prints on standard error how an answer ended. why: the reason of a tool that failed, or NULL. */
+static inline void answer_tell_end(const AnswerTurns *t, const Trajectory *y, const char *why) {
+    fprintf(stderr, "[%s after %d turn%s, %lld token%s drawn%s%s]\n", trajectory_stop_name(y->stop), y->turns,
+            PLURAL(y->turns), (long long)t->drawn, PLURAL(t->drawn), why ? ": " : "", why ? why : "");
+}
+
+/* The sampling of answer_turns_run(). Results of tools are polled, so that a signal need not wait for one. */
 static inline bool answer_turns_draw(AnswerTurns *t, Rollout *r, RolloutRequest *q, Error *e) {
     const struct timespec pause = {.tv_nsec = 2000000};
     int64_t next = 0;

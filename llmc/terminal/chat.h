@@ -14,7 +14,7 @@
 #ifndef LLMC_TERMINAL_CHAT_H
 #define LLMC_TERMINAL_CHAT_H
 
-#include "../base/error.h"         /* Error, error_set, PLURAL, xrealloc */
+#include "../base/error.h"         /* Error, error_set, xrealloc */
 #include "../base/line_editor.h"   /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "../base/options.h"       /* option_choice_index */
 #include "../base/program.h"       /* program_signal, program_stopping, program_on_signal */
@@ -25,9 +25,9 @@
 #include "../rollout/prompts.h"    /* PromptText */
 #include "../rollout/rollout.h"    /* Completion, Rollout, RolloutRequest, Sampling, ... */
 #include "../rollout/sequence.h"   /* Sequence, sequence_free, sequence_new, sequence_set */
-#include "../rollout/trajectory.h" /* STOP_TOOL_FAILED, STOP_COMPLETED, Trajectory, trajectory_stop_name */
+#include "../rollout/trajectory.h" /* STOP_TOOL_FAILED, STOP_COMPLETED, Trajectory */
 #include "../text/chat.h"          /* chat_find_section */
-#include "answer.h"                /* AnswerTurns, AnswerEnd, answer_run, answer_turns_close, ... */
+#include "answer.h"                /* AnswerTurns, AnswerEnd, answer_run, answer_tell_end, ... */
 #include "conversation.h"          /* Conversation, conversation_remove, conversation_add, conversation_system, ... */
 #include "printer.h"               /* Printer, printer_end, printer_open */
 
@@ -122,12 +122,9 @@ static inline void chat_keep(Chat *c, const Completion *got) {
 }
 
 /* Says why an answer ended if the model did not complete it. */
-static inline void chat_tell_end(Chat *c, const AnswerTurns *a, const Trajectory *y) {
+static inline void chat_tell_end(const Chat *c, const AnswerTurns *a, const Trajectory *y) {
     if (chat_was_stopped() || y->stop == STOP_COMPLETED) return;
-    fprintf(stderr, "[%s after %d turn%s, %lld token%s drawn", trajectory_stop_name(y->stop), y->turns,
-            PLURAL(y->turns), (long long)a->drawn, PLURAL(a->drawn));
-    if (y->stop == STOP_TOOL_FAILED) fprintf(stderr, ": %s", c->episodes->programs.why.text);
-    fputs("]\n", stderr);
+    answer_tell_end(a, y, y->stop == STOP_TOOL_FAILED ? c->episodes->programs.why.text : NULL);
 }
 
 /* Samples an answer whose turns may call tools, prints it and adds it to the conversation. A tool that fails ends the answer,
