@@ -111,10 +111,10 @@ static inline void evaluator_begin_file(Evaluator *ev, const char *name) {
     fprintf(stderr, "%s:\n", name);
 }
 
-/* Ends them. */
+/* Adds the figures of that file to the list of all files. */
 static inline void evaluator_end_file(Evaluator *ev, json_t *files) { json_array_append_new(files, ev->result); }
 
-/* Goes on with the figures of all files. */
+/* Begins the figures of all files together; `files` has those of each. */
 static inline void evaluator_begin_all(Evaluator *ev, json_t *all, json_t *files) {
     ev->result = all;
     json_object_set_new(ev->result, "files", files);

@@ -81,7 +81,7 @@ static inline void figures_table(const char *name, const Evaluation *v, bool rew
     }
 }
 
-/* Reports how the judge did. */
+/* Reports the statistics of the judge. */
 static inline void figures_judge(Evaluator *ev, const Judge *j) {
     TextBuffer figures = {0};
     judge_figures_text(&j->sums, &figures);

@@ -59,7 +59,7 @@ static inline bool option_ranking_write(Evaluator *ev, Writer *out, const Rankin
     return ok;
 }
 
-/* What stands between a prompt and an option: a space, as in lm-evaluation-harness, unless the chat template has a text
+/* The text between a prompt and an option: a space, as in lm-evaluation-harness, unless the chat template has a text
  * there. */
 static inline const char *option_ranking_delimiter(Evaluator *ev) {
     const bool text = ev->model.text.has_template && !ev->model.text.chat.model;

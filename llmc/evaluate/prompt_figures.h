@@ -48,7 +48,7 @@ static inline json_t *figures_of_group(const void *tasks, const Groups *g, int g
     return figures;
 }
 
-/* What draws the completions. */
+/* The sampling engine, and what it computes of the completions. */
 typedef struct PromptEngine {
     Rollout rollout;
     Episodes episodes;

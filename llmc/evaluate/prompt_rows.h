@@ -13,7 +13,7 @@
 #include "../rollout/prompts.h"   /* Prompts, PromptText, prompts_close, prompts_length, ... */
 #include "evaluator.h"            /* Evaluator, evaluator_count */
 
-/* Reads the prompts of a shard, which goes on belonging to the caller. Those of more than `limit` tokens are left out. */
+/* Reads the prompts of a shard, which the caller still owns. Prompts of more than `limit` tokens are left out. */
 static inline void prompt_rows_read(Prompts *p, const Shard *s, int32_t limit) {
     Error e;
     *p = (Prompts){.shard = *s};

@@ -1,4 +1,4 @@
-/* test_audit.h - --audit-tests: prompts of the task code with tests that a program passes which solves nothing.
+/* test_audit.h - --audit-tests: prompts of the task code whose tests are passed by a program that solves nothing.
  *
  *     evaluate_tests(&ev, &shard);
  */
