@@ -707,6 +707,7 @@ static void bad_input(void **state) {
     refused(2, "./evaluate -c $T/random.bin", "-i/--input is required");
     refused(2, "./evaluate -c $T/random.bin -i x y", "y: unexpected argument");
     refused(2, "./evaluate -c - -i - < /dev/null", "only one of them can be standard input");
+    refused(2, "./evaluate --judge - -i - < /dev/null", "only one of them can be standard input");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --reward nonsense", "reward 'nonsense': unknown");
     refused(2, "./evaluate -c $T/random.bin -i $T/tasks.shard --num-samples 0 --reward verify",
             "no samples to choose from");

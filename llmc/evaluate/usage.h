@@ -25,9 +25,10 @@ static inline void check_usage(Evaluator *ev) {
     Error e;
     if (!inputs_open(&ev->inputs, "-i/--input", &o->inputs, &e) || !inputs_whole(&ev->inputs, "-i/--input", false, &e))
         usage_error("%s", e.text);
-    const char *const files[] = {o->m.checkpoint, ev->inputs.count ? ev->inputs.path[0] : NULL, o->reward_model};
+    const char *const files[] = {o->m.checkpoint, ev->inputs.count ? ev->inputs.path[0] : NULL, o->reward_model,
+                                 o->judge.file};
     int pipes = 0;
-    for (int i = 0; i < 3; i++) pipes += files[i] && !strcmp(files[i], "-");
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) pipes += files[i] && !strcmp(files[i], "-");
     if (!o->m.checkpoint && !o->reward_model && !o->audit && !judge_given(&o->judge))
         usage_error("-c/--checkpoint is required (or --reward-model, --judge, or --audit-tests)");
     if (o->audit && (o->m.checkpoint || o->reward_model))
@@ -36,7 +37,7 @@ static inline void check_usage(Evaluator *ev) {
     for (int i = 0; ev->inputs.count > 1 && i < ev->inputs.count; i++)
         if (!strcmp(ev->inputs.path[i], "-")) usage_error("-i/--input: standard input cannot be one of several files");
     if (ev->inputs.count > 1 && o->reference) usage_error("--reference: compares two models on one file; give -i once");
-    if (pipes > 1) usage_error("-c, -i, --reward-model: only one of them can be standard input");
+    if (pipes > 1) usage_error("-c, -i, --reward-model, --judge: only one of them can be standard input");
     const struct {
         const char *option, *path;
     } out[] = {
