@@ -279,7 +279,7 @@ static inline void row_instances(RowLine *l, RowWorker *w, bool any, uint64_t se
     Jsonl *j = &w->line;
     json_t *task = j->row;
     const size_t count = super_ni_count(task);
-    int64_t left = -1;
+    int64_t left = r->super_ni->per_task;
     if (!count) {
         const json_t *list = json_object_get(task, "Instances");
         jsonl_error(j, "Instances", &e, "is %s, expected a list of instances",

@@ -812,11 +812,11 @@ static void show_targets(const TeacherTable *f, int k, TableTarget *t) {
         if (o.json) print_target_json(k, i, t);
         else print_target(i, t);
     }
+    if (!o.stats || o.json) return;
     const double n = (double)count;
-    if (o.stats && !o.json)
-        print_title("-- all %lld targets: log-probability %.4f, entropy %.4f, not listed %.3g", (long long)count,
-                    logp / n, entropy / n, rest / n);
-    if (o.stats && !o.json) putchar('\n');
+    print_title("-- all %lld targets: log-probability %.4f, entropy %.4f, not listed %.3g", (long long)count, logp / n,
+                entropy / n, rest / n);
+    putchar('\n');
 }
 
 static void show_teacher(Reader *in) {

@@ -203,11 +203,10 @@ static inline json_t *super_ni_row(const SuperNi *o, const Tokenizer *t, const J
 }
 
 /* Whether instance i of `count` is one of the --max-num-instances-per-task that are kept: these are drawn by the seed and the
- * task's line, and stay in their order. left: how many are still to be kept; begin with -1. */
+ * task's line, and stay in their order. left: how many are still to be kept; begin with o->per_task. */
 static inline bool super_ni_keeps(const SuperNi *o, const Jsonl *j, size_t i, size_t count, int64_t *left) {
-    Random random = {o->seed, RANDOM_WORDING, ((((uint64_t)j->line << 32) + i) << 8) + 128};
     if (!o->per_task) return true;
-    if (*left < 0) *left = o->per_task;
+    Random random = {o->seed, RANDOM_WORDING, ((((uint64_t)j->line << 32) + i) << 8) + 128};
     if (random_below(&random, count - i) >= (uint64_t)*left) return false; /* selection sampling (Knuth 3.4.2, S) */
     --*left;
     return true;
