@@ -547,6 +547,8 @@ static bool train_online(Run *r) {
         trainer_update(t, stats.loss);
         t->trained += (int64_t)stats.tokens;
         preference_reference_sync(&r->reference);
+        generation_save(g);
+        trainer_settled(t);
 
         if (stats.records > 0) preference_report(&t->metrics, "", &o.l, &stats, 0);
         online_log(p, &judged, &o.l.pair, &stats.pair);
@@ -556,7 +558,6 @@ static bool train_online(Run *r) {
                     judged.length, judged.length * 2 * p->count / (g->gen_seconds + 1e-9));
         dump_rollouts(r);
         online_forget(p);
-        generation_save(g);
         stopped = trainer_should_stop(t, 1);
     }
     rollout_dump_say(&r->dump);

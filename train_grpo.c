@@ -618,8 +618,8 @@ static bool train(Run *r) {
             const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
             if (i) trainer_begin_step(t);
-            const bool last = t->step + 1 == t->steps;
-            rollout_dump_begin(&r->dump, &r->loss, r->advantage + at, size, last || i == steps - 1 ? t->step + 1 : -1);
+            const bool last = t->step + 1 == t->steps, ends = last || i == steps - 1; /* the generation */
+            rollout_dump_begin(&r->dump, &r->loss, r->advantage + at, size, ends ? t->step + 1 : -1);
             dumped = at;
             const double start = clock_seconds();
             const double loss = update_step(r, at, at + size, &stats);
@@ -627,9 +627,14 @@ static bool train(Run *r) {
             const double divergence = r->distiller.stats.value / r->distiller.stats.targets;
             if (!i) log_rewards(r, &advantages);
             log_policy(r, &stats);
-            if (last || i == steps - 1) log_kl(r, advantages.reward);
-            if (g->engine.turns && rewarded() && (last || i == steps - 1))
+            if (ends) log_kl(r, advantages.reward);
+            if (g->engine.turns && rewarded() && ends)
                 credit_log_right(&r->credit, g, &t->model, &r->work, on_policy() ? g->logp : g->old_logp, r->advantage);
+            if (ends) {
+                kl_control_update(&r->beta, r->kl / r->kl_completions, r->g.completions);
+                save_counters(r);
+                trainer_settled(t);
+            }
             if (o.g.val.count && (last || (i == steps - 1 && (generation + 1) % o.g.eval_steps == 0)))
                 after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "%s %.3f | length %.1f | entropy %.3f | %.0f tok/s",
@@ -638,10 +643,8 @@ static bool train(Run *r) {
                         stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
                         g->offset[n] / (g->gen_seconds + 1e-9));
         }
-        kl_control_update(&r->beta, r->kl / r->kl_completions, r->g.completions);
         rollout_dump_step(&r->dump, dumped, dumped + g->completions / (int32_t)o.steps_per_generation, &values);
         generation_forget(g, 0);
-        save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
     }
     rollout_dump_say(&r->dump);

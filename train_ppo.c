@@ -415,10 +415,11 @@ static void compute_advantages(Run *r) {
         for (int32_t t = at; t < at + T; t++) r->target[t] += r->old_value[t];
         gae_of(r, i, gae_length_lambda(o.lambda, o.length_lambda, T), r->advantage);
     }
-    if (o.algo == REINFORCE && !o.baseline) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
+    const bool others = o.algo == REINFORCE && !o.baseline;
+    if (others) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
     if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
     if (o.algo == REMAX) memcpy(r->baseline, r->greedy, (size_t)n * sizeof *r->baseline);
-    if ((o.algo == REINFORCE && !o.baseline) || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX) {
+    if (others || o.algo == REINFORCE_PP_BASELINE || o.algo == REMAX) {
         for (int32_t i = 0; i < n; i++) {
             const int32_t at = g->offset[i];
             subtract_baseline(r->advantage + at, g->offset[i + 1] - at, r->baseline[i], r->advantage + at);
@@ -946,6 +947,8 @@ static bool train(Run *r) {
         log_generation(r, &m, &stats);
         kl_control_update(&r->beta, m.kl, g->completions);
         r->generation++;
+        save_counters(r);
+        trainer_settled(t);
         if (o.g.val.count && (t->step == t->steps || r->generation % o.g.eval_steps == 0))
             after = generation_evaluate(g, NULL);
         char gold[40] = "";
@@ -955,7 +958,6 @@ static bool train(Run *r) {
                     g->offset[g->completions] / (g->gen_seconds + 1e-9));
         dump_rollouts(r);
         generation_forget(g, 0);
-        save_counters(r);
         stopped = trainer_should_stop(t, t->step - first);
     }
     rollout_dump_say(&r->dump);

@@ -401,18 +401,19 @@ static void resumes_until_a_signal(const char *output_and_options) {
     assert_holds(said, "stopped by a signal after step ");
 }
 
-/* A long run in which rank `which` gets a signal after some steps. Sets `said` to what the ranks printed: into a file, because
+/* A long run of a trainer in which rank `which` gets a signal a moment after some steps. Sets `said` to what the ranks printed: into a file, because
  * mpirun may end before it has forwarded the last lines. grace: the seconds after which mpirun, when a rank has died, kills
  * the others, which on a busy machine need several to notice it and to report it. */
-static void loses_a_rank(int signal, int which, int ranks, int grace, const char *options) {
+static void loses_a_rank(int signal, int which, int ranks, int grace, int steps, const char *trainer) {
     char command[1000];
     unlink(files_path("lost.jsonl")), unlink(files_path("lost.state")), unlink(files_path("ranks.err"));
     snprintf(command, sizeof command,
-             "mpirun --mca odls_base_sigkill_timeout %d --oversubscribe --bind-to none -n %d sh -c 'exec " SFT
-             "-x 100000 --state $T/lost.state --metrics $T/lost.jsonl %s 2>>$T/ranks.err'",
-             grace, ranks, options);
+             "mpirun --mca odls_base_sigkill_timeout %d --oversubscribe --bind-to none -n %d sh -c 'exec %s "
+             "--state $T/lost.state --metrics $T/lost.jsonl 2>>$T/ranks.err'",
+             grace, ranks, trainer);
     const pid_t launcher = run_start(command);
-    run_until(files_path("lost.jsonl"), 5);
+    run_until(files_path("lost.jsonl"), steps);
+    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
     kill(rank_of(launcher, which), signal);
     const time_t then = time(NULL);
     assert_true(run_wait(launcher, 120) != 0);
@@ -422,9 +423,9 @@ static void loses_a_rank(int signal, int which, int ranks, int grace, const char
 }
 
 /* The same of ranks that share the moments: the last good state remains. */
-static void leaves_the_last_state(int signal, int which, int ranks, const char *options, const char *part) {
+static void leaves_the_last_state(int signal, int which, int ranks, const char *trainer, const char *part) {
     put("kept", "earlier");
-    loses_a_rank(signal, which, ranks, signal == SIGKILL ? 10 : 2, options);
+    loses_a_rank(signal, which, ranks, signal == SIGKILL ? 10 : 2, 5, trainer);
     /* one rank reports it, once; on a busy machine another rank may report it instead */
     assert_in_range(times_said("train_sft: "), 1, (uintmax_t)ranks - 1);
     assert_holds(said, part);
@@ -435,7 +436,7 @@ static void leaves_the_last_state(int signal, int which, int ranks, const char *
     /* the last good state is complete */
     resumes_until_a_signal("$T/after.bin --max-bad-steps 0 --best $T/best.bin");
 }
-#define ZERO "-o $T/kept --save-steps 2 --zero 1 "
+#define ZERO SFT "-x 100000 -o $T/kept --save-steps 2 --zero 1 "
 
 static void a_rank_that_dies_ends_the_run(void **state) {
     NEEDS_MPI();
@@ -451,12 +452,21 @@ static void a_rank_that_hangs_ends_the_run(void **state) {
 /* Without --zero, rank 0 has everything that the state needs, and writes it, and why the run failed, before the end. */
 static void a_lost_rank_leaves_the_state(void **state) {
     NEEDS_MPI();
-    loses_a_rank(SIGKILL, 1, 2, 10, "-o $T/lost.bin --dist-timeout 20");
+    loses_a_rank(SIGKILL, 1, 2, 10, 5, SFT "-x 100000 -o $T/lost.bin --dist-timeout 20");
     assert_holds(said, "state written to ");
     assert_holds(said, "rank 1 of 2 (process ");
     run(0,
         "tail -n 1 $T/lost.jsonl | grep '^{\"record\":\"end\".*\"status\":\"failed\".*\"reason\":\"rank 1 of 2 (process '");
     resumes_until_a_signal("$T/lost.bin");
+}
+
+/* The same in the evaluation of an RL trainer, which takes most of its time. */
+static void a_rank_lost_in_evaluation(void **state) {
+    NEEDS_MPI();
+    loses_a_rank(SIGKILL, 1, 2, 5, 1,
+                 GRPO "--eval-steps 1 --eval-samples 512 -x 1000 -o $T/lost.bin --dist-timeout 20");
+    assert_holds(said, "state written to ");
+    assert_holds(said, "rank 1 of 2 (process ");
 }
 
 /* Rank 1 has another file than rank 0, in the place of each input. */
@@ -573,6 +583,7 @@ int main(void) {
                                        cmocka_unit_test(a_rank_that_dies_ends_the_run),
                                        cmocka_unit_test(a_rank_that_hangs_ends_the_run),
                                        cmocka_unit_test(a_lost_rank_leaves_the_state),
+                                       cmocka_unit_test(a_rank_lost_in_evaluation),
                                        cmocka_unit_test(files_that_differ_between_ranks),
                                        cmocka_unit_test(ranks_that_do_not_start),
                                        cmocka_unit_test(a_signal_on_any_rank_stops_all),

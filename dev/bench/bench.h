@@ -32,14 +32,14 @@ static inline double bench_peak(Dtype dtype) {
 
 enum { BENCH_ARRAY = 64 << 20 }; /* floats */
 
-/* Read bandwidth in GB/s: all threads sum a large array. */
-static inline double bench_read_bandwidth(void) {
+/* Read bandwidth in GB/s by this clock: all threads sum a large array. */
+static inline double bench_read_bandwidth_by(double (*seconds)(void)) {
     float *x = (float *)xmalloc(BENCH_ARRAY * sizeof *x);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < BENCH_ARRAY; i++) x[i] = 1;
     double best = 0;
     for (int repeat = 0; repeat < 5; repeat++) {
-        const double start = clock_seconds();
+        const double start = seconds();
         float total = 0;
 #pragma omp parallel for reduction(+ : total) schedule(static)
         for (size_t i = 0; i < BENCH_ARRAY; i += 4096) {
@@ -48,12 +48,14 @@ static inline double bench_read_bandwidth(void) {
                 for (int k = 0; k < 4; k++) sum[k] += *(const CpuVec *)(x + i + j + k * CPU_VEC);
             total += ((sum[0] + sum[1]) + (sum[2] + sum[3]))[0];
         }
-        const double rate = BENCH_ARRAY * sizeof *x / (clock_seconds() - start) * 1e-9;
+        const double rate = BENCH_ARRAY * sizeof *x / (seconds() - start) * 1e-9;
         if (total != 0 && rate > best) best = rate;
     }
     free(x);
     return best;
 }
+
+static inline double bench_read_bandwidth(void) { return bench_read_bandwidth_by(clock_seconds); }
 
 /* Copy bandwidth in GB/s: all threads compute y = 2 x on large arrays with ordinary stores. Bytes read and written both
  * count. The processor also reads y before it writes it, which does not count. */

@@ -35,28 +35,6 @@ static double processor_seconds(void) {
     return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / omp_get_max_threads();
 }
 
-static double rate_read(void) { /* as bench_read_bandwidth(), by the processor's time */
-    const size_t n = 32 << 20;
-    float *x = (float *)xmalloc(n * sizeof *x), total = 0;
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i++) x[i] = 1;
-    double best = 0;
-    for (int repeat = 0; repeat < 7; repeat++) {
-        const double start = processor_seconds();
-#pragma omp parallel for reduction(+ : total) schedule(static)
-        for (size_t i = 0; i < n; i += 4096) {
-            CpuVec sum[4] = {{0}};
-            for (size_t j = 0; j < 4096; j += 4 * CPU_VEC)
-                for (int k = 0; k < 4; k++) sum[k] += *(const CpuVec *)(x + i + j + k * CPU_VEC);
-            total += ((sum[0] + sum[1]) + (sum[2] + sum[3]))[0];
-        }
-        const double rate = (double)(n * sizeof *x) / (processor_seconds() - start);
-        if (total != 0 && rate > best) best = rate;
-    }
-    free(x);
-    return best;
-}
-
 static void *random_blocks(QuantType type, size_t n) {
     const size_t bytes = quant_bytes(type, n);
     uint32_t *b = (uint32_t *)xmalloc(bytes + 4), state = 1;
@@ -109,7 +87,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     if (o.in % QUANT_SUPER) usage_error("--in must be a multiple of %d", QUANT_SUPER);
     if (!cpu_open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
-    const double peak = cpu_peak(d), bandwidth = rate_read();
+    const double peak = cpu_peak(d), bandwidth = 1e9 * bench_read_bandwidth_by(processor_seconds);
     printf("%d threads, %lld x %lld: peak %.0f GFLOP/s, read bandwidth %.1f GB/s\n", omp_get_max_threads(),
            (long long)o.out, (long long)o.in, 1e-9 * peak, 1e-9 * bandwidth);
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
