@@ -7,6 +7,10 @@
 #   rm, rm-bf16               6 layers, width 384, 8 pairs, prompts of 256, completions of 16 to 96 tokens: TRL's RewardTrainer
 #   dpo, dpo-bf16             the same pairs, a reference model on both sides: TRL's DPOTrainer
 #   rloo, rloo-bf16           the same model and samples with a reference model: TRL's RLOOTrainer
+#   train-smollm2             train with SmolLM2-135M's shape; train-smollm2-bf16 likewise
+#   lora-smollm2              the same step for adapters of rank 16: PEFT; lora-smollm2-bf16 likewise
+#   generate-smollm2          generate with SmolLM2-135M's shape; generate-smollm2-bf16 likewise
+#   grpo-smollm2              grpo with SmolLM2-135M's shape, 4 prompts x 8 samples; grpo-smollm2-bf16 likewise
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -20,13 +24,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 threads=${OMP_NUM_THREADS:-$(nproc)}
 
-peer() {
+python() {
     if [ ! -x "$venv/bin/python" ]; then
         echo "compare.sh: creating $venv from dev/requirements.txt" >&2
         python3 -m venv "$venv" && "$venv/bin/pip" install -q -r dev/requirements.txt >&2
     fi
-    "$venv/bin/python" "$@" --threads "$threads" 2>"$work/peer.log" | tail -n 1 || { cat "$work/peer.log" >&2; exit 1; }
+    "$venv/bin/python" "$@" 2>"$work/peer.log" || { cat "$work/peer.log" >&2; exit 1; }
 }
+
+peer() { python "$@" --threads "$threads" >"$work/peer.out" && tail -n 1 "$work/peer.out"; }
 
 field() { printf '%s' "$1" | sed -n "s/.*\"$2\": *\([0-9.eE+-]*\).*/\1/p"; }
 
@@ -63,13 +69,22 @@ pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
 }
 
 # Runs train_grpo or train_ppo with RLOO. The shard has no tokenizer and so no stop token: every sample has the full length.
+sampled() { # VOCABULARY PROMPTS PROGRAM OPTION...
+    vocab=$1 prompts=$2
+    shift 2
+    build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab "$vocab" 2>/dev/null
+    trainer "$@" -i "$work/prompts.shard" --reward random --num-prompts "$prompts" --num-generations 8 \
+        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 2048
+}
 steps() { # DTYPE PROGRAM [OPTION...]
     dtype=$1
     shift
-    build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab 260 2>/dev/null
-    trainer "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128 \
-        -i "$work/prompts.shard" --reward random --num-prompts 8 --num-generations 8 \
-        --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 2048
+    sampled 260 8 "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128
+}
+
+# Both sides begin with the model of the same folder.
+smollm2() {
+    [ -e "$work/smollm2" ] || python dev/peers/peer_folder.py "$work/smollm2"
 }
 
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
@@ -102,8 +117,28 @@ for topic in "$@"; do
         case $topic in *-bf16) theirs=$(peer dev/peers/peer_grpo.py --algo rloo --dtype bfloat16) ;; *) theirs=$(peer dev/peers/peer_grpo.py --algo rloo) ;; esac
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
-    tokenizer) "$venv/bin/python" dev/bench/bench_tokenizer.py ;;
-    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 tokenizer ;;
+    train-smollm2 | train-smollm2-bf16 | lora-smollm2 | lora-smollm2-bf16)
+        smollm2
+        case $topic in lora-*) rank="--lora-rank 16" ;; *) rank= ;; esac
+        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
+        rate "$topic" "$(build/bench_train --model smollm2-135m $rank --dtype $ours 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_train.py --model "$work/smollm2" $rank --dtype $theirs)" ;;
+    generate-smollm2 | generate-smollm2-bf16)
+        smollm2
+        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
+        rate "$topic" "$(build/bench_decode --model smollm2-135m --no-single --dtype $ours 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_generate.py --model "$work/smollm2" --dtype $theirs)" ;;
+    grpo-smollm2 | grpo-smollm2-bf16)
+        smollm2
+        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
+        ours=$(sampled 49150 4 ./train_grpo -c "$work/smollm2" --dtype $ours)
+        theirs=$(peer dev/peers/peer_grpo.py --model "$work/smollm2" --prompts 4 --dtype $theirs)
+        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+            "$(field "$theirs" peak_rss_mib)" ;;
+    tokenizer) python dev/bench/bench_tokenizer.py ;;
+    all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 train-smollm2 \
+        train-smollm2-bf16 lora-smollm2 lora-smollm2-bf16 generate-smollm2 generate-smollm2-bf16 grpo-smollm2 grpo-smollm2-bf16 \
+        tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run compare.sh without arguments for the list" >&2 && exit 2 ;;
     esac
 done

@@ -1,8 +1,9 @@
 """Benchmark of transformers' generate, the peer of bench_decode: GPT-2 124M, 32 sequences, 32 + 64 tokens, sampled.
 
-    pip install -r dev/requirements.txt && python dev/peers/peer_generate.py [--dtype float32|bfloat16] [--threads 2]
+    pip install -r dev/requirements.txt
+    python dev/peers/peer_generate.py [--dtype float32|bfloat16] [--threads 2] [--model FOLDER]
 
-Random weights, random prompts, with KV cache and without an end token, so every sequence has the full length.
+Random weights, or the model of a folder (peer_folder.py makes one), random prompts, with KV cache and without an end token, so every sequence has the full length.
 Prints one JSON line: new tokens/s of the median run, peak resident memory in MiB.
 """
 
@@ -23,6 +24,7 @@ parser.add_argument("--layers", type=int, default=12)
 parser.add_argument("--heads", type=int, default=12)
 parser.add_argument("--width", type=int, default=768)
 parser.add_argument("--vocab", type=int, default=50257)
+parser.add_argument("--model", help="folder of the model, in place of GPT-2 with --layers, --heads, --width and --vocab")
 parser.add_argument("--greedy", action="store_true")
 parser.add_argument("--runs", type=int, default=2, help="timed runs, after a short untimed run")
 o = parser.parse_args()
@@ -30,14 +32,18 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(o.threads), TOKENIZERS
 
 import torch
 import transformers
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(o.threads)
 torch.manual_seed(1)
-model = GPT2LMHeadModel(GPT2Config(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads,
-                                   bos_token_id=None, eos_token_id=None)).to(getattr(torch, o.dtype)).eval()
-prompts = torch.randint(o.vocab, (o.sequences, o.prompt))
+if o.model:
+    model = AutoModelForCausalLM.from_pretrained(o.model)
+else:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=o.vocab, n_embd=o.width, n_layer=o.layers, n_head=o.heads,
+                                       bos_token_id=None, eos_token_id=None))
+model = model.to(getattr(torch, o.dtype)).eval()
+prompts = torch.randint(model.config.vocab_size, (o.sequences, o.prompt))
 
 
 def run(new):
