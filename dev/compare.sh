@@ -9,6 +9,8 @@
 #   rloo, rloo-bf16           the same model and samples with a reference model: TRL's RLOOTrainer
 #   train-smollm2             train with SmolLM2-135M's shape; train-smollm2-bf16 likewise
 #   lora-smollm2              the same step for adapters of rank 16: PEFT; lora-smollm2-bf16 likewise
+#   sft-smollm2               SmolLM2-135M's shape, 4 rows of a prompt and a completion: TRL's SFTTrainer; sft-smollm2-bf16
+#                             likewise, and sft-lora-smollm2 and sft-lora-smollm2-bf16 for adapters of rank 16
 #   generate-smollm2          generate with SmolLM2-135M's shape; generate-smollm2-bf16 likewise
 #   grpo-smollm2              grpo with SmolLM2-135M's shape, 4 prompts x 8 samples; grpo-smollm2-bf16 likewise
 #   tokenizer                 GPT-2's BPE: tiktoken
@@ -39,7 +41,7 @@ field() { printf '%s' "$1" | sed -n "s/.*\"$2\": *\([0-9.eE+-]*\).*/\1/p"; }
 # row TOPIC UNIT OURS PEERS OUR_MEMORY PEERS_MEMORY
 row() {
     awk -v t="$1" -v u="$2" -v a="$3" -v b="$4" -v m="$5" -v n="$6" 'BEGIN {
-        printf "%-14s ours %9.2f %s (%s MiB)   peer %9.2f %s (%s MiB)   %.2f times\n", t, a, u, m, b, u, n, a / b }'
+        printf "%-14s ours %9.4g %s (%s MiB)   peer %9.4g %s (%s MiB)   %.2f times\n", t, a, u, m, b, u, n, a / b }'
 }
 
 rate() { # TOPIC OURS PEER: each side is a JSON line with tokens_per_second and peak_rss_mib
@@ -80,6 +82,19 @@ steps() { # DTYPE PROGRAM [OPTION...]
     dtype=$1
     shift
     sampled 260 8 "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128
+}
+
+# Trains train_sft on rows with one token per byte. Prints a JSON line with the tokens/s of all steps after the first.
+rows_of_sft() { # OPTION...
+    data/make_prefs --count 200 --prompt-length 128 --min-length 16 --max-length 256 -o "$work/prefs.jsonl" 2>/dev/null
+    sed 's/"chosen"/"completion"/; s/, *"rejected":.*/}/' "$work/prefs.jsonl" >"$work/rows.jsonl"
+    data/make_shard --quiet -i "$work/rows.jsonl" -o "$work/rows.shard"
+    ./train_sft "$@" -i "$work/rows.shard" -o /dev/null --batch-tokens 1100 --max-steps 8 --metrics "$work/m.jsonl" \
+        2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
+    sed -n 's/.*"num_tokens":\([0-9]*\),.*"step_time":\([0-9.eE+-]*\).*/\1 \2/p' "$work/m.jsonl" |
+        awk -v peak="$(sed -n 's/.*"peak_memory":\([0-9]*\).*/\1/p' "$work/m.jsonl")" 'NR == 1 { first = $1 } NR > 1 { t += $2 }
+            END { printf "{\"tokens_per_second\": %.1f, \"peak_rss_mib\": %d}\n", ($1 - first) / t, peak / 1048576 }'
+    rm "$work/m.jsonl"
 }
 
 # Both sides begin with the model of the same folder.
@@ -123,6 +138,12 @@ for topic in "$@"; do
         case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
         rate "$topic" "$(build/bench_train --model smollm2-135m $rank --dtype $ours 2>/dev/null | tail -n 1)" \
             "$(peer dev/peers/peer_train.py --model "$work/smollm2" $rank --dtype $theirs)" ;;
+    sft-smollm2 | sft-smollm2-bf16 | sft-lora-smollm2 | sft-lora-smollm2-bf16)
+        smollm2
+        case $topic in sft-lora-*) rank="--lora-rank 16" ;; *) rank= ;; esac
+        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
+        ours=$(rows_of_sft -c "$work/smollm2" $rank --dtype $ours)
+        rate "$topic" "$ours" "$(peer dev/peers/peer_sft.py --model "$work/smollm2" --data "$work/prefs.jsonl" $rank --dtype $theirs)" ;;
     generate-smollm2 | generate-smollm2-bf16)
         smollm2
         case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
@@ -137,7 +158,8 @@ for topic in "$@"; do
             "$(field "$theirs" peak_rss_mib)" ;;
     tokenizer) python dev/bench/bench_tokenizer.py ;;
     all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 train-smollm2 \
-        train-smollm2-bf16 lora-smollm2 lora-smollm2-bf16 generate-smollm2 generate-smollm2-bf16 grpo-smollm2 grpo-smollm2-bf16 \
+        train-smollm2-bf16 lora-smollm2 lora-smollm2-bf16 sft-smollm2 sft-smollm2-bf16 sft-lora-smollm2 sft-lora-smollm2-bf16 \
+        generate-smollm2 generate-smollm2-bf16 grpo-smollm2 grpo-smollm2-bf16 \
         tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run compare.sh without arguments for the list" >&2 && exit 2 ;;
     esac

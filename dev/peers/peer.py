@@ -75,8 +75,9 @@ def settings(o, folder):
                 dataloader_pin_memory=False)
 
 
-def measure(trainer, o, tokens=0, **facts):
-    """Trains and prints optimizer steps/s of the median step, peak memory and `facts`. tokens: tokens per step, for tokens/s."""
+def measure(trainer, o, tokens=None, **facts):
+    """Trains and prints optimizer steps/s of the median step, peak memory and `facts`. tokens, for tokens/s: tokens per step,
+    or a list that holds the tokens of each step afterwards."""
     import torch
     import transformers
     import trl
@@ -94,7 +95,11 @@ def measure(trainer, o, tokens=0, **facts):
     trainer.train()
     seconds = statistics.median(times[1:])
     libraries = f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
-    rate = {"tokens_per_second": round(tokens / seconds, 1)} if tokens else {}
+    rate = {}
+    if isinstance(tokens, list):
+        rate = {"tokens_per_second": round(sum(tokens[1:]) / sum(times[1:]), 1)}
+    elif tokens:
+        rate = {"tokens_per_second": round(tokens / seconds, 1)}
     print(json.dumps({"peer": libraries, "dtype": o.dtype, "threads": o.threads, **facts,
                       "parameters": sum(p.numel() for p in trainer.model.parameters()),
                       "seconds_per_step": round(seconds, 3), "steps_per_second": round(1 / seconds, 4), **rate,
