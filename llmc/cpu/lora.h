@@ -13,7 +13,7 @@
 
 #include "../model/backend.h" /* Lora */
 #include "act.h"              /* Act, ACT_HALF, act_floats, act_store */
-#include "gemm.h"             /* Device, cpu_scratch, cpu_worth */
+#include "gemm.h"             /* Device, cpu_scratch */
 #include "product.h"          /* cpu_product_set, cpu_product_add, CPU_MR */
 
 enum {
