@@ -16,9 +16,9 @@
 #include "frozen.h"                  /* frozen_check */
 #include "quant_blocks.h"            /* quant_random */
 
-/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 55
+/* A new operation changes the size: write its test, then change this number. The table holds a name, two sizes and 57
  * operations. */
-_Static_assert(sizeof(Backend) == (3 + 55) * sizeof(void *), "backend.h has an operation that has no test");
+_Static_assert(sizeof(Backend) == (3 + 57) * sizeof(void *), "backend.h has an operation that has no test");
 
 /* ==== The device ==== */
 
@@ -205,6 +205,34 @@ static void test_scratch(void **state) {
 }
 
 /* ==== Embedding, noise, rows ==== */
+
+/* Rows of embeddings in blocks of several types: their values times the scale, plus those of positions. */
+static void test_embed_blocks(void **state) {
+    (void)state;
+    Random r = random_start(23, 0);
+    enum { N = 60, C = 768, V = 37, T = 9 };
+    QuantMatrix q = {.parts = 3, .type = {QUANT_Q6_K, QUANT_Q8_0, QUANT_BF16}, .rows = {20, 12, V - 32}};
+    float *wte = FLOATS(V * C);
+    for (int part = 0, row = 0; part < q.parts; row += q.rows[part++])
+        q.blocks[part] =
+            (const Blocks *)quant_random(&r, (QuantType)q.type[part], (size_t)(q.rows[part] * C), wte + row * C);
+    const float *wpe = noise(&r, T * C, 1), scale = 1.5f;
+    const int32_t *token = picks(&r, N, V), *position = picks(&r, N, T);
+    for (int positions = 0; positions < 2; positions++) {
+        Acts *out = acts(NULL, N, C);
+        B->quant_embed_forward(D, out, &q, positions ? weights(wpe, T * C) : NULL, ints(token, N), ints(position, N),
+                               scale, N, C);
+        double *want = DOUBLES(N * C), *size = DOUBLES(N * C);
+        for (int i = 0; i < N * C; i++) {
+            const double scaled = (double)scale * wte[token[i / C] * C + i % C],
+                         at = positions ? wpe[position[i / C] * C + i % C] : 0;
+            want[i] = scaled + at;
+            size[i] = fabs(scaled) + fabs(at);
+        }
+        check("embeddings in blocks", fetch(out, N * C), want, size, 2, N * C);
+    }
+    for (int part = 0; part < q.parts; part++) free((void *)(uintptr_t)q.blocks[part]);
+}
 
 static void test_embed(void **state) {
     (void)state;
@@ -934,7 +962,7 @@ static void quantized_check(Random *r, int first, int parts, int N, int K) {
 
 /* Products with matrices in blocks of every type, and of three types at once, and their gradient. Few rows are other code
  * than many, a few of those other code than more, and sizes need not be multiples of anything but a block: 70 elements of
- * a type without blocks. The gradient of rows of 64 elements has blocks of several matrices' columns. */
+ * a type without blocks, which has other code for multiples of 32. The gradient of rows of 64 elements has blocks of several matrices' columns. */
 static void test_quantized(void **state) {
     static const int rows_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 31, 32, 33, 70, 300};
     Random r = random_start(37, 0);
@@ -942,6 +970,7 @@ static void test_quantized(void **state) {
         for (int first = 0; first < QUANT_COUNT; first++) {
             const int block = (int)quant_info((QuantType)first)->values;
             quantized_check(&r, first, 1, rows_of[i], block == 1 ? 70 : block == QUANT_BLOCK ? 96 : 512);
+            if (block == 1) quantized_check(&r, first, 1, rows_of[i], 96);
             if (first == (int)i % QUANT_COUNT) quantized_check(&r, first, QUANT_PARTS, rows_of[i], 768);
         }
         assert_int_equal(check_memory(state), 0); /* also frees it */
@@ -1515,6 +1544,7 @@ int main(void) {
         TEST(test_scratch),
         TEST(test_embed),
         TEST(test_embed_scaled),
+        TEST(test_embed_blocks),
         TEST(test_add),
         TEST(test_noise),
         TEST(test_rows),

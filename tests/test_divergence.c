@@ -74,10 +74,20 @@ static void test_bf16(void **state) {
     B->close(d);
 }
 
+/* Output matrices in blocks, of a model and of its teacher, or of a list's student: few rows and many. */
+static void test_blocks(void **state) {
+    (void)state;
+    for (int rows = 3; rows < 100; rows += 40)
+        for (int listed = 0; listed < 6; listed += 5) {
+            const DivergenceShape s = {rows, 40, 257, 384, 64, 320, 0.9f, 1, 0.5f, 3, 2, 0.3, listed, true};
+            divergence_check(B, D, &s, TOKEN_JSD, 8, 64);
+        }
+}
+
 /* Rows that need several chunks: the padded vocabularies are so wide that 21 rows are several. */
 static void test_chunks(void **state) {
     (void)state;
-    const DivergenceShape s = {21, 2, 61, 1 << 20, 2, 1 << 20, 0.9f, 1, 0.5f, 0, 0, 0.7, 0};
+    const DivergenceShape s = {21, 2, 61, 1 << 20, 2, 1 << 20, 0.9f, 1, 0.5f, 0, 0, 0.7, 0, false};
     divergence_check(B, D, &s, TOKEN_JSD, 5, 64);
 }
 
@@ -194,8 +204,8 @@ static void test_extremes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formulas), cmocka_unit_test(test_sampled_estimate), cmocka_unit_test(test_float32),
-        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_chunks),           cmocka_unit_test(test_trl),
-        cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_chunks),           cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_trl),      cmocka_unit_test(test_extremes),
     };
     return cmocka_run_group_tests_name("divergence", tests, open_device, close_device);
 }

@@ -2,10 +2,11 @@
 #include "../llmc/base/error.h"    /* Error */
 #include "../llmc/base/random.h"   /* Random, random_start, random_below, random_normal, ... */
 #include "../llmc/cpu/head.h"      /* head_chunk_rows, HEAD_CHUNK, sample_descending, sample_kth_largest */
-#include "../llmc/model/backend.h" /* Device, Floats, Acts, Draw, ... */
-#include "arrays.h"                /* FLOATS, DOUBLES, picks, INTS, ... */
+#include "../llmc/model/backend.h" /* Device, QuantMatrix, Draw, Floats, ... */
+#include "arrays.h"                /* FLOATS, DOUBLES, INTS, picks, ... */
 #include "cpu_device.h"            /* B, D, close_device, open_device */
-#include "device.h"                /* fetch, floats, ints, acts, ... */
+#include "device.h"                /* fetch, ints, floats, TEST, ... */
+#include "quant_blocks.h"          /* quant_random */
 #include "sampling.h"              /* HOW, How */
 
 /* ==== Head ==== */
@@ -15,6 +16,7 @@ typedef struct HeadProblem {
     float temperature, cap;
     float *h, *wte, *dlogp, *dentropy, *dwte; /* dwte: its earlier contents */
     int32_t *target;
+    const QuantMatrix *matrix; /* has the values of wte, which is then not on the device; NULL: wte is */
 } HeadProblem;
 
 static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float temperature, double amplitude) {
@@ -34,7 +36,7 @@ static HeadProblem head_problem(Random *r, int R, int C, int V, int Vp, float te
 static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, double slack, double gradient_slack) {
     const int R = p->R, C = p->C, V = p->V;
     const size_t table = (size_t)p->Vp * (size_t)C, used = (size_t)(V * C);
-    Weights *wte = device_words(p->wte, table, table, false);
+    Weights *wte = p->matrix ? NULL : device_words(p->wte, table, table, false);
     Acts *h = acts(p->h, R, C), *dh = acts(NULL, R, C);
     Floats *logp = floats(NULL, (size_t)R), *entropy = floats(NULL, (size_t)R), *dwte = floats(p->dwte, table);
     Ints *argmax = ints(NULL, (size_t)R), *target = ints(p->target, (size_t)R);
@@ -46,6 +48,7 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
               .cap = p->cap,
               .h = h,
               .weight = wte,
+              .matrix = p->matrix,
               .target = target,
               .logp = logp,
               .entropy = entropy,
@@ -105,11 +108,18 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.dlogp = floats(p->dlogp, (size_t)R);
     a.dentropy = entropy_gradient ? floats(p->dentropy, (size_t)R) : NULL;
     a.dh = dh;
-    a.dweight = dwte;
+    a.dweight = p->matrix ? NULL : dwte;
     B->head(d, &a);
     assert_memory_equal(fetch(logp, (size_t)R), logp_only,
                         (size_t)R * sizeof(float)); /* requesting gradients changes no value */
     check("dh", fetch(dh, (size_t)(R * C)), sh.value, sh.size, gradient_slack + V, (size_t)(R * C));
+    Floats *logits = floats(NULL, (size_t)(R * V));
+    if (p->matrix) B->quant_logits(d, logits, h, p->matrix, p->cap, R, C, V, p->Vp);
+    else B->logits(d, logits, h, wte, p->cap, R, C, V, p->Vp);
+    Sum all = linear_reference(p->h, p->wte, NULL, R, C, V, same);
+    for (int i = 0; p->cap > 0 && i < R * V; i++) all.value[i] = p->cap * tanh(all.value[i] / p->cap);
+    sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
+    if (p->matrix) return;
     const float *got = fetch(dwte, table);
     check("dwte", got, sw.value, sw.size, gradient_slack + R, used);
     for (size_t i = used; i < table; i++) assert_true(got[i] == 0); /* padding gets no gradient */
@@ -126,11 +136,6 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.dweight = NULL; /* not requested */
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
-    Floats *logits = floats(NULL, (size_t)(R * V));
-    B->logits(d, logits, h, wte, p->cap, R, C, V, p->Vp);
-    Sum all = linear_reference(p->h, p->wte, NULL, R, C, V, same);
-    for (int i = 0; p->cap > 0 && i < R * V; i++) all.value[i] = p->cap * tanh(all.value[i] / p->cap);
-    sum_check("logits", fetch(logits, (size_t)(R * V)), all, C, (size_t)(R * V));
 }
 
 static void test_head(void **state) {
@@ -184,6 +189,67 @@ static void test_head_chunks(void **state) {
             assert_true(chunk > 0 && (chunk % ROW_ALIGN == 0 || (chunk >= rows && chunk < ROW_ALIGN)));
             assert_true(chunk <= ROW_ALIGN || (size_t)chunk * (size_t)vp <= HEAD_CHUNK);
         }
+}
+
+/* A matrix of Vp rows in blocks of two types, and rows of padding as floats. wte: receives its values. */
+static QuantMatrix head_blocks(Random *r, const QuantType type[2], int C, int V, int Vp, float *wte) {
+    QuantMatrix q = {.parts = 3, .type = {(int)type[0], (int)type[1], QUANT_F32}, .rows = {V - V / 3, V / 3, Vp - V}};
+    for (int part = 0, row = 0; part < q.parts; row += q.rows[part++])
+        q.blocks[part] = (const Blocks *)quant_random(r, (QuantType)q.type[part], (size_t)(q.rows[part] * C),
+                                                      wte + (size_t)row * (size_t)C);
+    return q;
+}
+
+static void head_blocks_free(QuantMatrix *q) {
+    for (int part = 0; part < q->parts; part++) free((void *)(uintptr_t)q->blocks[part]);
+}
+
+/* An output matrix in blocks gives the results of its values: few rows, for which there is other code than for many, and
+ * rows of types without blocks that are no multiple of 32 elements. */
+static void test_head_blocks(void **state) {
+    Random r = random_start(19, 0);
+    static const struct {
+        int R, C;
+        QuantType type[2];
+    } shape[] = {
+        {1, 64, {QUANT_Q8_0, QUANT_Q4_0}},   {3, 96, {QUANT_Q4_1, QUANT_Q5_0}}, {2, 256, {QUANT_Q4_K, QUANT_Q6_K}},
+        {4, 70, {QUANT_F16, QUANT_BF16}},    {1, 64, {QUANT_F16, QUANT_BF16}},  {9, 64, {QUANT_Q8_0, QUANT_BF16}},
+        {40, 256, {QUANT_Q5_K, QUANT_Q5_1}}, {70, 41, {QUANT_F16, QUANT_F32}},  {130, 96, {QUANT_Q8_0, QUANT_Q4_1}}};
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        HeadProblem p = head_problem(&r, shape[s].R, shape[s].C, 257, 384, s % 2 ? 0.7f : 1, 1);
+        for (int i = 0; i < p.R * p.C; i++) p.h[i] *= 0.1f; /* logits of a size of about 1 */
+        QuantMatrix q = head_blocks(&r, shape[s].type, p.C, p.V, p.Vp, p.wte);
+        p.matrix = &q;
+        check_head(D, &p, s % 2, 4, 64);
+        p.cap = 2;
+        check_head(D, &p, s % 2 == 0, 4, 64);
+        head_blocks_free(&q);
+        assert_int_equal(check_memory(state), 0); /* also frees it */
+    }
+}
+
+/* The same in bfloat16, with values that it represents, for more tokens than are processed at a time. */
+static void test_head_blocks_bf16(void **state) {
+    Device *d;
+    Error e;
+    if (!B->open(&d, DTYPE_BF16, &e)) skip();
+    Random r = random_start(20, 0);
+    static const QuantType type[2] = {QUANT_BF16, QUANT_F32};
+    for (int rows = 1; rows < 200; rows += 66) {
+        HeadProblem p = head_problem(&r, rows, 41, 4500, 4608, 1, 1);
+        for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(0.1f * p.h[i]);
+        QuantMatrix q = head_blocks(&r, type, p.C, p.V, p.Vp, p.wte);
+        for (int i = 0; i < p.Vp * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
+        for (int part = 1; part < 3; part++)
+            memcpy((void *)(uintptr_t)q.blocks[part], p.wte + (part == 1 ? 3000 : 4500) * p.C,
+                   (size_t)(q.rows[part] * p.C) * sizeof(float));
+        p.matrix = &q;
+        check_head(d, &p, rows > 1, 4, 0x1p16);
+        head_blocks_free(&q);
+        assert_int_equal(check_memory(state), 0); /* also frees it */
+    }
+    assert_true(B->sync(d, &e));
+    B->close(d);
 }
 
 /* Operands that bfloat16 represents, so that logits equal those of float32. The gradient of the logits is rounded to 8
@@ -496,6 +562,47 @@ static void test_sample_alone(void **state) {
     }
 }
 
+/* Draws by a matrix in blocks are those by its values. */
+static void test_sample_blocks(void **state) {
+    (void)state;
+    Random r = random_start(21, 0);
+    enum { C = 64, V = 300, VP = 384, R = 40 };
+    static const QuantType type[2] = {QUANT_Q8_0, QUANT_Q4_0};
+    float *h = noise(&r, R * C, 0.3), *wte = FLOATS(VP * C);
+    QuantMatrix q = head_blocks(&r, type, C, V, VP, wte);
+    int32_t *stream = INTS(2 * R), *index = INTS(R), token[2][R];
+    float logp[2][R];
+    for (int i = 0; i < R; i++) stream[2 * i] = i;
+    for (int rows = 1; rows <= R; rows += R - 1)
+        for (int greedy = 0; greedy < 2; greedy++) {
+            for (int blocks = 0; blocks < 2; blocks++) {
+                const Draw a = {.rows = rows,
+                                .channels = C,
+                                .vocab = V,
+                                .padded_vocab = VP,
+                                .temperature = greedy ? 0 : 1,
+                                .top_p = 1,
+                                .repetition_penalty = 1,
+                                .seed = 7,
+                                .h = acts(h, R, C),
+                                .weight = blocks ? NULL : weights(wte, VP * C),
+                                .matrix = blocks ? &q : NULL,
+                                .stream = ints(stream, 2 * R),
+                                .index = ints(index, R),
+                                .token = ints(NULL, R),
+                                .logp = floats(NULL, R)};
+                B->sample(D, &a);
+                B->download(D, token[blocks], a.token, (size_t)rows * sizeof(int32_t));
+                B->download(D, logp[blocks], a.logp, (size_t)rows * sizeof(float));
+            }
+            for (int i = 0; i < rows; i++) {
+                assert_int_equal(token[0][i], token[1][i]);
+                assert_true(fabs((double)logp[0][i] - (double)logp[1][i]) < 1e-5);
+            }
+        }
+    head_blocks_free(&q);
+}
+
 /* The k-th largest value against sorting, with many ties. */
 static void test_kth_largest(void **state) {
     (void)state;
@@ -512,8 +619,9 @@ static void test_kth_largest(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_head),          TEST(test_head_chunks), TEST(test_head_bf16),    TEST(test_head_bf16_threads),
-        TEST(test_head_extremes), TEST(test_sample),      TEST(test_sample_alone), TEST(test_kth_largest),
+        TEST(test_head),          TEST(test_head_chunks),      TEST(test_head_bf16),     TEST(test_head_bf16_threads),
+        TEST(test_head_extremes), TEST(test_sample),           TEST(test_sample_alone),  TEST(test_kth_largest),
+        TEST(test_head_blocks),   TEST(test_head_blocks_bf16), TEST(test_sample_blocks),
     };
     return cmocka_run_group_tests_name("head", tests, open_device, close_device);
 }

@@ -1,20 +1,20 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
 #include "../llmc/base/error.h"        /* xmalloc, Error */
 #include "../llmc/base/random.h"       /* random_below, Random, random_start */
-#include "../llmc/model/backend.h"     /* QUANT_Q8_0, QUANT_Q4_0, QuantType, QuantMatrix */
+#include "../llmc/model/backend.h"     /* QUANT_Q8_0, QuantType, QUANT_Q4_0, QuantMatrix, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
-#include "../llmc/model/model.h"       /* model_free, Model, model_download, model_check_matrices, ... */
-#include "../llmc/model/model_file.h"  /* model_load_as, model_save, MODEL_FLOAT32, MODEL_Q8_0 */
-#include "../llmc/model/model_load.h"  /* ModelLoad, model_file_free, QUANTIZE_Q4_0, ModelFile, ... */
+#include "../llmc/model/model.h"       /* model_free, Model, model_download, model_new, ... */
+#include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load_as, MODEL_Q8_0, ... */
+#include "../llmc/model/model_load.h"  /* model_file_free, ModelLoad, ModelFile, QUANTIZE_KEEP, ... */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_step */
 #include "../llmc/model/pack.h"        /* batch_free */
 #include "../llmc/model/peft.h"        /* peft_write */
 #include "../llmc/model/quantized.h"   /* quant_bytes, quant_decode, quant_encode */
-#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, matrix_tensor, BASE_TENSORS, ... */
+#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, TENSOR_wte, matrix_tensor, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "adapted.h"                   /* adapted_pass, ROWS, adapted_batch, adapted_randomize, ... */
+#include "adapted.h"                   /* adapted_pass, adapted_randomize, ROWS, adapted_batch, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
 #include "variants.h"                  /* VARIANTS, variant_of */
@@ -152,7 +152,8 @@ static void test_files(void **state) {
     ModelConfig c = config_of(1);
     c.layer[1] = 0;
     c.lora.rank = 0;
-    c.vocab = c.padded_vocab = 128;
+    c.vocab = 100;
+    c.padded_vocab = 128;
     c.norm_eps = 1e-5f;
     Model m, n;
     ModelFile f = {.lineage = json_array()}, g;
@@ -184,7 +185,7 @@ static void test_files(void **state) {
         x = values_of(&m, m.parameters);
         for (int i = 0; i < MATRIX_COUNT; i++) {
             const TensorInfo *t = &n.tensor[matrix_tensor[i]];
-            const QuantType q = type == QUANTIZE_Q8_0 ? QUANT_Q8_0 : QUANT_Q4_0;
+            const QuantType q = type == QUANTIZE_Q8_0 || i >= LINEAR_MATRICES ? QUANT_Q8_0 : QUANT_Q4_0;
             void *blocks = xmalloc(quant_bytes(q, t->size));
             float *want = xmalloc(t->size * sizeof *want);
             quant_encode(q, y + t->offset, blocks, t->size);
@@ -245,12 +246,54 @@ static void test_files(void **state) {
     how = (ModelLoad){.quantize = QUANTIZE_KEEP};
     assert_false(model_load_as(&n, &g, ours, &how, B, D, NULL, &e));
     files_assert_error(&e, "--quantize keep: the model is not a GGUF file");
-    assert_false(model_load_as(&n, &g, "tests/golden/gguf/llama.gguf.zst", &how, B, D, NULL, &e));
+}
+
+/* Weights of every type that a GGUF output can have are kept, also 16-bit floats; in float32 there is nothing to keep. The
+ * rows of padding after the vocabulary are floats, which tokens that are added can take. */
+static void test_keep(void **state) {
+    (void)state;
+    Error e;
+    ModelConfig c = config_of(1);
+    c.layer[1] = 0;
+    c.lora.rank = 0;
+    c.vocab = 100;
+    c.padded_vocab = 128;
+    c.norm_eps = 1e-5f;
+    Model m, n;
+    ModelFile f = {.lineage = json_array()}, g;
+    const ModelLoad how = {.quantize = QUANTIZE_KEEP};
+    assert_true(model_new(&m, &c, B, D, false, &e));
+    adapted_randomize(&m, 12);
+    static const ModelDtype dtypes[] = {MODEL_F16, MODEL_BF16, MODEL_Q8_0};
+    static const QuantType types[] = {QUANT_F16, QUANT_BF16, QUANT_Q8_0};
+    for (int i = 0; i < 3; i++) {
+        const char *path = files_path("kept.gguf");
+        if (!model_save(&m, &f, path, dtypes[i], NULL, NULL, &e)) fail_msg("%s", e.text);
+        n = load(path, &how, &g, NULL);
+        const QuantMatrix *wte = model_blocks_of(&n, TENSOR_wte, 0);
+        assert_true(wte && wte->parts == 2 && wte->type[0] == (int)types[i] && wte->type[1] == QUANT_F32);
+        assert_true(model_output_blocks(&n) && !model_output_weights(&n) && wte->rows[0] == 100 && wte->rows[1] == 28);
+        const size_t C = (size_t)c.width, all = n.parameters;
+        float *before = values_of(&n, all);
+        model_grow_vocab(&n, 110, 5);
+        float *after = values_of(&n, all);
+        for (size_t k = 0; k < n.tensor[TENSOR_wte].size; k++) {
+            if (k < 100 * C || k >= 110 * C) assert_true(after[k] == before[k] && (k < 100 * C || after[k] == 0));
+            else assert_true(before[k] == 0 && after[k] != 0);
+        }
+        free(before), free(after), model_free(&n), model_file_free(&g);
+    }
+    const char *path = files_path("floats.gguf");
+    if (!model_save(&m, &f, path, MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+    assert_false(model_load_as(&n, &g, path, &how, B, D, NULL, &e));
+    files_assert_error(&e, "its weights are all float32: --quantize keep has nothing to keep");
+    model_free(&m), model_file_free(&f);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_equals_values), cmocka_unit_test(test_rollout_logp),
-                                       cmocka_unit_test(test_elements), cmocka_unit_test(test_files)};
+                                       cmocka_unit_test(test_elements), cmocka_unit_test(test_files),
+                                       cmocka_unit_test(test_keep)};
     open_device_one_thread(NULL);
     files_setup(NULL);
     const int failed = cmocka_run_group_tests_name("qlora", tests, NULL, NULL);

@@ -104,6 +104,15 @@ static inline double bench_copy_bandwidth(void) {
     X(linear_gelu_forward,                                                                                             \
       (Device * d, Acts * pre, Acts * out, const Acts *x, const Weights *w, const Weights *b, int N, int IC, int OC),  \
       (d, pre, out, x, w, b, N, IC, OC))                                                                               \
+    X(quant_forward,                                                                                                   \
+      (Device * d, Acts * out, const Acts *x, const QuantMatrix *w, const Weights *b, int N, int IC, int OC),          \
+      (d, out, x, w, b, N, IC, OC))                                                                                    \
+    X(quant_backward, (Device * d, Acts * dx, const Acts *dout, const QuantMatrix *w, int N, int IC, int OC),          \
+      (d, dx, dout, w, N, IC, OC))                                                                                     \
+    X(quant_embed_forward,                                                                                             \
+      (Device * d, Acts * out, const QuantMatrix *wte, const Weights *wpe, const Ints *token, const Ints *position,    \
+       float scale, int N, int C),                                                                                     \
+      (d, out, wte, wpe, token, position, scale, N, C))                                                                \
     X(gelu_forward, (Device * d, Acts * out, const Acts *pre, size_t n), (d, out, pre, n))                             \
     X(gelu_backward, (Device * d, Acts * dinout, const Acts *pre, size_t n), (d, dinout, pre, n))                      \
     X(gate_forward, (Device * d, Acts * out, const Acts *pre, MlpKind kind, int N, int F), (d, out, pre, kind, N, F))  \

@@ -78,9 +78,15 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
     const double weights =
         (double)(m->parameters - m->tensor[TENSOR_wpe].size - (c->tied ? 0 : m->tensor[TENSOR_wte].size));
     const double body = weights - (double)c->padded_vocab * c->width;
-    double blocks = 0; /* elements of quantised matrices, which are part of `weights` */
-    for (int i = 0; i < MATRIX_COUNT && m->matrix; i++) blocks += (double)m->tensor[matrix_tensor[i]].size;
-    const double bytes = (weights - blocks) * (o.dtype ? 2 : 4) + (double)m->block_bytes;
+    /* bytes and elements of quantised matrices, without embeddings that are not the output matrix */
+    double blocks = 0, block_bytes = (double)m->block_bytes;
+    for (int i = 0; i < MATRIX_COUNT; i++)
+        if (model_blocks_of(m, matrix_tensor[i], 0)) blocks += (double)m->tensor[matrix_tensor[i]].size;
+    if (m->matrix && !c->tied) {
+        blocks -= (double)m->tensor[TENSOR_wte].size;
+        block_bytes -= (double)quant_part_bytes(model_blocks_of(m, TENSOR_wte, 0), 0, (size_t)c->width);
+    }
+    const double bytes = (weights - blocks) * (o.dtype ? 2 : 4) + block_bytes;
     const double memory = (double)steps * bytes / bandwidth;
     const double arithmetic = 2 * n * ((P + G - 1) * body + G * (weights - body)) / fma;
     fprintf(stderr, "\n%d sequence%s, %d + %d tokens, %lld model calls per run\n\n", n, n > 1 ? "s" : "", P, G,

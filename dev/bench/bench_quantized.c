@@ -80,8 +80,8 @@ static void time_type(Device *d, QuantType type, int N, double peak, double band
 }
 
 int main(int argc, char **argv) {
-    static const QuantType types[] = {QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q4_K, QUANT_Q6_K,
-                                      QUANT_Q5_0, QUANT_Q5_1, QUANT_Q5_K, QUANT_F16,  QUANT_COUNT};
+    static const QuantType types[] = {QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1, QUANT_Q4_K, QUANT_Q6_K, QUANT_Q5_0,
+                                      QUANT_Q5_1, QUANT_Q5_K, QUANT_F16,  QUANT_BF16, QUANT_COUNT};
     Error e;
     Device *d;
     options_parse_all(options, &about, argc, argv);

@@ -24,7 +24,7 @@
 #include "attention_backward.h" /* cpu_attention_backward */
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
-#include "head_tiles.h"         /* head_tiles_floats, head_tiles_halves, head_tiles_kept */
+#include "head_tiles.h"         /* head_tiles_decoded, head_tiles_floats, head_tiles_halves, head_tiles_kept */
 #include "tiles.h"              /* tiles_available, tiles_count */
 #include "tiles_product.h"      /* tiles_sums_count */
 
@@ -32,11 +32,11 @@
 #include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
 #include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
 #include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, GEMM_WIDE_ROWS, ... */
-#include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_sample */
+#include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_quant_logits, ... */
 #include "lora.h"       /* cpu_lora_backward, cpu_lora_forward */
 #include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"       /* cpu_peak */
-#include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_forward */
+#include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_embed_forward, cpu_quant_forward */
 #include "rotary.h"     /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
 #include <unistd.h>
 
@@ -117,7 +117,9 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
               width = (int)cpu_most((size_t)u->width, (size_t)u->teacher_width);
     const size_t both = taught ? (size_t)chunk * (size_t)(Vp + Vt) : 0;
     const size_t low = (size_t)rows * (size_t)u->adapters;
-    const size_t panels = u->quantized ? (size_t)omp_get_max_threads() * QUANT_BUFFER : 0;
+    const size_t decoded =
+        u->quantized_head && d->dtype == DTYPE_BF16 && tiles_available() ? head_tiles_decoded(u->width, Vp) : 0;
+    const size_t panels = u->quantized ? cpu_most(decoded, (size_t)omp_get_max_threads() * QUANT_BUFFER) : 0;
     const size_t wide = ACT_HALF && (low || panels) ? (size_t)rows * (3 * (size_t)u->widest + (size_t)u->adapters) : 0;
     const size_t head_size = (size_t)(u->width < 256 ? u->width : 256); /* at most, in nearly all models */
     const size_t sums = ACT_HALF ? 2 * (size_t)rows * head_size * (size_t)omp_get_max_threads() : 0;
@@ -293,6 +295,8 @@ const Backend *CPU_BACKEND(void) {
                                   .linear_gelu_forward = cpu_linear_gelu_forward,
                                   .quant_forward = cpu_quant_forward,
                                   .quant_backward = cpu_quant_backward,
+                                  .quant_embed_forward = cpu_quant_embed_forward,
+                                  .quant_logits = cpu_quant_logits,
                                   .lora_forward = cpu_lora_forward,
                                   .lora_backward = cpu_lora_backward,
                                   .dora_norm = cpu_dora_norm,

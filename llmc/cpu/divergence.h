@@ -14,8 +14,8 @@
 
 #include "../model/backend.h" /* TokenDivergenceKind, TOKEN_FORWARD_KL, TOKEN_REVERSE_KL, TOKEN_JSD, ... */
 #include "act.h"              /* Act */
-#include "gemm.h"             /* gemm_nt_floats, Device, gemm_nn_floats, gemm_tn_floats */
-#include "head.h"             /* head_row, head_argmax, head_chunk_rows, head_logits, ... */
+#include "gemm.h"             /* Device, gemm_tn_floats */
+#include "head.h"             /* head_row, head_argmax, head_product, head_chunk_rows, ... */
 #include "head_tiles.h"       /* HeadRow */
 #include "tiles.h"            /* tiles_count */
 #include "vector_math.h"      /* cpu_exp, cpu_cap, cpu_log */
@@ -208,15 +208,14 @@ static inline void cpu_divergence(Device *d, const TokenDivergence *a) {
     const int C = head->channels, V = head->vocab, Vp = head->padded_vocab, Vt = a->padded_vocab;
     const int chunk = divergence_chunk_rows(head->rows, Vp, Vt);
     float *logits = head_logits(d, chunk, Vp + Vt), *other = logits + (size_t)chunk * (size_t)Vp;
-    const float *weight = (const float *)head->weight;
     const Act *h = (const Act *)head->h, *teacher = (const Act *)a->h;
     for (int first = 0; first < head->rows; first += chunk) {
         const int n = head->rows - first < chunk ? head->rows - first : chunk;
         const Act *hc = h + (size_t)first * (size_t)C;
-        gemm_nt_floats(d, logits, hc, weight, n, Vp, C);
+        head_product(d, logits, hc, head->weight, head->matrix, n, Vp, C);
         if (!a->listed)
-            gemm_nt_floats(d, other, teacher + (size_t)first * (size_t)a->channels, (const float *)a->output, n, Vt,
-                           a->channels);
+            head_product(d, other, teacher + (size_t)first * (size_t)a->channels, a->output, a->matrix, n, Vt,
+                         a->channels);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
@@ -227,7 +226,7 @@ static inline void cpu_divergence(Device *d, const TokenDivergence *a) {
             divergence_row(a, first + i, z, u);
         }
         if (!a->weight) continue;
-        gemm_nn_floats(d, (Act *)head->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
+        head_product_backward(d, head, (Act *)head->dh + (size_t)first * (size_t)C, logits, n);
         if (head->dweight) gemm_tn_floats(d, (float *)head->dweight, logits, hc, n, Vp, C);
     }
 }

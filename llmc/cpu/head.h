@@ -7,10 +7,11 @@
 #define LLMC_CPU_HEAD_H
 
 #include "../base/random.h"   /* random_uniform */
-#include "../model/backend.h" /* Draw, ROW_ALIGN, Acts, DTYPE_BF16, ... */
+#include "../model/backend.h" /* Acts, Draw, Floats, QuantMatrix, ... */
 #include "act.h"              /* Act */
-#include "gemm.h"             /* Device, gemm_nt_floats, cpu_scratch, gemm_nn_floats, ... */
+#include "gemm.h"             /* Device, cpu_scratch, gemm_nn_floats, gemm_nt_floats, ... */
 #include "head_tiles.h"       /* HeadRow, head_tiles */
+#include "quantized.h"        /* quant_backward_floats, quant_forward_floats */
 #include "tiles.h"            /* CPU_TILES */
 #include "vector_math.h"      /* cpu_exp, cpu_cap */
 
@@ -28,6 +29,19 @@ static inline float *head_logits(Device *d, int rows, int padded_vocab) {
     d->logits =
         (float *)cpu_scratch(d, d->logits, &d->logits_count, (size_t)rows * (size_t)padded_vocab, sizeof(float));
     return d->logits;
+}
+
+/* logits[n,Vp] = h[n,C] weight^T, or with the matrix in blocks if there is one. */
+static inline void head_product(Device *d, float *logits, const Act *h, const Weights *weight,
+                                const QuantMatrix *matrix, int n, int Vp, int C) {
+    if (matrix) quant_forward_floats(d, logits, (const Acts *)h, matrix, NULL, n, C, Vp);
+    else gemm_nt_floats(d, logits, h, (const float *)weight, n, Vp, C);
+}
+
+/* dh[n,C] = dz[n,Vp] weight, likewise. */
+static inline void head_product_backward(Device *d, const Head *a, Act *dh, const float *dz, int n) {
+    if (a->matrix) quant_backward_floats(d, (Acts *)dh, dz, a->matrix, n, a->channels, a->padded_vocab);
+    else gemm_nn_floats(d, dh, dz, (const float *)a->weight, n, a->channels, a->padded_vocab);
 }
 
 /* The largest of n numbers, ignoring NaN. Computed in lanes, because clang does not vectorise a maximum reduction
@@ -98,7 +112,6 @@ static inline void cpu_head(Device *d, const Head *a) {
 #endif
     const int C = a->channels, V = a->vocab, Vp = a->padded_vocab, chunk = head_chunk_rows(a->rows, Vp);
     const float inverse_temperature = 1.0f / a->temperature;
-    const float *weight = (const float *)a->weight;
     const Act *h = (const Act *)a->h;
     const int32_t *target = (const int32_t *)a->target;
     const float *dlogp = (const float *)a->dlogp, *dentropy = (const float *)a->dentropy;
@@ -107,7 +120,7 @@ static inline void cpu_head(Device *d, const Head *a) {
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
         const Act *hc = h + (size_t)first * (size_t)C;
-        gemm_nt_floats(d, logits, hc, weight, n, Vp, C);
+        head_product(d, logits, hc, a->weight, a->matrix, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(static) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++) {
@@ -123,24 +136,34 @@ static inline void cpu_head(Device *d, const Head *a) {
                                   a->cap);
         }
         if (!dlogp) continue;
-        gemm_nn_floats(d, (Act *)a->dh + (size_t)first * (size_t)C, logits, weight, n, C, Vp);
+        head_product_backward(d, a, (Act *)a->dh + (size_t)first * (size_t)C, logits, n);
         if (a->dweight) gemm_tn_floats(d, (float *)a->dweight, logits, hc, n, Vp, C);
     }
 }
 
-static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C,
-                              int V, int Vp) {
+static inline void head_all_logits(Device *d, Floats *out, const Acts *h, const Weights *weight,
+                                   const QuantMatrix *matrix, float cap, int R, int C, int V, int Vp) {
     const int chunk = head_chunk_rows(R, Vp);
     float *logits = head_logits(d, chunk, Vp);
     for (int first = 0; first < R; first += chunk) {
         const int n = R - first < chunk ? R - first : chunk;
-        gemm_nt_floats(d, logits, (const Act *)h + (size_t)first * (size_t)C, (const float *)weight, n, Vp, C);
+        head_product(d, logits, (const Act *)h + (size_t)first * (size_t)C, weight, matrix, n, Vp, C);
         for (int i = 0; i < n; i++) {
             float *z = (float *)out + (size_t)(first + i) * (size_t)V;
             memcpy(z, logits + (size_t)i * (size_t)Vp, (size_t)V * sizeof(float));
             if (cap > 0) cpu_cap(z, V, cap);
         }
     }
+}
+
+static inline void cpu_logits(Device *d, Floats *out, const Acts *h, const Weights *weight, float cap, int R, int C,
+                              int V, int Vp) {
+    head_all_logits(d, out, h, weight, NULL, cap, R, C, V, Vp);
+}
+
+static inline void cpu_quant_logits(Device *d, Floats *out, const Acts *h, const QuantMatrix *matrix, float cap, int R,
+                                    int C, int V, int Vp) {
+    head_all_logits(d, out, h, NULL, matrix, cap, R, C, V, Vp);
 }
 
 /* The k-th largest of n values, 1 <= k <= n; reorders them (Hoare 1961, "Find"). */
@@ -274,7 +297,7 @@ static inline void cpu_sample(Device *d, const Draw *a) {
     d->work = (float *)cpu_scratch(d, d->work, &d->work_count, threads * 2 * (size_t)V, sizeof(float));
     for (int first = 0; first < a->rows; first += chunk) {
         const int n = a->rows - first < chunk ? a->rows - first : chunk;
-        gemm_nt_floats(d, logits, (const Act *)a->h + (size_t)first * (size_t)C, (const float *)a->weight, n, Vp, C);
+        head_product(d, logits, (const Act *)a->h + (size_t)first * (size_t)C, a->weight, a->matrix, n, Vp, C);
         if (d->failed) return;
 #pragma omp parallel for schedule(dynamic) if (cpu_worth((size_t)n * (size_t)V))
         for (int i = 0; i < n; i++)

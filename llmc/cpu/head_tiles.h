@@ -6,6 +6,8 @@
  * is a third more arithmetic, and saves writing and reading them in float32 (412 MB for 1024 rows of GPT-2's vocabulary).
  * Without AMX arithmetic is dearer: if a gradient is wanted, the first pass keeps the logits of fewer rows at a time.
  *
+ * The rows of a quantised output matrix are decoded when a block needs them.
+ *
  * Requesting a gradient changes no value, and no result depends on the number of threads.
  */
 #ifndef LLMC_CPU_HEAD_TILES_H
@@ -13,9 +15,10 @@
 
 #include "../model/backend.h" /* Head, Acts */
 #include "act.h"              /* ACT_HALF, Act */
-#include "gemm.h"             /* cpu_tiles_pack, cpu_tiles_product, Device, cpu_narrow, ... */
+#include "gemm.h"             /* Device, cpu_tiles_pack, cpu_tiles_product, cpu_narrow, ... */
+#include "quantized.h"        /* quant_rows */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
-#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesHead, TilesProduct, ... */
+#include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesProduct, TilesHead, ... */
 #include <math.h>
 
 #define HEAD_KEPT ((size_t)26 << 20) /* most logits that are kept */
@@ -46,6 +49,10 @@ static inline size_t head_tiles_halves(int rows, int channels, int padded_vocab)
 static inline size_t head_tiles_floats(int rows, int channels) {
     const size_t n = (size_t)(rows < HEAD_TILES_ROWS ? rows : HEAD_TILES_ROWS);
     return n * (TILES_HEAD_GROUPS * TILES_HEAD_STATISTICS + 4 + (ACT_HALF ? (size_t)channels : 0));
+}
+/* The same for the rows of a block of an output matrix that is quantised. */
+static inline size_t head_tiles_decoded(int channels, int padded_vocab) {
+    return (size_t)(padded_vocab < HEAD_BLOCK ? padded_vocab : HEAD_BLOCK) * (size_t)channels;
 }
 /* The same for the logits that are kept. */
 static inline size_t head_tiles_kept(int rows, int padded_vocab) {
@@ -114,11 +121,19 @@ static inline void head_tiles_values(const Head *a, TilesHead *t, int first, int
     }
 }
 
-/* The rows of the output matrix of `tokens` tokens from h->first on, packed: of the packed copy, or in `block`. */
-static inline const uint16_t *head_tiles_weight(const TilesHead *h, const float *weight, const uint16_t *kept,
-                                                uint16_t *block, int tokens, int C) {
-    if (kept) return kept + (size_t)h->first * tiles_blocks(C) * TILES_BLOCK;
-    cpu_tiles_pack(block, TILES_PAIRS_TRANSPOSED, weight + (size_t)h->first * (size_t)C, false, (size_t)C, tokens, C);
+/* The rows of the output matrix of `tokens` tokens from `first` on, as floats. */
+static inline const float *head_tiles_floats_of(Device *d, const Head *a, int first, int tokens) {
+    if (a->matrix) return quant_rows(d, a->matrix, first, tokens, a->channels);
+    return (const float *)a->weight + (size_t)first * (size_t)a->channels;
+}
+
+/* The same packed: of the packed copy, or in `block`. */
+static inline const uint16_t *head_tiles_weight(Device *d, const Head *a, int first, const uint16_t *kept,
+                                                uint16_t *block, int tokens) {
+    const int C = a->channels;
+    if (kept) return kept + (size_t)first * tiles_blocks(C) * TILES_BLOCK;
+    cpu_tiles_pack(block, TILES_PAIRS_TRANSPOSED, head_tiles_floats_of(d, a, first, tokens), false, (size_t)C, tokens,
+                   C);
     return block;
 }
 
@@ -134,8 +149,7 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     const int C = a->channels, Vp = a->padded_vocab, block = Vp < HEAD_BLOCK ? Vp : HEAD_BLOCK;
     const size_t channels = (size_t)C;
     const Act *h = (const Act *)a->h + (size_t)first * channels;
-    const float *weight = (const float *)a->weight;
-    const uint16_t *weight_kept = gemm_tiles(d, weight, n, Vp, C);
+    const uint16_t *weight_kept = a->matrix ? NULL : gemm_tiles(d, (const float *)a->weight, n, Vp, C);
     uint16_t *h_rows = gemm_half(d, 0, head_tiles_halves(n, C, Vp)), *h_pairs = h_rows + tiles_count(n, C),
              *gradient = h_pairs + tiles_count(n, C);
     uint16_t *turned = gradient + tiles_count(n, block), *weight_turned = turned + tiles_count(n, block),
@@ -163,7 +177,7 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
     cpu_tiles_pack(h_rows, TILES_ROWS, h, ACT_HALF, channels, n, C);
     for (t.first = 0; t.first < Vp; t.first += block) {
         logits.cols = tiles_least(block, Vp - t.first);
-        logits.b = head_tiles_weight(&t, weight, weight_kept, weight_block, logits.cols, C);
+        logits.b = head_tiles_weight(d, a, t.first, weight_kept, weight_block, logits.cols);
         cpu_tiles_product(&logits);
     }
     head_tiles_values(a, &t, first, n, max, log_sum, entropy);
@@ -181,10 +195,11 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n) {
         logits.cols = tokens;
         if (kept) head_tiles_gradient(&logits);
         else {
-            logits.b = head_tiles_weight(&t, weight, weight_kept, weight_block, tokens, C);
+            logits.b = head_tiles_weight(d, a, t.first, weight_kept, weight_block, tokens);
             cpu_tiles_product(&logits);
         }
-        cpu_tiles_pack(weight_turned, TILES_PAIRS, weight + (size_t)t.first * channels, false, channels, C, tokens);
+        cpu_tiles_pack(weight_turned, TILES_PAIRS, head_tiles_floats_of(d, a, t.first, tokens), false, channels, C,
+                       tokens);
         dh.depth = tokens;
         dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
         cpu_tiles_product(&dh);

@@ -11,14 +11,18 @@
  *
  * Threads share blocks of results, and every sum adds its terms in an order that does not depend on their number.
  *
+ * Embeddings are decoded as their rows are read. The head's products are those of any matrix, with logits as floats; in
+ * bfloat16 the head of training decodes the rows of a block of tokens at a time (head_tiles.h).
+ *
  *     const QuantMatrix matrix = {.parts = 1, .type = {QUANT_Q8_0}, .rows = {768}};        // and its blocks
  *     cpu_quant_forward(device, NULL, NULL, &matrix, NULL, 0, 768, 768);
  */
 #ifndef LLMC_CPU_QUANTIZED_H
 #define LLMC_CPU_QUANTIZED_H
 
-#include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Weights */
+#include "../model/backend.h"   /* QuantMatrix, Acts, QuantType, Ints, ... */
 #include "../model/quantized.h" /* quant_info, quant_bytes */
+#include "act.h"                /* Act, act_set */
 #include "gemm.h"               /* Device, cpu_wide, cpu_narrow, cpu_scratch */
 #include "product.h"            /* cpu_product_add, cpu_transpose_in */
 #include "quantized_rows.h"     /* QUANT_FEW, quant_decode_fast, quant_few_rows */
@@ -82,12 +86,18 @@ static inline void quant_many_rows(Device *d, float *out, const float *x, const 
         }
 }
 
-static inline void cpu_quant_forward(Device *d, Acts *out_, const Acts *x_, const QuantMatrix *w, const Weights *b,
-                                     int N, int IC, int OC) {
+/* out = x w^T + b for any number of rows; b may be NULL. */
+static inline void quant_forward_floats(Device *d, float *out, const Acts *x_, const QuantMatrix *w, const float *b,
+                                        int N, int IC, int OC) {
     const float *x = cpu_wide(d, 0, x_, (size_t)N * (size_t)IC, true);
+    if (N <= QUANT_FEW) quant_few_rows(out, x, w, b, N, IC, OC);
+    else quant_many_rows(d, out, x, w, b, N, IC, OC);
+}
+
+static inline void cpu_quant_forward(Device *d, Acts *out_, const Acts *x, const QuantMatrix *w, const Weights *b,
+                                     int N, int IC, int OC) {
     float *out = cpu_wide(d, 1, out_, (size_t)N * (size_t)OC, false);
-    if (N <= QUANT_FEW) quant_few_rows(out, x, w, (const float *)b, N, IC, OC);
-    else quant_many_rows(d, out, x, w, (const float *)b, N, IC, OC);
+    quant_forward_floats(d, out, x, w, (const float *)b, N, IC, OC);
     cpu_narrow(out_, out, (size_t)N * (size_t)OC);
 }
 
@@ -99,9 +109,9 @@ static inline int quant_columns(const QuantMatrix *w) {
     return (int)most;
 }
 
-static inline void cpu_quant_backward(Device *d, Acts *dx_, const Acts *dout_, const QuantMatrix *w, int N, int IC,
-                                      int OC) {
-    const float *dout = cpu_wide(d, 0, dout_, (size_t)N * (size_t)OC, true);
+/* dx = dout w */
+static inline void quant_backward_floats(Device *d, Acts *dx_, const float *dout, const QuantMatrix *w, int N, int IC,
+                                         int OC) {
     float *dx = cpu_wide(d, 1, dx_, (size_t)N * (size_t)IC, false);
     const int width = quant_columns(w), panels = (IC + width - 1) / width, blocks = (N + QUANT_ROWS - 1) / QUANT_ROWS;
     float *buffers = quant_buffers(d);
@@ -121,6 +131,40 @@ static inline void cpu_quant_backward(Device *d, Acts *dx_, const Acts *dout_, c
             }
         }
     cpu_narrow(dx_, dx, (size_t)N * (size_t)IC);
+}
+
+static inline void cpu_quant_backward(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC,
+                                      int OC) {
+    quant_backward_floats(d, dx, cpu_wide(d, 0, dout, (size_t)N * (size_t)OC, true), w, N, IC, OC);
+}
+
+static inline void cpu_quant_embed_forward(Device *d, Acts *out_, const QuantMatrix *wte, const Weights *wpe_,
+                                           const Ints *token_, const Ints *position_, float scale, int N, int C) {
+    (void)d;
+    Act *out = (Act *)out_;
+    const float *wpe = (const float *)wpe_;
+    const int32_t *token = (const int32_t *)token_, *position = (const int32_t *)position_;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)N * (size_t)C))
+    for (int i = 0; i < N; i++)
+        for (int c = 0; c < C; c += QUANT_DEPTH) {
+            const int n = C - c < QUANT_DEPTH ? C - c : QUANT_DEPTH;
+            const float *p = wpe ? wpe + (size_t)position[i] * (size_t)C + c : NULL;
+            Act *o = out + (size_t)i * (size_t)C + c;
+            float t[QUANT_DEPTH];
+            quant_row(wte, token[i], C, c, t, n);
+#pragma omp simd
+            for (int k = 0; k < n; k++) o[k] = act_set(scale * t[k] + (p ? p[k] : 0.0f));
+        }
+}
+
+/* Decodes rows [first, first + rows) of a matrix whose rows have C elements into memory of the device. */
+static inline const float *quant_rows(Device *d, const QuantMatrix *w, int first, int rows, int C) {
+    const size_t columns = (size_t)C;
+    float *out = (float *)cpu_scratch(d, d->panel, &d->panel_count, (size_t)rows * columns, sizeof *d->panel);
+    d->panel = out;
+#pragma omp parallel for schedule(static) if (cpu_worth((size_t)rows * columns))
+    for (int i = 0; i < rows; i++) quant_row(w, first + i, C, 0, out + (size_t)i * columns, C);
+    return out;
 }
 
 #endif

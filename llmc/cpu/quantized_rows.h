@@ -11,9 +11,10 @@
  * value, which is rounded once. Products and sums are float32 (fused multiply-adds); element k of x is part of sum k % width
  * of a vector, and the sums of a vector are added pairwise. So a result does not depend on the number of threads.
  *
- * Q8_0, Q4_0, Q4_1, Q4_K and Q6_K have code for AVX-512 and for AVX2. With AVX-512 a 4-bit integer selects one of the 16
- * values that its block can have, which are computed once per block. The other types, and other processors, decode by
- * quant_decode() and are multiplied from the buffer.
+ * F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K have code for AVX-512 and for AVX2; the first three, which have no blocks,
+ * are read in pieces of 32 elements. With AVX-512 a 4-bit integer selects one of the 16 values that its block can have, which
+ * are computed once per block. The other types, and other processors, decode by quant_decode() and are multiplied from the
+ * buffer.
  *
  *     const QuantMatrix matrix = {.parts = 1, .type = {QUANT_Q4_0}, .rows = {768}};        // and its blocks
  *     quant_few_rows(NULL, NULL, &matrix, NULL, 8, 0, 0);
@@ -118,9 +119,40 @@ CPU_INLINE void quant_unit_q6_k(const uint8_t *b, int j, const QuantScales *s, C
     }
 }
 
-CPU_INLINE bool quant_has_code(QuantType type) {
-    return type == QUANT_Q8_0 || type == QUANT_Q4_0 || type == QUANT_Q4_1 || type == QUANT_Q4_K || type == QUANT_Q6_K;
+/* w[2 * QUANT_SIXTEEN] = the 32 floats at p, which are stored in 16 or in 32 bits. */
+CPU_INLINE void quant_unit_floats(QuantType type, const uint8_t *p, CpuVec *w) {
+    for (int v = 0; v < 2 * QUANT_SIXTEEN; v++) {
+        const uint8_t *at = p + 2 * CPU_VEC * v;
+#ifdef __AVX512F__
+        const __m256i half = _mm256_loadu_si256((const __m256i *)at);
+        if (type == QUANT_F16) w[v] = (CpuVec)_mm512_cvtph_ps(half);
+        else w[v] = (CpuVec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+        const __m128i half = quant_load(at);
+        if (type == QUANT_F16) w[v] = (CpuVec)_mm256_cvtph_ps(half);
+        else w[v] = (CpuVec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#endif
+        if (type == QUANT_F32) memcpy(&w[v], p + 4 * CPU_VEC * v, sizeof w[v]);
+    }
 }
+
+/* Whether there is code for rows of K elements of the type. */
+CPU_INLINE bool quant_has_code(QuantType type, int K) {
+    switch (type) {
+    case QUANT_F32:
+    case QUANT_F16:
+    case QUANT_BF16: return K % QUANT_SUB == 0;
+    case QUANT_Q8_0:
+    case QUANT_Q4_0:
+    case QUANT_Q4_1:
+    case QUANT_Q4_K:
+    case QUANT_Q6_K: return true;
+    default: return false;
+    }
+}
+
+/* Elements whose units have quant_unit_scales() in common. */
+CPU_INLINE int quant_unit_block(QuantType type) { return type >= QUANT_Q4_K ? QUANT_SUPER : QUANT_BLOCK; }
 
 /* Elements that quant_unit() decodes in a call: a whole block, or two sub-blocks of Q4_K, or one of Q6_K. */
 CPU_INLINE int quant_unit_elements(QuantType type) { return type == QUANT_Q4_K ? 2 * QUANT_SUB : QUANT_SUB; }
@@ -137,7 +169,8 @@ CPU_INLINE void quant_unit_scales(QuantType type, const uint8_t *b, QuantScales 
 /* Decodes unit u of block b into w[QUANT_UNIT_MAX] or fewer vectors. */
 CPU_INLINE void quant_unit(QuantType type, const uint8_t *b, int u, const QuantScales *s, CpuVec *w) {
     CpuVec *const second = w + QUANT_SIXTEEN;
-    if (type == QUANT_Q8_0) {
+    if (type <= QUANT_BF16) quant_unit_floats(type, b, w);
+    else if (type == QUANT_Q8_0) {
         const CpuVec d = quant_all_f16(b);
         quant_floats(quant_load(b + 2), w);
         quant_floats(quant_load(b + 18), second);
@@ -157,10 +190,10 @@ CPU_INLINE void quant_unit(QuantType type, const uint8_t *b, int u, const QuantS
     } else quant_unit_q6_k(b, u, s, w);
 }
 
-/* quant_decode() of a type for which quant_has_code(). */
+/* quant_decode() of a type with blocks for which quant_has_code(). */
 CPU_INLINE void quant_decode_units(const QuantType type, const uint8_t *b, float *out, int n) {
-    const int elements = quant_unit_elements(type), values = type >= QUANT_Q4_K ? QUANT_SUPER : QUANT_BLOCK;
-    const uint32_t bytes = quant_info(type)->bytes;
+    const int elements = quant_unit_elements(type), values = quant_unit_block(type);
+    const size_t bytes = quant_bytes(type, (size_t)values);
     for (int i = 0; i < n; i += values, b += bytes) {
         QuantScales s;
         quant_unit_scales(type, b, &s);
@@ -241,9 +274,15 @@ CPU_INLINE CpuQuad quant_totals(const CpuVec sum[QUANT_CHANNELS]) {
     return (quad[0] + quad[1]) + (quad[2] + quad[3]);
 }
 
-/* Asks for memory of the next group. The processor recognises one stream of reads in this part of memory, but not four. */
+/* Asks the second cache for the memory that begins QUANT_AHEAD bytes after `at`. The groups of a thread follow one another in
+ * memory: with `at` advancing through the bytes of a group as fast as its four rows are read, every line is asked for once and
+ * in order. The processor does not recognise four streams of short rows by itself, and reads them at less than half of the
+ * memory's bandwidth. Beyond the matrix a request does nothing. */
+enum { QUANT_AHEAD = 16384, QUANT_LINE = 64 };
 CPU_INLINE void quant_prefetch(const uint8_t *at, size_t bytes) {
-    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line);
+    const uintptr_t first = ((uintptr_t)at + QUANT_AHEAD + QUANT_LINE - 1) / QUANT_LINE * QUANT_LINE;
+    for (uintptr_t line = first; line < (uintptr_t)at + QUANT_AHEAD + bytes; line += QUANT_LINE)
+        __builtin_prefetch((const void *)line, 0, 2);
 }
 
 /* Writes a row of the group's results. tail: further terms, or NULL. */
@@ -254,21 +293,19 @@ CPU_INLINE void quant_store(const QuantGroup *g, const CpuVec sum[QUANT_CHANNELS
 }
 
 #ifdef QUANT_VECTORS
-/* A group of a type for which quant_has_code(), with m rows of x, decoded in registers. */
+/* A group of a type and a K for which quant_has_code(), with m rows of x, decoded in registers. */
 CPU_INLINE void quant_fused(const QuantType type, const int m, const QuantGroup *g, const float *x, const float *b,
                             int K, float *out, size_t OC) {
-    const int elements = quant_unit_elements(type), values = type >= QUANT_Q4_K ? QUANT_SUPER : QUANT_BLOCK;
-    const size_t bytes = quant_info(type)->bytes, ahead = QUANT_CHANNELS * quant_bytes(type, (size_t)K);
+    const int elements = quant_unit_elements(type), values = quant_unit_block(type);
+    const size_t bytes = quant_bytes(type, (size_t)values);
     CpuVec sum[QUANT_FUSED][QUANT_CHANNELS];
     for (int i = 0; i < m; i++)
         for (int c = 0; c < QUANT_CHANNELS; c++) sum[i][c] = (CpuVec){0};
     size_t at = 0;
     for (int k = 0; k < K; at += bytes) {
         QuantScales s[QUANT_CHANNELS];
-        for (int c = 0; c < QUANT_CHANNELS; c++) {
-            quant_unit_scales(type, g->row[c] + at, &s[c]);
-            quant_prefetch(g->row[c] + at + ahead, bytes);
-        }
+        quant_prefetch(g->row[0] + QUANT_CHANNELS * at, QUANT_CHANNELS * bytes);
+        for (int c = 0; c < QUANT_CHANNELS; c++) quant_unit_scales(type, g->row[c] + at, &s[c]);
         for (int u = 0; u < values / elements; u++, k += elements) {
             CPU_UNROLL for (int c = 0; c < QUANT_CHANNELS; c++) {
                 CpuVec w[QUANT_UNIT_MAX];
@@ -347,15 +384,12 @@ static inline void quant_buffered(int m, const QuantGroup *g, const float *x, co
     float w[QUANT_CHANNELS][QUANT_PIECE] __attribute__((aligned(64)));
     CpuVec sum[QUANT_FEW][QUANT_CHANNELS] __attribute__((aligned(64)));
     float tail[QUANT_FEW][QUANT_CHANNELS] = {{0}};
-    const size_t ahead = QUANT_CHANNELS * quant_bytes(g->type, (size_t)K);
     memset(sum, 0, (size_t)m * sizeof *sum);
     for (int k = 0; k < K; k += QUANT_PIECE) {
         const int n = K - k < QUANT_PIECE ? K - k : QUANT_PIECE, whole = n / CPU_VEC * CPU_VEC;
         const size_t at = quant_bytes(g->type, (size_t)k);
-        for (int c = 0; c < QUANT_CHANNELS; c++) {
-            quant_prefetch(g->row[c] + at + ahead, quant_bytes(g->type, (size_t)n));
-            quant_decode_fast(g->type, g->row[c] + at, w[c], n);
-        }
+        quant_prefetch(g->row[0] + QUANT_CHANNELS * at, QUANT_CHANNELS * quant_bytes(g->type, (size_t)n));
+        for (int c = 0; c < QUANT_CHANNELS; c++) quant_decode_fast(g->type, g->row[c] + at, w[c], n);
         quant_tiles(m, x + k, (size_t)K, w, whole, sum);
         for (int i = 0; i < m; i++) /* elements after the last whole vector, which only types without blocks have */
             for (int j = whole; j < n; j++)
@@ -374,10 +408,13 @@ static inline void quant_few_rows(float *out, const float *x, const QuantMatrix 
     for (int number = 0; number < groups; number++) {
         const QuantGroup g = quant_group(w, number, K);
 #ifdef QUANT_VECTORS
-        if (N <= QUANT_FUSED && quant_has_code(g.type)) {
+        if (N <= QUANT_FUSED && quant_has_code(g.type, K)) {
             switch (g.type) {
 #define QUANT_CASE(type)                                                                                               \
     case type: quant_fused_rows(type, N, &g, x, b, K, out, (size_t)OC); break;
+                QUANT_CASE(QUANT_F32)
+                QUANT_CASE(QUANT_F16)
+                QUANT_CASE(QUANT_BF16)
                 QUANT_CASE(QUANT_Q8_0)
                 QUANT_CASE(QUANT_Q4_0)
                 QUANT_CASE(QUANT_Q4_1)

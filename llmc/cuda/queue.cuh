@@ -97,8 +97,8 @@ static_assert(sizeof(Lora) == (6 + 2 * LORA_PARTS) * 4 + 9 * 8, "no padding");
 static_assert(sizeof(Dora) == (6 + 2 * LORA_PARTS) * 4 + 11 * 8 + sizeof(QuantMatrix), "no padding");
 static_assert(sizeof(QuantMatrix) == (2 + 2 * QUANT_PARTS) * 4 + QUANT_PARTS * 8, "no padding");
 static_assert(sizeof(Attention) == 10 * 4 + 10 * 8, "no padding");
-static_assert(sizeof(Head) == 6 * 4 + 10 * 8, "no padding");
-static_assert(sizeof(Draw) == 12 * 4 + 8 + 9 * 8, "no padding");
+static_assert(sizeof(Head) == 6 * 4 + 11 * 8, "no padding");
+static_assert(sizeof(Draw) == 12 * 4 + 8 + 10 * 8, "no padding");
 
 template <typename X> static void arguments_put(std::string &to, const X &x) { to.append((const char *)&x, sizeof x); }
 template <typename X> static void arguments_get(const char *&from, X &x) {

@@ -190,17 +190,18 @@ typedef struct Attention {
 typedef struct Head {
     int rows, channels, vocab, padded_vocab;
     float temperature;
-    float cap;              /* logits become cap tanh(z / cap), before the temperature; 0: no cap */
-    const Acts *h;          /* (R, C) */
-    const Weights *weight;  /* (Vp, C) the output matrix */
-    const Ints *target;     /* (R) */
-    Floats *logp;           /* (R) */
-    Floats *entropy;        /* (R) or NULL */
-    Ints *argmax;           /* (R) most likely token, or NULL */
-    const Floats *dlogp;    /* (R) or NULL: no gradient */
-    const Floats *dentropy; /* (R) or NULL */
-    Acts *dh;               /* (R, C) */
-    Floats *dweight;        /* (Vp, C) or NULL: not computed */
+    float cap;                 /* logits become cap tanh(z / cap), before the temperature; 0: no cap */
+    const Acts *h;             /* (R, C) */
+    const Weights *weight;     /* (Vp, C) the output matrix */
+    const QuantMatrix *matrix; /* (Vp, C) instead of weight, if it is in blocks; NULL: it is not */
+    const Ints *target;        /* (R) */
+    Floats *logp;              /* (R) */
+    Floats *entropy;           /* (R) or NULL */
+    Ints *argmax;              /* (R) most likely token, or NULL */
+    const Floats *dlogp;       /* (R) or NULL: no gradient */
+    const Floats *dentropy;    /* (R) or NULL */
+    Acts *dh;                  /* (R, C) */
+    Floats *dweight;           /* (Vp, C) or NULL: not computed; not of a matrix in blocks */
 } Head;
 
 /* Divergences of a student's distribution S = softmax(z / temperature) from a teacher's T = softmax(u / temperature), over
@@ -235,20 +236,21 @@ typedef struct TokenDivergence {
     TokenDivergenceKind kind;
     int channels, padded_vocab; /* of the teacher */
     float temperature, beta;
-    float cap;               /* of the teacher's logits, as in Head */
-    const Acts *h;           /* (R, channels) of the teacher; NULL: a list */
-    const Weights *output;   /* (padded_vocab, channels) the teacher's output matrix; NULL: a list */
-    int listed;              /* tokens of a list, from 1 to V; 0: a model */
-    const Ints *list;        /* (R, listed) different tokens of a row */
-    const Floats *list_logp; /* (R, listed) log T of them */
-    const Floats *rest_logp; /* (R) log of the sum of T over all other tokens; -inf if there are none */
-    Floats *value;           /* (R) D */
-    Floats *forward_kl;      /* (R) KL(T || S), or NULL */
-    Floats *reverse_kl;      /* (R) KL(S || T), or NULL */
-    Floats *logp;            /* (R) log T of the target; NULL with a list */
-    Floats *entropy;         /* (R) of T, or NULL; NULL with a list */
-    Ints *argmax;            /* (R) the most likely token of T, or NULL; NULL with a list */
-    const Floats *weight;    /* (R) or NULL: no gradient */
+    float cap;                 /* of the teacher's logits, as in Head */
+    const Acts *h;             /* (R, channels) of the teacher; NULL: a list */
+    const Weights *output;     /* (padded_vocab, channels) the teacher's output matrix; NULL: a list */
+    const QuantMatrix *matrix; /* instead of output, if it is in blocks; NULL: it is not */
+    int listed;                /* tokens of a list, from 1 to V; 0: a model */
+    const Ints *list;          /* (R, listed) different tokens of a row */
+    const Floats *list_logp;   /* (R, listed) log T of them */
+    const Floats *rest_logp;   /* (R) log of the sum of T over all other tokens; -inf if there are none */
+    Floats *value;             /* (R) D */
+    Floats *forward_kl;        /* (R) KL(T || S), or NULL */
+    Floats *reverse_kl;        /* (R) KL(S || T), or NULL */
+    Floats *logp;              /* (R) log T of the target; NULL with a list */
+    Floats *entropy;           /* (R) of T, or NULL; NULL with a list */
+    Ints *argmax;              /* (R) the most likely token of T, or NULL; NULL with a list */
+    const Floats *weight;      /* (R) or NULL: no gradient */
 } TokenDivergence;
 
 /* Draws one token per row from softmax(z / temperature). Before the draw, these are applied in the order of Hugging
@@ -265,15 +267,16 @@ typedef struct Draw {
     float cap;    /* logits become cap tanh(z / cap) first of all; 0: no cap */
     int reserved; /* 0; leaves no padding in the struct */
     uint64_t seed;
-    const Acts *h;           /* (R, C) */
-    const Weights *weight;   /* (Vp, C) the output matrix */
-    const Ints *stream;      /* (R, 2) low and high words */
-    const Ints *index;       /* (R) */
-    const Ints *history;     /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
-    const Ints *history_len; /* (R) */
-    Ints *token;             /* (R) */
-    Floats *logp;            /* (R) log-probability of the token */
-    Floats *kept_logp;       /* (R) or NULL */
+    const Acts *h;             /* (R, C) */
+    const Weights *weight;     /* (Vp, C) the output matrix */
+    const QuantMatrix *matrix; /* (Vp, C) instead of weight, if it is in blocks; NULL: it is not */
+    const Ints *stream;        /* (R, 2) low and high words */
+    const Ints *index;         /* (R) */
+    const Ints *history;       /* (R, history_stride) tokens seen so far, or NULL when the penalty is 1 */
+    const Ints *history_len;   /* (R) */
+    Ints *token;               /* (R) */
+    Floats *logp;              /* (R) log-probability of the token */
+    Floats *kept_logp;         /* (R) or NULL */
 } Draw;
 
 /* AdamW with decoupled weight decay (Loshchilov and Hutter 2019, alg. 2), in one fused pass over n parameters:
@@ -299,8 +302,9 @@ typedef struct ScratchUse {
     int width, widest; /* channels of the residual stream, and of the widest activation */
     int padded_vocab;
     int teacher_width, teacher_vocab; /* channels and padded vocabulary of divergence()'s second model; 0: none */
-    int adapters;     /* channels of the widest inner activation of low-rank adapters, parts * rank; 0: no adapters */
-    size_t quantized; /* elements of the largest quantised matrix; 0: none */
+    int adapters;       /* channels of the widest inner activation of low-rank adapters, parts * rank; 0: no adapters */
+    size_t quantized;   /* elements of the largest quantised matrix; 0: none */
+    int quantized_head; /* 1: the output matrix is one */
 } ScratchUse;
 
 typedef struct Backend {
@@ -364,6 +368,12 @@ typedef struct Backend {
     void (*quant_forward)(Device *d, Acts *out, const Acts *x, const QuantMatrix *w, const Weights *b, int N, int IC,
                           int OC);
     void (*quant_backward)(Device *d, Acts *dx, const Acts *dout, const QuantMatrix *w, int N, int IC, int OC);
+    /* embed_forward and logits with a quantised matrix. Both NULL: this backend stores embeddings and the output matrix as
+     * weights, and head(), divergence() and sample() are given no matrices. */
+    void (*quant_embed_forward)(Device *d, Acts *out, const QuantMatrix *wte, const Weights *wpe, const Ints *token,
+                                const Ints *position, float scale, int N, int C);
+    void (*quant_logits)(Device *d, Floats *out, const Acts *h, const QuantMatrix *weight, float cap, int R, int C,
+                         int V, int Vp);
     void (*lora_forward)(Device *d, const Lora *l);
     void (*lora_backward)(Device *d, const Lora *l);
     void (*dora_norm)(Device *d, const Dora *l);

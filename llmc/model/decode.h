@@ -11,7 +11,7 @@
 
 #include "backend.h"     /* Draw, Acts, Backend, Device, ... */
 #include "batch.h"       /* Batch */
-#include "model.h"       /* Model, model_output_tensor, model_weight */
+#include "model.h"       /* Model, model_output_blocks, model_output_weights */
 #include "transformer.h" /* model_targets, model_trunk */
 #include "workspace.h"   /* work_ints, Workspace, KVCache, WORK_index, ... */
 
@@ -38,21 +38,26 @@ static inline void decode_rows(const Model *m, const Workspace *w, const KVCache
     if (batch->targets) model_targets(m, w, batch);
 }
 
-/* Draws a token after each of R rows h (R, channels) with the settings of `how`, whose other fields are filled in here.
- * weight: the head's matrix, (Vp, channels). */
+/* Sets the output matrix of `how` to the model's. */
+static inline void decode_head(Draw *how, const Model *m) {
+    how->weight = model_output_weights(m);
+    how->matrix = model_output_blocks(m);
+    how->channels = m->config.width;
+}
+
+/* Draws a token after each of R rows h (R, how.channels) with the settings and the output matrix of `how`, whose other fields
+ * are filled in here. */
 static inline void decode_draw(const Model *m, const Workspace *w, Draw how, const DecodeStep *step, const Acts *h,
-                               const Weights *weight, int channels, size_t R) {
+                               size_t R) {
     const Backend *b = m->backend;
     Device *d = m->device;
     b->upload(d, work_ints(w, WORK_stream), step->stream, 2 * R * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_index), step->index, R * sizeof(int32_t));
     how.rows = (int)R;
-    how.channels = channels;
     how.vocab = m->config.vocab;
     how.padded_vocab = m->config.padded_vocab;
     how.cap = m->config.logit_cap;
     how.h = h;
-    how.weight = weight;
     how.stream = work_ints(w, WORK_stream);
     how.index = work_ints(w, WORK_index);
     how.history = step->history;
@@ -74,9 +79,8 @@ static inline void decode_draw(const Model *m, const Workspace *w, Draw how, con
 static inline void model_decode(const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                                 const DecodeStep *step) {
     decode_rows(m, w, kv, batch, step);
-    if (batch->targets)
-        decode_draw(m, w, how, step, work_acts(w, WORK_h, 0), model_weight(m, model_output_tensor(&m->config), 0),
-                    m->config.width, (size_t)batch->targets);
+    decode_head(&how, m);
+    if (batch->targets) decode_draw(m, w, how, step, work_acts(w, WORK_h, 0), (size_t)batch->targets);
 }
 
 #endif

@@ -28,7 +28,7 @@
 #include "backend.h"       /* TokenDivergence, Floats, floats_at, Backend, ... */
 #include "batch.h"         /* Batch */
 #include "config.h"        /* ModelConfig */
-#include "model.h"         /* Model, model_output_tensor, model_grad, model_weight */
+#include "model.h"         /* Model, model_grad, model_output_blocks, model_output_tensor, ... */
 #include "transformer.h"   /* ModelOutput, model_forward, model_trunk_backward, model_head */
 #include "workspace.h"     /* work_floats, Workspace, WORK_argmax, WORK_dentropy, ... */
 #include <assert.h>
@@ -125,7 +125,8 @@ static inline void divergence_teacher(TokenDivergence *a, const ModelDivergence 
     a->padded_vocab = c->padded_vocab;
     a->cap = c->logit_cap;
     a->h = work_acts(d->work, WORK_h, 0);
-    a->output = model_weight(d->teacher, model_output_tensor(c), 0);
+    a->output = model_output_weights(d->teacher);
+    a->matrix = model_output_blocks(d->teacher);
     a->logp = work_floats(d->work, WORK_logp, 0);
     if (c->vocab < a->head.vocab) a->head.vocab = c->vocab; /* tokens that only one model has are padding */
 }

@@ -23,7 +23,7 @@
 
 #include "../base/error.h" /* Error, error_set, xcalloc, xmalloc */
 #include "../base/text.h"  /* TextSlice */
-#include "backend.h"       /* QuantMatrix, MLP_GELU, QuantType */
+#include "backend.h"       /* QuantMatrix, QUANT_F32, MLP_GELU, QuantType */
 #include "config.h"        /* ModelConfig, POSITION_ROTARY, model_kv_width, model_q_width */
 #include "gguf.h"          /* Gguf, GgufTensor, gguf_is, GGUF_PIECE, ... */
 #include "gguf_config.h"   /* gguf_has, gguf_architecture_of, gguf_read_config */
@@ -302,8 +302,19 @@ static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, v
     return gguf_load_rows(g, c, put, NULL, context, e);
 }
 
-/* Returns the types of the matrices of linear layers as the file has them (MATRIX_COUNT, L), in new memory; NULL if none is
- * in blocks. c: of gguf_config(). */
+/* Gives the rows of the embeddings and of the output matrix beyond the vocabulary, which no file has, a range of their own:
+ * as floats, which can also hold tokens that are added. */
+static inline void gguf_plan_padding(const ModelConfig *c, QuantMatrix *plan) {
+    for (int i = LINEAR_MATRICES; i < MATRIX_COUNT && c->padded_vocab > c->vocab; i++) {
+        QuantMatrix *q = &plan[i * c->layers];
+        if (!q->parts) continue;
+        q->type[q->parts] = QUANT_F32;
+        q->rows[q->parts++] = c->padded_vocab - c->vocab;
+    }
+}
+
+/* Returns the types of all matrices as the file has them (MATRIX_COUNT, L), in new memory; NULL if all are float32. c: of
+ * gguf_config(). */
 static inline QuantMatrix *gguf_matrices(const Gguf *g, const ModelConfig *c, Error *e) {
     const GgufParts p = gguf_parts(c, gguf_has(g, "blk.0.attn_qkv.weight"));
     QuantMatrix *plan = (QuantMatrix *)xcalloc((size_t)(MATRIX_COUNT * c->layers), sizeof *plan);
@@ -316,13 +327,14 @@ static inline QuantMatrix *gguf_matrices(const Gguf *g, const ModelConfig *c, Er
         QuantMatrix *q = &plan[matrix * c->layers + p.part[i].layer];
         q->type[q->parts] = (int32_t)t->type;
         q->rows[q->parts++] = (int32_t)p.part[i].rows; /* in the order of the model's rows */
-        blocks |= quant_info(t->type)->values > 1;
+        blocks |= t->type != QUANT_F32;
     }
     free(p.part);
-    if (ok && blocks) return plan;
-    if (ok)
-        error_set(e, "%s: the weights of its linear layers are not quantised: --quantize keep has nothing to keep",
-                  g->name);
+    if (ok && blocks) {
+        gguf_plan_padding(c, plan);
+        return plan;
+    }
+    if (ok) error_set(e, "%s: its weights are all float32: --quantize keep has nothing to keep", g->name);
     free(plan);
     return NULL;
 }

@@ -6,9 +6,9 @@
  *     const Weights *w = model_weight(&m, TENSOR_qkvw, layer);
  *     model_free(&m);
  *
- * The matrices of linear layers can be quantised if they are not trained: they are then stored in blocks (quantized.h), and
- * all other tensors as usual. The elements of all tensors keep their numbers, under which model_download() returns the
- * values of blocks and model_upload() quantises.
+ * The matrices of linear layers, the token embeddings and the output matrix can be quantised if they are not trained: they are
+ * then stored in blocks (quantized.h), and all other tensors as usual. The elements of all tensors keep their numbers, under
+ * which model_download() returns the values of blocks and model_upload() quantises.
  *
  * Host code here never dereferences a device pointer. Device errors are sticky; model_sync() reports them.
  */
@@ -40,7 +40,7 @@ typedef struct Model {
     size_t parameters; /* elements of all tensors; one block in the order of the table */
     Weights *weights;
     size_t stored;       /* elements of `weights`: `parameters`, without those of quantised matrices */
-    QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; NULL: none */
+    QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; without parts: stored as weights; NULL: none */
     Blocks *blocks;      /* their memory */
     size_t block_bytes;
     DoraNorms *dora;    /* NULL without DoRA */
@@ -142,13 +142,20 @@ static inline void model_weights_changed(const Model *m) {
 
 /* ---- quantised matrices ------------------------------------------------------------------------------------------ */
 
-/* Matrix i of MATRIX_COUNT of layer l, which is quantised. */
+/* Matrix i of MATRIX_COUNT of layer l; of the embeddings and the output matrix there is only that of layer 0. */
 static inline QuantMatrix *model_matrix(const Model *m, int i, int l) {
     return &m->matrix[(size_t)i * (size_t)m->config.layers + (size_t)l];
 }
 
-/* Returns the types and rows of all matrices of a configuration as one type, in new memory, or NULL: the rows of every
- * matrix must be whole blocks. */
+/* The quantised matrix of layer l of tensor i, or NULL if the tensor is stored as weights. */
+static inline QuantMatrix *model_blocks_of(const Model *m, int i, int l) {
+    const int matrix = m->matrix ? tensor_matrix(i) : -1;
+    return matrix >= 0 && model_matrix(m, matrix, l)->parts ? model_matrix(m, matrix, l) : NULL;
+}
+
+/* Returns the types and rows of all matrices of a configuration, in new memory, or NULL: the rows of every matrix must be
+ * whole blocks. type: of linear layers. Embeddings and the output matrix have at least 8 bits, as llama.cpp's quantize gives
+ * them more than other tensors: Q8_0 instead of Q4_0. */
 static inline QuantMatrix *quant_plan(const ModelConfig *c, QuantType type, Error *e) {
     TensorInfo t[TENSOR_COUNT];
     const uint32_t block = quant_info(type)->values;
@@ -160,9 +167,13 @@ static inline QuantMatrix *quant_plan(const ModelConfig *c, QuantType type, Erro
             return NULL;
         }
     QuantMatrix *plan = (QuantMatrix *)xcalloc((size_t)(MATRIX_COUNT * c->layers), sizeof *plan);
-    for (int i = 0; i < MATRIX_COUNT * c->layers; i++)
-        plan[i] =
-            (QuantMatrix){.parts = 1, .type = {(int32_t)type}, .rows = {(int32_t)t[matrix_tensor[i / c->layers]].rows}};
+    for (int i = 0; i < MATRIX_COUNT; i++) {
+        const TensorInfo *tensor = &t[matrix_tensor[i]];
+        const QuantType own = i >= LINEAR_MATRICES && type == QUANT_Q4_0 ? QUANT_Q8_0 : type;
+        for (size_t l = 0; l < (tensor->size ? tensor->layers : 0); l++)
+            plan[(size_t)i * (size_t)c->layers + l] =
+                (QuantMatrix){.parts = 1, .type = {(int32_t)own}, .rows = {(int32_t)tensor->rows}};
+    }
     return plan;
 }
 
@@ -178,15 +189,16 @@ static inline size_t model_place(Model *m, Blocks *base) {
     size_t at = 0, place = 0;
     for (int i = 0; i < TENSOR_COUNT; i++) {
         TensorInfo *t = &m->tensor[i];
-        const int matrix = tensor_matrix(i);
+        const bool blocks = model_blocks_of(m, i, 0) != NULL;
         t->place = place;
-        if (matrix < 0 || !m->matrix) place += t->size;
-        for (int l = 0; l < (matrix < 0 || !m->matrix ? 0 : m->config.layers); l++)
-            for (int part = 0; part < model_matrix(m, matrix, l)->parts; part++) {
-                QuantMatrix *q = model_matrix(m, matrix, l);
+        if (!blocks) place += t->size;
+        for (size_t l = 0; l < (blocks ? t->layers : 0); l++) {
+            QuantMatrix *q = model_blocks_of(m, i, (int)l);
+            for (int part = 0; part < q->parts; part++) {
                 q->blocks[part] = base ? (Blocks *)((char *)base + at) : NULL;
                 at += quant_part_bytes(q, part, t->columns);
             }
+        }
     }
     m->stored = place;
     return at;
@@ -195,9 +207,9 @@ static inline size_t model_place(Model *m, Blocks *base) {
 /* Elements of the largest quantised matrix; 0 if there is none. */
 static inline size_t model_largest_matrix(const Model *m) {
     size_t most = 0;
-    for (int i = 0; i < MATRIX_COUNT && m->matrix; i++) {
+    for (int i = 0; i < MATRIX_COUNT; i++) {
         const TensorInfo *t = &m->tensor[matrix_tensor[i]];
-        if (t->rows * t->columns > most) most = t->rows * t->columns;
+        if (model_blocks_of(m, matrix_tensor[i], 0) && t->rows * t->columns > most) most = t->rows * t->columns;
     }
     return most;
 }
@@ -217,6 +229,8 @@ static inline bool model_new_quantized(Model *m, const ModelConfig *c, QuantMatr
                                        const Backend *b, Device *d, Error *e) {
     *m = (Model){.config = *c, .backend = b, .device = d, .matrix = plan, .borrowed = owner != NULL};
     m->parameters = model_tensors(c, m->tensor);
+    for (int i = LINEAR_MATRICES; i < MATRIX_COUNT && plan && !b->quant_embed_forward; i++)
+        model_matrix(m, i, 0)->parts = 0;
     m->block_bytes = model_place(m, NULL);
     if (plan) {
         m->blocks = owner ? owner->blocks : (Blocks *)b->alloc(d, m->block_bytes, "quantised weights", e);
@@ -272,13 +286,13 @@ static inline ModelRun model_run(const Model *m, size_t at, size_t n) {
     const int i = model_tensor_at(m, at);
     const TensorInfo *t = &m->tensor[i];
     const size_t of_layer = t->rows * t->columns;
-    if (tensor_matrix(i) < 0) {
+    if (!model_blocks_of(m, i, 0)) {
         const size_t left = t->offset + t->size - at; /* the next tensor may be a matrix */
         run.n = left < n ? left : n;
         return run;
     }
     run.first = (at - t->offset) % of_layer;
-    run.matrix = model_matrix(m, tensor_matrix(i), (int)((at - t->offset) / of_layer));
+    run.matrix = model_blocks_of(m, i, (int)((at - t->offset) / of_layer));
     while (run.first >= (size_t)run.matrix->rows[run.part] * t->columns)
         run.first -= (size_t)run.matrix->rows[run.part++] * t->columns;
     const size_t left = (size_t)run.matrix->rows[run.part] * t->columns - run.first;
@@ -477,7 +491,7 @@ static inline bool model_copy(Model *to, const Model *from, Error *e) {
     if (!model_new_quantized(to, &from->config, plan, plan ? from : NULL, from->backend, from->device, e)) return false;
     for (int i = 0; i < TENSOR_COUNT; i++) {
         const TensorInfo *t = &from->tensor[i];
-        if (from->matrix && tensor_matrix(i) >= 0) continue;
+        if (model_blocks_of(from, i, 0)) continue;
         for (ModelChunk c = {0}; model_each_chunk(&c, t->size);) {
             model_download(from, t->offset + c.at, c.host, c.n);
             model_upload(to, t->offset + c.at, c.host, c.n);
@@ -506,13 +520,21 @@ static inline bool model_sync(const Model *m, Error *e) { return m->backend->syn
  * trained. */
 static inline const Weights *model_weight(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
-    assert(!m->matrix || tensor_matrix(i) < 0);
+    assert(!model_blocks_of(m, i, l));
     return weights_at(m->backend, m->weights, t->place + (size_t)l * t->rows * t->columns);
 }
 static inline Floats *model_grad(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
     if (!m->grads || !tensor_trained(t)) return NULL;
     return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
+}
+
+/* The output matrix, one of the two: as weights, or in blocks; NULL if it is not stored so. */
+static inline const QuantMatrix *model_output_blocks(const Model *m) {
+    return model_blocks_of(m, model_output_tensor(&m->config), 0);
+}
+static inline const Weights *model_output_weights(const Model *m) {
+    return model_output_blocks(m) ? NULL : model_weight(m, model_output_tensor(&m->config), 0);
 }
 
 #endif

@@ -109,9 +109,10 @@ static inline size_t model_tensors(const ModelConfig *c, TensorInfo t[TENSOR_COU
     return offset;
 }
 
-/* The matrices of a layer's linear layers, which can be quantised. */
-enum { MATRIX_COUNT = 4 };
-static const int matrix_tensor[MATRIX_COUNT] = {TENSOR_qkvw, TENSOR_attprojw, TENSOR_fcw, TENSOR_fcprojw};
+/* The matrices that can be quantised: those of a layer's linear layers, the token embeddings and the output matrix. */
+enum { MATRIX_COUNT = 6, LINEAR_MATRICES = 4 };
+static const int matrix_tensor[MATRIX_COUNT] = {TENSOR_qkvw,    TENSOR_attprojw, TENSOR_fcw,
+                                                TENSOR_fcprojw, TENSOR_wte,      TENSOR_headw};
 
 /* The number of the matrix that a tensor is, or -1. */
 static inline int tensor_matrix(int tensor) {

@@ -29,8 +29,8 @@
 #include "backend.h"       /* Acts, Backend, acts_at, Norm, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
-#include "model.h"         /* Model, model_weight, model_grad, model_output_tensor, ... */
-#include "tensors.h"       /* TensorInfo, TENSOR_valuew, TENSOR_wpe, TENSOR_wte, ... */
+#include "model.h"         /* Model, model_weight, model_grad, model_blocks_of, ... */
+#include "tensors.h"       /* TENSOR_wte, TensorInfo, TENSOR_valuew, TENSOR_wpe, ... */
 #include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
 // clang-format off
@@ -86,7 +86,7 @@ static inline Acts *linear_output(const Model *m, const Workspace *w, int linear
 
 /* The quantised matrix of linear layer `linear` of layer l, or NULL. */
 static inline const QuantMatrix *linear_matrix(const Model *m, int linear, int l) {
-    return m->matrix ? model_matrix(m, tensor_matrix(model_linear(linear)->weight), l) : NULL;
+    return model_blocks_of(m, model_linear(linear)->weight, l);
 }
 
 /* Whether linear layer `linear` computes with adapters. */
@@ -399,6 +399,19 @@ static inline void model_layer(const Model *m, const Workspace *w, const Batch *
     }
 }
 
+/* Reads the embeddings of N tokens. */
+static inline void model_embed(const Model *m, const Workspace *w, int N) {
+    const Backend *b = m->backend;
+    const QuantMatrix *blocks = model_blocks_of(m, TENSOR_wte, 0);
+    const Weights *wpe = m->tensor[TENSOR_wpe].size ? model_weight(m, TENSOR_wpe, 0) : NULL;
+    Acts *out = work_acts(w, WORK_encoded, 0);
+    const Ints *token = work_ints(w, WORK_token), *position = work_ints(w, WORK_position);
+    const float scale = model_embed_scale(&m->config);
+    const int C = m->config.width;
+    if (blocks) b->quant_embed_forward(m->device, out, blocks, wpe, token, position, scale, N, C);
+    else b->embed_forward(m->device, out, model_weight(m, TENSOR_wte, 0), wpe, token, position, scale, N, C);
+}
+
 /* Uploads the batch and runs the model from the tokens to the output of the final norm. */
 static inline void model_trunk(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
     const Backend *b = m->backend;
@@ -409,9 +422,7 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
     b->upload(d, work_ints(w, WORK_token), batch->tokens, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_position), batch->positions, (size_t)N * sizeof(int32_t));
     b->upload(d, work_ints(w, WORK_segment), batch->segment, (size_t)batch->segments * sizeof(Segment));
-    b->embed_forward(d, work_acts(w, WORK_encoded, 0), model_weight(m, TENSOR_wte, 0),
-                     m->tensor[TENSOR_wpe].size ? model_weight(m, TENSOR_wpe, 0) : NULL, work_ints(w, WORK_token),
-                     work_ints(w, WORK_position), model_embed_scale(c), N, C);
+    model_embed(m, w, N);
     for (int i = 0; i < (m->frequency ? model_rotation(c) / c->rotary : 0); i++)
         b->rotary_table(d, floats_at(work_floats(w, WORK_rotation, 0), (size_t)(i * c->rotary)),
                         work_ints(w, WORK_position), floats_at(m->frequency, (size_t)(i * c->rotary / 2)),
@@ -449,7 +460,8 @@ static inline Head model_head(const Model *m, const Workspace *w, const Batch *b
                  .temperature = temperature,
                  .cap = c->logit_cap,
                  .h = work_acts(w, WORK_h, 0),
-                 .weight = model_weight(m, model_output_tensor(c), 0),
+                 .weight = model_output_weights(m),
+                 .matrix = model_output_blocks(m),
                  .target = work_ints(w, WORK_target),
                  .logp = work_floats(w, WORK_logp, 0)};
     return head;
@@ -493,6 +505,15 @@ static inline void model_forward(const Model *m, const Workspace *w, const Batch
     model_forward_known(m, w, batch, temperature, out, NULL);
 }
 
+/* Computes the logits of R rows h (R, C) of the head's input: out (R, V). */
+static inline void model_logits_of(const Model *m, Floats *out, const Acts *h, int R) {
+    const ModelConfig *c = &m->config;
+    const Backend *b = m->backend;
+    const QuantMatrix *blocks = model_output_blocks(m);
+    if (blocks) b->quant_logits(m->device, out, h, blocks, c->logit_cap, R, c->width, c->vocab, c->padded_vocab);
+    else b->logits(m->device, out, h, model_output_weights(m), c->logit_cap, R, c->width, c->vocab, c->padded_vocab);
+}
+
 /* Computes all logits of the batch's targets, for inspection: logits (R, V) on the host. */
 static inline bool model_logits(const Model *m, const Workspace *w, const Batch *batch, float *logits, Error *e) {
     const ModelConfig *c = &m->config;
@@ -501,8 +522,7 @@ static inline bool model_logits(const Model *m, const Workspace *w, const Batch 
     if (!all) return false;
     model_trunk(m, w, batch, NULL);
     model_targets(m, w, batch);
-    m->backend->logits(m->device, all, work_acts(w, WORK_h, 0), model_weight(m, model_output_tensor(c), 0),
-                       c->logit_cap, batch->targets, c->width, c->vocab, c->padded_vocab);
+    model_logits_of(m, all, work_acts(w, WORK_h, 0), batch->targets);
     m->backend->download(m->device, logits, all, bytes);
     m->backend->release(m->device, all);
     return model_sync(m, e);
@@ -514,8 +534,7 @@ static inline void model_logits_part(const Model *m, const Workspace *w, int32_t
                                      float *logits) {
     const ModelConfig *c = &m->config;
     const Backend *b = m->backend;
-    b->logits(m->device, device, acts_at(b, work_acts(w, WORK_h, 0), (size_t)first * (size_t)c->width),
-              model_weight(m, model_output_tensor(c), 0), c->logit_cap, n, c->width, c->vocab, c->padded_vocab);
+    model_logits_of(m, device, acts_at(b, work_acts(w, WORK_h, 0), (size_t)first * (size_t)c->width), n);
     b->download(m->device, logits, device, (size_t)n * (size_t)c->vocab * sizeof *logits);
 }
 

@@ -19,9 +19,9 @@
 #include "../model/backend.h"     /* Floats, Backend, acts_at */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
-#include "../model/model.h"       /* Model, model_output_tensor, model_sync, model_weight */
+#include "../model/model.h"       /* Model, model_sync */
 #include "../model/pack.h"        /* batch_clear, batch_free, batch_new, batch_segment, ... */
-#include "../model/transformer.h" /* model_targets, model_trunk */
+#include "../model/transformer.h" /* model_logits_of, model_targets, model_trunk */
 #include "../model/workspace.h"   /* WORK_h, Workspace, work_acts, workspace_free, ... */
 #include "rollout.h"              /* Completion, completion_mask */
 
@@ -90,8 +90,7 @@ static inline bool certainty_score(Certainty *c, const int32_t *prompt, int32_t 
     model_targets(m, &c->work, &c->batch);
     for (int r = 0; r < R; r += CERTAINTY_ROWS) {
         const int n = R - r < CERTAINTY_ROWS ? R - r : CERTAINTY_ROWS;
-        b->logits(m->device, c->logits, acts_at(b, work_acts(&c->work, WORK_h, 0), (size_t)r * (size_t)g->width),
-                  model_weight(m, model_output_tensor(g), 0), g->logit_cap, n, g->width, g->vocab, g->padded_vocab);
+        model_logits_of(m, c->logits, acts_at(b, work_acts(&c->work, WORK_h, 0), (size_t)r * (size_t)g->width), n);
         b->download(m->device, c->host, c->logits, (size_t)n * (size_t)g->vocab * sizeof(float));
         if (!model_sync(m, e)) return false;
         for (int i = 0; i < n; i++) total += certainty_of(c->host + (size_t)i * (size_t)g->vocab, g->vocab);

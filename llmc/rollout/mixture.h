@@ -30,7 +30,7 @@
 #include "../model/batch.h"     /* Batch */
 #include "../model/config.h"    /* ModelConfig */
 #include "../model/decode.h"    /* decode_rows, DecodeStep, decode_draw */
-#include "../model/model.h"     /* Model, model_output_tensor, model_weight */
+#include "../model/model.h"     /* Model, model_download, model_output_tensor */
 #include "../model/workspace.h" /* KVCache, WORK_h, Workspace, work_acts, ... */
 #include "rollout.h"            /* Rollout, rollout_bytes, rollout_rows */
 
@@ -68,8 +68,7 @@ static inline void mixture_refresh(Mixture *m) {
         const size_t width = (size_t)model[k]->config.width;
         const float share = (float)(k ? m->coef : 1 - m->coef);
         float *wte = (float *)xmalloc(V * width * sizeof *wte);
-        b->weights_download(model[k]->device, wte, model_weight(model[k], model_output_tensor(&model[k]->config), 0),
-                            V * width);
+        model_download(model[k], model[k]->tensor[model_output_tensor(&model[k]->config)].offset, wte, V * width);
         for (size_t v = 0; v < V; v++)
             for (size_t c = 0; c < width; c++) host[v * C + (size_t)at + c] = share * wte[v * width + c];
         free(wte);
@@ -104,7 +103,9 @@ static inline void mixture_decode(void *context, const Model *policy, const Work
     decode_rows(policy, w, kv, batch, step);
     if (R == 0) return;
     mixture_join(m, work_acts(w, WORK_h, 0), work_acts(&m->work, WORK_h, 0), R);
-    decode_draw(policy, w, how, step, m->h, m->wte, m->channels, R);
+    how.weight = m->wte;
+    how.channels = m->channels;
+    decode_draw(policy, w, how, step, m->h, R);
 }
 
 static inline void mixture_free(Mixture *m) {

@@ -30,10 +30,10 @@
 #include "../model/backend.h"     /* Acts, Floats, acts_at, Backend, ... */
 #include "../model/batch.h"       /* Batch */
 #include "../model/config.h"      /* ModelConfig */
-#include "../model/decode.h"      /* DecodeStep, decode_draw, decode_rows */
-#include "../model/model.h"       /* Model, model_output_tensor, model_weight, model_sync */
+#include "../model/decode.h"      /* DecodeStep, decode_draw, decode_head, decode_rows */
+#include "../model/model.h"       /* Model, model_sync */
 #include "../model/pack.h"        /* batch_fits, batch_clear, batch_free, batch_new, ... */
-#include "../model/transformer.h" /* model_targets, model_trunk */
+#include "../model/transformer.h" /* model_logits_of, model_targets, model_trunk */
 #include "../model/workspace.h"   /* WORK_h, work_acts, KVCache, Workspace */
 #include "../rollout/rollout.h"   /* Sampling, RolloutRequest, Completion, Rollout, ... */
 #include "../rollout/stop_text.h" /* stop_text_cut */
@@ -214,8 +214,7 @@ static inline const float *serve_logits(ServeEngine *x, int first, int n) {
     const ModelConfig *c = &m->config;
     const Backend *b = m->backend;
     const Acts *h = acts_at(b, work_acts(&x->r.work, WORK_h, 0), (size_t)first * (size_t)c->width);
-    b->logits(m->device, x->logits, h, model_weight(m, model_output_tensor(c), 0), c->logit_cap, n, c->width, c->vocab,
-              c->padded_vocab);
+    model_logits_of(m, x->logits, h, n);
     b->download(m->device, x->host, x->logits, (size_t)n * (size_t)c->vocab * sizeof(float));
     return x->host;
 }
@@ -279,6 +278,7 @@ static inline void serve_decode(void *context, const Model *m, const Workspace *
     Batch ordered = *batch;
     ordered.target_row = x->row;
     decode_rows(m, w, kv, &ordered, step);
+    decode_head(&how, m);
     for (int first = 0, n; first < R; first += n) {
         const Sampling *s = &serve_target(x, x->order[first])->job->request.how;
         for (n = 1; first + n < R; n++)
@@ -292,7 +292,7 @@ static inline void serve_decode(void *context, const Model *m, const Workspace *
                                  .index = x->index + first,
                                  .token = x->token + first,
                                  .logp = x->logp + first};
-        decode_draw(m, w, how, &part, h, model_weight(m, model_output_tensor(&m->config), 0), C, (size_t)n);
+        decode_draw(m, w, how, &part, h, (size_t)n);
     }
     serve_tops(x, R);
     for (int i = 0; i < R; i++) {

@@ -714,7 +714,8 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, i
                                                     .teacher_width = t->teacher ? t->teacher->width : 0,
                                                     .teacher_vocab = t->teacher ? t->teacher->padded_vocab : 0,
                                                     .adapters = lora_widest(c),
-                                                    .quantized = model_largest_matrix(&t->model)});
+                                                    .quantized = model_largest_matrix(&t->model),
+                                                    .quantized_head = model_output_blocks(&t->model) != NULL});
     /* on a CPU the process may have been larger while it loaded the model */
     const size_t held = b->memory_peak ? model + moments : program_memory(), loading = program_peak_memory();
     t->predicted = held + work + scratch + more;
