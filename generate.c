@@ -860,8 +860,10 @@ static void open_served(Served *v, Inference *from, const Sampling *s, char *nam
     v->m = (ServeModel){
         .name = name, .text = &from->text, .vocab = from->model.config.vocab, .length = length, .standard = *s};
     if (v->m.standard.max_new > length) v->m.standard.max_new = length;
-    if (!format && from->text.present) format = tool_format_of(&from->text.chat);
+    if (!format && from->text.present) format = tool_format_of_texts(&from->text.chat);
     if (format && !tool_format_open(&v->m.format, format, &e)) usage_error("--tool-format: %s", e.text);
+    if (format && v->m.format.kind == TOOL_PYTHON_TOKENS)
+        usage_error("--tool-format python-tokens: a server reads calls from texts, and these are special tokens");
     v->m.has_format = format != NULL;
     model_set_longest(&from->model, v->m.length);
     if (!serve_engine_open(&v->engine, &v->m, &from->model, (int)o.s.slots, (int)o.queue, (uint64_t)o.s.seed, &e))

@@ -90,7 +90,7 @@ static const Option options[] = {
                 "bytes, a directory, tokenizer.json, or vocab.json:merges.txt; if unset, bytes"),
     OPTION_TEXT(
         "template", 0, &o.template, "SPEC",
-        "chatml, llama, plain or a custom template (see above); auto: the model's, else chatml for messages, else plain"),
+        "chatml, llama, nanochat, plain or a custom template (see above); auto: the model's, else chatml for messages, else plain"),
     OPTION_TEXT(
         "chat-template-path", 0, &o.template_path, "PATH",
         "a model's folder, chat_template.jinja or tokenizer_config.json: its own template, instead of --template"),

@@ -82,7 +82,7 @@ static const Option table[] = {
     OPTION_TEXT("tokenizer", 't', &o.tokenizer, "SPEC",
                 "tokenizer of a shard: bytes, VOCAB:MERGES, a tokenizer.json or a directory"),
     OPTION_TEXT("template", 0, &o.template, "SPEC",
-                "chat template of a shard: plain, chatml, llama or a custom template"),
+                "chat template of a shard: plain, chatml, llama, nanochat or a custom template"),
     OPTION_END};
 
 /* ---- choice of the task ---------------------------------------------------------------------------------------- */
@@ -178,11 +178,27 @@ static bool ends_in(const char *text, const char *tail) {
     return n >= m && !strcmp(text + n - m, tail);
 }
 
-static void output_open(Output *out) {
+/* Opens the format of calls, if a task has them. */
+static void output_format(Output *out, bool calls) {
+    Error e;
+    if (o.tool_format && !(calls && o.format == FORMAT_CHAT))
+        usage_error("--tool-format: used only for demonstrations (--format chat) of bigmul and lookup");
+    if (!calls || o.format != FORMAT_CHAT) return;
+    if (!out->shard)
+        usage_error("--format chat: a line of JSON cannot tell a call from its result; write a shard (-o FILE.shard)");
+    const char *spec = o.tool_format ? o.tool_format : tool_format_of(&out->template);
+    if (!spec) usage_error("--tool-format: the template has none of its own; give " TOOL_FORMATS);
+    if (!tool_format_open(&out->format, spec, &e) || !tool_format_tokens(&out->format, &out->tokenizer, &e))
+        usage_error("--%s", e.text);
+}
+
+/* Opens the file that is written. calls: a task has calls in its demonstrations. */
+static void output_open(Output *out, bool calls) {
     Error e;
     *out = (Output){.shard = o.as == AS_SHARD};
     if (o.as == AS_AUTO) out->shard = ends_in(o.output, ".shard") || ends_in(o.output, ".shard.zst");
     if (!out->shard) {
+        output_format(out, calls);
         if (!writer_open(&out->lines, o.output, &e)) die("%s", e.text);
         return;
     }
@@ -191,6 +207,7 @@ static void output_open(Output *out) {
     if (!tokenizer_open(&out->tokenizer, o.tokenizer, &e) || !chat_template_parse(&out->template, o.template, &e) ||
         !chat_add_specials(&out->template, &out->tokenizer, &e) || !tokenizer_store(&out->tokenizer, &blob, &bytes, &e))
         die("%s", e.text);
+    output_format(out, calls);
     if (!shard_create(&out->records, o.output, o.format == FORMAT_CHAT ? RECORD_CHAT : RECORD_PROMPT,
                       out->tokenizer.vocab, blob, bytes, out->template.spec, &e))
         die("%s", e.text);
@@ -213,23 +230,13 @@ static bool output_line(Output *out, const Task *t, const char *name, Error *e) 
     return good;
 }
 
-/* Opens the format of calls, if a task has them. */
-static void output_format(Output *out, bool calls) {
-    Error e;
-    if (o.tool_format && !(calls && o.format == FORMAT_CHAT))
-        usage_error("--tool-format: used only for demonstrations (--format chat) of bigmul and lookup");
-    if (!calls || o.format != FORMAT_CHAT) return;
-    if (!out->shard)
-        usage_error("--format chat: a line of JSON cannot tell a call from its result; write a shard (-o FILE.shard)");
-    const char *spec = o.tool_format ? o.tool_format : tool_format_of(&out->template);
-    if (!spec) usage_error("--tool-format: the template has none of its own; give " TOOL_FORMATS);
-    if (!tool_format_open(&out->format, spec, &e)) usage_error("--%s", e.text);
-}
-
-/* Appends a text with its mask. */
-static bool output_part(Output *out, const char *text, bool stop, uint8_t **mask, Error *e) {
+/* Appends a call with its mask, or a text (call NULL). */
+static bool output_part(Output *out, const json_t *call, const char *text, bool stop, uint8_t **mask, Error *e) {
     const int32_t before = out->ids.count;
-    if (!tokenizer_encode(&out->tokenizer, text, strlen(text), TOKENIZER_CONTINUES, &out->ids, e)) return false;
+    if (call ? !tool_format_encode_call(&out->format, &out->tokenizer, json_string_value(json_object_get(call, "name")),
+                                        json_object_get(call, "arguments"), &out->ids, e)
+             : !tokenizer_encode(&out->tokenizer, text, strlen(text), TOKENIZER_CONTINUES, &out->ids, e))
+        return false;
     if (stop) token_list_append(&out->ids, chat_stop_token(&out->template, &out->tokenizer));
     *mask = xrealloc(*mask, (size_t)out->ids.count + 1, 1);
     memset(*mask + before, 1, (size_t)(out->ids.count - before));
@@ -255,23 +262,19 @@ static bool output_answer(Output *out, const json_t *step, uint8_t **mask, Error
 static bool output_turns(Output *out, const Task *t, const char *fields, Error *e) {
     const ChatMessage question = {"user", t->prompt.text};
     Record r = {.text = t->prompt.text, .answer = t->answer.text, .fields = fields};
-    TextBuffer call = {0};
     out->ids.count = 0;
     bool good = chat_encode(&out->template, &out->tokenizer, &question, 1, true, &out->ids, &r.mask, e);
     for (size_t i = 0; good && i < json_array_size(t->steps); i++) {
         const json_t *step = json_array_get(t->steps, i);
-        const char *name = json_string_value(json_object_get(step, "name"));
-        text_clear(&call);
-        if (name) tool_format_call(&out->format, name, json_object_get(step, "arguments"), &call);
-        else text_string(&call, json_string_value(json_object_get(step, "said")));
-        good = output_part(out, call.text, !name || out->format.kind != TOOL_TAGS, &r.mask, e) &&
+        const bool call = json_object_get(step, "name") != NULL;
+        good = output_part(out, call ? step : NULL, json_string_value(json_object_get(step, "said")),
+                           !call || !tool_format_within(&out->format), &r.mask, e) &&
                output_answer(out, step, &r.mask, e);
     }
-    good = good && output_part(out, t->completion.text, true, &r.mask, e);
+    good = good && output_part(out, NULL, t->completion.text, true, &r.mask, e);
     r.tokens = out->ids.ids;
     r.count = r.prompt = out->ids.count;
     good = good && shard_add(&out->records, &r, e);
-    text_free(&call);
     free(r.mask);
     return good;
 }
@@ -360,10 +363,9 @@ int main(int argc, char **argv) {
     Task t = {0};
     size_t longest = 0;
     int64_t wrong_count = 0;
-    output_open(&out);
     bool calls = false;
     for (int i = 0; i < mix.count; i++) calls = calls || mix.kind[i] >= TASK_BIGMUL;
-    output_format(&out, calls);
+    output_open(&out, calls);
     for (int64_t i = 0; i < o.count; i++) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
         char name[32];

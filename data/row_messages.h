@@ -3,14 +3,16 @@
  *
  *   role      role or from; human and user, gpt, chatgpt, bing, bard, model, bot and assistant, observation, function,
  *             ipython and tool, function_call (a call as JSON: an assistant's message with tool_calls), system, developer
- *   content   content or value: a text, or a list of parts of type text; null only with tool_calls
+ *   content   content or value: a text, or a list of parts of type text; null only with tool_calls. In an assistant's list
+ *             there may be parts of type python and python_output, if the template has sections for them (nanochat)
  *   flags     weight (OpenAI), train and training (axolotl), loss (ms-swift), mask, loss_mask, trainable: an assistant's
  *             message with 0 or false is not trained on
  *   calls     tool_calls, function_call: written by a model's own template, otherwise refused
  *   reasoning reasoning_content, thinking or reasoning: written by a model's own template that has such a name,
  *             otherwise as <think>\n...\n</think>\n\n before the content
  *
- * A template with sections gets ChatMessages; a model's own template gets the messages with all other fields.
+ * A template with sections gets ChatMessages, which row_turns() divides into their parts; a model's own template gets the
+ * messages with all other fields.
  */
 #ifndef DATA_ROW_MESSAGES_H
 #define DATA_ROW_MESSAGES_H
@@ -18,7 +20,7 @@
 #include "../llmc/base/error.h" /* Error, xstrdup, xrealloc, PRINTF_LIKE, ... */
 #include "../llmc/base/jsonl.h" /* jsonl_error, Jsonl, jsonl_value_text, jsonl_type */
 #include "../llmc/base/text.h"  /* TextBuffer, text_clear, text_free, text_string, ... */
-#include "../llmc/text/chat.h"  /* ChatTemplate, ChatMessage, CHAT_UNTRAINED */
+#include "../llmc/text/chat.h"  /* ChatTemplate, ChatMessage, CHAT_UNTRAINED, CHAT_PART, ... */
 #include "row_fields.h"         /* RowFields, ROW_UNREAD_MAX, row_describe, row_is_assistant, ... */
 
 typedef struct RowMessages {
@@ -77,8 +79,33 @@ PRINTF_LIKE(2, 3) static inline void row_unread(RowFields *f, const char *format
 
 /* ---- one message ----------------------------------------------------------------------------------------------- */
 
-/* Reads a message's content into `out`: a text, or a list of texts and of parts {type: "text", text}. */
-static inline bool row_content(const Jsonl *j, const json_t *content, const char *field, TextBuffer *out, Error *e) {
+/* Whether a part of a content is a call or its result. */
+static inline bool row_is_call(const json_t *part) {
+    const char *type = json_string_value(json_object_get(part, "type"));
+    return type && (!strcmp(type, "python") || !strcmp(type, "python_output"));
+}
+
+static inline bool row_has_calls(const json_t *content) {
+    for (size_t i = 0; i < json_array_size(content); i++)
+        if (row_is_call(json_array_get(content, i))) return true;
+    return false;
+}
+
+/* Whether part i of a content, a call or its result, can be written. */
+static inline bool row_check_call(const ChatTemplate *c, const Jsonl *j, const char *role, const char *type, size_t i,
+                                  const char *field, Error *e) {
+    if (strcmp(role, "assistant"))
+        return jsonl_error(j, field, e, "part %zu is of type %s, which only the assistant's messages have", i, type);
+    return chat_part_section(c, type) ||
+           jsonl_error(j, field, e,
+                       "part %zu is of type %s, for which this chat template has no section {%s}; the template "
+                       "nanochat has one",
+                       i, type, type);
+}
+
+/* Reads the content of a message of this role into `out`: a text, or a list of texts and of parts {type, text}. */
+static inline bool row_content(const ChatTemplate *c, const Jsonl *j, const char *role, const json_t *content,
+                               const char *field, TextBuffer *out, Error *e) {
     size_t i;
     json_t *part;
     text_clear(out);
@@ -89,8 +116,11 @@ static inline bool row_content(const Jsonl *j, const json_t *content, const char
     }
     json_array_foreach(content, i, part) {
         const char *type = json_string_value(json_object_get(part, "type"));
-        if (type && strcmp(type, "text") && strcmp(type, "input_text") && strcmp(type, "output_text"))
-            return jsonl_error(j, field, e, "part %zu is of type '%.40s', expected text", i, type);
+        if (row_is_call(part)) {
+            if (!row_check_call(c, j, role, type, i, field, e)) return false;
+        } else if (type && strcmp(type, "text") && strcmp(type, "input_text") && strcmp(type, "output_text"))
+            return jsonl_error(j, field, e, "part %zu is of type '%.40s', expected text, python or python_output", i,
+                               type);
         const char *text = jsonl_value_text(j, json_is_string(part) ? part : json_object_get(part, "text"), field, e);
         if (!text) return false;
         text_string(out, text);
@@ -230,6 +260,8 @@ static inline bool row_reasoning(const ChatTemplate *c, const Jsonl *j, const ch
             return true;
         char field[200];
         snprintf(field, sizeof field, "%.120s.%s", where, name);
+        if (row_has_calls(json_object_get(whole, "content")))
+            return jsonl_error(j, field, e, "cannot be written before a content with parts of type python");
         const char *text = jsonl_value_text(j, value, field, e);
         if (!text) return false;
         TextBuffer both = {0};
@@ -281,7 +313,7 @@ static inline bool row_one_message(RowFields *f, const ChatTemplate *c, const Js
     else {
         ok = row_calls(c, j, where, message, whole, &calls, e);
         /* a call needs no content; a model's own template gets parts as they are */
-        if (ok && !(calls && (!said || json_is_null(said)))) ok = row_content(j, said, field, content, e);
+        if (ok && !(calls && (!said || json_is_null(said)))) ok = row_content(c, j, usual, said, field, content, e);
     }
     ok = ok && row_flags(f, j, where, message, !strcmp(usual, "assistant"), whole, &trained, e) &&
          row_reasoning(c, j, where, message, whole, content, thought, e);
@@ -293,6 +325,57 @@ static inline bool row_one_message(RowFields *f, const ChatTemplate *c, const Js
     }
     json_decref(whole);
     return ok;
+}
+
+/* ---- parts ----------------------------------------------------------------------------------------------------- */
+
+/* Messages for a template with sections; those with calls in their content are divided into parts. */
+typedef struct RowTurns {
+    ChatMessage *items; /* (count) the texts belong to the RowMessages */
+    uint8_t *flags;
+    int count;
+} RowTurns;
+
+static inline void row_turns_free(RowTurns *t) {
+    free(t->items);
+    free(t->flags);
+    *t = (RowTurns){0};
+}
+
+static inline void row_turns_add(RowTurns *t, const char *role, const char *content, int flags) {
+    t->items = (ChatMessage *)xrealloc(t->items, (size_t)t->count + 1, sizeof *t->items);
+    t->flags = (uint8_t *)xrealloc(t->flags, (size_t)t->count + 1, 1);
+    t->items[t->count] = (ChatMessage){role, content};
+    t->flags[t->count++] = (uint8_t)flags;
+}
+
+/* Adds the parts of an assistant's content: texts, each encoded by itself, and calls with their results. flags: of the
+ * message. */
+static inline void row_turns_parts(RowTurns *t, const json_t *content, int flags) {
+    const int trained = flags & CHAT_UNTRAINED;
+    const size_t n = json_array_size(content);
+    if (row_is_call(json_array_get(content, 0))) row_turns_add(t, "assistant", "", CHAT_CONTINUED | trained);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *part = json_array_get(content, i);
+        const char *text = json_string_value(json_is_string(part) ? part : json_object_get(part, "text"));
+        if (row_is_call(part))
+            row_turns_add(t, json_string_value(json_object_get(part, "type")), text, CHAT_PART | trained);
+        else row_turns_add(t, "assistant", text, i + 1 < n ? CHAT_CONTINUED | trained : flags);
+    }
+    if (row_is_call(json_array_get(content, n - 1))) row_turns_add(t, "assistant", "", flags);
+}
+
+/* The first `count` messages as a template with sections writes them. If it has a section for calls, each part of an
+ * assistant's content is encoded by itself, as nanochat does. The caller frees them with row_turns_free(). */
+static inline RowTurns row_turns(const RowMessages *m, const ChatTemplate *c, int count) {
+    RowTurns t = {0};
+    for (int i = 0; i < count; i++) {
+        const json_t *content = json_object_get(json_array_get(m->list, (size_t)i), "content");
+        const bool parts = chat_part_section(c, "python") && !strcmp(m->items[i].role, "assistant");
+        if (parts && json_array_size(content)) row_turns_parts(&t, content, m->flags[i]);
+        else row_turns_add(&t, m->items[i].role, m->items[i].content, m->flags[i]);
+    }
+    return t;
 }
 
 /* ---- lists ----------------------------------------------------------------------------------------------------- */

@@ -286,7 +286,10 @@ static inline bool row_encode(Rows *r, const Jsonl *j, json_t *row, const RowMes
         json_t *tools;
         if (!row_tools(r, j, row, &tools, e)) return false;
         json_decref(tools);
-        ok = chat_encode_flags(&r->chat, &r->tokenizer, m->items, m->flags, count, prompt, ids, mask, &inner);
+        RowTurns turns = row_turns(m, &r->chat, count);
+        ok = chat_encode_flags(&r->chat, &r->tokenizer, turns.items, turns.flags, turns.count, prompt, ids, mask,
+                               &inner);
+        row_turns_free(&turns);
     }
     return ok || jsonl_error(j, NULL, e, "%s", inner.text);
 }
@@ -408,8 +411,13 @@ static inline bool row_task(Rows *r, const Jsonl *j, json_t *row, const char **t
 
 /* Appends the text of the prompt in the template. */
 static inline bool row_render_prompt(Rows *r, const Jsonl *j, json_t *row, const RowMessages *m, Error *e) {
-    if (!r->chat.model)
-        return chat_render(&r->chat, &r->tokenizer, m->items, m->flags, m->count, true, &r->text_of_prompt, e);
+    if (!r->chat.model) {
+        RowTurns turns = row_turns(m, &r->chat, m->count);
+        const bool ok =
+            chat_render(&r->chat, &r->tokenizer, turns.items, turns.flags, turns.count, true, &r->text_of_prompt, e);
+        row_turns_free(&turns);
+        return ok;
+    }
     json_t *conversation = row_conversation(r, j, row, m, m->count, e);
     const bool ok = conversation && chat_render_conversation(&r->chat, conversation, true, &r->text_of_prompt, e);
     json_decref(conversation);

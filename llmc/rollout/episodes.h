@@ -275,6 +275,19 @@ static inline char *episodes_said(const Episodes *x, const Completion *c, int32_
     return model_text_decode_bytes(x->text_of_model, c->tokens + first, c->count - first, false, n);
 }
 
+/* Adds a part to the content of the assistant's only message: its turns, their calls and their results are one
+ * message in python-tokens, as in nanochat's conversations. */
+static inline void episodes_part(Episode *p, const char *type, const char *text, size_t n) {
+    json_t *messages = p->y->messages, *last = json_array_get(messages, json_array_size(messages) - 1);
+    if (!last) {
+        last = json_pack("{s:s,s:[]}", "role", "assistant", "content");
+        json_array_append_new(messages, last);
+    }
+    if (n || strcmp(type, "text"))
+        json_array_append_new(json_object_get(last, "content"),
+                              json_pack("{s:s,s:o}", "type", type, "text", json_utf8(text, n)));
+}
+
 /* Adds the model's turn to the trajectory's messages. */
 static inline void episodes_message(Episode *p, const char *said, size_t n, const ToolCalls *calls, bool within) {
     json_t *message = json_object(), *list = json_array();
@@ -562,12 +575,31 @@ static inline void episodes_step(Episodes *x, Episode *p, const char *said, size
                   EPISODE_STEP);
 }
 
+/* Reads the call of a turn in python-tokens, and adds the turn to the trajectory's messages. */
+static inline void episodes_read_tokens(Episodes *x, Episode *p, const Completion *c, ToolCalls *calls) {
+    const int32_t first = p->y->first, n = c->count - first;
+    const int32_t before =
+        tool_format_read_tokens(&x->format, &x->text_of_model->tokenizer, c->tokens + first, n, calls);
+    size_t bytes;
+    char *said = model_text_decode_bytes(x->text_of_model, c->tokens + first, before, false, &bytes);
+    episodes_part(p, "text", said, bytes);
+    if (before < n) {
+        const json_t *code = json_object_get(calls->call[0].arguments, x->format.argument);
+        episodes_part(p, "python", json_string_value(code), json_string_length(code));
+    }
+    p->read = p->y->turns;
+    free(said);
+}
+
 /* Runs the calls of a turn. Returns false if it has none. */
-static inline bool episodes_calls(Episodes *x, Episode *p, const char *said, size_t n) {
+static inline bool episodes_calls(Episodes *x, Episode *p, const Completion *c, const char *said, size_t n) {
     Trajectory *y = p->y;
     ToolCalls calls;
-    tool_format_read(&x->format, said, n, &calls);
-    episodes_message(p, said, n, &calls, x->format.kind == TOOL_TAGS);
+    if (x->format.kind == TOOL_PYTHON_TOKENS) episodes_read_tokens(x, p, c, &calls);
+    else {
+        tool_format_read(&x->format, said, n, &calls);
+        episodes_message(p, said, n, &calls, x->format.kind == TOOL_TAGS);
+    }
     y->counts.arguments_as_string += calls.arguments_as_string;
     y->counts.text_after_call += calls.text_after;
     y->counts.overrun_bytes += (int32_t)calls.overrun;
@@ -599,15 +631,26 @@ static inline bool episodes_turn(void *context, const RolloutSample *who, const 
     if (p->row.text >= 0) {
         episodes_message(p, said, n, &none, true);
         episodes_step(x, p, said, n);
-    } else parked = episodes_calls(x, p, said, n);
+    } else parked = episodes_calls(x, p, c, said, n);
     free(said);
     if (!parked) p->y->stop = STOP_COMPLETED;
     if (parked && !p->waiting) episodes_answered(x, p);
     return parked;
 }
 
+/* The number of results that the model observes: in python-tokens a call that failed has none. */
+static inline int episodes_results(const Episodes *x, const Episode *p) {
+    const bool unseen = x->format.kind == TOOL_PYTHON_TOKENS && !p->role && p->count && p->call[0].failed;
+    return unseen ? 0 : p->count;
+}
+
 /* Adds what the model observes to the trajectory's messages. */
-static inline void episodes_observed(Episode *p) {
+static inline void episodes_observed(const Episodes *x, Episode *p) {
+    if (x->format.kind == TOOL_PYTHON_TOKENS) {
+        for (int i = 0; i < episodes_results(x, p); i++)
+            if (p->call[i].content) episodes_part(p, "python_output", p->call[i].content, strlen(p->call[i].content));
+        return;
+    }
     for (int i = 0; i < p->count; i++) {
         if (!p->call[i].content || (p->role && !*p->call[i].content)) continue;
         json_t *message = json_pack("{s:s,s:s}", "role", p->role ? p->role : "tool", "content", p->call[i].content);
@@ -619,11 +662,11 @@ static inline void episodes_observed(Episode *p) {
 /* Encodes the results of a turn, or ends its trajectory. */
 static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Error *e) {
     const ModelText *t = x->text_of_model;
-    const int n = p->count;
+    const int n = episodes_results(x, p);
     const char **name = (const char **)xcalloc((size_t)n + 1, sizeof *name),
                **result = (const char **)xcalloc((size_t)n + 1, sizeof *result);
-    uint64_t hash = 0;
-    episodes_observed(p);
+    uint64_t hash = n ? 0 : XXH3_64bits("", 0); /* 0 is the state of the prompt */
+    episodes_observed(x, p);
     x->ids.count = 0;
     const bool over = episodes_limit(x, p);
     bool ok = true;
@@ -712,7 +755,8 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
         size_t n;
         const ToolCalls none = {0};
         char *said = episodes_said(x, c, y->first, &n);
-        episodes_message(p, said, n, &none, true);
+        if (x->format.kind == TOOL_PYTHON_TOKENS) episodes_part(p, "text", said, n);
+        else episodes_message(p, said, n, &none, true);
         free(said);
     }
     y->reward = episode_turns_reward(x, y);
@@ -856,8 +900,8 @@ static inline bool episodes_format(Episodes *x, Error *e) {
     if (!spec)
         return error_set(
             e, "this model's chat template has no format of calls of its own; give --tool-format: " TOOL_FORMATS);
-    if (!tool_format_open(&x->format, spec, e)) return false;
-    if (x->format.kind == TOOL_TAGS) {
+    if (!tool_format_open(&x->format, spec, e) || !tool_format_tokens(&x->format, &t->tokenizer, e)) return false;
+    if (tool_format_within(&x->format)) {
         if (x->text >= 0)
             return error_set(
                 e, "tool format %.60s: it ends turns of its own, also those that a program of --tool-cmd answers",
@@ -877,7 +921,7 @@ static inline bool episodes_format(Episodes *x, Error *e) {
  * or if calls are not written as it says. */
 static inline json_t *episodes_shown(const Episodes *x) {
     const ChatTemplate *c = &x->text_of_model->chat;
-    if (!c->model || !strstr(c->spec, "tools") || x->format.kind == TOOL_TAGS || !x->tools.count) return NULL;
+    if (!c->model || !strstr(c->spec, "tools") || tool_format_within(&x->format) || !x->tools.count) return NULL;
     json_t *list = json_array();
     for (int i = 0; i < x->tools.count; i++) json_array_append(list, x->tools.tool[i].schema);
     return list;
@@ -903,6 +947,11 @@ static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const Cod
                               .ready = episodes_ready,
                               .end = episodes_end,
                               .finish = episodes_finish};
+    if (x->format.kind == TOOL_PYTHON_TOKENS) {
+        x->turns.end_tokens = &x->format.mark[PYTHON_END];
+        x->turns.end_token_count = 1;
+        x->turns.specials = true;
+    }
     for (int i = 0; i < 2; i++)
         if (x->format.end[i]) x->turns.ends.text[x->turns.ends.count++] = x->format.end[i];
     return true;

@@ -58,7 +58,7 @@ typedef struct SamplingOptions {
     OPTION_TEXT("tokenizer",     't', &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \
-                "instead of the model's: chatml, llama, plain, or the text of a template"),                   \
+                "instead of the model's: chatml, llama, nanochat, plain, or the text of a template"),                   \
     DEVICE_OPTIONS(o)
 
 #define SAMPLING_OPTIONS(o)                                                                                            \

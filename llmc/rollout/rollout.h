@@ -190,7 +190,8 @@ typedef struct RolloutTurns {
     StopTexts ends;            /* texts that end a turn and are part of it */
     const int32_t *end_tokens; /* (end_token_count) tokens that end a turn and are part of it */
     int end_token_count;
-    bool cut; /* turn() is also called for turns that turn_tokens cut, of which Completion.finished is false */
+    bool specials; /* special tokens are part of what a person is shown */
+    bool cut;      /* turn() is also called for turns that turn_tokens cut, of which Completion.finished is false */
     /* A turn has ended by an end token or an end text. Returns whether the sample is parked: an answer will come. */
     bool (*turn)(void *context, const RolloutSample *who, const Completion *c);
     /* Sets *answer to an answer that has come and returns 1; returns 0 if there is none, after waiting for one if `wait`
@@ -548,7 +549,7 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
         rollout_remove(r, a->request, a->sample);
         return;
     }
-    memcpy(c->tokens + c->count, a->ids, (size_t)a->count * sizeof *a->ids);
+    if (a->count) memcpy(c->tokens + c->count, a->ids, (size_t)a->count * sizeof *a->ids);
     memset(c->logp + c->count, 0, (size_t)a->count * sizeof *c->logp);
     memset(y->drawn + c->count, 0, (size_t)a->count);
     c->count += a->count;

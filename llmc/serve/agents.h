@@ -322,7 +322,7 @@ static inline void agents_close(Agents *x) {
 static inline bool agents_open(Agents *x, const AgentOptions *o, const Model *m, const ModelText *text, int slots,
                                int32_t length, uint64_t seed, bool rewarded, Error *e) {
     const int most = slots < AGENT_WORKERS ? slots : AGENT_WORKERS, context = m->config.context;
-    const char *format = text->present ? tool_format_of(&text->chat) : NULL;
+    const char *format = text->present ? tool_format_of_texts(&text->chat) : NULL;
     *x = (Agents){.o = *o, .workers = o->workers ? (int)o->workers : most, .rewarded = rewarded, .seed = seed};
     x->serve = (ServeModel){.name = AGENT_MODEL,
                             .text = text,

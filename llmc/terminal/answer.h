@@ -103,7 +103,8 @@ static inline void answer_drawn(void *context, int64_t request, int32_t sample, 
     t->drawn++;
     if (sampling_is_stop(t->how, token)) return;
     token_list_append(&t->turn, token);
-    tokenizer_decode_more(t->printer.tokenizer, &token, 1, false, &t->printer.text.started, &t->printer.text.waiting);
+    tokenizer_decode_more(t->printer.tokenizer, &token, 1, t->inner->specials, &t->printer.text.started,
+                          &t->printer.text.waiting);
     text_stream_cut(&t->printer.text, stop_text_cut(&t->how->texts, t->turn.ids, t->turn.count));
     answer_check(t, printer_flush(&t->printer, false, &t->why));
 }
@@ -121,7 +122,7 @@ static inline int answer_ready(void *context, bool wait, RolloutAnswer *answer, 
     t->turn.count = 0;
     answer_check(t, printer_flush(&t->printer, true, &t->why));
     if (t->colors) fputs("\033[36m", stdout);
-    answer_check(t, printer_tokens(&t->printer, answer->ids, answer->count, false, &t->why) &&
+    answer_check(t, printer_tokens(&t->printer, answer->ids, answer->count, t->inner->specials, &t->why) &&
                         printer_flush(&t->printer, true, &t->why));
     if (t->colors) fputs("\033[0m", stdout);
     return got;

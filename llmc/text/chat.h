@@ -1,12 +1,13 @@
 /* chat.h - chat templates: encoding of conversations, and the mask of the assistant's trained tokens.
  *
  * A template is a model's own in Jinja (a text with {{, {% or {# that does not begin with a section's tag, see
- * jinja_chat.h), or "chatml", "llama", "plain" (or ""), or a custom text that consists of sections. A section begins
- * with a tag for the role of its messages and gives the text before and after a message's {content}:
+ * jinja_chat.h), or "chatml", "llama", "nanochat", "plain" (or ""), or a custom text that consists of sections. A section
+ * begins with a tag for the role of its messages and gives the text before and after a message's {content}:
  *
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
  *   {any}PREFIX{content}SUFFIX      for roles without their own section
+ *   {python}PREFIX{content}SUFFIX   for calls within an assistant's content; {python_output} for their results
  *
  * In these texts, {role} is the role's name, {eos} is the tokenizer's end-of-text token, \n and \t are newline and tab,
  * and a backslash makes the next character literal: \{ \< \\. A word in angle brackets, such as <|im_end|> or </s>, is
@@ -14,6 +15,9 @@
  *
  *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
  *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
+ *   nanochat {begin}<|bos|>{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}
+ *            <|assistant_end|>{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}
+ *            <|output_end|>   (one line; karpathy/nanochat, render_conversation() of nanochat/tokenizer.py)
  *   plain    {any}{content}{assistant}{content}{eos}
  *
  * A template without special tokens:  {user}Question: {content}\n{assistant}Answer:{content}\n
@@ -24,8 +28,8 @@
  *
  * With sections, contents are used unchanged, including leading and trailing spaces. Template texts and contents are
  * encoded separately, so the tokens of a prompt do not depend on the completion. Special tokens are recognised only in
- * the template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message and on the
- * token that ends it, and 0 elsewhere.
+ * the template, so a user cannot type <|im_end|>. The mask is 1 on the content of every assistant message, on the token
+ * that ends it and on {python} within it, with its prefix and suffix; it is 0 elsewhere, also on {python_output}.
  *
  *     ChatTemplate c;
  *     TokenList ids = {0};
@@ -50,6 +54,9 @@
 #define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"
 #define CHAT_LLAMA  "{begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>"
 #define CHAT_PLAIN  "{any}{content}{assistant}{content}{eos}"
+#define CHAT_NANOCHAT                                                                                                  \
+    "{begin}<|bos|>{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}<|assistant_end|>"  \
+    "{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}<|output_end|>"
 
 /* Limits of a custom template, which is read in linear time otherwise. */
 enum { CHAT_ROLES_MAX = 64, CHAT_SPECIALS_MAX = 1024 };
@@ -62,6 +69,8 @@ typedef struct ChatMessage {
 enum {
     CHAT_UNTRAINED = 1, /* an assistant's message that is not trained on */
     CHAT_CONTINUED = 2, /* the next message, or what the model generates, continues this one: its turn does not end */
+    CHAT_PART = 4, /* a part of the assistant's turn that the message before began: the role is that of its section,
+                           and the turn does not end */
 };
 
 /* A piece of a template text. */
@@ -155,6 +164,13 @@ static inline const ChatSection *chat_section(const ChatTemplate *c, const char 
     return any;
 }
 
+/* The section of a part of an assistant's content, python or python_output; NULL: the template has none. */
+static inline const ChatSection *chat_part_section(const ChatTemplate *c, const char *part) {
+    for (int i = 0; i < c->count; i++)
+        if (!strcmp(c->sections[i].role, part)) return &c->sections[i];
+    return NULL;
+}
+
 /* Begins the section of the tag `name` and sets *text to its prefix. */
 static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText **text, Error *e) {
     if (!strcmp(name, "begin")) {
@@ -200,10 +216,11 @@ static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e)
         if (tag) {
             if (!chat_parse_tag(c, name, &text, &open, e)) return false;
         } else if (!text)
-            return error_set(e,
-                             "chat template '%.60s': expected chatml, llama, plain, or a text that begins with "
-                             "{user}, {any} or another role",
-                             c->spec);
+            return error_set(
+                e,
+                "chat template '%.60s': expected chatml, llama, nanochat, plain, or a text that begins with "
+                "{user}, {any} or another role",
+                c->spec);
         else if (special && ++specials > CHAT_SPECIALS_MAX)
             return error_set(e, "chat template: has more than %d special tokens", CHAT_SPECIALS_MAX);
         else if (special) chat_piece(text, CHAT_SPECIAL, s, special);
@@ -239,7 +256,7 @@ static inline bool chat_parse_model(ChatTemplate *c, Error *e) {
     return true;
 }
 
-/* Parses a model's own template, "chatml", "llama", "plain" or a custom template. */
+/* Parses a model's own template, "chatml", "llama", "nanochat", "plain" or a custom template. */
 static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error *e) {
     *c = (ChatTemplate){.spec = xstrdup(spec)};
     char name[32];
@@ -250,6 +267,7 @@ static inline bool chat_template_parse(ChatTemplate *c, const char *spec, Error 
     }
     const char *text = !strcmp(spec, "chatml")            ? CHAT_CHATML
                        : !strcmp(spec, "llama")           ? CHAT_LLAMA
+                       : !strcmp(spec, "nanochat")        ? CHAT_NANOCHAT
                        : !strcmp(spec, "plain") || !*spec ? CHAT_PLAIN
                                                           : spec;
     if (chat_parse_sections(c, text, e) && chat_find_stop(c, e)) return true;
@@ -325,6 +343,14 @@ static inline const ChatSection *chat_find_section(const ChatTemplate *c, const 
     if (word && section) return section;
     error_set(e, "chat template: has no section for role '%.40s'", role);
     return NULL;
+}
+
+/* chat_find_section() of a message with these flags. */
+static inline const ChatSection *chat_flagged_section(const ChatTemplate *c, const char *role, int flag, Error *e) {
+    if (!(flag & CHAT_PART)) return chat_find_section(c, role, e);
+    const ChatSection *section = chat_part_section(c, role);
+    if (!section) error_set(e, "chat template: has no section {%.40s} for parts of an assistant's content", role);
+    return section;
 }
 
 /* ---- a model's own template ------------------------------------------------------------------------------------ */
@@ -413,21 +439,23 @@ static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *
         if (i == count && (!generation_prompt || open)) break;
         const char *role = i < count ? messages[i].role : "assistant";
         const int flag = i < count && flags ? flags[i] : 0;
-        const ChatSection *section = chat_find_section(c, role, e);
-        if (!section || (!open && !chat_encode_text(&section->prefix, t, role, out, e))) return false;
+        const bool part = flag & CHAT_PART;
+        const ChatSection *section = chat_flagged_section(c, role, flag, e);
+        const int32_t first = out->count;
+        if (!section || ((!open || part) && !chat_encode_text(&section->prefix, t, role, out, e))) return false;
         if (i == count) break;
         const int32_t content = out->count;
         if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), TOKENIZER_CONTINUES, out, e))
             return false;
         int32_t end = out->count;
-        open = flag & CHAT_CONTINUED;
-        if (!open && !chat_encode_text(&section->suffix, t, role, out, e)) return false;
+        open = flag & (CHAT_CONTINUED | CHAT_PART);
+        if ((!open || part) && !chat_encode_text(&section->suffix, t, role, out, e)) return false;
         if (!mask) continue;
-        const bool trained = !strcmp(role, "assistant") && !(flag & CHAT_UNTRAINED);
-        while (end < out->count && out->ids[end] != stop) end++; /* include the stop token, if present */
+        const bool trained = !strcmp(role, part ? "python" : "assistant") && !(flag & CHAT_UNTRAINED);
+        while (end < out->count && (part || out->ids[end] != stop)) end++; /* include the stop token, if present */
         end += end < out->count;
         *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
-        for (; done < out->count; done++) (*mask)[done] = trained && done >= content && done < end;
+        for (; done < out->count; done++) (*mask)[done] = trained && done >= (part ? first : content) && done < end;
     }
     if (!mask) return true;
     *mask = (uint8_t *)xrealloc(*mask, (size_t)out->count, 1);
@@ -436,8 +464,8 @@ static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *
 }
 
 /* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
- * content is also appended, unless the last message is continued. flags: (count) of CHAT_UNTRAINED and CHAT_CONTINUED,
- * or NULL; a template of a model's own has its flags in the conversation. If `mask` is not NULL, *mask is extended to
+ * content is also appended, unless the last message is continued. flags: (count) of CHAT_UNTRAINED, CHAT_CONTINUED and
+ * CHAT_PART, or NULL; a template of a model's own has its flags in the conversation, and no parts. If `mask` is not NULL, *mask is extended to
  * out->count entries: 1 on trained assistant contents and on the tokens that end them, else 0. Entries for ids that were
  * already in `out` are kept. */
 static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
@@ -507,13 +535,15 @@ static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const 
     for (int i = 0; i < count + generation_prompt; i++) {
         if (i == count && open) break;
         const char *role = i < count ? messages[i].role : "assistant";
-        const ChatSection *section = chat_find_section(c, role, e);
+        const int flag = i < count && flags ? flags[i] : 0;
+        const bool part = flag & CHAT_PART;
+        const ChatSection *section = chat_flagged_section(c, role, flag, e);
         if (!section) return false;
-        if (!open) chat_render_text(&section->prefix, t, role, out);
+        if (!open || part) chat_render_text(&section->prefix, t, role, out);
         if (i == count) break;
         text_string(out, messages[i].content);
-        open = flags && flags[i] & CHAT_CONTINUED;
-        if (!open) chat_render_text(&section->suffix, t, role, out);
+        open = flag & (CHAT_CONTINUED | CHAT_PART);
+        if (!open || part) chat_render_text(&section->suffix, t, role, out);
     }
     return true;
 }

@@ -5,13 +5,15 @@
  *   llama3     {"name": N, "parameters": {...}} as the whole turn      the end token      messages of role tool
  *   search-r1  <search>QUERY</search>                                  </search>          \n\n<information>RESULT</information>\n\n
  *   retool     <code>CODE</code>, with or without a fence              </code>            <interpreter>RESULT</interpreter>
+ *   python-tokens   <|python_start|>CODE<|python_end|>                 <|python_end|>     <|output_start|>RESULT<|output_end|>
  *   a text     call=<calc>{arguments}</calc>;result=<r>{content}</r>   </calc>            <r>RESULT</r>
  *
  * hermes (Hermes, Qwen) and llama3 end turns with the chat template's token, and their results are messages, which the
  * template writes: a model's own as transformers does; a template with sections gets a user's message with
  * <tool_response> for each result (what Qwen2.5's template writes), or one of role ipython (llama3). The others stay
  * within the assistant's turn and have one tool, whose only required argument is the text between the marks. search-r1
- * also ends a turn at </answer>, which completes the trajectory. In a format of one's own, `end` names the text at which a
+ * also ends a turn at </answer>, which completes the trajectory. The marks of python-tokens are special tokens, and the
+ * turn goes on without a result if the code is empty or fails (karpathy/nanochat, nanochat/engine.py). In a format of one's own, `end` names the text at which a
  * turn ends, if it is not the text after {arguments}; \n, \t and \; are a newline, a tab and a semicolon.
  *
  * A call in JSON is one value, read by the JSON library. arguments (or parameters) is an object, or a text that holds
@@ -35,9 +37,15 @@
 #include "../text/tokenizer.h" /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode */
 #include <jansson.h>
 
-#define TOOL_FORMATS "hermes, llama3, search-r1, retool, or a text such as call=<t>{arguments}</t>;result={content}"
+#define TOOL_FORMATS                                                                                                   \
+    "hermes, llama3, search-r1, retool, python-tokens, or a text such as call=<t>{arguments}</t>;result={content}"
 
-typedef enum { TOOL_HERMES, TOOL_LLAMA3, TOOL_TAGS } ToolFormatKind;
+typedef enum { TOOL_HERMES, TOOL_LLAMA3, TOOL_TAGS, TOOL_PYTHON_TOKENS } ToolFormatKind;
+
+/* The marks of TOOL_PYTHON_TOKENS. */
+enum { PYTHON_START, PYTHON_END, OUTPUT_START, OUTPUT_END, PYTHON_TOKENS };
+static const char *const tool_python_tokens[PYTHON_TOKENS] = {"<|python_start|>", "<|python_end|>", "<|output_start|>",
+                                                              "<|output_end|>"};
 
 /* The sentence of Search-R1 (2503.09516) after an action that is neither a search nor an answer. */
 #define TOOL_SEARCH_R1_INVALID                                                                                           \
@@ -50,8 +58,9 @@ typedef struct ToolFormat {
     char *end[2];         /* texts that end a turn; NULL: only the template's token */
     char *before, *after; /* of a result; TOOL_TAGS */
     char *invalid;        /* the answer to a call that could not be read; NULL: an error as a result */
-    char *tool;           /* TOOL_TAGS: the name of the only tool and of its argument; tool_format_tool() */
+    char *tool;           /* one tool: its name and that of its argument; tool_format_tool() */
     char *argument;
+    int32_t mark[PYTHON_TOKENS]; /* TOOL_PYTHON_TOKENS: ids of the marks; tool_format_tokens() */
 } ToolFormat;
 
 typedef struct ToolCall {
@@ -167,6 +176,10 @@ static inline bool tool_format_open(ToolFormat *f, const char *spec, Error *e) {
         f->kind = TOOL_LLAMA3;
         return true;
     }
+    if (!strcmp(spec, "python-tokens")) {
+        f->kind = TOOL_PYTHON_TOKENS;
+        return true;
+    }
     if (!strcmp(spec, "search-r1")) {
         f->end[1] = xstrdup("</answer>");
         f->invalid = xstrdup(TOOL_SEARCH_R1_INVALID);
@@ -187,10 +200,37 @@ static inline const char *tool_format_of(const ChatTemplate *c) {
     if (c->stop && !strcmp(c->stop, "<|im_end|>")) return "hermes";
     if (c->stop && strstr(c->stop, "<|im_end|>") == c->stop) return "hermes";
     if (c->stop && strstr(c->stop, "<|eot_id|>") == c->stop) return "llama3";
+    if (chat_part_section(c, "python") && strstr(c->spec, tool_python_tokens[PYTHON_START])) return "python-tokens";
+    if (!strcmp(c->spec, "nanochat")) return "python-tokens";
     return NULL;
 }
 
-/* Sets the tool that a format with tags calls: the only one, whose schema has exactly one required argument. */
+/* tool_format_of() for a server, which reads calls from texts: NULL instead of python-tokens. */
+static inline const char *tool_format_of_texts(const ChatTemplate *c) {
+    const char *format = tool_format_of(c);
+    return format && strcmp(format, "python-tokens") ? format : NULL;
+}
+
+/* Whether calls and results stay within the assistant's turn, so that there is one tool with one argument. */
+static inline bool tool_format_within(const ToolFormat *f) {
+    return f->kind == TOOL_TAGS || f->kind == TOOL_PYTHON_TOKENS;
+}
+
+/* Finds the special tokens of python-tokens; other formats have none. */
+static inline bool tool_format_tokens(ToolFormat *f, const Tokenizer *t, Error *e) {
+    for (int i = 0; i < PYTHON_TOKENS && f->kind == TOOL_PYTHON_TOKENS; i++) {
+        f->mark[i] = tokenizer_special(t, tool_python_tokens[i]);
+        if (f->mark[i] < 0)
+            return error_set(
+                e,
+                "tool format python-tokens: the tokenizer has no special token %s; data made with the chat "
+                "template nanochat adds it",
+                tool_python_tokens[i]);
+    }
+    return true;
+}
+
+/* Sets the tool that a format within the turn calls: the only one, whose schema has exactly one required argument. */
 static inline bool tool_format_tool(ToolFormat *f, const char *name, const json_t *schema, Error *e) {
     const json_t *parameters = json_object_get(json_object_get(schema, "function"), "parameters");
     const json_t *required = json_object_get(parameters, "required");
@@ -344,7 +384,30 @@ static inline void tool_read_tags(const ToolFormat *f, const char *text, size_t 
     c->overrun = n - (size_t)(close + strlen(f->close) - text);
 }
 
-/* Reads the calls of a turn's text. The caller frees *c. */
+/* Reads the call of a turn of n tokens in python-tokens: what is between the last <|python_start|> and the
+ * <|python_end|> that ends the turn. Returns the number of tokens before it, n if there is none. The caller frees *c. */
+static inline int32_t tool_format_read_tokens(const ToolFormat *f, const Tokenizer *t, const int32_t *tokens, int32_t n,
+                                              ToolCalls *c) {
+    TextBuffer code = {0};
+    int32_t start = n - 2;
+    *c = (ToolCalls){0};
+    if (n < 1 || tokens[n - 1] != f->mark[PYTHON_END]) return n;
+    while (start >= 0 && tokens[start] != f->mark[PYTHON_START]) start--;
+    if (start < 0) {
+        tool_calls_malformed(c, "a %s has no %s", tool_python_tokens[PYTHON_END], tool_python_tokens[PYTHON_START]);
+        return n;
+    }
+    tokenizer_decode(t, tokens + start + 1, n - start - 2, true, &code);
+    ToolCall *call = tool_calls_add(c, f->tool ? f->tool : "");
+    call->arguments = json_object();
+    json_object_set_new(call->arguments, f->argument ? f->argument : "text",
+                        json_utf8(code.text ? code.text : "", code.length));
+    if (n - start == 2) call->error = xstrdup("the expression is empty");
+    text_free(&code);
+    return start;
+}
+
+/* Reads the calls of a turn's text, in any format but python-tokens. The caller frees *c. */
 static inline void tool_format_read(const ToolFormat *f, const char *text, size_t n, ToolCalls *c) {
     *c = (ToolCalls){0};
     if (f->kind == TOOL_HERMES) tool_read_hermes(f, text, n, c);
@@ -354,7 +417,8 @@ static inline void tool_format_read(const ToolFormat *f, const char *text, size_
 
 /* ---- writing calls --------------------------------------------------------------------------------------------- */
 
-/* Appends a call of a tool as a model writes it. arguments: an object, in a format with tags of one text. */
+/* Appends a call of a tool as a model writes it, in any format but python-tokens. arguments: an object, in a format with
+ * tags of one text. */
 static inline void tool_format_call(const ToolFormat *f, const char *name, const json_t *arguments, TextBuffer *out) {
     if (f->kind == TOOL_TAGS) {
         json_t *value = json_object_iter_value(json_object_iter((json_t *)arguments));
@@ -367,6 +431,29 @@ static inline void tool_format_call(const ToolFormat *f, const char *name, const
     else text_format(out, "%s\n%s\n%s", f->open, text, f->close);
     free(text);
     json_decref(call);
+}
+
+/* Appends a text between two of the special tokens of python-tokens. */
+static inline bool tool_format_marked(const ToolFormat *f, const Tokenizer *t, int first, const char *text,
+                                      TokenList *out, Error *e) {
+    token_list_append(out, f->mark[first]);
+    const bool ok = tokenizer_encode(t, text, strlen(text), TOKENIZER_CONTINUES, out, e);
+    token_list_append(out, f->mark[first + 1]);
+    return ok;
+}
+
+/* Appends the tokens of a call of a tool as a model draws it. arguments: as for tool_format_call(). */
+static inline bool tool_format_encode_call(const ToolFormat *f, const Tokenizer *t, const char *name,
+                                           const json_t *arguments, TokenList *out, Error *e) {
+    if (f->kind == TOOL_PYTHON_TOKENS) {
+        json_t *value = json_object_iter_value(json_object_iter((json_t *)arguments));
+        return tool_format_marked(f, t, PYTHON_START, json_string_value(value), out, e);
+    }
+    TextBuffer text = {0};
+    tool_format_call(f, name, arguments, &text);
+    const bool ok = tokenizer_encode(t, text.text, text.length, TOKENIZER_CONTINUES, out, e);
+    text_free(&text);
+    return ok;
 }
 
 /* ---- writing results ------------------------------------------------------------------------------------------- */
@@ -396,11 +483,12 @@ static inline json_t *tool_format_messages(const ToolFormat *f, const ChatTempla
     return list;
 }
 
-/* Appends the tokens of the results of a turn's calls, up to the model's next turn. invalid: the turn's only call could
- * not be read. */
+/* Appends the tokens of the results of a turn's calls, up to the model's next turn; python-tokens has none for a call that
+ * failed (n is 0). invalid: the turn's only call could not be read. */
 static inline bool tool_format_answer(const ToolFormat *f, const ChatTemplate *c, const Tokenizer *t,
                                       const char *const *name, const char *const *result, int n, bool invalid,
                                       TokenList *out, Error *e) {
+    if (f->kind == TOOL_PYTHON_TOKENS) return !n || tool_format_marked(f, t, OUTPUT_START, result[0], out, e);
     if (f->kind == TOOL_TAGS) {
         TextBuffer text = {0};
         bool ok = true;

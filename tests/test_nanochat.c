@@ -1,0 +1,292 @@
+/* test_nanochat.c - the chat template nanochat and the tool format python-tokens: records of make_shard against
+ * render_conversation() of nanochat, and completions against its Engine.generate() (golden/nanochat.json,
+ * golden/nanochat.jsonl, written by dev/golden/golden_nanochat.py); refusals; runs of the programs.
+ *
+ * The models are made here. Needs ./train_sft, ./train_grpo, ./train_ppo, ./generate, ./evaluate, data/make_shard and
+ * data/make_tasks. */
+#include "../llmc/base/error.h"       /* Error, xcalloc, xmalloc */
+#include "../llmc/base/random.h"      /* Random, random_start, random_normal */
+#include "../llmc/model/config.h"     /* ModelConfig, gpt2_config */
+#include "../llmc/model/model.h"      /* Model, model_free, model_new */
+#include "../llmc/model/model_text.h" /* ModelText, model_text_close */
+#include "../llmc/rollout/episodes.h" /* Episodes, EpisodeOptions, episode_defaults, episodes_open, ... */
+#include "../llmc/rollout/rollout.h"  /* Rollout, RolloutRequest, Completion, rollout_run, ... */
+#include "../llmc/text/chat.h"        /* chat_template_parse, chat_stop_token */
+#include "../llmc/text/tokenizer.h"   /* tokenizer_open, tokenizer_special */
+#include "../llmc/tools/code_tool.h"  /* CodeToolOptions */
+#include "cpu_device.h"               /* B, D, close_device, open_device_one_thread */
+#include "files.h"                    /* files_path, text_of, files_setup, files_teardown */
+#include "shards.h"                   /* assert_record, open_shard */
+#include "shell.h"                    /* put, run, assert_holds, out, refused_output */
+
+enum { LINES_MAX = 64, NEW = 100 };
+
+/* The lines of the golden file that have this field. */
+static int golden_lines(const char *field, json_t *line[LINES_MAX]) {
+    char *text = text_of("tests/golden/nanochat.jsonl"), *rest = text;
+    int count = 0;
+    for (char *at; (at = strsep(&rest, "\n")) && *at;) {
+        json_t *value = json_loads(at, 0, NULL);
+        assert_non_null(value);
+        if (json_object_get(value, field)) {
+            assert_true(count < LINES_MAX);
+            line[count++] = value;
+        } else json_decref(value);
+    }
+    free(text);
+    assert_true(count > 0);
+    return count;
+}
+
+static int64_t number(const json_t *list, size_t i) { return json_integer_value(json_array_get(list, i)); }
+
+/* ---- conversations --------------------------------------------------------------------------------------------- */
+
+static void test_records(void **state) {
+    (void)state;
+    json_t *line[LINES_MAX];
+    const int count = golden_lines("messages", line);
+    Error e;
+    run(0, "grep '\"messages\"' tests/golden/nanochat.jsonl | sed 's/, \"ids\".*/}/' >$T/rows.jsonl");
+    run(0,
+        "data/make_shard --kind chat --template nanochat -t tests/golden/nanochat.json -i $T/rows.jsonl -o $T/x.shard");
+    Shard s = open_shard("x.shard", RECORD_CHAT, count);
+    Record r = {0};
+    for (int i = 0; i < count; i++) {
+        const json_t *ids = json_object_get(line[i], "ids"), *mask = json_object_get(line[i], "mask");
+        assert_true(shard_record(&s, i, &r, &e));
+        assert_int_equal(r.count, json_array_size(ids));
+        for (int32_t k = 0; k < r.count; k++) {
+            assert_int_equal(r.tokens[k], number(ids, (size_t)k));
+            assert_int_equal(r.mask[k], number(mask, (size_t)k));
+        }
+        json_decref(line[i]);
+    }
+    record_free(&r);
+    shard_close(&s);
+}
+
+#define CHAT "data/make_shard --kind chat -i $T/bad.jsonl -o $T/x.shard "
+#define CALL "{\"role\":\"assistant\",\"content\":[{\"type\":\"python\",\"text\":\"1+1\"}]"
+
+/* Weights, prompts and preferences with calls; rows that cannot be written. */
+static void test_rows(void **state) {
+    (void)state;
+    put("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}," CALL ",\"weight\":0},"
+                   "{\"role\":\"user\",\"content\":\"r\"}," CALL "}]}\n");
+    run(0, "data/make_shard --kind chat --template nanochat -i $T/a.jsonl -o $T/x.shard");
+    Shard s = open_shard("x.shard", RECORD_CHAT, 1);
+    assert_record(
+        &s, 0,
+        "<|bos|><|user_start|>q<|user_end|><|assistant_start|><|python_start|>1+1<|python_end|><|assistant_end|>"
+        "<|user_start|>r<|user_end|><|assistant_start|>[<|python_start|>1+1<|python_end|><|assistant_end|>]");
+    shard_close(&s);
+    run(0, "data/make_shard --kind prompt --template nanochat -i $T/a.jsonl -o $T/x.shard");
+    s = open_shard("x.shard", RECORD_PROMPT, 1);
+    assert_record(
+        &s, 0,
+        "<|bos|><|user_start|>q<|user_end|><|assistant_start|><|python_start|>1+1<|python_end|><|assistant_end|>"
+        "<|user_start|>r<|user_end|><|assistant_start|><|python_start|>1+1<|python_end|>");
+    shard_close(&s);
+    put("a.jsonl", "{\"prompt\":\"q\",\"chosen\":[" CALL "}],\"rejected\":\"2\"}\n");
+    run(0, "data/make_shard --kind preference --template nanochat -i $T/a.jsonl -o $T/x.shard");
+    s = open_shard("x.shard", RECORD_PREFERENCE, 1);
+    assert_record(
+        &s, 0,
+        "<|bos|><|user_start|>q<|user_end|><|assistant_start|>|<|python_start|>1+1<|python_end|><|assistant_end|>"
+        "|2<|assistant_end|>");
+    shard_close(&s);
+    static const char *const bad[][3] = {
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}," CALL "}]}", "--template chatml",
+         "line 1: field 'messages[1].content': part 0 is of type python, for which this chat template has no section "
+         "{python}; the template nanochat has one"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"python\",\"text\":\"1\"}]}]}",
+         "--template nanochat", "part 0 is of type python, which only the assistant's messages have"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":[{\"type\":\"c\","
+         "\"text\":\"1\"}]}]}",
+         "--template nanochat", "part 0 is of type 'c', expected text, python or python_output"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":[{\"type\":"
+         "\"python\"}]}]}",
+         "--template nanochat", "field 'messages[1].content'"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}," CALL ",\"reasoning_content\":\"hm\"}]}",
+         "--template nanochat", "cannot be written before a content with parts of type python"},
+        {"{\"messages\":[{\"role\":\"system\",\"content\":\"q\"}," CALL "}]}", "--template nanochat",
+         "has no section for role 'system'"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char command[300];
+        put("bad.jsonl", bad[i][0]);
+        snprintf(command, sizeof command, CHAT "%s", bad[i][1]);
+        run(1, command);
+        assert_holds(said, bad[i][2]);
+    }
+}
+
+/* ---- the engine ------------------------------------------------------------------------------------------------ */
+
+/* A policy that draws the tokens of a script for each request. */
+typedef struct Script {
+    const Rollout *rollout;
+    const RolloutRequest *request;
+    json_t *const *line;
+} Script;
+
+static void script_decode(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
+                          Draw how, const DecodeStep *step) {
+    const Script *s = context;
+    (void)m, (void)w, (void)kv, (void)how;
+    for (int t = 0; t < batch->targets; t++) {
+        const RolloutSlot who = s->rollout->target[t];
+        const Completion *c = &s->request[who.request].out[who.sample];
+        size_t drawn = 0;
+        for (int32_t k = 0; k < c->count; k++) drawn += c->trajectory->drawn[k];
+        step->token[t] = (int32_t)number(json_object_get(s->line[who.request], "script"), drawn);
+        step->logp[t] = 0;
+    }
+}
+
+/* The tokenizer and the template of a nanochat model. */
+static ModelText nanochat_text(void) {
+    Error e;
+    ModelText t = {.present = true, .has_template = true};
+    if (!tokenizer_open(&t.tokenizer, "tests/golden/nanochat.json", &e) ||
+        !chat_template_parse(&t.chat, "nanochat", &e))
+        fail_msg("%s", e.text);
+    t.stop = chat_stop_token(&t.chat, &t.tokenizer);
+    return t;
+}
+
+/* The tokens that are drawn and forced are those of nanochat's engine; the messages are parts of one content. */
+static void test_engine(void **state) {
+    (void)state;
+    json_t *line[LINES_MAX];
+    const int count = golden_lines("script", line);
+    Error e;
+    Model m;
+    Rollout r;
+    Episodes x;
+    ModelText text = nanochat_text();
+    const ModelConfig config = gpt2_config(1, 1, 8, text.tokenizer.vocab, 256);
+    EpisodeOptions o = episode_defaults();
+    const CodeToolOptions code = {.timeout = 1};
+    RolloutRequest *request = xcalloc((size_t)count, sizeof *request);
+    Completion *out_of = xcalloc((size_t)count, sizeof *out_of);
+    int32_t prompt[LINES_MAX][32];
+    o.tools = "calculator";
+    if (!model_new(&m, &config, B, D, false, &e) || !rollout_new(&r, &m, 4, 32, NEW, &e) ||
+        !episodes_open(&x, &o, &code, &text, 4, "test", 1, &e))
+        fail_msg("%s", e.text);
+    assert_int_equal(x.format.kind, TOOL_PYTHON_TOKENS); /* that of the template */
+    for (int i = 0; i < count; i++) {
+        const json_t *ids = json_object_get(line[i], "prompt");
+        for (size_t k = 0; k < json_array_size(ids); k++) prompt[i][k] = (int32_t)number(ids, k);
+        request[i] = (RolloutRequest){.prompt = prompt[i],
+                                      .prompt_len = (int32_t)json_array_size(ids),
+                                      .samples = 1,
+                                      .id = (uint64_t)i,
+                                      .out = &out_of[i]};
+    }
+    const Script script = {.rollout = &r, .request = request, .line = line};
+    Sampling how = sampling_default();
+    how.max_new = NEW;
+    assert_true(sampling_add_stop(&how, text.stop, &e));
+    r.turns = &x.turns;
+    r.decode = script_decode;
+    r.decode_context = (void *)&script;
+    if (!rollout_run(&r, &how, request, count, NULL, NULL, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < count; i++) {
+        const Completion *c = &out_of[i];
+        const json_t *ids = json_object_get(line[i], "ids"), *mask = json_object_get(line[i], "mask");
+        assert_int_equal(c->trajectory->stop, STOP_COMPLETED);
+        assert_int_equal(c->count, json_array_size(ids));
+        for (int32_t k = 0; k < c->count; k++) {
+            assert_int_equal(c->tokens[k], number(ids, (size_t)k));
+            assert_int_equal(c->trajectory->drawn[k], number(mask, (size_t)k));
+        }
+    }
+    char *said_by = json_dumps(out_of[1].trajectory->messages, JSON_COMPACT);
+    assert_string_equal(said_by,
+                        "[{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"Let me compute \"},"
+                        "{\"type\":\"python\",\"text\":\"12*34\"},{\"type\":\"python_output\",\"text\":\"408\"},"
+                        "{\"type\":\"text\",\"text\":\"The answer is 408.\"}]}]");
+    free(said_by);
+    assert_int_equal(out_of[1].trajectory->counts.failed_calls, 0);
+    assert_int_equal(out_of[3].trajectory->counts.failed_calls, 1); /* no expression */
+    assert_int_equal(out_of[4].trajectory->counts.failed_calls, 1); /* 1/0 */
+    assert_int_equal(out_of[6].trajectory->counts.parse_errors, 1); /* an end without a start */
+    for (int i = 0; i < count; i++) {
+        completion_free(&out_of[i]);
+        json_decref(line[i]);
+    }
+    free(request), free(out_of);
+    episodes_close(&x);
+    rollout_free(&r);
+    model_free(&m);
+    model_text_close(&text);
+}
+
+/* ---- runs ------------------------------------------------------------------------------------------------------ */
+
+#define TASKS "./data/make_tasks --task bigmul --digits 2 --template nanochat "
+#define GRPO  "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 4 -G 4 -g 44 -x 1 -o $T/grpo.bin --tools calculator "
+
+/* The part of a line of metrics after a key, as a number. */
+static double metric(const char *text, const char *key) {
+    const char *at = strstr(text, key);
+    if (!at) fail_msg("%s is not in %s", key, text);
+    return strtod(at + strlen(key), NULL);
+}
+
+/* Demonstrations, every program, a round trip of what was sampled, and refusals. */
+static void test_runs(void **state) {
+    (void)state;
+    run(0, TASKS "--count 500 --format chat -o $T/sft.shard");
+    run(0, TASKS "--count 60 --seed 2 -o $T/tasks.shard");
+    run(0, TASKS "--count 1 --seed 2 --format chat -o $T/one.shard && ./data/show $T/one.shard");
+    assert_holds(out, "<|assistant_start|>");
+    assert_holds(out, "<|python_end|>");
+    assert_holds(out, "<|output_start|>");
+    run(0, "./train_sft --layers 1 --width 64 --heads 2 --context 96 -i $T/sft.shard -x 80 --batch-tokens 1024 -l 5e-3 "
+           "-o $T/sft.bin");
+    run(0, "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 44 --tools calculator -o $T/rows.jsonl");
+    char *rows = text_of(files_path("rows.jsonl"));
+    assert_holds(rows, "{\"type\":\"python\",\"text\":\"");
+    assert_holds(rows, "{\"type\":\"python_output\",\"text\":\"");
+    free(rows);
+    run(0, "./data/make_shard --kind chat --template nanochat -i $T/rows.jsonl -o $T/again.shard");
+    run(0, "./data/show --records 1 $T/again.shard");
+    assert_holds(out, "<|output_start|>");
+    run(0, "./generate -c $T/sft.bin --temperature 0 -g 44 --tools calculator '12*34='");
+    assert_holds(out, "<|python_start|>");
+    run(0, "printf '12*34=\n56*78=\n/save '$T'/talk.json\n' | ./generate -c $T/sft.bin --chat --temperature 0 -g 30 "
+           "--tools calculator");
+    assert_holds(out, "<|python_end|><|output_start|>");
+    run(0, "./data/make_shard --kind chat --template nanochat -i $T/talk.json -o $T/talk.shard");
+    run(0, GRPO "--metrics $T/m.jsonl");
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_true(metric(metrics, "\"turns/mean\":") > 1.2);
+    assert_true(metric(metrics, "\"sampling/sampling_logp_difference/max\":") < 1e-4);
+    free(metrics);
+    run(0,
+        "./train_ppo -c $T/sft.bin -i $T/tasks.shard -p 4 -g 44 -x 1 -o $T/ppo.bin --tools calculator --reward verify");
+    run(0, "./evaluate -c $T/sft.bin -i $T/tasks.shard -g 44 --tools calculator");
+    assert_true(metric(out, "\"tool_calls_mean\":") > 0.2);
+    run(1, "./generate -c $T/sft.bin -i $T/tasks.shard --tools calculator,python");
+    assert_holds(said, "tool format python-tokens: it has one tool, but 2 are given");
+    refused_output("x.jsonl", 2, "./generate -c $T/sft.bin --serve 127.0.0.1:0 --tool-format python-tokens",
+                   "--tool-format python-tokens: a server reads calls from texts");
+    refused_output("x.shard", 2,
+                   "./data/make_tasks --task bigmul --format chat --count 9 --tool-format python-tokens -o $T/x.shard",
+                   "the tokenizer has no special token <|python_start|>");
+}
+
+static int setup(void **state) {
+    return files_setup(state) || setenv("T", files_directory, 1) || open_device_one_thread(state);
+}
+
+static int teardown(void **state) { return close_device(state) || files_teardown(state); }
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_records), cmocka_unit_test(test_rows),
+                                       cmocka_unit_test(test_engine), cmocka_unit_test(test_runs)};
+    return cmocka_run_group_tests_name("nanochat", tests, setup, teardown);
+}
