@@ -19,7 +19,7 @@
  *     ./train_grpo -c sft.bin -i tasks.shard -j heldout.shard -o grpo.bin --report grpo.html
  */
 #include "llmc/base/clock.h"                /* clock_seconds */
-#include "llmc/base/error.h"                /* usage_error, die, xcalloc, Error, ... */
+#include "llmc/base/error.h"                /* usage_error, xcalloc, die, Error, ... */
 #include "llmc/base/options.h"              /* OPTION_REAL, OPTION_CHOICE, OPTION_INT, OPTION_FLAG, ... */
 #include "llmc/base/program.h"              /* program_start */
 #include "llmc/dist/dist.h"                 /* DIST_FIELDS, dist_sum, dist_max, dist_min, ... */
@@ -29,6 +29,7 @@
 #include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, AdvantageEstimator, ADVANTAGE_CHOICES, ... */
 #include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
 #include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
+#include "llmc/loss/covariance.h"           /* CovarianceStats, covariance_choose */
 #include "llmc/loss/kl.h"                   /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
 #include "llmc/loss/kl_control.h"           /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
 #include "llmc/loss/policy.h"               /* POLICY_VESPO, POLICY_RLOO, PolicyLossConfig, EntropyControl, ... */
@@ -68,7 +69,7 @@ static struct {
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
-    PolicyLossConfig shape; /* the constants of sapo and vespo */
+    PolicyLossConfig shape; /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
     int64_t pass_k;
     int advantage; /* an AdvantageEstimator */
     int loss, importance, scale, aggregation, kl, kl_in, controller;
@@ -124,6 +125,18 @@ static const Option options[] = {
                   "vespo: exponent k of the weight if the advantage is negative"),
     OPTION_REAL  ("vespo-lambda-neg",          0, &o.shape.vespo_lambda_negative, 0, 1e6,
                   "vespo: decay lambda of the weight if the advantage is negative"),
+    OPTION_REAL  ("kl-tau",                    0, &o.shape.kl_tau,         0, 1e6,
+                  "dppo: weight of the squared logarithm of the ratio"),
+    OPTION_REAL  ("clip-cov-ratio",            0, &o.shape.clip_cov_ratio, 1e-9, 1,
+                  "clip_cov: fraction of the tokens that lose their gradient, at least one"),
+    OPTION_REAL  ("clip-cov-lb",               0, &o.shape.clip_cov_low,   -1e6, 1e6,
+                  "clip_cov: lower bound of the covariance of these tokens"),
+    OPTION_REAL  ("clip-cov-ub",               0, &o.shape.clip_cov_high,  -1e6, 1e6,
+                  "clip_cov: upper bound of the covariance of these tokens"),
+    OPTION_REAL  ("kl-cov-ratio",              0, &o.shape.kl_cov_ratio,   1e-9, 1,
+                  "kl_cov: fraction of the tokens with a KL penalty, at least one"),
+    OPTION_REAL  ("ppo-kl-coef",               0, &o.shape.kl_cov_coef,    0, 1e6,
+                  "kl_cov: weight of the KL penalty of these tokens"),
     OPTION_REAL  ("beta",                      0, &o.beta,            0, 1e6,
                   "strength of the KL penalty; larger stays closer to the reference, 0 loads no reference"),
     OPTION_CHOICE("kl-estimator",              0, &o.kl,              KL_CHOICES "|exact",
@@ -196,6 +209,8 @@ typedef struct Run {
     float *advantage;           /* (completions) */
     float *penalty;             /* (completions) --kl-in reward: beta times the KL */
     uint8_t *keep;              /* (tokens) top-entropy mask */
+    uint8_t *chosen;            /* (tokens) those of clip_cov and kl_cov */
+    CovarianceStats covariance; /* of the step */
     int64_t resampled;          /* groups discarded by dynamic sampling */
     double drawn, drawn_reward; /* completions that were scored, discarded ones too; the sum of their rewards */
     double kl, kl_completions;  /* of this generation: nats over all tokens, and the completions that they belong to */
@@ -315,6 +330,36 @@ static void all_stats(Trainer *t, PolicyStats *stats) {
     dist_min(&t->dist, DIST_FIELDS(stats->min));
 }
 
+/* Whether the loss chooses tokens by covariance. */
+static bool by_covariance(void) { return policy_by_covariance((PolicyLossKind)o.loss); }
+
+/* Sets the masks of an optimizer step on completions [first, end), which depend on the policy as it is before the step: a
+ * forward pass over all its tokens. Returns the top-entropy mask, NULL if there is none. Collective. */
+static const uint8_t *step_masks(Run *r, int32_t first, int32_t end) {
+    Generation *g = &r->g;
+    const bool quantile = o.top_entropy < 1;
+    const ModelOutput all = {.logp = g->logp, .entropy = quantile ? g->entropy : NULL};
+    if (!quantile && !by_covariance()) return NULL;
+    generation_forward(g, &r->t.model, &r->work, first, end, &all);
+    if (quantile)
+        policy_entropy_keep(g->entropy, g->offset + first, end - first, g->counts + first, o.top_entropy, r->keep);
+    if (by_covariance()) {
+        const PolicyBatch step = {.completions = end - first,
+                                  .offset = g->offset + first,
+                                  .advantage = r->advantage + first,
+                                  .token_advantage = r->credit.addition,
+                                  .counts = g->counts + first,
+                                  .logp = g->logp,
+                                  .old_logp = on_policy() ? NULL : g->old_logp,
+                                  .keep = quantile ? r->keep : NULL};
+        uint64_t *id = (uint64_t *)xcalloc((size_t)(end - first), sizeof *id);
+        for (int32_t i = first; i < end; i++) id[i - first] = g->scored[i].id;
+        r->covariance = covariance_choose(&r->loss, &step, id, (uint64_t)o.t.seed, (uint64_t)r->t.step, r->chosen);
+        free(id);
+    }
+    return quantile ? r->keep : NULL;
+}
+
 /* One optimizer step on completions [first, end). Returns the loss. Collective. */
 static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats) {
     Trainer *t = &r->t;
@@ -323,13 +368,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     c.beta = o.kl_in || exact_kl() ? 0 : r->beta.coef; /* the KL penalty may be in the reward */
     if (exact_kl()) r->distiller.coef = r->beta.coef;
     if (o.adaptive_entropy) c.entropy_coef = entropy_control_coef(&r->entropy);
-    const uint8_t *keep = NULL;
-    if (o.top_entropy < 1) {
-        const ModelOutput all = {.logp = g->logp, .entropy = g->entropy};
-        generation_forward(g, &t->model, &r->work, first, end, &all);
-        policy_entropy_keep(g->entropy, g->offset + first, end - first, g->counts + first, o.top_entropy, r->keep);
-        keep = r->keep;
-    }
+    const uint8_t *keep = step_masks(r, first, end);
     PolicyNormaliser n = policy_normaliser(g->offset + first, end - first, g->counts + first, keep);
     const PolicyNormaliser all = policy_normaliser(g->offset, g->completions, g->counts, NULL);
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
@@ -350,7 +389,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .ref_logp = c.beta > 0 ? x.ref_logp : NULL,
                          .sampler_logp = x.sampler_logp,
                          .entropy = x.entropy,
-                         .keep = keep ? keep + x.at : NULL};
+                         .keep = keep ? keep + x.at : NULL,
+                         .chosen = by_covariance() ? r->chosen + x.at : NULL};
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
@@ -470,6 +510,11 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
+    if (by_covariance()) {
+        metrics_set(&r->t.metrics, "covariance/mean", r->covariance.mean);
+        metrics_set(&r->t.metrics, "covariance/chosen",
+                    (double)r->covariance.chosen / fmax((double)r->covariance.tokens, 1));
+    }
     credit_log(&r->credit, &r->g);
     if (on_policy()) generation_check_sampler(&r->g, stats->max.sampler_gap);
 }
@@ -498,6 +543,12 @@ static PolicyLossConfig loss_options(void) {
     c.vespo_lambda_positive = o.shape.vespo_lambda_positive;
     c.vespo_k_negative = o.shape.vespo_k_negative;
     c.vespo_lambda_negative = o.shape.vespo_lambda_negative;
+    c.kl_tau = o.shape.kl_tau;
+    c.clip_cov_ratio = o.shape.clip_cov_ratio;
+    c.clip_cov_low = o.shape.clip_cov_low;
+    c.clip_cov_high = o.shape.clip_cov_high;
+    c.kl_cov_ratio = o.shape.kl_cov_ratio;
+    c.kl_cov_coef = o.shape.kl_cov_coef;
     if (o.epsilon >= 0) {
         c.epsilon = o.epsilon;
         if (o.loss != POLICY_CISPO) c.epsilon_high = o.epsilon;
@@ -577,6 +628,7 @@ static void open_run(Run *r) {
     r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
+    r->chosen = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     credit_open(&r->credit, &o.credit, g);
     load_counters(r);
     rollout_dump_open(&r->dump, &o.rollouts, g);
@@ -660,7 +712,10 @@ static bool takes_importance(void) {
     switch (o.loss) {
     case POLICY_GSPO:
     case POLICY_LUSPO: return o.importance == IMPORTANCE_SEQUENCE;
-    case POLICY_GMPO: return o.importance == IMPORTANCE_TOKEN;
+    case POLICY_GMPO:
+    case POLICY_DPPO:
+    case POLICY_CLIP_COV:
+    case POLICY_KL_COV: return o.importance == IMPORTANCE_TOKEN;
     case POLICY_VESPO:
     case POLICY_RLOO: return false;
     default: return true;
@@ -681,6 +736,11 @@ static void check_distillation(void) {
         usage_error("--loss-type vespo and gmpo: have one advantage for all tokens of a completion, which %s",
                     tokens ? "--distill-estimator sampled and minillm do not"
                            : "--kl-estimator exact in the reward has not");
+    if ((tokens || (exact_kl() && o.kl_in)) && by_covariance())
+        usage_error(
+            "--loss-type clip_cov and kl_cov: choose tokens by their advantages before the step, and those of %s "
+            "are known only in it",
+            tokens ? "--distill-estimator sampled and minillm" : "--kl-estimator exact in the reward");
 }
 
 /* Rejects combinations of the credit of turns with what has one advantage for a whole completion, or sets it in another
@@ -716,11 +776,13 @@ static void check_agents(void) {
 /* Rejects options without effect, and warns about those that have none as long as every step has a new generation. */
 static void check_options(void) {
     const bool cispo = o.loss == POLICY_CISPO, soft = o.loss == POLICY_SAPO || o.loss == POLICY_VESPO;
-    const bool gmpo = o.loss == POLICY_GMPO, kl = o.beta > 0;
+    const bool gmpo = o.loss == POLICY_GMPO, kl = o.beta > 0, dppo = o.loss == POLICY_DPPO;
+    const bool clip_cov = o.loss == POLICY_CLIP_COV, kl_cov = o.loss == POLICY_KL_COV;
     const OptionUse use[] = {
-        {&o.epsilon, !soft && !cispo, "not used by --loss-type sapo, vespo and cispo"},
-        {&o.epsilon_high, !soft, "not used by --loss-type sapo and vespo"},
-        {&o.delta, !soft && !cispo && !gmpo, "not used by --loss-type sapo, vespo, cispo and gmpo"},
+        {&o.epsilon, !soft && !cispo && !kl_cov, "not used by --loss-type sapo, vespo, cispo and kl_cov"},
+        {&o.epsilon_high, !soft && !kl_cov, "not used by --loss-type sapo, vespo and kl_cov"},
+        {&o.delta, !soft && !cispo && !gmpo && !dppo && !kl_cov && !clip_cov,
+         "not used by --loss-type sapo, vespo, cispo, gmpo, dppo, clip_cov and kl_cov"},
         {&o.importance, takes_importance(), "this --loss-type has a level of its own"},
         {&o.scale, o.loss != POLICY_RLOO && !o.aggregation && !o.advantage && o.credit.level != CREDIT_GIGPO,
          "not used by --loss-type rloo, --multi-objective-aggregation normalize_then_sum and other advantages; "
@@ -744,6 +806,13 @@ static void check_options(void) {
         {&o.shape.vespo_lambda_positive, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
         {&o.shape.vespo_k_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
         {&o.shape.vespo_lambda_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.shape.kl_tau, dppo && !on_policy(),
+         "used only with --loss-type dppo and several steps of a generation: --num-iterations or --steps-per-generation"},
+        {&o.shape.clip_cov_ratio, clip_cov, "used only with --loss-type clip_cov"},
+        {&o.shape.clip_cov_low, clip_cov, "used only with --loss-type clip_cov"},
+        {&o.shape.clip_cov_high, clip_cov, "used only with --loss-type clip_cov"},
+        {&o.shape.kl_cov_ratio, kl_cov, "used only with --loss-type kl_cov"},
+        {&o.shape.kl_cov_coef, kl_cov, "used only with --loss-type kl_cov"},
         {&o.controller, kl, "used only with --beta above 0"},
         {&o.kl_target, o.controller == KL_ADAPTIVE, "used only with --kl-controller adaptive"},
         {&o.kl_horizon, o.controller == KL_ADAPTIVE, "used only with --kl-controller adaptive"},
@@ -771,6 +840,12 @@ static void check_options(void) {
     if (kl && o.kl == KL_K1 && !o.kl_in && (gmpo || !o.kl_bias_correction))
         usage_error("--kl-estimator k1: its gradient in the loss is 0 in expectation; give k2 or k3, --kl-in reward%s",
                     gmpo ? "" : " or --use-bias-correction-kl");
+    if (o.shape.clip_cov_low >= o.shape.clip_cov_high)
+        usage_error("--clip-cov-lb: %g is not below --clip-cov-ub %g", o.shape.clip_cov_low, o.shape.clip_cov_high);
+    if (kl_cov && on_policy())
+        usage_error(
+            "--loss-type kl_cov: the ratio is 1 in the only step of a generation, and its KL penalty has no gradient; "
+            "give --num-iterations or --steps-per-generation");
     if (on_policy() &&
         (option_given(&o.epsilon) || option_given(&o.delta) || (option_given(&o.epsilon_high) && !cispo)))
         warn("every step samples a generation of its own, so the importance ratio is 1 and nothing is clipped; "
@@ -822,6 +897,6 @@ int main(int argc, char **argv) {
     workspace_free(&r->work, &r->t.model);
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
-    free(r->advantage), free(r->penalty), free(r->keep);
+    free(r->advantage), free(r->penalty), free(r->keep), free(r->chosen);
     return 0;
 }

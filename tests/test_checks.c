@@ -69,6 +69,15 @@ static void options_of_one_trainer(void **state) {
     unused("./train_grpo", "--beta 0.1 --kl-estimator k1 --no-use-bias-correction-kl", "--kl-estimator k1");
     unused("./train_grpo", "--beta 0.1 --kl-estimator k1 --loss-type gmpo", "--kl-estimator k1");
     unused("./train_grpo", "--max-resamples 3", "--max-resamples");
+    unused("./train_grpo", "--loss-type kl_cov --num-iterations 2 --epsilon 0.2", "--epsilon");
+    unused("./train_grpo", "--loss-type kl_cov", "--loss-type kl_cov");
+    unused("./train_grpo", "--loss-type dppo --delta 2", "--delta");
+    unused("./train_grpo", "--loss-type dppo --importance-sampling-level sequence", "--importance-sampling-level");
+    unused("./train_grpo", "--loss-type dppo --kl-tau 0.1", "--kl-tau");
+    unused("./train_grpo", "--clip-cov-ratio 0.1", "--clip-cov-ratio");
+    unused("./train_grpo", "--loss-type clip_cov --kl-cov-ratio 0.1", "--kl-cov-ratio");
+    unused("./train_grpo", "--ppo-kl-coef 0.1", "--ppo-kl-coef");
+    unused("./train_grpo", "--loss-type clip_cov --clip-cov-lb 5", "--clip-cov-lb");
     unused("./train_grpo", "--reward-timeout 3", "--reward-timeout");
     unused("./train_ppo", "--algo rloo --lam 0.9", "--lam");
     unused("./train_ppo", "--algo rloo --dual-clip 3", "--dual-clip");

@@ -183,7 +183,7 @@ enum { FD_SEQUENCES = 5, FD_TOKENS = 19 };
 typedef struct FdBatch {
     int32_t offset[FD_SEQUENCES + 1];
     float advantage[FD_SEQUENCES], logp[FD_TOKENS], old[FD_TOKENS], ref[FD_TOKENS], entropy[FD_TOKENS];
-    uint8_t mask[FD_SEQUENCES], keep[FD_TOKENS];
+    uint8_t mask[FD_SEQUENCES], keep[FD_TOKENS], chosen[FD_TOKENS];
     PolicyBatch batch;
 } FdBatch;
 
@@ -201,6 +201,7 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
         b->ref[t] = b->logp[t] + grid(&r, -0.5, 0.5);
         b->entropy[t] = grid(&r, 0, 2);
         b->keep[t] = 1;
+        b->chosen[t] = t % 4 == 2;
     }
     for (int i = 0; i < FD_SEQUENCES; i++) {
         b->advantage[i] = grid(&r, -1.5, 1.5);
@@ -214,7 +215,8 @@ static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
                              .old_logp = b->old,
                              .ref_logp = b->ref,
                              .entropy = b->entropy,
-                             .keep = b->keep};
+                             .keep = b->keep,
+                             .chosen = b->chosen};
 }
 
 static double fd_loss(const PolicyLossConfig *c, const FdBatch *b, float *dlogp, float *dentropy) {
@@ -253,6 +255,11 @@ static bool near_kink(const PolicyLossConfig *c, const FdBatch *b, int i) {
     for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
         const double d = (double)b->logp[t] - b->old[t], T = b->offset[i + 1] - b->offset[i];
         sum += d;
+        if (c->loss == POLICY_KL_COV && fabs(d) < 0.003) return true;
+        if (c->loss == POLICY_DPPO) {
+            const double far = policy_probability_change(&b->batch, t);
+            if (fabs(far - c->epsilon_high) < 0.003 || fabs(far + c->epsilon) < 0.003) return true;
+        }
         for (size_t k = 0; k < sizeof bound / sizeof *bound; k++)
             if (fabs(d - bound[k]) < 0.003 ||
                 (t + 1 == b->offset[i + 1] && (fabs(sum / T - bound[k]) < 0.003 || fabs(sum - bound[k]) < 0.003)))
@@ -264,7 +271,7 @@ static bool near_kink(const PolicyLossConfig *c, const FdBatch *b, int i) {
 static void test_policy_finite_differences(void **state) {
     (void)state;
     int compared = 0;
-    for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++)
+    for (int loss = POLICY_GRPO; loss <= POLICY_KL_COV; loss++)
         for (int variant = 0; variant < 24; variant++) {
             PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
             /* rho is held fixed: old moves with logp */
@@ -277,6 +284,10 @@ static void test_policy_finite_differences(void **state) {
             c.entropy_coef = variant & 16 ? 0.05 : 0;
             c.epsilon = 0.2;
             c.epsilon_high = loss == POLICY_CISPO ? 1.2 : 0.28;
+            if (loss == POLICY_DPPO) {
+                c.epsilon = 0.05;
+                c.kl_tau = 0.3;
+            }
             FdBatch b;
             float dlogp[FD_TOKENS], dentropy[FD_TOKENS];
             fd_batch(&b, (uint64_t)(100 * loss + variant), variant % 5 ? 0.4 : 0.1);
@@ -316,7 +327,7 @@ static void test_kl_finite_differences(void **state) {
 /* Any division of the batch between answers gives the same loss, gradient and metrics. */
 static void test_micro_batches(void **state) {
     (void)state;
-    for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
+    for (int loss = POLICY_GRPO; loss <= POLICY_KL_COV; loss++) {
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         c.beta = 0.1;
         c.entropy_coef = 0.01;
@@ -354,7 +365,7 @@ static void test_micro_batches(void **state) {
 static void test_on_policy(void **state) {
     (void)state;
     float grpo[FD_TOKENS];
-    for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
+    for (int loss = POLICY_GRPO; loss <= POLICY_KL_COV; loss++) {
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         FdBatch b;
         float with[FD_TOKENS], without[FD_TOKENS];
@@ -559,7 +570,7 @@ static void test_empty_and_broken(void **state) {
     const float advantage[3] = {1, 1, -1};
     float logp[3] = {-1, -2, -3}, dlogp[3] = {9, 9, 9};
     PolicyBatch b = {.completions = 3, .offset = offset, .advantage = advantage, .counts = none, .logp = logp};
-    for (int loss = POLICY_GRPO; loss <= POLICY_RLOO; loss++) {
+    for (int loss = POLICY_GRPO; loss <= POLICY_KL_COV; loss++) {
         const PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         PolicyStats stats = policy_stats();
         PolicyNormaliser n = policy_normaliser(offset, 3, none, NULL);

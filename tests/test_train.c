@@ -329,6 +329,10 @@ static void grpo_losses_agree_on_policy(void **state) {
                 {"--loss-type rloo", 0},
                 {"--loss-type sapo", 0},
                 {"--loss-type vespo", 0},
+                {"--loss-type dppo", 1},
+                {"--loss-type dppo --num-iterations 2 -x 1", 1},
+                {"--loss-type clip_cov --clip-cov-lb 1e5 --clip-cov-ub 1e6", 1}, /* no token is chosen */
+                {"--loss-type kl_cov --num-iterations 2 -x 1 --kl-cov-ratio 1", 1},
                 {"--loss-type grpo --importance-sampling-level sequence", 1},
                 {"--loss-type grpo --epsilon 0.1 --epsilon-high 0.3 --delta 2", 1},
                 {"--loss-type dapo --num-iterations 2 -x 1", 1},
@@ -347,6 +351,26 @@ static void grpo_losses_agree_on_policy(void **state) {
         if (loss[i].factor && fabs(norm / first - loss[i].factor) > 2e-3)
             fail_msg("%s: gradient norm %g times grpo's, expected %g", loss[i].options, norm / first, loss[i].factor);
     }
+}
+
+/* Tokens chosen by covariance: all of them have lost their gradient; a KL penalty on all tokens holds the policy back. */
+static void grpo_chooses_tokens_by_covariance(void **state) {
+    (void)state;
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --metrics $T/l.jsonl --loss-type clip_cov --clip-cov-ratio 1 --clip-cov-lb -1e6 "
+            "--clip-cov-ub 1e6");
+    assert_true(metric("l.jsonl", 0, "grad_norm") == 0 && metric("l.jsonl", 0, "covariance/chosen") == 1);
+    sh(GRPO "-o $T/x.bin -x 1 -l 0 --metrics $T/l.jsonl --loss-type clip_cov --clip-cov-lb 0");
+    assert_true(metric("l.jsonl", 0, "grad_norm") > 0);
+    const double tokens = metric("l.jsonl", 0, "num_trained_tokens");
+    assert_near(metric("l.jsonl", 0, "covariance/chosen"), 1 / tokens, 1e-9);
+    double ratio[2];
+    for (int i = 0; i < 2; i++) {
+        sh(GRPO "-o $T/x.bin -x 8 -l 0.01 --num-iterations 8 --metrics $T/l.jsonl --loss-type kl_cov --kl-cov-ratio 1 "
+                "--ppo-kl-coef %g",
+           i ? 5.0 : 0.0);
+        ratio[i] = metric("l.jsonl", -1, "policy/approxkl_avg");
+    }
+    if (!(ratio[1] < ratio[0] / 2)) fail_msg("mean (log rho)^2 / 2: %g without, %g with a penalty", ratio[0], ratio[1]);
 }
 
 static void grpo_kl_to_a_reference(void **state) {
@@ -649,6 +673,7 @@ int main(void) {
                                        cmocka_unit_test(sft_output_in_bf16),
                                        cmocka_unit_test(grpo_raises_the_reward),
                                        cmocka_unit_test(grpo_losses_agree_on_policy),
+                                       cmocka_unit_test(grpo_chooses_tokens_by_covariance),
                                        cmocka_unit_test(grpo_kl_to_a_reference),
                                        cmocka_unit_test(grpo_adapts_beta),
                                        cmocka_unit_test(grpo_moves_the_reference),

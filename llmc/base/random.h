@@ -34,7 +34,8 @@ enum {
     RANDOM_ENVIRONMENT_,
     RANDOM_WORDING_,
     RANDOM_JUDGE_,
-    RANDOM_SEARCH_
+    RANDOM_SEARCH_,
+    RANDOM_COVARIANCE_
 };
 #define RANDOM_STREAM(n)   ((uint64_t)(n) << 56)
 #define RANDOM_INIT        RANDOM_STREAM(RANDOM_INIT_)    /* weights of a new model: + the tensor's stream */
@@ -51,7 +52,8 @@ enum {
 #define RANDOM_WORDING     RANDOM_STREAM(RANDOM_WORDING_)     /* wordings of rows: index = the row's number << 8 */
 #define RANDOM_DUMP        RANDOM_STREAM(RANDOM_DUMP_)        /* samples for --rollouts: + (step << 24) + sample */
 #define RANDOM_JUDGE       RANDOM_STREAM(RANDOM_JUDGE_) /* rationales, opponents, principles of a judge: + a question */
-#define RANDOM_SEARCH      RANDOM_STREAM(RANDOM_SEARCH_) /* search: + 56 bits of the hash of a solution's path */
+#define RANDOM_SEARCH      RANDOM_STREAM(RANDOM_SEARCH_)     /* search: + 56 bits of the hash of a solution's path */
+#define RANDOM_COVARIANCE  RANDOM_STREAM(RANDOM_COVARIANCE_) /* Clip-Cov: + sequence id; index = (step << 32) + token */
 
 typedef struct Random {
     uint64_t seed, stream, index;

@@ -55,6 +55,9 @@ static inline ClipHistogram clip_histogram(double low, double high) {
 /* The thresholds of log rho that a loss removes the gradient beyond; an infinite one if it has none. */
 static inline void clip_histogram_thresholds(const PolicyLossConfig *c, double *low, double *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
+    *low = -INFINITY;
+    *high = INFINITY;
+    if (c->loss == POLICY_DPPO || c->loss == POLICY_KL_COV) return;
     *low = gmpo ? -c->epsilon : cispo || c->epsilon >= 1 ? -INFINITY : log1p(-c->epsilon);
     *high = gmpo ? c->epsilon_high : cispo ? log(c->epsilon_high) : log1p(c->epsilon_high);
 }

@@ -19,6 +19,10 @@
  *             phi(W) = W^k e^(lambda (1 - W)), (k, lambda) by A's sign      1 / window tokens          2602.10693
  *   gmpo      -A (prod_t clip(rho_t))^(1/T_i), one-sided clip in log space  1 / (B T_i)                2507.20673
  *   rloo      the same with rho = prod_t rho_t                              1 / (B T_i)                2402.14740
+ *   dppo      -rho A; 0 where A > 0 and pi - pi_old > eps_high, or A < 0
+ *             and pi - pi_old < -eps; + tau (log rho)^2                     1 / sum T_i                2602.04879
+ *   clip_cov  as grpo, but 0 for the tokens chosen by covariance            1 / sum T_i                2505.22617
+ *   kl_cov    -rho A; + c |log rho| for the tokens chosen by covariance     1 / sum T_i                2505.22617
  *
  * "The same" refers to grpo; sg is stop-gradient. First l is multiplied by the off-policy mask and the top-entropy
  * mask. Then the KL term beta k is added; it is neither masked nor clipped. Finally, entropy_coef times the mean
@@ -26,6 +30,10 @@
  * RLOOTrainer; tests/golden/losses.txt holds values computed by TRL's code), with two exceptions. The default clip
  * ranges of gspo, luspo and cispo are those that TRL's documentation recommends (without them, TRL's cispo silently
  * scales every gradient by 0.2). The loss value of gmpo excludes masked completions.
+ *
+ * dppo is the loss of prime-rl (default_loss_fn: binary total variation, with the KL term of Kimi K2.5, 2602.02276), clip_cov
+ * and kl_cov are those of verl (compute_policy_loss_clip_cov, compute_policy_loss_kl_cov). covariance.h chooses the tokens
+ * of the last two. tests/golden/losses_peers.txt holds values computed by the code of both.
  *
  * B and the token counts are those of the WHOLE optimizer batch (PolicyNormaliser). The losses and gradients of
  * micro-batches therefore add up to those of the batch, wherever it is split between completions.
@@ -49,7 +57,7 @@
 #include "scalar.h"        /* METRIC, clamp, LossMetric */
 #include <assert.h>
 
-#define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo"
+#define POLICY_LOSS_CHOICES "grpo|bnpo|dr_grpo|dapo|gspo|cispo|sapo|luspo|vespo|gmpo|rloo|dppo|clip_cov|kl_cov"
 /* in the order of POLICY_LOSS_CHOICES */
 typedef enum {
     POLICY_GRPO,
@@ -62,7 +70,10 @@ typedef enum {
     POLICY_LUSPO,
     POLICY_VESPO,
     POLICY_GMPO,
-    POLICY_RLOO
+    POLICY_RLOO,
+    POLICY_DPPO,
+    POLICY_CLIP_COV,
+    POLICY_KL_COV
 } PolicyLossKind;
 
 #define IMPORTANCE_CHOICES "token|sequence"
@@ -71,9 +82,11 @@ typedef enum { IMPORTANCE_TOKEN, IMPORTANCE_SEQUENCE } Importance; /* in the ord
 typedef struct PolicyLossConfig {
     PolicyLossKind loss;
     LossAggregation aggregation;  /* set by `loss`; train_ppo may choose another */
-    Importance importance;        /* level of rho; ignored by gspo (sequence), gmpo (token) and rloo (product) */
+    Importance importance;        /* level of rho; ignored by gspo (sequence), rloo (product) and gmpo, dppo, clip_cov,
+                                     kl_cov (token) */
     double epsilon, epsilon_high; /* clip range [1 - epsilon, 1 + epsilon_high]; gmpo: [-epsilon, epsilon_high] of
-                                     log rho; cispo: epsilon_high caps rho itself */
+                                     log rho; cispo: epsilon_high caps rho itself; dppo: [-epsilon, epsilon_high] of
+                                     pi - pi_old */
     double delta;                 /* two-sided clip: rho <= delta if A < 0 (INTELLECT-2: 2505.07291); 0: none */
     double beta;                  /* weight of the KL term; with 0 no reference is needed */
     KlEstimator kl;               /* TRL uses k3 */
@@ -84,11 +97,25 @@ typedef struct PolicyLossConfig {
     double max_completion_length; /* norm of seq-mean-token-sum-norm (dr_grpo) */
     double sapo_temperature_positive, sapo_temperature_negative;
     double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
+    double kl_tau; /* dppo: weight of (log rho)^2 */
+    double clip_cov_ratio, clip_cov_low,
+        clip_cov_high;                /* clip_cov: fraction of the tokens, range of their covariance */
+    double kl_cov_ratio, kl_cov_coef; /* kl_cov: fraction of the tokens, weight of |log rho| */
 } PolicyLossConfig;
 
 /* Whether the mean of a loss is over the tokens of all completions sampled together (PolicyNormaliser). */
 static inline bool policy_by_window(PolicyLossKind loss) {
     return loss == POLICY_DAPO || loss == POLICY_CISPO || loss == POLICY_VESPO;
+}
+
+/* Whether the loss treats tokens in another way that covariance.h chooses. */
+static inline bool policy_by_covariance(PolicyLossKind loss) {
+    return loss == POLICY_CLIP_COV || loss == POLICY_KL_COV;
+}
+
+/* Whether the mean of a loss is over the tokens of the optimizer batch. */
+static inline bool policy_by_token(PolicyLossKind loss) {
+    return loss == POLICY_BNPO || loss == POLICY_DPPO || policy_by_window(loss) || policy_by_covariance(loss);
 }
 
 /* Returns the default configuration of a loss. */
@@ -105,7 +132,13 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
                           .vespo_k_positive = 2,
                           .vespo_lambda_positive = 3,
                           .vespo_k_negative = 3,
-                          .vespo_lambda_negative = 2};
+                          .vespo_lambda_negative = 2,
+                          .kl_tau = 1e-3,
+                          .clip_cov_ratio = 2e-4,
+                          .clip_cov_low = 1,
+                          .clip_cov_high = 5,
+                          .kl_cov_ratio = 2e-4,
+                          .kl_cov_coef = 1};
     if (loss == POLICY_GSPO) {
         c.importance = IMPORTANCE_SEQUENCE;
         c.epsilon = 3e-4;
@@ -116,7 +149,7 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
         c.epsilon = 2e-3;
         c.epsilon_high = 2.5e-3;
     }
-    if (loss == POLICY_BNPO || policy_by_window(loss)) c.aggregation = AGG_TOKEN_MEAN;
+    if (policy_by_token(loss)) c.aggregation = AGG_TOKEN_MEAN;
     if (loss == POLICY_DR_GRPO) c.aggregation = AGG_SEQ_MEAN_TOKEN_SUM_NORM;
     if (loss == POLICY_LUSPO) c.aggregation = AGG_SEQ_MEAN_TOKEN_SUM;
     if (loss == POLICY_CISPO) c.epsilon_high = 5; /* ScaleRL: Khatri et al. 2025 (2510.13786) */
@@ -140,6 +173,7 @@ typedef struct PolicyBatch {
     const float *sampler_logp;    /* log mu(y_t), recorded while sampling; NULL: old_logp */
     const float *entropy;         /* of pi at each token, or NULL if entropy_coef is 0 */
     const uint8_t *keep;          /* top-entropy mask from policy_entropy_keep(); NULL: keeps all */
+    const uint8_t *chosen;        /* clip_cov, kl_cov: 1 for the tokens of covariance_choose(); NULL: none */
 } PolicyBatch;
 
 /* Sums over the whole optimizer batch. */
@@ -219,6 +253,20 @@ static inline PolicyTerm policy_sapo(const PolicyLossConfig *c, double rho, doub
     return (PolicyTerm){.l = -4 / tau * sigmoid * A, .drho = -4 * sigmoid * (1 - sigmoid) * A};
 }
 
+/* DPPO (Qi et al. 2026): l = -rho A + tau d^2 with d = log rho; a token whose probability has left the trust region
+ * [-eps, eps_high] in the direction of A has only the last term. far: pi - pi_old */
+static inline PolicyTerm policy_dppo(const PolicyLossConfig *c, double d, double far, double A) {
+    const bool gone = (A > 0 && far > c->epsilon_high) || (A < 0 && far < -c->epsilon);
+    const PolicyTerm p = {.l = c->kl_tau * d * d, .dlogp = 2 * c->kl_tau * d};
+    return gone ? p : (PolicyTerm){.l = p.l - exp(d) * A, .dlogp = p.dlogp, .drho = -A};
+}
+
+/* KL-Cov (Cui et al. 2025): l = -rho A, + coef |d| with d = log rho for a chosen token. The slope of |d| at 0 is 0. */
+static inline PolicyTerm policy_kl_cov(const PolicyLossConfig *c, double d, double A, bool chosen) {
+    const double coef = chosen ? c->kl_cov_coef : 0;
+    return (PolicyTerm){.l = coef * fabs(d) - exp(d) * A, .dlogp = d > 0 ? coef : d < 0 ? -coef : 0, .drho = -A};
+}
+
 /* VESPO: l = -sg(phi) A log pi. */
 static inline PolicyTerm policy_vespo(double phi, double A, double logp) {
     return (PolicyTerm){.l = -phi * A * logp, .dlogp = -phi * A};
@@ -239,9 +287,15 @@ static inline double policy_log_ratio(const PolicyBatch *b, int32_t t) {
     return b->old_logp ? (double)b->logp[t] - b->old_logp[t] : 0;
 }
 
+/* pi(y_t) - pi_old(y_t) */
+static inline double policy_probability_change(const PolicyBatch *b, int32_t t) {
+    return b->old_logp ? exp((double)b->logp[t]) - exp((double)b->old_logp[t]) : 0;
+}
+
 /* Returns whether rho is per completion. */
 static inline bool policy_by_sequence(const PolicyLossConfig *c) {
     if (c->loss == POLICY_GSPO || c->loss == POLICY_GMPO || c->loss == POLICY_RLOO) return true;
+    if (c->loss == POLICY_DPPO || policy_by_covariance(c->loss)) return false;
     return c->importance == IMPORTANCE_SEQUENCE;
 }
 
@@ -318,6 +372,10 @@ static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int3
  * comparisons, as TRL's metrics do. */
 static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
+    if (c->loss == POLICY_DPPO || c->loss == POLICY_KL_COV) { /* no clip of rho */
+        *low = *high = false;
+        return;
+    }
     const double x = gmpo ? log(rho) : clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
     *low = x < (gmpo ? 0 : 1) - c->epsilon && A < 0 && !cispo;
     *high = x > (gmpo || cispo ? 0 : 1) + c->epsilon_high && A > 0;
@@ -344,12 +402,17 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
     for (int32_t t = begin; t < end; t++) {
         const double token_rho = exp(policy_log_ratio(b, t)), rho = by_sequence ? s : token_rho;
         const double A = policy_token_advantage(b, i, t);
+        const double far = c->loss == POLICY_DPPO ? policy_probability_change(b, t) : 0;
+        const bool chosen = b->chosen && b->chosen[t];
         PolicyTerm p;
         switch (c->loss) {
         case POLICY_CISPO: p = policy_cispo(c, rho, A, b->logp[t]); break;
         case POLICY_SAPO: p = policy_sapo(c, rho, A); break;
         case POLICY_VESPO: p = policy_vespo(phi, A, b->logp[t]); break;
         case POLICY_GMPO: p = (PolicyTerm){.l = -rho * A, .drho = -A}; break;
+        case POLICY_DPPO: p = policy_dppo(c, policy_log_ratio(b, t), far, A); break;
+        case POLICY_CLIP_COV: p = chosen ? (PolicyTerm){0} : policy_clip(c, rho, A); break;
+        case POLICY_KL_COV: p = policy_kl_cov(c, policy_log_ratio(b, t), A, chosen); break;
         default: p = policy_clip(c, rho, A);
         }
         const bool kept = !b->keep || b->keep[t];
@@ -375,6 +438,10 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
         }
         bool is_low, is_high;
         policy_is_clipped(c, metric_by_sequence ? s : token_rho, A, &is_low, &is_high);
+        if (c->loss == POLICY_DPPO) {
+            is_low = A < 0 && far < -c->epsilon;
+            is_high = A > 0 && far > c->epsilon_high;
+        }
         low += is_low;
         high += is_high;
         policy_count_token(stats, b, t);
@@ -436,7 +503,7 @@ static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s
     if (c->entropy_coef != 0) METRIC("policy_loss", s->sum.policy_loss);
     if (c->loss == POLICY_CISPO) METRIC("cispo_clip_ratio", s->sum.high / clipped);
     else if (c->loss == POLICY_VESPO) METRIC("vespo/phi_seq_mean", s->sum.phi / fmax(s->sum.completions, 1));
-    else if (c->loss != POLICY_SAPO) {
+    else if (c->loss != POLICY_SAPO && c->loss != POLICY_KL_COV) {
         METRIC("clip_ratio/low_mean", s->sum.low / clipped);
         METRIC("clip_ratio/low_min", isfinite(s->min.low) ? s->min.low : NAN);
         METRIC("clip_ratio/high_mean", s->sum.high / clipped);

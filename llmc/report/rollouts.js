@@ -74,7 +74,7 @@ var rollouts = (function () {
 
     /* The surrogate of one token that is maximised, and its derivative by rho: llmc/loss/policy.h with the sign turned. s:
      * low and high (eps), delta (0: none), positive and negative (sapo's temperatures), mu (dppo: the probability under
-     * the sampler). cispo's weight is held constant: its derivative is by log pi. */
+     * the sampler), none: without a clip. cispo's weight is held constant: its derivative is by log pi. */
     function surrogate(kind, rho, A, s) {
         if (kind === 'cispo') {
             var weight = Math.min(rho, s.high);
@@ -88,6 +88,7 @@ var rollouts = (function () {
             var far = (rho - 1) * s.mu, gone = (A > 0 && far > s.high) || (A < 0 && far < -s.low);
             return {value: rho * A, slope: gone ? 0 : A};
         }
+        if (kind === 'none') return {value: rho * A, slope: A};
         var capped = s.delta > 0 ? Math.min(rho, s.delta) : rho, clipped = clamp(rho, 1 - s.low, 1 + s.high);
         var least = clipped * A < capped * A ? clipped : capped;
         return {value: least * A, slope: least === rho ? A : 0};
@@ -623,7 +624,7 @@ if (typeof document !== 'undefined') (function () {
         var delta = slider('dual clip', {min: 0, max: 10, step: 0.1, value: 0}, function (v) { return v ? two(v) : 'none'; }, show);
         var mu = slider('probability under the sampler', {min: 0.01, max: 1, step: 0.01, value: 0.5}, two, show);
         var kind = select('loss', [['ppo', 'ppo, grpo, dapo'], ['cispo', 'cispo'], ['sapo', 'sapo'], ['gspo', 'gspo'],
-            ['dppo', 'dppo']], show), out = el('div', {});
+            ['dppo', 'dppo'], ['none', 'without a clip']], show), out = el('div', {});
 
         function clip() { return data.clips.filter(function (c) { return c.step === steps.step(); })[0]; }
 
@@ -634,7 +635,7 @@ if (typeof document !== 'undefined') (function () {
                 low.limit(0.05);
                 high.limit(0.05);
             }
-            kind.input.value = c.loss === 'cispo' || c.loss === 'sapo' || c.loss === 'gspo' ? c.loss : 'ppo';
+            kind.input.value = ['cispo', 'sapo', 'gspo', 'dppo'].indexOf(c.loss) >= 0 ? c.loss : c.loss === 'kl_cov' ? 'none' : 'ppo';
             if (kind.get() === 'cispo') high.limit(10);
             low.set(c.loss === 'gmpo' ? 1 - Math.exp(-c.epsilon) : c.epsilon);
             high.set(c.loss === 'gmpo' ? Math.exp(c.epsilon_high) - 1 : c.epsilon_high);
@@ -649,7 +650,7 @@ if (typeof document !== 'undefined') (function () {
                 from = -Infinity;
                 to = Math.log(s.high);
             }
-            share = kind.get() === 'sapo' || kind.get() === 'dppo' ? 0 : R.clipShare(c, from, to);
+            share = ['sapo', 'dppo', 'none'].indexOf(kind.get()) >= 0 ? 0 : R.clipShare(c, from, to);
             var e = c.edges, x = [e[0], e[e.length - 1]], b = [52, 600, 24, 190], i, curve = [], slope = [], lists;
             for (i = 0; i <= 160; i++) {
                 var d = x[0] + (x[1] - x[0]) * i / 160, t = R.surrogate(kind.get(), Math.exp(d), A.get(), s);

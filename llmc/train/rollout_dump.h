@@ -521,8 +521,8 @@ static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end,
     Trainer *t = d->g->t;
     ClipHistogram *h = d->clip;
     static const char *const losses[] = {
-        "grpo", "bnpo",  "dr_grpo", "dapo", "gspo", "cispo",
-        "sapo", "luspo", "vespo",   "gmpo", "rloo"}; /* in the order of PolicyLossKind */
+        "grpo",  "bnpo",  "dr_grpo", "dapo", "gspo", "cispo",    "sapo",
+        "luspo", "vespo", "gmpo",    "rloo", "dppo", "clip_cov", "kl_cov"}; /* in the order of PolicyLossKind */
     if (!h) return;
     d->clip = NULL;
     if (!x->old_logp) return; /* the ratio is 1 */

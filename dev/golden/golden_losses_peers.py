@@ -1,0 +1,120 @@
+"""Golden values of losses and advantages that TRL has not, computed by verl's and prime-rl's own code: writes
+tests/golden/losses_peers.txt.
+
+    pip install torch numpy && pip install --no-deps --target peers verl==0.9.1
+    curl -LO https://raw.githubusercontent.com/PrimeIntellect-ai/prime-rl/559b447/src/prime_rl/trainer/rl/loss.py
+    python dev/golden/golden_losses_peers.py peers/verl loss.py
+
+The functions run unchanged; only those that are needed are taken from the files, because these import much else. Autograd gives the gradient with respect to the log-probabilities. All values are computed in float64 on inputs
+rounded to float32. The draw of Clip-Cov is verl's; the tokens that it chose are part of the values.
+
+Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
+"""
+
+import ast
+from pathlib import Path
+import sys
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import golden
+from golden import emit, float32
+import numpy as np
+import torch
+
+verl_folder, prime_file = sys.argv[1:3]
+LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
+
+
+def masked_mean(x, mask):
+    """verl.utils.torch_functional.masked_mean"""
+    return (x * mask).sum() / (mask.sum() + 1e-8)
+
+
+def functions(path, names, **space):
+    """Defines these functions of a file, without running the rest of it."""
+    source = Path(path).read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name in names:
+            exec(ast.get_source_segment(source, node), space)
+    return SimpleNamespace(**{name: space[name] for name in names})
+
+
+def batch(drift):
+    """Log-probabilities, old ones, and an advantage for each completion; the mask of the tokens that exist."""
+    B, T = len(LENGTH), int(LENGTH.max())
+    logp = float32(-3 * torch.rand(B, T) - 0.01).requires_grad_()
+    old = float32(logp.detach() + drift * torch.randn(B, T))
+    advantage = float32(2 * torch.randn(B))
+    return logp, old, advantage, torch.arange(T) < LENGTH[:, None]
+
+
+def emit_case(family, name, config, x, loss, **more):
+    logp, old, advantage, active = x
+    print("case", "policy", family, name, file=out)
+    emit("config", config)
+    emit("length", LENGTH)
+    emit("advantage", advantage)
+    emit("logp", logp.detach()[active])
+    emit("old", old[active])
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", torch.autograd.grad(loss, logp)[0][active])
+    for key, value in more.items():
+        emit(key.replace("__", ":"), value)
+    print("end", file=out)
+
+
+def verl_case(family, name, drift=0.4, **settings):
+    x = batch(drift)
+    logp, old, advantage, active = x
+    policy_loss = SimpleNamespace(clip_cov_ratio=2e-4, clip_cov_lb=1.0, clip_cov_ub=5.0, kl_cov_ratio=2e-4,
+                                  ppo_kl_coef=1.0)
+    policy_loss.__dict__.update(settings)
+    config = SimpleNamespace(policy_loss=policy_loss, clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.28,
+                             global_batch_info={})
+    loss = getattr(verl, "compute_policy_loss_" + family)
+    A = advantage[:, None].expand_as(logp)
+    value, metrics = loss(old, logp, A, active.double(), config=config)
+    s, covariance = policy_loss, (A - A[active].mean()) * (logp - logp[active].mean()).detach()
+    values = [s.clip_cov_ratio, s.clip_cov_lb, s.clip_cov_ub, s.kl_cov_ratio, s.ppo_kl_coef]
+    more = {}
+    if family == "clip_cov":  # a token that lost its gradient without being clipped
+        gradient = torch.autograd.grad(value, logp, retain_graph=True)[0]
+        ratio = (logp - old).exp().detach()
+        clipped = -A * ratio.clamp(0.8, 1.28) > -A * ratio
+        chosen = (gradient == 0) & ~clipped & (A != 0)
+        more = {"chosen": chosen[active], "fraction": metrics["actor/pg_clipfrac"]}
+    emit_case(family, name, [0.2, 0.28, 0, *values], x, value, mean=covariance[active].mean(), **more)
+
+
+def dppo_case(name, drift=0.4, low=0.2, high=0.2, tau=1e-3):
+    x = batch(drift)
+    logp, old, advantage, active = x
+    config = SimpleNamespace(dppo_mask_low=low, dppo_mask_high=high, adv_tau=1.0, kl_tau=tau)
+    inputs = SimpleNamespace(trainer_logprobs=logp[active], inference_logprobs=old[active], ref_logprobs=None,
+                              advantages=advantage[:, None].expand_as(logp)[active],
+                              loss_mask=torch.ones(int(active.sum()), dtype=torch.bool), loss_weights=None)
+    result = prime.default_loss_fn(inputs, config)
+    metrics = {"metric__clip_ratio/low_mean": result.metrics["is_masked_low"],
+               "metric__clip_ratio/high_mean": result.metrics["is_masked_high"]}
+    emit_case("dppo", name, [low, high, tau, 0, 0, 0, 0, 0], x, result.loss / active.sum(), **metrics)
+
+
+verl_F = SimpleNamespace(masked_mean=masked_mean, masked_sum=lambda x, mask: (x * mask).sum())
+verl = functions(verl_folder + "/trainer/ppo/core_algos.py",
+                 ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov"], torch=torch, np=np,
+                 verl_F=verl_F, Any=Any, Optional=Optional, ActorConfig=SimpleNamespace, AlgoConfig=type(None))
+prime = functions(prime_file, ["_safe_mean", "compute_importance_ratio_and_mismatch_kl", "default_loss_fn"], torch=torch,
+                  Tensor=torch.Tensor, LossInputs=SimpleNamespace, DefaultLossConfig=SimpleNamespace,
+                  LossOutputs=SimpleNamespace)
+out = golden.start("losses_peers.txt", seed=3)
+print(f"# made by dev/golden/golden_losses_peers.py with verl 0.9.1, prime-rl 559b447, torch {torch.__version__}", file=out)
+for i, settings in enumerate([{}, {"ratio": 0.3}, {"ratio": 0.5, "lb": -1.0, "ub": 0.5}, {"ratio": 1, "lb": 0.1}]):
+    verl_case("clip_cov", f"case-{i}", **{"clip_cov_" + key: value for key, value in settings.items()})
+for i, settings in enumerate([{}, {"kl_cov_ratio": 0.2}, {"kl_cov_ratio": 0.5, "ppo_kl_coef": 0.3}, {"kl_cov_ratio": 1}]):
+    verl_case("kl_cov", f"case-{i}", **settings)
+dppo_case("default")
+dppo_case("far", drift=1.0)
+dppo_case("narrow", low=0.02, high=0.05, tau=0.5)
+dppo_case("without-kl", drift=1.0, tau=0.0)
+out.close()

@@ -1,0 +1,241 @@
+/* test_losses_peers.c - losses and advantages that verl and prime-rl have: loss/policy.h and loss/covariance.h against values
+ * from their code (golden/losses_peers.txt, written by dev/golden/golden_losses_peers.py), and properties of the draw. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "../llmc/base/options.h"    /* option_choice_index */
+#include "../llmc/base/random.h"     /* random_normal, Random, random_real, random_start */
+#include "../llmc/loss/covariance.h" /* covariance_choose, CovarianceStats */
+#include "../llmc/loss/policy.h"     /* PolicyBatch, PolicyLossConfig, policy_loss_config, POLICY_CLIP_COV, ... */
+#include "../llmc/loss/scalar.h"     /* LossMetric */
+#include "golden.h"                  /* golden, check_near, golden_floats, Golden, ... */
+
+enum { MOST_TOKENS = 512, MOST_COMPLETIONS = 64 };
+
+static uint64_t ids[MOST_COMPLETIONS]; /* of sequences */
+
+/* ---- losses ---- */
+
+/* Sets the choice of clip_cov to verl's, after checks of ours: all candidates if verl took all, else as many among them. */
+static void check_choice(const PolicyLossConfig *c, const Golden *g, PolicyBatch *b, uint8_t *chosen) {
+    const double *theirs = golden(g, "chosen");
+    const int n = b->offset[b->completions];
+    uint8_t all[MOST_TOKENS];
+    int64_t count = 0;
+    PolicyLossConfig every = *c;
+    every.clip_cov_ratio = 1;
+    const CovarianceStats s = covariance_choose(c, b, ids, 1, 2, chosen);
+    check_near(s.mean, *golden(g, "mean"), 1e-3, 1e-6, "mean covariance");
+    assert_true(s.tokens == n);
+    b->chosen = chosen;
+    if (!theirs) return;
+    const int64_t candidates = covariance_choose(&every, b, ids, 1, 2, all).chosen;
+    for (int t = 0; t < n; t++) {
+        count += theirs[t] != 0;
+        assert_true(!(theirs[t] != 0 || chosen[t]) || all[t]);
+        if (candidates == s.chosen) assert_true(chosen[t] == (theirs[t] != 0));
+        chosen[t] = theirs[t] != 0;
+    }
+    assert_true(s.chosen == count);
+    check_near((double)s.chosen / n, *golden(g, "fraction"), 0, 1e-6, "fraction");
+}
+
+static void test_policy_golden(void **state) {
+    (void)state;
+    FILE *f = golden_open("losses_peers.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g)) {
+        if (strcmp(g.kind, "policy")) continue;
+        const int loss = option_choice_index(POLICY_LOSS_CHOICES, g.family), n = golden_count(&g, "length");
+        const double *config = golden(&g, "config"), *expected = golden(&g, "dlogp"), *length = golden(&g, "length");
+        assert_true(loss >= POLICY_DPPO);
+        PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
+        c.epsilon = config[0];
+        c.epsilon_high = config[1];
+        c.kl_tau = config[2];
+        c.clip_cov_ratio = config[3];
+        c.clip_cov_low = config[4];
+        c.clip_cov_high = config[5];
+        c.kl_cov_ratio = config[6];
+        c.kl_cov_coef = config[7];
+        int32_t offset[MOST_COMPLETIONS] = {0};
+        uint8_t chosen[MOST_TOKENS];
+        for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)length[i];
+        float *advantage = golden_floats(&g, "advantage"), *logp = golden_floats(&g, "logp"),
+              *old = golden_floats(&g, "old"), dlogp[MOST_TOKENS];
+        PolicyBatch b = {.completions = n, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = old};
+        if (policy_by_covariance(c.loss)) check_choice(&c, &g, &b, chosen);
+        const PolicyNormaliser all = policy_normaliser(offset, n, NULL, NULL);
+        PolicyStats stats = policy_stats();
+        check_near(policy_loss(&c, &all, &b, dlogp, NULL, &stats), *golden(&g, "loss"), 1e-3, 1e-6, g.name);
+        for (int t = 0; t < offset[n]; t++)
+            check_near(dlogp[t], expected[t], largest(expected, offset[n]) * 0.1, 1e-6, g.name);
+        LossMetric metric[POLICY_METRICS];
+        const int metrics = policy_metrics(&c, &stats, metric);
+        for (int i = 0; i < g.fields; i++) {
+            int k = 0;
+            if (strncmp(g.field[i].key, "metric:", 7)) continue;
+            while (k < metrics && strcmp(metric[k].name, g.field[i].key + 7)) k++;
+            assert_true(k < metrics);
+            check_near(metric[k].value, g.field[i].values[0], 0.01, 1e-6, g.field[i].key);
+        }
+        free(advantage), free(logp), free(old);
+        cases++;
+    }
+    fclose(f);
+    assert_int_equal(cases, 12);
+}
+
+/* ---- the choice of tokens ---- */
+
+enum { COMPLETIONS = 40, LENGTH = 25, TOKENS = COMPLETIONS * LENGTH };
+
+typedef struct Step {
+    int32_t offset[COMPLETIONS + 1];
+    float advantage[COMPLETIONS], logp[TOKENS], old[TOKENS];
+    PolicyBatch batch;
+} Step;
+
+static void step_make(Step *s, uint64_t seed) {
+    Random r = random_start(seed, 0);
+    for (int i = 0; i <= COMPLETIONS; i++) s->offset[i] = i * LENGTH;
+    for (int i = 0; i < COMPLETIONS; i++) s->advantage[i] = (float)random_normal(&r);
+    for (int t = 0; t < TOKENS; t++) {
+        s->logp[t] = (float)(-3 * random_real(&r));
+        s->old[t] = (float)(s->logp[t] + 0.1 * random_normal(&r));
+    }
+    s->batch = (PolicyBatch){.completions = COMPLETIONS,
+                             .offset = s->offset,
+                             .advantage = s->advantage,
+                             .logp = s->logp,
+                             .old_logp = s->old};
+}
+
+/* Every candidate is drawn equally often over many steps, and each step draws as many as it should. With 400 draws of a tenth
+ * or so of the candidates, a candidate's count is binomial: 6 deviations are never left by chance. */
+static void test_draw_is_uniform(void **state) {
+    (void)state;
+    enum { STEPS = 400 };
+    static Step s;
+    static uint8_t chosen[TOKENS], all[TOKENS];
+    static int count[TOKENS];
+    step_make(&s, 5);
+    PolicyLossConfig c = policy_loss_config(POLICY_CLIP_COV);
+    c.clip_cov_low = 0.2;
+    c.clip_cov_ratio = 1;
+    const double candidates = (double)covariance_choose(&c, &s.batch, ids, 1, 0, all).chosen;
+    c.clip_cov_ratio = 0.0205; /* 20.5 of the tokens: rounded down */
+    for (int step = 0; step < STEPS; step++) {
+        const CovarianceStats stats = covariance_choose(&c, &s.batch, ids, 9, (uint64_t)step, chosen);
+        int64_t drawn = 0;
+        for (int t = 0; t < TOKENS; t++) {
+            drawn += chosen[t];
+            count[t] += chosen[t];
+        }
+        assert_true(drawn == 20 && stats.chosen == 20 && stats.tokens == TOKENS);
+    }
+    const double p = 20 / candidates, deviation = sqrt(STEPS * p * (1 - p));
+    assert_true(candidates > 100 && candidates < 800);
+    for (int t = 0; t < TOKENS; t++) {
+        if (!all[t]) assert_int_equal(count[t], 0);
+        else assert_true(fabs(count[t] - STEPS * p) < 6 * deviation);
+    }
+}
+
+/* The choice is a function of the completions alone: neither their place in the arrays nor their order matters, and a
+ * candidate that leaves takes no other with it. */
+static void test_choice_is_local(void **state) {
+    (void)state;
+    static Step s, far;
+    static uint8_t chosen[TOKENS], again[TOKENS + LENGTH];
+    step_make(&s, 6);
+    PolicyLossConfig c = policy_loss_config(POLICY_CLIP_COV);
+    c.clip_cov_low = 0.2;
+    c.clip_cov_ratio = 0.03;
+    covariance_choose(&c, &s.batch, ids, 1, 3, chosen);
+    static float logp[TOKENS + LENGTH], old[TOKENS + LENGTH];
+    memcpy(logp + LENGTH, s.logp, sizeof s.logp);
+    memcpy(old + LENGTH, s.old, sizeof s.old);
+    far = s;
+    for (int i = 0; i <= COMPLETIONS; i++) far.offset[i] += LENGTH;
+    const PolicyBatch moved = {
+        .completions = COMPLETIONS, .offset = far.offset, .advantage = s.advantage, .logp = logp, .old_logp = old};
+    covariance_choose(&c, &moved, ids, 1, 3, again);
+    assert_memory_equal(chosen, again + LENGTH, sizeof chosen);
+    uint64_t turned[COMPLETIONS];
+    for (int i = 0; i < COMPLETIONS; i++) { /* in the opposite order */
+        const int k = COMPLETIONS - 1 - i;
+        turned[i] = ids[k];
+        far.advantage[i] = s.advantage[k];
+        memcpy(logp + i * LENGTH, s.logp + k * LENGTH, LENGTH * sizeof *logp);
+        memcpy(old + i * LENGTH, s.old + k * LENGTH, LENGTH * sizeof *old);
+    }
+    const PolicyBatch back = {
+        .completions = COMPLETIONS, .offset = s.offset, .advantage = far.advantage, .logp = logp, .old_logp = old};
+    covariance_choose(&c, &back, turned, 1, 3, again);
+    for (int i = 0; i < COMPLETIONS; i++)
+        assert_memory_equal(again + i * LENGTH, chosen + (COMPLETIONS - 1 - i) * LENGTH, LENGTH);
+    int t = 0, lost = 0, gained = 0;
+    while (!chosen[t]) t++;
+    s.old[t] = s.logp[t] - (s.advantage[t / LENGTH] > 0 ? 2 : -2); /* clipped: no candidate any more */
+    covariance_choose(&c, &s.batch, ids, 1, 3, again);
+    for (int k = 0; k < TOKENS; k++) {
+        lost += chosen[k] && !again[k];
+        gained += again[k] && !chosen[k];
+    }
+    assert_true(!again[t] && lost == 1 && gained == 1);
+}
+
+/* Completions that do not count and tokens that are not kept are in no mean and are never chosen. */
+static void test_choice_leaves_out(void **state) {
+    (void)state;
+    static Step s;
+    static uint8_t chosen[TOKENS], counts[COMPLETIONS], keep[TOKENS];
+    step_make(&s, 8);
+    double A = 0, l = 0, mean = 0, best = -INFINITY;
+    int n = 0, place = -1;
+    for (int i = 0; i < COMPLETIONS; i++) counts[i] = i % 3 != 0;
+    for (int t = 0; t < TOKENS; t++) keep[t] = t % 4 != 0;
+    for (int t = 0; t < TOKENS; t++)
+        if (counts[t / LENGTH] && keep[t]) {
+            A += s.advantage[t / LENGTH];
+            l += s.logp[t];
+            n++;
+        }
+    for (int t = 0; t < TOKENS; t++) {
+        if (!counts[t / LENGTH] || !keep[t]) continue;
+        const double x = (s.advantage[t / LENGTH] - A / n) * (s.logp[t] - l / n);
+        mean += x / n;
+        if (x > best) {
+            best = x;
+            place = t;
+        }
+    }
+    s.batch.counts = counts;
+    s.batch.keep = keep;
+    PolicyLossConfig c = policy_loss_config(POLICY_KL_COV);
+    CovarianceStats stats = covariance_choose(&c, &s.batch, ids, 1, 3, chosen);
+    check_near(stats.mean, mean, 0, 1e-9, "mean");
+    assert_true(stats.tokens == n && stats.chosen == 1 && chosen[place]);
+    c.kl_cov_ratio = 1;
+    assert_true(covariance_choose(&c, &s.batch, ids, 1, 3, chosen).chosen == n);
+    for (int t = 0; t < TOKENS; t++) assert_true(chosen[t] == (counts[t / LENGTH] && keep[t]));
+    memset(counts, 0, sizeof counts);
+    stats = covariance_choose(&c, &s.batch, ids, 1, 3, chosen);
+    assert_true(stats.chosen == 0 && stats.tokens == 0 && isnan(stats.mean));
+}
+
+int main(void) {
+    for (int i = 0; i < MOST_COMPLETIONS; i++) ids[i] = 100 + (uint64_t)i;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_policy_golden),
+        cmocka_unit_test(test_draw_is_uniform),
+        cmocka_unit_test(test_choice_is_local),
+        cmocka_unit_test(test_choice_leaves_out),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
