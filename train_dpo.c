@@ -149,9 +149,11 @@ static bool needs_reference(void) {
 
 /* The policy's forward pass over the batch, which holds the slice x: log-probabilities, entropy and argmax. */
 static void forward(Run *r, const CompletionSlice *x) {
-    const ModelOutput out = {.logp = x->logp, .entropy = x->entropy, .argmax = x->argmax};
+    const ModelOutput out = {.logp = x->logp,
+                             .entropy = x->entropy,
+                             .argmax = x->argmax,
+                             .log_square = o.l.pair.use_weighting ? x->square : NULL};
     model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &out);
-    if (o.l.pair.use_weighting) model_log_square(&r->t.model, &r->work, &r->batch, out.logp, x->square);
     trainer_count_flops(&r->t, &r->t.model, &r->batch, 1);
 }
 

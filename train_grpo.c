@@ -45,7 +45,7 @@
 #include "llmc/serve/agent_options.h"       /* AGENT_OPTIONS, agent_refuse_unused */
 #include "llmc/train/credit.h"              /* CREDIT_ADVANTAGE_OPTIONS, CREDIT_LOSS_OPTIONS, Credit, ... */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
-#include "llmc/train/generation.h"          /* Generation, generation_forward, generation_forget, ... */
+#include "llmc/train/generation.h"          /* Generation, generation_forward, generation_tokens_max, ... */
 #include "llmc/train/generation_options.h"  /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"   /* generation_evaluate, generation_log, generation_show, ... */
 #include "llmc/train/mixing.h"              /* mixing_check */
@@ -211,6 +211,9 @@ typedef struct Run {
     uint8_t *keep;              /* (tokens) top-entropy mask */
     uint8_t *chosen;            /* (tokens) those of clip_cov and kl_cov */
     CovarianceStats covariance; /* of the step */
+    float *log_square;          /* (tokens) optimal_token_baseline: of the old policy */
+    float *addition;            /* (tokens) to the advantage of the completion */
+    float *token_advantage;     /* (tokens) with it */
     int64_t resampled;          /* groups discarded by dynamic sampling */
     double drawn, drawn_reward; /* completions that were scored, discarded ones too; the sum of their rewards */
     double kl, kl_completions;  /* of this generation: nats over all tokens, and the completions that they belong to */
@@ -271,6 +274,9 @@ static bool exact_kl(void) { return o.beta > 0 && o.kl == KL_K3 + 1; }
 /* Whether there is a reward, of --reward, --tool-cmd or --agent-cmd; without one, only the teacher is learned from. */
 static bool rewarded(void) { return strcmp(o.g.reward, "none") || o.g.episodes.commands.count || o.g.agent.command; }
 
+/* Whether tokens have baselines of their own. */
+static bool token_baseline(void) { return o.advantage == ADVANTAGE_OTB; }
+
 static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1; }
 
 /* Computes log pi_old, unless the policy in training is the one that sampled, and log ref. With --kl-in reward the KL
@@ -278,8 +284,9 @@ static bool on_policy(void) { return o.iterations * o.steps_per_generation == 1;
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
     const int32_t n = g->completions;
-    const ModelOutput old = {.logp = g->old_logp}, reference = {.logp = g->ref_logp};
-    if (!on_policy()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
+    const ModelOutput old = {.logp = g->old_logp, .log_square = token_baseline() ? r->log_square : NULL};
+    const ModelOutput reference = {.logp = g->ref_logp};
+    if (!on_policy() || token_baseline()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
     if (exact_kl()) return;
     if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
     if (o.beta > 0 && o.kl_in) {
@@ -304,6 +311,9 @@ static AdvantageStats compute_advantages(Run *r) {
             memcpy(parts + i * K, g->scored[i].parts, (size_t)K * sizeof *parts);
         advantage_gdpo(parts, g->rewards.weight, penalised ? r->penalty : NULL, P, G, K, r->advantage, &stats);
         free(parts);
+    } else if (token_baseline()) {
+        const TokenBaseline x = {g->offset, g->old_logp, r->log_square, r->token_advantage, r->addition};
+        advantage_tokens(&x, g->reward, P, G, r->advantage, &stats);
     } else if (o.advantage) {
         for (int32_t i = 0; i < g->completions; i++)
             if (!advantage_takes((AdvantageEstimator)o.advantage, g->reward[i]))
@@ -347,7 +357,7 @@ static const uint8_t *step_masks(Run *r, int32_t first, int32_t end) {
         const PolicyBatch step = {.completions = end - first,
                                   .offset = g->offset + first,
                                   .advantage = r->advantage + first,
-                                  .token_advantage = r->credit.addition,
+                                  .token_advantage = token_baseline() ? r->addition : r->credit.addition,
                                   .counts = g->counts + first,
                                   .logp = g->logp,
                                   .old_logp = on_policy() ? NULL : g->old_logp,
@@ -391,6 +401,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .entropy = x.entropy,
                          .keep = keep ? keep + x.at : NULL,
                          .chosen = by_covariance() ? r->chosen + x.at : NULL};
+        if (token_baseline()) b.token_advantage = r->addition + x.at;
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
@@ -482,6 +493,13 @@ static void log_agents(Run *r) { (void)r; }
 
 /* ---- logging --------------------------------------------------------------------------------------------------- */
 
+/* Whether a token has an advantage. */
+static bool any_advantage(const Run *r) {
+    for (int32_t t = 0; token_baseline() && t < r->g.offset[r->g.completions]; t++)
+        if (fabs((double)r->token_advantage[t]) > 1e-6) return true;
+    return credit_any(&r->credit, &r->g, r->advantage);
+}
+
 /* Logs the metrics of a generation under TRL's names. Warnings repeat for every generation to which they apply: nothing
  * is learned from it. */
 static void log_rewards(Run *r, const AdvantageStats *a) {
@@ -499,7 +517,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
     }
     generation_log(&r->g);
     log_agents(r);
-    if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !credit_any(&r->credit, &r->g, r->advantage))
+    if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !any_advantage(r))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
     if (isnan(a->reward)) metrics_warn(m, "no completion could be scored");
 }
@@ -629,6 +647,8 @@ static void open_run(Run *r) {
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     r->chosen = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
+    float **const tokens[] = {&r->log_square, &r->addition, &r->token_advantage};
+    for (int i = 0; i < 3; i++) *tokens[i] = (float *)xcalloc(generation_tokens_max(g), sizeof **tokens[i]);
     credit_open(&r->credit, &o.credit, g);
     load_counters(r);
     rollout_dump_open(&r->dump, &o.rollouts, g);
@@ -661,7 +681,7 @@ static bool train(Run *r) {
         score_old_policy(r);
         const AdvantageStats advantages = compute_advantages(r);
         const RolloutValues values = {.advantage = r->advantage,
-                                      .token_advantage = r->credit.advantage,
+                                      .token_advantage = token_baseline() ? r->token_advantage : r->credit.advantage,
                                       .old_logp = !on_policy(),
                                       .ref_logp = o.beta > 0 && !exact_kl()};
         int32_t dumped = 0; /* the first completion of the last step */
@@ -736,6 +756,11 @@ static void check_distillation(void) {
         usage_error("--loss-type vespo and gmpo: have one advantage for all tokens of a completion, which %s",
                     tokens ? "--distill-estimator sampled and minillm do not"
                            : "--kl-estimator exact in the reward has not");
+    if ((tokens || (exact_kl() && o.kl_in)) && token_baseline())
+        usage_error(
+            "--advantage-estimator optimal_token_baseline: cannot be combined with %s, which adds to the advantages of "
+            "tokens, too",
+            tokens ? "--distill-estimator sampled and minillm" : "--kl-estimator exact in the reward");
     if ((tokens || (exact_kl() && o.kl_in)) && by_covariance())
         usage_error(
             "--loss-type clip_cov and kl_cov: choose tokens by their advantages before the step, and those of %s "
@@ -834,6 +859,10 @@ static void check_options(void) {
     if (kl && o.kl_in && !exact_kl() && (o.advantage == ADVANTAGE_PASS_K || o.advantage == ADVANTAGE_MAX_RL))
         usage_error(
             "--kl-in reward: --advantage-estimator pass_k and max_rl take the rewards alone; give --kl-in loss");
+    if (token_baseline() && (o.loss == POLICY_VESPO || gmpo))
+        usage_error(
+            "--advantage-estimator optimal_token_baseline: --loss-type vespo, gmpo and rloo have one advantage for all "
+            "tokens of a completion");
     reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
     if (o.entropy_coef_min > o.entropy_coef_max)
         usage_error("--entropy-coef-min: %g is above --entropy-coef-max %g", o.entropy_coef_min, o.entropy_coef_max);
@@ -898,5 +927,6 @@ int main(int argc, char **argv) {
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
     free(r->advantage), free(r->penalty), free(r->keep), free(r->chosen);
+    free(r->log_square), free(r->addition), free(r->token_advantage);
     return 0;
 }

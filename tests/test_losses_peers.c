@@ -1,17 +1,20 @@
 /* test_losses_peers.c - losses and advantages that verl and prime-rl have: loss/policy.h and loss/covariance.h against values
- * from their code (golden/losses_peers.txt, written by dev/golden/golden_losses_peers.py), and properties of the draw. */
+ * from their code (golden/losses_peers.txt, written by dev/golden/golden_losses_peers.py), properties of the draw and of the
+ * token baseline. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "../llmc/base/options.h"    /* option_choice_index */
-#include "../llmc/base/random.h"     /* random_normal, Random, random_real, random_start */
-#include "../llmc/loss/covariance.h" /* covariance_choose, CovarianceStats */
-#include "../llmc/loss/policy.h"     /* PolicyBatch, PolicyLossConfig, policy_loss_config, POLICY_CLIP_COV, ... */
-#include "../llmc/loss/scalar.h"     /* LossMetric */
-#include "golden.h"                  /* golden, check_near, golden_floats, Golden, ... */
+#include "../llmc/base/options.h"              /* option_choice_index */
+#include "../llmc/base/random.h"               /* random_real, Random, random_normal, random_start */
+#include "../llmc/loss/advantage.h"            /* AdvantageStats */
+#include "../llmc/loss/advantage_estimators.h" /* advantage_tokens, TokenBaseline */
+#include "../llmc/loss/covariance.h"           /* covariance_choose, CovarianceStats */
+#include "../llmc/loss/policy.h"               /* PolicyBatch, PolicyLossConfig, policy_loss_config, ... */
+#include "../llmc/loss/scalar.h"               /* LossMetric */
+#include "golden.h"                            /* golden, check_near, golden_floats, Golden, ... */
 
 enum { MOST_TOKENS = 512, MOST_COMPLETIONS = 64 };
 
@@ -88,6 +91,76 @@ static void test_policy_golden(void **state) {
     }
     fclose(f);
     assert_int_equal(cases, 12);
+}
+
+/* ---- advantages of tokens ---- */
+
+static void test_token_baseline_golden(void **state) {
+    (void)state;
+    FILE *f = golden_open("losses_peers.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g)) {
+        if (strcmp(g.kind, "advantage")) continue;
+        const int n = golden_count(&g, "length"), G = (int)*golden(&g, "group");
+        const double *length = golden(&g, "length"), *expected = golden(&g, "advantage");
+        int32_t offset[MOST_COMPLETIONS] = {0};
+        for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)length[i];
+        float *reward = golden_floats(&g, "reward"), *logp = golden_floats(&g, "logp"),
+              *square = golden_floats(&g, "log_square"), A[MOST_TOKENS], addition[MOST_TOKENS],
+              completion[MOST_COMPLETIONS];
+        const TokenBaseline x = {offset, logp, square, A, addition};
+        AdvantageStats stats;
+        advantage_tokens(&x, reward, n / G, G, completion, &stats);
+        for (int i = 0; i < n; i++)
+            for (int t = offset[i]; t < offset[i + 1]; t++) {
+                check_near(A[t], expected[t], largest(expected, offset[n]), 1e-6, g.name);
+                check_near((double)completion[i] + addition[t], expected[t], largest(expected, offset[n]), 1e-6,
+                           g.name);
+            }
+        free(reward), free(logp), free(square);
+        cases++;
+    }
+    fclose(f);
+    assert_int_equal(cases, 4);
+}
+
+/* Of all baselines that are the same for the completions of a group, it has the least variance of the estimated gradient: the
+ * gradient's square is weighted by W. A completion without a reward changes nothing, and a group with one reward has none. */
+static void test_token_baseline_is_optimal(void **state) {
+    (void)state;
+    enum { G = 6, T = 5 };
+    Random r = random_start(4, 0);
+    for (int trial = 0; trial < 50; trial++) {
+        int32_t offset[G + 2];
+        float reward[G + 1], logp[(G + 1) * T], square[(G + 1) * T], A[(G + 1) * T], addition[(G + 1) * T],
+            completion[G + 1];
+        for (int i = 0; i <= G + 1; i++) offset[i] = i * T;
+        for (int i = 0; i <= G; i++) reward[i] = i == G ? NAN : (float)random_real(&r);
+        for (int t = 0; t < (G + 1) * T; t++) {
+            const double p = 0.05 + 0.9 * random_real(&r);
+            logp[t] = (float)log(p);
+            square[t] = (float)log(p * p + 0.5 * (1 - p) * (1 - p));
+        }
+        const TokenBaseline x = {offset, logp, square, A, addition};
+        AdvantageStats stats;
+        advantage_tokens(&x, reward, 1, G + 1, completion, &stats);
+        double W[G] = {0};
+        for (int t = 0; t < T; t++) {
+            double best = 0, other[2] = {0};
+            for (int i = 0; i < G; i++) {
+                W[i] += 1 - 2 * exp(logp[offset[i] + t]) + exp(square[offset[i] + t]);
+                const double a = A[offset[i] + t];
+                best += W[i] * a * a;
+                for (int k = 0; k < 2; k++) other[k] += W[i] * pow(a + (k ? 0.01 : -0.01), 2);
+            }
+            assert_true(best < other[0] && best < other[1]);
+            assert_true(A[offset[G] + t] == 0 && completion[G] + addition[offset[G] + t] == 0);
+        }
+        for (int i = 1; i < G; i++) reward[i] = NAN;
+        advantage_tokens(&x, reward, 1, G + 1, completion, &stats);
+        for (int t = 0; t < offset[G + 1]; t++) assert_true(A[t] == 0 && addition[t] == 0);
+    }
 }
 
 /* ---- the choice of tokens ---- */
@@ -233,6 +306,8 @@ int main(void) {
     for (int i = 0; i < MOST_COMPLETIONS; i++) ids[i] = 100 + (uint64_t)i;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_policy_golden),
+        cmocka_unit_test(test_token_baseline_golden),
+        cmocka_unit_test(test_token_baseline_is_optimal),
         cmocka_unit_test(test_draw_is_uniform),
         cmocka_unit_test(test_choice_is_local),
         cmocka_unit_test(test_choice_leaves_out),

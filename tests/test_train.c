@@ -338,7 +338,9 @@ static void grpo_losses_agree_on_policy(void **state) {
                 {"--loss-type dapo --num-iterations 2 -x 1", 1},
                 {"--loss-type grpo --multi-objective-aggregation normalize_then_sum", 0},
                 {"--loss-type grpo --scale-rewards batch", 0},
-                {"--loss-type grpo --scale-rewards none", 0}};
+                {"--loss-type grpo --scale-rewards none", 0},
+                {"--advantage-estimator optimal_token_baseline", 0},
+                {"--advantage-estimator optimal_token_baseline --num-iterations 2 -x 1", 0}};
     double first = 0;
     for (size_t i = 0; i < sizeof loss / sizeof *loss; i++) {
         /* only the first token, a digit, is uncertain: at temperature 1 the end follows it with near certainty */

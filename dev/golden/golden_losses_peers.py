@@ -12,6 +12,7 @@ Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 import sys
 from types import SimpleNamespace
@@ -100,10 +101,33 @@ def dppo_case(name, drift=0.4, low=0.2, high=0.2, tau=1e-3):
     emit_case("dppo", name, [low, high, tau, 0, 0, 0, 0, 0], x, result.loss / active.sum(), **metrics)
 
 
+def baseline_case(name, length, reward, G, V=7):
+    """verl's optimal token baseline; reward at the last token, as verl has it."""
+    length, reward = torch.as_tensor(length), float32(torch.as_tensor(reward, dtype=torch.float64))
+    B, T = len(length), int(length.max())
+    active = torch.arange(T) < length[:, None]
+    p = torch.softmax(2 * torch.randn(B, T, V), -1)
+    logp, log_square = float32(p[..., 0].log()), float32((p ** 2).sum(-1).log())
+    rewards = torch.zeros(B, T)
+    rewards[torch.arange(B), length - 1] = reward
+    A, _ = verl.compute_optimal_token_baseline_advantage(rewards, active.double(), np.arange(B) // G, logp, log_square.exp(),
+                                                         handle_zero_tail=True)
+    print("case", "advantage", "optimal_token_baseline", name, file=out)
+    emit("group", G)
+    emit("length", length)
+    emit("reward", reward)
+    emit("logp", logp[active])
+    emit("log_square", log_square[active])
+    emit("advantage", A[active])
+    print("end", file=out)
+
+
 verl_F = SimpleNamespace(masked_mean=masked_mean, masked_sum=lambda x, mask: (x * mask).sum())
 verl = functions(verl_folder + "/trainer/ppo/core_algos.py",
-                 ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov"], torch=torch, np=np,
-                 verl_F=verl_F, Any=Any, Optional=Optional, ActorConfig=SimpleNamespace, AlgoConfig=type(None))
+                 ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov",
+                  "compute_optimal_token_baseline_advantage"],
+                 torch=torch, np=np, verl_F=verl_F, defaultdict=defaultdict, Any=Any, Optional=Optional,
+                 ActorConfig=SimpleNamespace, AlgoConfig=type(None))
 prime = functions(prime_file, ["_safe_mean", "compute_importance_ratio_and_mismatch_kl", "default_loss_fn"], torch=torch,
                   Tensor=torch.Tensor, LossInputs=SimpleNamespace, DefaultLossConfig=SimpleNamespace,
                   LossOutputs=SimpleNamespace)
@@ -117,4 +141,8 @@ dppo_case("default")
 dppo_case("far", drift=1.0)
 dppo_case("narrow", low=0.02, high=0.05, tau=0.5)
 dppo_case("without-kl", drift=1.0, tau=0.0)
+baseline_case("groups", [4, 2, 7, 5, 3, 3, 1, 6], [1, 0, 0, 1, 0.5, 0.2, 0, 1], 4)
+baseline_case("same-length", [5, 5, 5, 5], [1, 0, 0, 0], 2)
+baseline_case("equal", [2, 6, 4], [1, 1, 1], 3)
+baseline_case("large", [3, 8, 8, 1], [100, -50, 3, 7], 4)
 out.close()

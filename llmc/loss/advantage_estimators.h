@@ -8,6 +8,10 @@
  *               of k completions with completion i of (the subset's best reward - R)/s         Chen et al. 2025 (2508.10751)
  *   grpo_passk  (r_max - r_second) / (std + 1e-6) for the first best, 0 for the others         2503.19595; verl
  *   opo         A_i = r_i - sum_j T_j r_j / sum_j T_j                                          Hao et al. 2025 (2505.23585)
+ *   optimal_token_baseline
+ *               A_it = r_i - B_t,  B_t = sum_j r_j W_jt / (sum_j W_jt + 1e-8) over the completions that have a token t, with
+ *               W_jt = sum_{k <= t} (1 - 2 p_jk + sum_v p_v^2) of the old policy; B_t = 0 where the longest completion is the
+ *               only one left                                                                  OTB; verl
  *   gpg         A_i = a (r_i - mean), a = groups of the step / groups whose rewards differ     Chu et al. 2025 (2504.02546)
  *
  * As in advantage.h, NaN marks a completion that could not be scored; its advantage is 0.
@@ -18,9 +22,9 @@
 #ifndef LLMC_LOSS_ADVANTAGE_ESTIMATORS_H
 #define LLMC_LOSS_ADVANTAGE_ESTIMATORS_H
 
-#include "advantage.h" /* advantage_or_zero, AdvantageStats, Spread, advantage_batch_stats, ... */
+#include "advantage.h" /* AdvantageStats, advantage_or_zero, spread_of, SCALE_NONE, ... */
 
-#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg"
+#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg|optimal_token_baseline"
 /* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h */
 typedef enum {
     ADVANTAGE_GROUP,
@@ -28,7 +32,8 @@ typedef enum {
     ADVANTAGE_PASS_K,
     ADVANTAGE_GRPO_PASSK,
     ADVANTAGE_OPO,
-    ADVANTAGE_GPG
+    ADVANTAGE_GPG,
+    ADVANTAGE_OTB
 } AdvantageEstimator;
 
 /* C(a,k)/C(b,k) for a <= b. */
@@ -76,7 +81,7 @@ static inline double advantage_length_baseline(const float *r, const int32_t *of
     return sum / tokens;
 }
 
-/* reward, advantage: (groups, G); offset: (groups * G + 1) of the completions' tokens; k: of pass_k. */
+/* Every other estimator than optimal_token_baseline. reward, advantage: (groups, G); offset: (groups * G + 1) of the completions' tokens; k: of pass_k. */
 static inline void advantage_estimate(AdvantageEstimator kind, const float *reward, const int32_t *offset,
                                       int64_t groups, int64_t G, int64_t k, float *advantage, AdvantageStats *stats) {
     int64_t equal = 0;
@@ -98,6 +103,70 @@ static inline void advantage_estimate(AdvantageEstimator kind, const float *rewa
         if (kind == ADVANTAGE_GRPO_PASSK) advantage_best_of_two(r, G, group.std, A);
     }
     stats->frac_reward_zero_std = (double)equal / (double)groups;
+}
+
+/* What the optimal token baseline needs of the old policy, and what it writes. Tokens of completion i are [offset[i],
+ * offset[i + 1]). */
+typedef struct TokenBaseline {
+    const int32_t *offset;   /* (completions + 1) */
+    const float *logp;       /* (tokens) log p of the drawn token */
+    const float *log_square; /* (tokens) log sum_v p_v^2 */
+    float *advantage;        /* (tokens) A_it */
+    float *addition;         /* (tokens) A_it minus the advantage of the completion */
+} TokenBaseline;
+
+/* The number of tokens of a group's scored completions up to which the baseline is not 0: that of the second longest one. */
+static inline int32_t advantage_shared_length(const float *r, const int32_t *offset, int64_t G) {
+    int32_t longest = 0, second = 0;
+    for (int64_t i = 0; i < G; i++) {
+        const int32_t T = isnan(r[i]) ? 0 : offset[i + 1] - offset[i];
+        second = T > longest ? longest : T > second ? T : second;
+        longest = T > longest ? T : longest;
+    }
+    return second;
+}
+
+/* The tokens of one group; r and offset begin at its first completion. */
+static inline void advantage_token_group(const TokenBaseline *x, const float *r, const int32_t *offset, int64_t G,
+                                         const float *advantage) {
+    double W[G];
+    const int32_t shared = advantage_shared_length(r, offset, G);
+    int32_t longest = 0;
+    for (int64_t i = 0; i < G; i++) {
+        W[i] = 0;
+        longest = offset[i + 1] - offset[i] > longest ? offset[i + 1] - offset[i] : longest;
+    }
+    for (int32_t t = 0; t < longest; t++) {
+        double weighted = 0, weights = 1e-8;
+        for (int64_t i = 0; i < G; i++) {
+            const int32_t at = offset[i] + t;
+            if (at >= offset[i + 1] || isnan(r[i])) continue;
+            W[i] += 1 - 2 * exp((double)x->logp[at]) + exp((double)x->log_square[at]);
+            weighted += W[i] * (double)r[i];
+            weights += W[i];
+        }
+        for (int64_t i = 0; i < G; i++) {
+            const int32_t at = offset[i] + t;
+            if (at >= offset[i + 1]) continue;
+            const double A = isnan(r[i]) ? 0 : (double)r[i] - (t < shared ? weighted / weights : 0);
+            x->advantage[at] = (float)A;
+            x->addition[at] = (float)(A - (double)advantage[i]);
+        }
+    }
+}
+
+/* reward: (groups, G); advantage: (groups, G) those of the completions, with the mean as the baseline. The tokens of a group
+ * with fewer than two rewards have the advantage 0. */
+static inline void advantage_tokens(const TokenBaseline *x, const float *reward, int64_t groups, int64_t G,
+                                    float *advantage, AdvantageStats *stats) {
+    advantage_group(reward, groups, G, SCALE_NONE, advantage, stats);
+    for (int64_t g = 0; g < groups; g++) {
+        if (spread_of(reward + g * G, G, 1).count > 1) {
+            advantage_token_group(x, reward + g * G, x->offset + g * G, G, advantage + g * G);
+            continue;
+        }
+        for (int32_t t = x->offset[g * G]; t < x->offset[(g + 1) * G]; t++) x->advantage[t] = x->addition[t] = 0;
+    }
 }
 
 #endif

@@ -339,10 +339,11 @@ static inline void activation_forward(const Model *m, const Workspace *w, int l,
 
 /* Results of a forward pass, in host memory. NULL: not computed. */
 typedef struct ModelOutput {
-    float *logp;     /* (R) */
-    float *entropy;  /* (R) nats */
-    int32_t *argmax; /* (R) */
-    float *value;    /* (R) */
+    float *logp;       /* (R) */
+    float *entropy;    /* (R) nats */
+    int32_t *argmax;   /* (R) */
+    float *value;      /* (R) */
+    float *log_square; /* (R) log sum_v p_v^2; needs logp; of model_forward() only */
 } ModelOutput;
 
 static inline Attention model_attention(const Model *m, const Workspace *w, const Batch *batch, int l) {
@@ -500,9 +501,20 @@ static inline void model_forward_known(const Model *m, const Workspace *w, const
     }
 }
 
+/* Computes log sum_v p_v^2 at each target, after model_forward_known() on the batch with the resulting logp: 2 logp minus the
+ * log-probability at half the temperature, which has twice the logit and the normaliser sum_v e^(2 z_v). */
+static inline void model_log_square(const Model *m, const Workspace *w, const Batch *b, float temperature,
+                                    const float *logp, float *square) {
+    const Head head = model_head(m, w, b, temperature / 2);
+    m->backend->head(m->device, &head);
+    m->backend->download(m->device, square, head.logp, (size_t)b->targets * sizeof *square);
+    for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
+}
+
 static inline void model_forward(const Model *m, const Workspace *w, const Batch *batch, float temperature,
                                  const ModelOutput *out) {
     model_forward_known(m, w, batch, temperature, out, NULL);
+    if (out->log_square) model_log_square(m, w, batch, temperature, out->logp, out->log_square);
 }
 
 /* Computes the logits of R rows h (R, C) of the head's input: out (R, V). */
@@ -622,17 +634,6 @@ static inline void model_forward_backward(const Model *m, const Workspace *w, co
                                           const float *dlogp, const ModelOutput *out) {
     model_forward_known(m, w, batch, temperature, out, dlogp);
     model_trunk_backward(m, w, batch);
-}
-
-/* Computes log sum_v p_v^2 at each target, for WPO: 2 logp minus the log-probability at temperature 1/2, which has
- * twice the logit and the normaliser sum_v e^(2 z_v). Call it after model_forward() on the batch, with the resulting
- * logp. */
-static inline void model_log_square(const Model *m, const Workspace *w, const Batch *b, const float *logp,
-                                    float *square) {
-    const Head head = model_head(m, w, b, 0.5f);
-    m->backend->head(m->device, &head);
-    m->backend->download(m->device, square, head.logp, (size_t)b->targets * sizeof *square);
-    for (int32_t r = 0; r < b->targets; r++) square[r] = 2 * logp[r] - square[r];
 }
 
 /* FLOPs of an adapter's products for one row, 2 per multiply-add. */

@@ -68,7 +68,7 @@
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/episodes.h"     /* episodes_on, episodes_check, Episodes, episodes_close, ... */
-#include "../rollout/prompts.h"      /* Prompts, prompts_close, prompts_length, prompts_said, ... */
+#include "../rollout/prompts.h"      /* Prompts, prompts_length, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
@@ -796,7 +796,8 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
             const ModelOutput some = {.logp = out->logp ? out->logp + at : NULL,
                                       .entropy = out->entropy ? out->entropy + at : NULL,
                                       .argmax = out->argmax ? out->argmax + at : NULL,
-                                      .value = out->value ? out->value + at : NULL};
+                                      .value = out->value ? out->value + at : NULL,
+                                      .log_square = out->log_square ? out->log_square + at : NULL};
             model_forward(m, w, &g->batch, (float)g->o->temperature, &some);
             trainer_count_flops(g->t, m, &g->batch, 1);
         }
@@ -804,6 +805,7 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
         generation_complete(g, out->entropy, part, part_end);
         generation_complete(g, out->argmax, part, part_end);
         generation_complete(g, out->value, part, part_end);
+        generation_complete(g, out->log_square, part, part_end);
     }
 }
 
