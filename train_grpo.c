@@ -33,6 +33,7 @@
 #include "llmc/loss/kl.h"                   /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
 #include "llmc/loss/kl_control.h"           /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
 #include "llmc/loss/policy.h"               /* POLICY_VESPO, POLICY_RLOO, PolicyLossConfig, EntropyControl, ... */
+#include "llmc/loss/positive_nll.h"         /* PositiveNll, PositiveBatch, positive_is_right, positive_nll_add, ... */
 #include "llmc/loss/scalar.h"               /* LossMetric */
 #include "llmc/model/micro_plan.h"          /* MicroPlan */
 #include "llmc/model/transformer.h"         /* ModelOutput */
@@ -42,6 +43,7 @@
 #include "llmc/reward/rewards.h"            /* rewards_add_model, rewards_models */
 #include "llmc/rollout/episodes.h"          /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"        /* Evaluation */
+#include "llmc/rollout/rollout.h"           /* completion_drawn */
 #include "llmc/serve/agent_options.h"       /* AGENT_OPTIONS, agent_refuse_unused */
 #include "llmc/train/credit.h"              /* CREDIT_ADVANTAGE_OPTIONS, CREDIT_LOSS_OPTIONS, Credit, ... */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
@@ -69,9 +71,12 @@ static struct {
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
+    PositiveNll positive;   /* the options --positive-nll-coef and --positive-reward */
     PolicyLossConfig shape; /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
     int64_t pass_k;
-    int advantage; /* an AdvantageEstimator */
+    int64_t remains; /* completions of a group that GFPO keeps; 0: all */
+    int filter;      /* a GroupFilter */
+    int advantage;   /* an AdvantageEstimator */
     int loss, importance, scale, aggregation, kl, kl_in, controller;
     bool kl_bias_correction, mask_truncated, dynamic_sampling, adaptive_entropy;
 } o;
@@ -97,6 +102,10 @@ static const Option options[] = {
     OPTION_CHOICE("advantage-estimator",         0, &o.advantage,   ADVANTAGE_CHOICES,
                   "advantages of a group: as in GRPO, or of another method"),
     OPTION_INT   ("pass-k",                      0, &o.pass_k,      1, 4096, "pass_k: completions of which the best counts"),
+    OPTION_INT   ("num-remains-in-group",        0, &o.remains,     0, 4096,
+                  "GFPO: completions of a group that are learned from; 0: all"),
+    OPTION_CHOICE("group-filter",                0, &o.filter,      GROUP_FILTER_CHOICES,
+                  "GFPO: keep the shortest completions, or those with the highest reward per token"),
     CREDIT_ADVANTAGE_OPTIONS(o.credit),
     OPTION_CHOICE("multi-objective-aggregation", 0, &o.aggregation, "sum_then_normalize|normalize_then_sum",
                   "how to combine several rewards: as in GRPO, or as in GDPO"),
@@ -171,6 +180,10 @@ static const Option options[] = {
                   "train on this fraction of the tokens, those with the highest entropy"),
     OPTION_REAL  ("off-policy-mask-threshold", 0, &o.off_policy_mask, 0, 1e6,
                   "exclude completions with A < 0 and mean log(sampler / policy) above this; 0 disables"),
+    OPTION_REAL  ("positive-nll-coef",         0, &o.positive.coef,   0, 1e6,
+                  "VAPO: weight of the negative log-likelihood of right completions, a mean over their tokens"),
+    OPTION_REAL  ("positive-reward",           0, &o.positive.reward, -1e9, 1e9,
+                  "reward from which a completion is right for --positive-nll-coef"),
     CREDIT_LOSS_OPTIONS(o.credit),
     DISTILLER_OPTIONS(o.distill),
     JUDGE_OPTIONS(o.g.judge),
@@ -211,6 +224,9 @@ typedef struct Run {
     uint8_t *keep;              /* (tokens) top-entropy mask */
     uint8_t *chosen;            /* (tokens) those of clip_cov and kl_cov */
     CovarianceStats covariance; /* of the step */
+    PositiveNll positive;       /* of the step */
+    float *plain_reward;        /* (completions) without a KL penalty */
+    float *kept_reward;         /* (completions) those of the advantages: NaN for completions that GFPO drops */
     float *log_square;          /* (tokens) optimal_token_baseline: of the old policy */
     float *addition;            /* (tokens) to the advantage of the completion */
     float *token_advantage;     /* (tokens) with it */
@@ -221,11 +237,27 @@ typedef struct Run {
 
 /* ---- 1. sample and score ----------------------------------------------------------------------------------------- */
 
+/* GFPO: kept (G) is the rewards of a group of which the completions that are dropped are NaN. reward: (G) with or without a
+ * KL penalty; the filter goes by the rewards without. */
+static void filter_group(const Run *r, int32_t group, const float *reward, float *kept) {
+    const int32_t G = (int32_t)o.g.generations;
+    float plain[G];
+    int32_t length[G];
+    for (int32_t k = 0; k < G; k++) {
+        plain[k] = r->g.scored[group * G + k].reward;
+        length[k] = completion_drawn(&r->g.scored[group * G + k].completion);
+    }
+    advantage_filter((GroupFilter)o.filter, plain, length, G, o.remains, kept);
+    for (int32_t k = 0; k < G; k++)
+        if (!isnan(kept[k])) kept[k] = reward[k];
+}
+
 static bool group_differs(const Run *r, int32_t group) {
     const Generation *g = &r->g;
     const int32_t G = (int32_t)g->o->generations;
     float reward[G];
     for (int32_t k = 0; k < G; k++) reward[k] = g->scored[group * G + k].reward;
+    if (o.remains) filter_group(r, group, reward, reward);
     return advantage_group_differs(reward, G) || credit_group_differs(&r->credit, g, group);
 }
 
@@ -304,6 +336,8 @@ static AdvantageStats compute_advantages(Run *r) {
     AdvantageStats stats;
     const bool penalised = o.beta > 0 && o.kl_in && !exact_kl();
     const int64_t G = o.g.generations, P = g->completions / G;
+    const float *reward = o.remains ? r->kept_reward : g->reward;
+    for (int32_t i = 0; o.remains && i < P; i++) filter_group(r, i, g->reward + i * G, r->kept_reward + i * G);
     if (o.aggregation) {
         const int64_t K = g->rewards.count;
         float *parts = (float *)xmalloc((size_t)(g->completions * K) * sizeof *parts);
@@ -313,21 +347,21 @@ static AdvantageStats compute_advantages(Run *r) {
         free(parts);
     } else if (token_baseline()) {
         const TokenBaseline x = {g->offset, g->old_logp, r->log_square, r->token_advantage, r->addition};
-        advantage_tokens(&x, g->reward, P, G, r->advantage, &stats);
+        advantage_tokens(&x, reward, P, G, r->advantage, &stats);
     } else if (o.advantage) {
         for (int32_t i = 0; i < g->completions; i++)
             if (!advantage_takes((AdvantageEstimator)o.advantage, g->reward[i]))
                 die("--advantage-estimator %s: a completion has the reward %g; it takes rewards %s",
                     o.advantage == ADVANTAGE_PASS_K ? "pass_k" : "max_rl", (double)g->reward[i],
                     o.advantage == ADVANTAGE_PASS_K ? "of 0 and 1" : "from 0 on");
-        advantage_estimate((AdvantageEstimator)o.advantage, g->reward, g->offset, P, G, o.pass_k, r->advantage, &stats);
-    } else if (o.loss == POLICY_RLOO) advantage_rloo(g->reward, P, G, false, r->advantage, &stats);
-    else advantage_group(g->reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
+        advantage_estimate((AdvantageEstimator)o.advantage, reward, g->offset, P, G, o.pass_k, r->advantage, &stats);
+    } else if (o.loss == POLICY_RLOO) advantage_rloo(reward, P, G, false, r->advantage, &stats);
+    else advantage_group(reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
     credit_advantages(&r->credit, g, (ScaleRewards)o.scale, penalised ? r->penalty : NULL, r->advantage);
     if (penalised) { /* the metrics are those of the rewards alone */
         for (int32_t i = 0; i < g->completions; i++) g->reward[i] = g->scored[i].reward;
-        advantage_batch_stats(g->reward, g->completions, &stats);
     }
+    if (penalised || o.remains) advantage_batch_stats(g->reward, g->completions, &stats);
     return stats;
 }
 
@@ -384,6 +418,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
     double loss = 0;
     int32_t mine, last;
+    for (int32_t i = first; i < end; i++) r->plain_reward[i] = g->scored[i].reward;
+    positive_nll_begin(&r->positive, r->plain_reward + first, g->counts + first, g->offset + first, end - first);
     credit_begin(&r->credit, g, first, end);
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
@@ -406,6 +442,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats) + credit_llds(&r->credit, &x, &b, n.tokens);
+        const PositiveBatch right = {x.count, x.offset, r->plain_reward + x.first, x.counts, x.logp};
+        loss += positive_nll_add(&r->positive, &right, x.dlogp);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
         if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
@@ -413,6 +451,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         trainer_count_flops(t, &t->model, &g->batch, 3);
     }
     loss = dist_total(&t->dist, loss);
+    dist_sum(&t->dist, &r->positive.sum, 1);
     all_stats(t, stats);
     distiller_sum(&r->distiller);
     t->trained += (int64_t)stats->sum.tokens;
@@ -493,10 +532,12 @@ static void log_agents(Run *r) { (void)r; }
 
 /* ---- logging --------------------------------------------------------------------------------------------------- */
 
-/* Whether a token has an advantage. */
+/* Whether a token has an advantage, or is one of a right completion whose likelihood is in the loss. */
 static bool any_advantage(const Run *r) {
     for (int32_t t = 0; token_baseline() && t < r->g.offset[r->g.completions]; t++)
         if (fabs((double)r->token_advantage[t]) > 1e-6) return true;
+    for (int32_t i = 0; o.positive.coef > 0 && i < r->g.completions; i++)
+        if (positive_is_right(&r->positive, r->g.scored[i].reward, r->g.counts[i])) return true;
     return credit_any(&r->credit, &r->g, r->advantage);
 }
 
@@ -528,6 +569,7 @@ static void log_policy(Run *r, const PolicyStats *stats) {
     const int n = policy_metrics(&r->loss, stats, metric);
     for (int i = 0; i < n; i++) metrics_set(&r->t.metrics, metric[i].name, metric[i].value);
     if (o.adaptive_entropy) metrics_set(&r->t.metrics, "entropy_coef", r->entropy.coef);
+    if (o.positive.coef > 0) metrics_set(&r->t.metrics, "positive_nll", r->positive.sum / r->positive.tokens);
     if (by_covariance()) {
         metrics_set(&r->t.metrics, "covariance/mean", r->covariance.mean);
         metrics_set(&r->t.metrics, "covariance/chosen",
@@ -626,6 +668,7 @@ static void open_run(Run *r) {
     generation_check_evaluation(g);
     r->loss = loss_options();
     r->entropy = entropy_options();
+    r->positive = o.positive;
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.beta};
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
     distiller_open(&r->distiller, g, &o.distill);
@@ -644,6 +687,8 @@ static void open_run(Run *r) {
     distiller_begin(&r->distiller, g->rows);
     if (exact_kl()) distiller_penalise(&r->distiller, &r->reference, g->rows, (float)o.g.temperature, o.kl_in != 0);
     r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
+    r->plain_reward = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
+    r->kept_reward = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
     r->chosen = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
@@ -831,6 +876,11 @@ static void check_options(void) {
         {&o.shape.vespo_lambda_positive, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
         {&o.shape.vespo_k_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
         {&o.shape.vespo_lambda_negative, o.loss == POLICY_VESPO, "used only with --loss-type vespo"},
+        {&o.remains, rewarded() && !o.aggregation && o.credit.level == CREDIT_TRAJECTORY,
+         "not used by --reward none, --multi-objective-aggregation normalize_then_sum and --advantage-level"},
+        {&o.filter, o.remains > 0, "used only with --num-remains-in-group"},
+        {&o.positive.coef, rewarded(), "there are no rewards (--reward none)"},
+        {&o.positive.reward, o.positive.coef > 0, "used only with --positive-nll-coef"},
         {&o.shape.kl_tau, dppo && !on_policy(),
          "used only with --loss-type dppo and several steps of a generation: --num-iterations or --steps-per-generation"},
         {&o.shape.clip_cov_ratio, clip_cov, "used only with --loss-type clip_cov"},
@@ -856,6 +906,12 @@ static void check_options(void) {
     if (o.advantage == ADVANTAGE_PASS_K && o.pass_k > o.g.generations)
         usage_error("--pass-k: %lld is more than the %lld completions of a group", (long long)o.pass_k,
                     (long long)o.g.generations);
+    if (o.remains && (o.remains < 2 || o.remains >= o.g.generations))
+        usage_error("--num-remains-in-group: %lld must be at least 2 and less than the %lld completions of a group",
+                    (long long)o.remains, (long long)o.g.generations);
+    if (o.remains && o.advantage == ADVANTAGE_PASS_K && o.pass_k > o.remains)
+        usage_error("--pass-k: %lld is more than the %lld completions that --num-remains-in-group keeps",
+                    (long long)o.pass_k, (long long)o.remains);
     if (kl && o.kl_in && !exact_kl() && (o.advantage == ADVANTAGE_PASS_K || o.advantage == ADVANTAGE_MAX_RL))
         usage_error(
             "--kl-in reward: --advantage-estimator pass_k and max_rl take the rewards alone; give --kl-in loss");
@@ -906,6 +962,7 @@ int main(int argc, char **argv) {
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.top_entropy = 1;
+    o.positive.reward = 1;
     options_parse_all(options, &about, argc, argv);
     if (!o.g.reward) o.g.reward = o.reward_model ? "model" : o.g.reward_cmd ? "command" : "verify";
     check_options();
@@ -927,6 +984,6 @@ int main(int argc, char **argv) {
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
     free(r->advantage), free(r->penalty), free(r->keep), free(r->chosen);
-    free(r->log_square), free(r->addition), free(r->token_advantage);
+    free(r->plain_reward), free(r->kept_reward), free(r->log_square), free(r->addition), free(r->token_advantage);
     return 0;
 }

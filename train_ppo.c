@@ -24,9 +24,9 @@
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
 #include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die, ... */
-#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, OPTION_INT, ... */
+#include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, OPTION_INT, ... */
 #include "llmc/base/program.h"             /* program_start */
-#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_total, dist_complete, dist_cut, ... */
+#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_sum, dist_total, dist_complete, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"      /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
@@ -36,6 +36,7 @@
 #include "llmc/loss/kl.h"                  /* KL_CHOICES, KL_K1, KlEstimator, KL_K3 */
 #include "llmc/loss/kl_control.h"          /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KlControlKind, ... */
 #include "llmc/loss/policy.h"              /* PolicyNormaliser, POLICY_RLOO, PolicyLossConfig, ... */
+#include "llmc/loss/positive_nll.h"        /* PositiveNll, PositiveBatch, positive_nll_add, positive_nll_begin */
 #include "llmc/loss/ppo.h"                 /* PpoStats, PpoConfig, PpoBatch, ppo_config, ... */
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
@@ -104,6 +105,7 @@ static struct {
     int gae_level; /* a GaeLevel */
     double turn_gamma;
     CreditOptions credit;
+    PositiveNll positive; /* the options --positive-nll-coef and --positive-reward */
 } o;
 
 typedef enum { GAE_TOKEN, GAE_TURN } GaeLevel;
@@ -194,6 +196,10 @@ static const Option options[] = {
     CREDIT_LOSS_OPTIONS(o.credit),
     OPTION_REAL("target-kl",        0, &o.target_kl,       0, 1e6,
                 "end the passes over a generation once policy/approxkl_avg exceeds this; 0 disables"),
+    OPTION_REAL("positive-nll-coef", 0, &o.positive.coef,  0, 1e6,
+                "VAPO: weight of the negative log-likelihood of right completions, a mean over their tokens"),
+    OPTION_REAL("positive-reward",  0, &o.positive.reward, -1e9, 1e9,
+                "score from which a completion is right for --positive-nll-coef"),
     OPTION_REAL("ptx-coef",         0, &o.ptx_coef,        0, 1e6,
                 "weight of the pretraining loss (InstructGPT: 27.8)"),
     OPTION_INT ("ptx-tokens",       0, &o.ptx_tokens,      2, 1 << 24,
@@ -230,7 +236,9 @@ typedef struct Run {
     RolloutDump dump;
     Credit credit; /* of turns */
     PpoConfig loss;
-    int64_t generation; /* number of generations so far */
+    int64_t generation;     /* number of generations so far */
+    PositiveNll positive;   /* of the step */
+    double positive_nll[2]; /* over the steps of a generation: nats, tokens */
     /* (completions) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
     float *score, *kl, *gold_score, *greedy, *R, *baseline, *completion_advantage;
     float *reward, *advantage, *value, *old_value, *target, *dvalue; /* (tokens) */
@@ -490,6 +498,12 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormali
     return ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
 }
 
+/* VAPO's likelihood of right completions in a micro-batch, whose gradient is added to x->dlogp. */
+static double positive_loss(Run *r, const GenerationSlice *x) {
+    const PositiveBatch right = {x->count, x->offset, r->score + x->first, x->counts, x->logp};
+    return positive_nll_add(&r->positive, &right, x->dlogp);
+}
+
 /* The separate critic's values of the drawn tokens of a micro-batch, which may have observed ones as further targets. */
 static void critic_forward(Run *r, const GenerationSlice *x) {
     const int32_t drawn = x->offset[x->count];
@@ -544,6 +558,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     PpoStats part = {0};
     const int64_t step = t->step;
     int32_t mine, last;
+    positive_nll_begin(&r->positive, r->score + first, g->counts + first, g->offset + first, end - first);
     credit_begin(&r->credit, g, first, end);
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
@@ -553,13 +568,18 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     }
     for (int32_t m = 0; m < plan->micros; m++) {
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
-        if (!warming) loss += policy_loss_of(r, &x, &all, &N, &part);
+        if (!warming) loss += policy_loss_of(r, &x, &all, &N, &part) + positive_loss(r, &x);
         value_loss += value_loss_of(r, &x, &all, &part);
         loss += backward(r, &x, warming);
     }
     if (o.ptx_coef > 0 && !warming) text = pretraining_loss(&r->ptx, t, &r->work, &g->batch, o.ptx_coef);
     value_loss = dist_total(&t->dist, value_loss);
     loss = dist_total(&t->dist, loss) + value_loss + text;
+    dist_sum(&t->dist, &r->positive.sum, 1);
+    if (!warming) {
+        r->positive_nll[0] += r->positive.sum;
+        r->positive_nll[1] += r->positive.tokens;
+    }
     dist_sum(&t->dist, DIST_FIELDS(part.sum));
     dist_max(&t->dist, DIST_FIELDS(part.max));
     ppo_stats_add(stats, &part);
@@ -581,6 +601,7 @@ static double update(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
     const int32_t size = r->g.completions / (int32_t)o.mini_batches;
     double loss = 0;
+    r->positive_nll[0] = r->positive_nll[1] = 0;
     for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
         for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
@@ -644,6 +665,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "val/ratio", ratio);
         metrics_set(to, "val/ratio_var", fmax(s->sum.ratio_square / tokens - ratio * ratio, 0));
         metrics_set(to, "sampling/sampling_logp_difference/max", s->max.sampler_gap);
+        if (o.positive.coef > 0) metrics_set(to, "positive_nll", r->positive_nll[0] / r->positive_nll[1]);
     }
     if (has_critic()) {
         metrics_set(to, "loss/value_avg", s->sum.value_loss / s->updates);
@@ -706,6 +728,7 @@ static void refuse_unused(void) {
         {&o.cliprange_high, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
         {&o.dual_clip, clip, "not used by --algo a2c, reinforce and rloo"},
         {&o.target_kl, o.epochs > 1, "used only with several passes, --num-ppo-epochs above 1"},
+        {&o.positive.reward, o.positive.coef > 0, "used only with --positive-nll-coef"},
         {&o.ptx_tokens, o.ptx, "used only with --ptx"},
         {&o.kl_loss_coef, o.use_kl_loss, "used only with --use-kl-loss"},
         {&o.kl_loss_type, o.use_kl_loss, "used only with --use-kl-loss"},
@@ -911,6 +934,7 @@ static void open_run(Run *r) {
     open_arrays(r);
     credit_open(&r->credit, &o.credit, g);
     r->loss = loss_options();
+    r->positive = o.positive;
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
     load_counters(r);
     open_rollouts(r);
@@ -990,6 +1014,7 @@ int main(int argc, char **argv) {
     o.gamma = o.turn_gamma = 1;
     o.credit = credit_defaults();
     o.lambda = o.lambda_critic = -1;
+    o.positive.reward = 1;
     o.mini_batches = 1;
     o.ptx_tokens = 1024;
     o.cliprange = loss.cliprange;

@@ -78,6 +78,12 @@ static void options_of_one_trainer(void **state) {
     unused("./train_grpo", "--loss-type clip_cov --kl-cov-ratio 0.1", "--kl-cov-ratio");
     unused("./train_grpo", "--advantage-estimator optimal_token_baseline --loss-type gmpo", "--advantage-estimator");
     unused("./train_grpo", "--advantage-estimator optimal_token_baseline --scale-rewards none", "--scale-rewards");
+    unused("./train_grpo", "--positive-reward 0.5", "--positive-reward");
+    unused("./train_ppo", "--positive-reward 0.5", "--positive-reward");
+    unused("./train_grpo", "--group-filter length", "--group-filter");
+    unused("./train_grpo", "-G 8 --num-remains-in-group 8", "--num-remains-in-group");
+    unused("./train_grpo", "-G 8 --num-remains-in-group 4 --multi-objective-aggregation normalize_then_sum",
+           "--num-remains-in-group");
     unused("./train_grpo", "--ppo-kl-coef 0.1", "--ppo-kl-coef");
     unused("./train_grpo", "--loss-type clip_cov --clip-cov-lb 5", "--clip-cov-lb");
     unused("./train_grpo", "--reward-timeout 3", "--reward-timeout");

@@ -9,12 +9,13 @@
 
 #include "../llmc/base/options.h"              /* option_choice_index */
 #include "../llmc/base/random.h"               /* random_real, Random, random_normal, random_start */
-#include "../llmc/loss/advantage.h"            /* AdvantageStats */
-#include "../llmc/loss/advantage_estimators.h" /* advantage_tokens, TokenBaseline */
+#include "../llmc/loss/advantage.h"            /* AdvantageStats, SCALE_GROUP, advantage_group */
+#include "../llmc/loss/advantage_estimators.h" /* advantage_filter, advantage_tokens, GROUP_FILTER_LENGTH, ... */
 #include "../llmc/loss/covariance.h"           /* covariance_choose, CovarianceStats */
 #include "../llmc/loss/policy.h"               /* PolicyBatch, PolicyLossConfig, policy_loss_config, ... */
+#include "../llmc/loss/positive_nll.h"         /* positive_nll_add, positive_nll_begin, PositiveBatch, ... */
 #include "../llmc/loss/scalar.h"               /* LossMetric */
-#include "golden.h"                            /* golden, check_near, golden_floats, Golden, ... */
+#include "golden.h"                            /* check_near, golden, golden_floats, Golden, ... */
 
 enum { MOST_TOKENS = 512, MOST_COMPLETIONS = 64 };
 
@@ -123,6 +124,88 @@ static void test_token_baseline_golden(void **state) {
     }
     fclose(f);
     assert_int_equal(cases, 4);
+}
+
+/* GFPO: distinct lengths, for TRL's choice among equal ones is not defined; equal rewards per token are in no choice where 0 and
+ * 1 are chosen from. */
+static void test_filter_golden(void **state) {
+    (void)state;
+    FILE *f = golden_open("losses_peers.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g)) {
+        if (strcmp(g.kind, "gfpo")) continue;
+        const int n = golden_count(&g, "length"), G = (int)golden(&g, "group")[0], K = (int)golden(&g, "group")[1];
+        const double *length = golden(&g, "length"), *expected = golden(&g, "advantage");
+        float *reward = golden_floats(&g, "reward"), kept[MOST_COMPLETIONS], A[MOST_COMPLETIONS];
+        int32_t T[MOST_COMPLETIONS];
+        AdvantageStats stats;
+        for (int i = 0; i < n; i++) T[i] = (int32_t)length[i];
+        for (int i = 0; i < n; i += G)
+            advantage_filter((GroupFilter)option_choice_index(GROUP_FILTER_CHOICES, g.family), reward + i, T + i, G, K,
+                             kept + i);
+        advantage_group(kept, n / G, G, SCALE_GROUP, A, &stats);
+        for (int i = 0; i < n; i++) check_near(A[i], expected[i], 1, 1e-6, g.name);
+        free(reward);
+        cases++;
+    }
+    fclose(f);
+    assert_int_equal(cases, 4);
+}
+
+/* Of equal completions the earlier are kept, and one without a reward never is. */
+static void test_filter_ties(void **state) {
+    (void)state;
+    const float reward[5] = {1, NAN, 0.5f, 2, 1};
+    const int32_t length[5] = {2, 1, 2, 4, 2};
+    float kept[5];
+    advantage_filter(GROUP_FILTER_LENGTH, reward, length, 5, 2, kept);
+    assert_true(kept[0] == 1 && isnan(kept[1]) && kept[2] == 0.5f && isnan(kept[3]) && isnan(kept[4]));
+    advantage_filter(GROUP_FILTER_EFFICIENCY, reward, length, 5, 2, kept);
+    assert_true(kept[0] == 1 && isnan(kept[1]) && isnan(kept[2]) && kept[3] == 2 && isnan(kept[4]));
+    advantage_filter(GROUP_FILTER_LENGTH, reward, length, 5, 4, kept);
+    assert_true(kept[0] == 1 && isnan(kept[1]) && kept[2] == 0.5f && kept[3] == 2 && kept[4] == 1);
+}
+
+/* ---- the likelihood of right completions ---- */
+
+/* The loss and its gradient against the formula and central differences; parts add up to the whole. */
+static void test_positive_nll(void **state) {
+    (void)state;
+    const int32_t offset[5] = {0, 2, 3, 6, 7};
+    const float reward[4] = {1, 0.5f, 1.5f, NAN};
+    const uint8_t counts[4] = {1, 1, 1, 1}, some[4] = {1, 1, 0, 1};
+    float logp[7] = {-1, -0.5f, -3, -0.25f, -2, -0.125f, -4}, dlogp[7] = {0}, unused[7] = {0};
+    PositiveNll p = {.coef = 0.3, .reward = 1};
+    PositiveBatch b = {4, offset, reward, counts, logp};
+    positive_nll_begin(&p, reward, counts, offset, 4);
+    const double loss = positive_nll_add(&p, &b, dlogp);
+    check_near(loss, 0.3 * (1 + 0.5 + 0.25 + 2 + 0.125) / 5, 0, 1e-7, "loss");
+    check_near(p.sum / p.tokens, loss / 0.3, 0, 1e-12, "metric");
+    for (int t = 0; t < 7; t++) {
+        double side[2];
+        const float at = logp[t];
+        for (int k = 0; k < 2; k++) {
+            logp[t] = at + (k ? 0.0625f : -0.0625f);
+            side[k] = positive_nll_add(&p, &b, unused);
+        }
+        logp[t] = at;
+        check_near(dlogp[t], (side[1] - side[0]) / 0.125, 0.1, 1e-6, "slope"); /* linear: exact but for rounding */
+    }
+    positive_nll_begin(&p, reward, counts, offset, 4);
+    double sum = 0;
+    for (int i = 0; i < 4; i++) {
+        const PositiveBatch one = {1, offset + i, reward + i, counts + i, logp};
+        sum += positive_nll_add(&p, &one, unused);
+    }
+    check_near(sum, loss, 0, 1e-12, "parts");
+    b.counts = some; /* a truncated completion is left out */
+    positive_nll_begin(&p, reward, some, offset, 4);
+    check_near(positive_nll_add(&p, &b, unused), 0.3 * 1.5 / 2, 0, 1e-7, "counts");
+    p.reward = 2; /* no completion is right: no term */
+    positive_nll_begin(&p, reward, counts, offset, 4);
+    memset(unused, 0, sizeof unused);
+    assert_true(positive_nll_add(&p, &b, unused) == 0 && unused[0] == 0);
 }
 
 /* Of all baselines that are the same for the completions of a group, it has the least variance of the estimated gradient: the
@@ -305,11 +388,10 @@ static void test_choice_leaves_out(void **state) {
 int main(void) {
     for (int i = 0; i < MOST_COMPLETIONS; i++) ids[i] = 100 + (uint64_t)i;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_policy_golden),
-        cmocka_unit_test(test_token_baseline_golden),
-        cmocka_unit_test(test_token_baseline_is_optimal),
-        cmocka_unit_test(test_draw_is_uniform),
-        cmocka_unit_test(test_choice_is_local),
+        cmocka_unit_test(test_policy_golden),     cmocka_unit_test(test_token_baseline_golden),
+        cmocka_unit_test(test_filter_golden),     cmocka_unit_test(test_filter_ties),
+        cmocka_unit_test(test_positive_nll),      cmocka_unit_test(test_token_baseline_is_optimal),
+        cmocka_unit_test(test_draw_is_uniform),   cmocka_unit_test(test_choice_is_local),
         cmocka_unit_test(test_choice_leaves_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -340,6 +340,9 @@ static void grpo_losses_agree_on_policy(void **state) {
                 {"--loss-type grpo --scale-rewards batch", 0},
                 {"--loss-type grpo --scale-rewards none", 0},
                 {"--advantage-estimator optimal_token_baseline", 0},
+                {"--num-remains-in-group 5", 0},
+                {"--num-remains-in-group 5 --group-filter token_efficiency --dynamic-sampling", 0},
+                {"--positive-nll-coef 0.1", 0},
                 {"--advantage-estimator optimal_token_baseline --num-iterations 2 -x 1", 0}};
     double first = 0;
     for (size_t i = 0; i < sizeof loss / sizeof *loss; i++) {

@@ -1,12 +1,12 @@
-"""Golden values of losses and advantages that TRL has not, computed by verl's and prime-rl's own code: writes
+"""Golden values of losses and advantages that TRL 1.16 has not, computed by the code of verl, prime-rl and TRL 0.27: writes
 tests/golden/losses_peers.txt.
 
-    pip install torch numpy && pip install --no-deps --target peers verl==0.9.1
+    pip install torch numpy && pip install --no-deps --target peers verl==0.9.1 trl==0.27.0
     curl -LO https://raw.githubusercontent.com/PrimeIntellect-ai/prime-rl/559b447/src/prime_rl/trainer/rl/loss.py
-    python dev/golden/golden_losses_peers.py peers/verl loss.py
+    python dev/golden/golden_losses_peers.py peers loss.py
 
 The functions run unchanged; only those that are needed are taken from the files, because these import much else. Autograd gives the gradient with respect to the log-probabilities. All values are computed in float64 on inputs
-rounded to float32. The draw of Clip-Cov is verl's; the tokens that it chose are part of the values.
+rounded to float32. The draw of Clip-Cov is verl's; the tokens that it chose are part of the values. GFPO: the lines of GFPOTrainer._generate_and_score_completions from the rewards to the advantages.
 
 Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
@@ -15,6 +15,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 import sys
+import textwrap
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -23,7 +24,7 @@ from golden import emit, float32
 import numpy as np
 import torch
 
-verl_folder, prime_file = sys.argv[1:3]
+peers_folder, prime_file = sys.argv[1:3]
 LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
 
 
@@ -122,8 +123,31 @@ def baseline_case(name, length, reward, G, V=7):
     print("end", file=out)
 
 
+def gfpo_case(name, length, reward, G, K, filter):
+    """GFPOTrainer's choice among G completions and its advantages; 0 for those that it drops."""
+    length, reward = torch.as_tensor(length, dtype=torch.float64), float32(torch.as_tensor(reward, dtype=torch.float64))
+    score = -length if filter == "length" else reward / length
+    source = Path(peers_folder + "/trl/experimental/gfpo/gfpo_trainer.py").read_text()
+    begin = source.index("        num_in_group = self.num_generations\n")
+    end = source.index("        # Slice to keep only the local part of the data")
+    n = len(reward)
+    trainer = SimpleNamespace(num_generations=G, num_remains_in_group=K, scale_rewards="group",
+                              group_filter_func=lambda group_completions, group_rewards: score.view(-1, G).tolist())
+    space = dict(self=trainer, prompts=[""] * n, mode="train", gather_object=lambda x: x, completions=[""] * n,
+                 rewards=reward, rewards_per_func=reward[:, None], torch=torch, device="cpu")
+    exec(textwrap.dedent(source[begin:end]), space)
+    A = torch.zeros(n)
+    A[space["group_global_indices"]] = space["advantages"]
+    print("case", "gfpo", filter, name, file=out)
+    emit("group", [G, K])
+    emit("length", length)
+    emit("reward", reward)
+    emit("advantage", A)
+    print("end", file=out)
+
+
 verl_F = SimpleNamespace(masked_mean=masked_mean, masked_sum=lambda x, mask: (x * mask).sum())
-verl = functions(verl_folder + "/trainer/ppo/core_algos.py",
+verl = functions(peers_folder + "/verl/trainer/ppo/core_algos.py",
                  ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov",
                   "compute_optimal_token_baseline_advantage"],
                  torch=torch, np=np, verl_F=verl_F, defaultdict=defaultdict, Any=Any, Optional=Optional,
@@ -145,4 +169,7 @@ baseline_case("groups", [4, 2, 7, 5, 3, 3, 1, 6], [1, 0, 0, 1, 0.5, 0.2, 0, 1], 
 baseline_case("same-length", [5, 5, 5, 5], [1, 0, 0, 0], 2)
 baseline_case("equal", [2, 6, 4], [1, 1, 1], 3)
 baseline_case("large", [3, 8, 8, 1], [100, -50, 3, 7], 4)
+for filter in ["length", "token_efficiency"]:
+    gfpo_case("random", 1 + torch.randperm(24), torch.rand(24), 8, 4, filter)
+    gfpo_case("binary", 1 + torch.randperm(12), [1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1], 6, 3, filter)
 out.close()

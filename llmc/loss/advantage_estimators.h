@@ -36,6 +36,28 @@ typedef enum {
     ADVANTAGE_OTB
 } AdvantageEstimator;
 
+#define GROUP_FILTER_CHOICES "length|token_efficiency"
+/* in the order of GROUP_FILTER_CHOICES */
+typedef enum { GROUP_FILTER_LENGTH, GROUP_FILTER_EFFICIENCY } GroupFilter;
+
+/* GFPO (Shrivastava et al. 2025, 2508.09726): the k completions of a group that are shortest, or have the highest reward per token,
+ * keep their rewards; kept is NaN for the others, which then are in no mean or deviation and have the advantage 0. Of equal ones
+ * the earlier is kept. reward, length, kept: (G) */
+static inline void advantage_filter(GroupFilter filter, const float *reward, const int32_t *length, int64_t G,
+                                    int64_t k, float *kept) {
+    double value[G];
+    for (int64_t i = 0; i < G; i++) {
+        const double T = length[i] > 1 ? length[i] : 1;
+        value[i] = filter == GROUP_FILTER_LENGTH ? -T : (double)reward[i] / T;
+    }
+    for (int64_t i = 0; i < G; i++) {
+        int64_t better = 0;
+        for (int64_t j = 0; j < G; j++)
+            better += !isnan(reward[j]) && (value[j] > value[i] || (!(value[j] < value[i]) && j < i));
+        kept[i] = better < k ? reward[i] : NAN;
+    }
+}
+
 /* C(a,k)/C(b,k) for a <= b. */
 static inline double advantage_choose_ratio(int64_t a, int64_t b, int64_t k) {
     double ratio = 1;
