@@ -925,7 +925,6 @@ static void serve(void) {
         open_second(&second, &other, first.name);
         first.engine.other = &second.engine;
         first.m.other = second.name;
-        second.engine.next_number += 1 << 19; /* so that no two answers of the server have the same id */
     }
     inference_few_threads(&model, (int)o.s.slots);
     if (!serve_http_open(&http, o.serve, &e)) die("--serve: %s", e.text);

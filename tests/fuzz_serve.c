@@ -64,6 +64,13 @@ static void answer(ServeEngine *x, ServeJob *job) {
     text_free(&out);
 }
 
+static bool request(ServeRequest *q, const ServeModel *m, ServeKind kind, const char *text, size_t n, ServeFault *f) {
+    json_t *body = serve_body(text, n, f);
+    const bool ok = body && serve_request(q, m, kind, body, f);
+    json_decref(body);
+    return ok;
+}
+
 /* Makes requests of a trajectory of some tokens, and compares its completion with what was recorded. */
 static void trajectory(ServeEngine *x, ServeKind kind, const char *body, size_t n) {
     ServeTrajectory y = {.id = 7};
@@ -72,7 +79,7 @@ static void trajectory(ServeEngine *x, ServeKind kind, const char *body, size_t 
     ServeRequest q;
     Completion c;
     for (int i = 0; i < 4; i++) {
-        if (!serve_request(&q, x->serve, kind, body, n, &f) || !serve_trajectory_prepare(&g, &y, &q, &f)) break;
+        if (!request(&q, x->serve, kind, body, n, &f) || !serve_trajectory_prepare(&g, &y, &q, &f)) break;
         require(q.how.max_new > 0 && y.tokens <= g.most && q.how.temperature == x->serve->standard.temperature);
         ServeJob *job = serve_job_new(&q);
         draw(job, (uint32_t)(n + (size_t)i));
@@ -101,7 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     m.has_format = true;
     require(tokenizer_bytes(&t.tokenizer, &e) && tool_format_open(&m.format, *data & 4 ? "llama3" : "hermes", &e));
     require(chat_template_parse(&t.chat, *data & 2 ? own : "chatml", &e));
-    if (serve_request(&q, &m, *data & 1 ? SERVE_CHAT : SERVE_COMPLETION, (const char *)data + 1, n - 1, &f)) {
+    if (request(&q, &m, *data & 1 ? SERVE_CHAT : SERVE_COMPLETION, (const char *)data + 1, n - 1, &f)) {
         require(q.prompts > 0 && q.prompts * q.samples <= SERVE_SAMPLES && q.top <= SERVE_TOP_CHAT);
         for (int i = 0; i < q.prompts; i++) {
             require(q.prompt[i].count > 0 && q.prompt[i].count <= m.length);

@@ -730,6 +730,42 @@ static void a_slow_client_is_dropped(void **state) {
     stop();
 }
 
+/* As many clients as there may be connections, which send a byte now and then and never the end of a request: each is dropped
+ * once its time is over, however recently it has sent something, and then requests are answered again. */
+static void clients_that_trickle_are_dropped(void **state) {
+    (void)state;
+    static const char *const begun[] = {"GET /v1/models HTTP/1.1\r\nX: ",
+                                        "POST /v1/completions HTTP/1.1\r\n" HEAD "Content-Length: 10000\r\n\r\n"};
+    int s[SERVE_CONNECTIONS], left = SERVE_CONNECTIONS;
+    settings.patience = 0.5;
+    start(&chance, NULL);
+    const double began = clock_seconds();
+    for (int i = 0; i < SERVE_CONNECTIONS; i++) {
+        s[i] = dial();
+        say(s[i], begun[i % 2], strlen(begun[i % 2]));
+    }
+    for (; left; usleep(20000)) {
+        if (clock_seconds() - began > 30) fail_msg("%d clients are left after 30 seconds", left);
+        for (int i = 0; i < SERVE_CONNECTIONS; i++) {
+            char byte;
+            if (s[i] < 0) continue;
+            const ssize_t n = recv(s[i], &byte, 1, MSG_DONTWAIT);
+            if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+                say(s[i], "x", 1);
+                continue;
+            }
+            assert_true(n <= 0); /* closed, without an answer */
+            close(s[i]);
+            s[i] = -1;
+            left--;
+        }
+    }
+    assert_true(clock_seconds() - began > settings.patience);
+    json_decref(completion("{\"prompt\":\"a\"}"));
+    settings.patience = 0;
+    stop();
+}
+
 static void a_key_is_needed(void **state) {
     (void)state;
     int status;
@@ -978,6 +1014,53 @@ static void requests_choose_their_model(void **state) {
     model_free(&m);
 }
 
+#define U(text) "{\"role\":\"user\",\"content\":\"" text "\"}"
+#define A(text) "{\"role\":\"assistant\",\"content\":\"" text "\"}"
+
+/* Keeps the id of an answer, which is to be freed. */
+static void keep_id(json_t *ids, json_t *answer) {
+    const char *id = json_text_of(answer, "id");
+    if (json_object_get(ids, id)) fail_msg("the id %s is that of two answers", id);
+    json_object_set_new(ids, id, json_true());
+    json_decref(answer);
+}
+
+/* Texts and chats of both models, whole and streamed, have ids of their own; all pieces of a stream have the same. */
+static void ids_are_those_of_one_answer(void **state) {
+    (void)state;
+    Model m = turns_model();
+    json_t *ids = json_object();
+    settings.second = &m;
+    start(&chance, "chatml");
+    settings.second = NULL;
+    for (int i = 0; i < 6; i++) {
+        static const char *const models[] = {"tiny", "second"};
+        char body[200];
+        int status, pieces = 0;
+        snprintf(body, sizeof body, "{\"prompt\":\"a\",\"max_tokens\":1,\"model\":\"%s\"}", models[i % 2]);
+        keep_id(ids, completion(body));
+        snprintf(body, sizeof body, "{\"messages\":[" U("a") "],\"max_tokens\":1,\"model\":\"%s\"}", models[i % 2]);
+        keep_id(ids, chat(body));
+        snprintf(body, sizeof body, "{\"prompt\":\"a\",\"max_tokens\":3,\"model\":\"%s\",\"stream\":true}",
+                 models[i % 2]);
+        char *text = ask("/v1/completions", body, &status), id[64] = "";
+        for (const char *at = text; (at = strstr(at, "\"id\":\"")); pieces++) {
+            char here[64] = "";
+            at += 6;
+            snprintf(here, sizeof here, "%.*s", (int)strcspn(at, "\""), at);
+            if (!pieces) snprintf(id, sizeof id, "%s", here);
+            assert_string_equal(here, id);
+        }
+        assert_true(pieces > 0);
+        keep_id(ids, json_pack("{s:s}", "id", id));
+        free(text);
+    }
+    assert_int_equal(json_object_size(ids), 18);
+    json_decref(ids);
+    stop();
+    model_free(&m);
+}
+
 /* The completion of a trajectory, which ends. */
 static Completion taken(ServeTrajectory *y) {
     Completion c;
@@ -1006,9 +1089,7 @@ static void assert_branch(const Completion *c, int32_t k, const json_t *reply) {
     assert_false(y->drawn[from + prompt - 1]);
 }
 
-#define U(text) "{\"role\":\"user\",\"content\":\"" text "\"}"
-#define A(text) "{\"role\":\"assistant\",\"content\":\"" text "\"}"
-#define IDS     "],\"return_token_ids\":true"
+#define IDS "],\"return_token_ids\":true"
 
 /* Chats of one trajectory: the next turn continues the drawn tokens; another conversation, and one whose history was changed,
  * are branches; each is continued after the others. */
@@ -1189,11 +1270,13 @@ int main(void) {
         cmocka_unit_test(bad_requests_are_refused),
         cmocka_unit_test(malformed_requests_are_survived),
         cmocka_unit_test(a_slow_client_is_dropped),
+        cmocka_unit_test(clients_that_trickle_are_dropped),
         cmocka_unit_test(a_key_is_needed),
         cmocka_unit_test(clients_that_leave_end_their_jobs),
         cmocka_unit_test(many_clients_do_not_disturb_each_other),
         cmocka_unit_test(prefixes_change_nothing),
         cmocka_unit_test(requests_choose_their_model),
+        cmocka_unit_test(ids_are_those_of_one_answer),
         cmocka_unit_test(chats_become_branches),
         cmocka_unit_test(texts_become_branches),
         cmocka_unit_test(drawn_tokens_are_not_encoded_again),

@@ -177,7 +177,7 @@ static inline bool serve_calls(const ServeModel *m, const ServeChoice *a, const 
 /* A job's name in ids. */
 static inline const char *serve_job_id(const ServeJob *job, char text[48]) {
     snprintf(text, 48, "%s-%llx", job->request.kind == SERVE_CHAT ? "chatcmpl" : "cmpl",
-             (unsigned long long)job->number);
+             (unsigned long long)job->request.number);
     return text;
 }
 
@@ -186,7 +186,8 @@ static inline json_t *serve_call_list(const ServeChoice *a, const ToolCalls *cal
     json_t *list = json_array();
     for (int i = 0; i < calls->count; i++) {
         char id[64];
-        snprintf(id, sizeof id, "call_%llx_%d_%d", (unsigned long long)a->job->number, (int)(a - a->job->choice), i);
+        snprintf(id, sizeof id, "call_%llx_%d_%d", (unsigned long long)a->job->request.number,
+                 (int)(a - a->job->choice), i);
         char *arguments = json_dumps(calls->call[i].arguments, JSON_COMPACT);
         json_t *call = json_pack("{s:s,s:s,s:{s:s,s:s}}", "id", id, "type", "function", "function", "name",
                                  calls->call[i].name, "arguments", arguments);

@@ -73,11 +73,9 @@ typedef struct ServeJob {
     ServeRequest request;
     ServeChoice *choice; /* (choices) those of prompt i are i n ... i n + n-1 */
     int choices;
-    ServeScore *score; /* (prompts) or NULL */
-    int next;          /* the first choice that has not begun */
-    int left;          /* choices and scores that are not over */
-    uint64_t
-        number; /* of all jobs, also of servers before this one: seconds since 1970 when it began, then a counter */
+    ServeScore *score;                  /* (prompts) or NULL */
+    int next;                           /* the first choice that has not begun */
+    int left;                           /* choices and scores that are not over */
     struct ServeTrajectory *trajectory; /* that it belongs to (gateway.h), or NULL */
     bool cancelled, failed;
     Error e; /* of a failure */
@@ -103,7 +101,7 @@ typedef struct ServeEngine {
     bool no_prefixes;         /* nothing is kept */
     ServeJob *first, *last;   /* jobs that are not over */
     int waiting, queue;       /* jobs none of whose choices has begun; the most that may wait */
-    uint64_t next_id, next_number;
+    uint64_t next_id;
     Batch score;                                                 /* prompts to be scored */
     Floats *logits;                                              /* (SERVE_LOGITS, vocab) on the device */
     float *host;                                                 /* the same on the host */
@@ -536,7 +534,6 @@ static inline bool serve_engine_open(ServeEngine *x, const ServeModel *serve, co
     if (!rollout_new_lone(&x->r, m, slots, serve->length, e)) return false;
     x->model = m;
     rollout_begin(&x->r);
-    x->next_number = (uint64_t)time(NULL) << 20;
     x->run = serve->standard;
     x->run.seed = seed;
     x->how = (const Sampling **)xcalloc((size_t)slots, sizeof *x->how);
@@ -569,7 +566,6 @@ static inline bool serve_engine_submit(ServeEngine *x, ServeJob *job) {
     pthread_mutex_lock(&x->lock);
     job->failed = x->ended;
     const bool ok = !x->ended && x->waiting < x->queue;
-    job->number = q->named ? q->number : x->next_number++;
     if (ok && job->left) {
         for (int i = 0; i < job->choices; i++) /* ids of seeds have bit 55; each seed has room for 4096 choices */
             job->choice[i].id = q->named    ? q->id + (uint64_t)i

@@ -36,6 +36,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum {
     SERVE_BODY = 8 << 20,
@@ -58,7 +59,8 @@ typedef struct ServeHttp {
     struct MHD_Daemon *daemon;
     char address[INET6_ADDRSTRLEN + 16]; /* with the port */
     pthread_mutex_t lock;                /* of clients */
-    pthread_mutex_t text;                /* of the tokenizer and the template */
+    pthread_mutex_t text;                /* of the tokenizer, the template and next_number */
+    uint64_t next_number; /* of a request: begins with the time of day, so that another server's are different */
     ServeClient client[2 * SERVE_CONNECTIONS];
 } ServeHttp;
 
@@ -274,14 +276,25 @@ static inline ServeTrajectory *serve_enter(ServeHttp *h, struct MHD_Connection *
 }
 
 /* The engine of the model that a request names; the first one if it names no other. */
-static inline ServeEngine *serve_choose(const ServeHttp *h, const ServeCall *call) {
+static inline ServeEngine *serve_choose(const ServeHttp *h, const json_t *body) {
     ServeEngine *x = h->engine;
-    if (!x->other || !call->body.length) return x;
-    json_t *given = json_loadb(call->body.text, call->body.length, 0, NULL);
-    const char *name = json_string_value(json_object_get(given, "model"));
-    if (name && !strcmp(name, x->other->serve->name)) x = x->other;
-    json_decref(given);
-    return x;
+    const char *name = json_string_value(json_object_get(body, "model"));
+    return x->other && name && !strcmp(name, x->other->serve->name) ? x->other : x;
+}
+
+/* Reads the request of a complete body, for the model that it names, of trajectory y or of none. */
+static inline bool serve_read(ServeHttp *h, ServeKind kind, const TextBuffer *text, ServeTrajectory *y, ServeRequest *q,
+                              ServeEngine **x, ServeFault *f) {
+    json_t *body = serve_body(text->text ? text->text : "", text->length, f);
+    if (!body) return false;
+    *x = serve_choose(h, body);
+    pthread_mutex_lock(&h->text);
+    const bool ok =
+        serve_request(q, (*x)->serve, kind, body, f) && (!y || serve_trajectory_prepare(h->gateway, y, q, f));
+    if (ok && !q->named) q->number = h->next_number++;
+    pthread_mutex_unlock(&h->text);
+    json_decref(body);
+    return ok;
 }
 
 /* Carries out the request of a complete body. */
@@ -289,15 +302,13 @@ static inline enum MHD_Result serve_post(ServeHttp *h, struct MHD_Connection *c,
                                          const ServeCall *call) {
     ServeFault f = {0};
     ServeRequest q;
-    ServeEngine *x = serve_choose(h, call);
+    ServeEngine *x = h->engine;
     ServeTrajectory *y = h->gateway ? serve_enter(h, c, url, &f) : NULL;
     if (f.status) return serve_send_fault(c, &f);
-    pthread_mutex_lock(&h->text);
-    const bool ok = serve_request(&q, x->serve, kind, call->body.text ? call->body.text : "", call->body.length, &f) &&
-                    (!y || serve_trajectory_prepare(h->gateway, y, &q, &f));
-    pthread_mutex_unlock(&h->text);
-    if (!ok && y) serve_gateway_leave(h->gateway, y);
-    if (!ok) return serve_send_fault(c, &f);
+    if (!serve_read(h, kind, &call->body, y, &q, &x, &f)) {
+        if (y) serve_gateway_leave(h->gateway, y);
+        return serve_send_fault(c, &f);
+    }
     const bool stream = q.stream;
     ServeJob *job = serve_job_new(&q);
     job->trajectory = y;
@@ -474,6 +485,7 @@ static inline bool serve_http_open(ServeHttp *h, const char *where, Error *e) {
     for (size_t i = 0; i < sizeof h->client / sizeof *h->client; i++) h->client[i].socket = -1;
     pthread_mutex_init(&h->lock, NULL);
     pthread_mutex_init(&h->text, NULL);
+    h->next_number = (uint64_t)time(NULL) << 20;
     h->daemon =
         MHD_start_daemon(MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC,
                          0, NULL, NULL, serve_on_request, h, MHD_OPTION_LISTEN_SOCKET, s, MHD_OPTION_CONNECTION_LIMIT,

@@ -11,7 +11,9 @@
  *
  *     ServeRequest q;
  *     ServeFault fault;
- *     if (!serve_request(&q, &served, SERVE_CHAT, text, length, &fault)) print(fault.status, fault.e.text);
+ *     json_t *body = serve_body(text, length, &fault);
+ *     if (!body || !serve_request(&q, &served, SERVE_CHAT, body, &fault)) print(fault.status, fault.e.text);
+ *     json_decref(body);
  *     serve_request_free(&q);
  */
 #ifndef LLMC_SERVE_REQUEST_H
@@ -75,12 +77,13 @@ typedef struct ServeRequest {
     bool echo, stream, usage, token_ids;
     bool seeded;
     uint64_t seed;
-    bool named;          /* of a trajectory: the samples have ids from `id` on, and the job has this number */
-    uint64_t id, number; /* of them */
-    json_t *tools;       /* a list, or NULL */
-    json_t *messages;    /* of a chat, in the form of serve_message() */
-    bool calls;          /* calls are read from the completion */
-    bool no_calls;       /* tool_choice none */
+    bool named;       /* of a trajectory: the samples have ids from `id` on, which select their random numbers */
+    uint64_t id;      /* of a trajectory: of the first sample */
+    uint64_t number;  /* in the ids of the answer and of its calls: that of no other request */
+    json_t *tools;    /* a list, or NULL */
+    json_t *messages; /* of a chat, in the form of serve_message() */
+    bool calls;       /* calls are read from the completion */
+    bool no_calls;    /* tool_choice none */
 } ServeRequest;
 
 static inline void serve_request_free(ServeRequest *q) {
@@ -702,23 +705,27 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
     return true;
 }
 
-/* Reads the body of a request. On failure *q is empty and *f says why. */
-static inline bool serve_request(ServeRequest *q, const ServeModel *m, ServeKind kind, const char *body, size_t n,
-                                 ServeFault *f) {
+/* Parses n bytes of a body, which is one object. The caller owns the result; NULL: it is none, and *f says why. */
+static inline json_t *serve_body(const char *text, size_t n, ServeFault *f) {
     json_error_t why;
+    json_t *body = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
+    if (json_is_object(body)) return body;
+    if (!body) serve_refuse(f, 400, "", "the body is not JSON: %.200s at byte %d", why.text, why.position);
+    else serve_refuse(f, 400, "", "the body is %s, expected an object", serve_type(body));
+    json_decref(body);
+    return NULL;
+}
+
+/* Reads a request from its body. On failure *q is empty and *f says why. */
+static inline bool serve_request(ServeRequest *q, const ServeModel *m, ServeKind kind, json_t *body, ServeFault *f) {
     *q = (ServeRequest){.kind = kind, .samples = 1, .how = m->standard, .top = -1};
     if (kind == SERVE_COMPLETION) q->how.max_new = SERVE_NEW;
-    json_t *given = json_loadb(body, n, JSON_REJECT_DUPLICATES, &why);
-    bool ok = given || serve_refuse(f, 400, "", "the body is not JSON: %.200s at byte %d", why.text, why.position);
-    if (ok && !json_is_object(given))
-        ok = serve_refuse(f, 400, "", "the body is %s, expected an object", serve_type(given));
-    ok = ok && serve_unread(q, given, f);
+    bool ok = serve_unread(q, body, f);
     for (size_t i = 0; ok && i < sizeof serve_fields / sizeof *serve_fields; i++) {
-        const json_t *value = json_object_get(given, serve_fields[i].name);
+        const json_t *value = json_object_get(body, serve_fields[i].name);
         if (serve_fields[i].kinds & kind && value && !json_is_null(value)) ok = serve_fields[i].read(q, m, value, f);
     }
     ok = ok && serve_check(q, m, f);
-    json_decref(given);
     if (!ok) serve_request_free(q);
     return ok;
 }
