@@ -12,7 +12,7 @@
 #include "../llmc/base/error.h"        /* Error, xmalloc */
 #include "../llmc/base/random.h"       /* Random, random_start, random_below, random_normal */
 #include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/model.h"       /* Model, model_upload, model_zero_grads */
+#include "../llmc/model/model.h"       /* Model, model_settle_grads, model_upload, model_zero_grads */
 #include "../llmc/model/pack.h"        /* batch_new, batch_segment, batch_completion, batch_free, ... */
 #include "../llmc/model/tensors.h"     /* INIT_ONE, TENSOR_COUNT */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward, model_backward */
@@ -57,6 +57,7 @@ static inline void adapted_pass(Model *m, const Batch *b, int recompute, float *
     model_zero_grads(m);
     model_forward(m, &w, b, 1, &(ModelOutput){.logp = logp});
     model_backward(m, &w, b, 1, dlogp, NULL, NULL);
+    model_settle_grads(m);
     B->download(D, grads, m->grads, m->grads_count * sizeof *grads);
     workspace_free(&w, m);
 }

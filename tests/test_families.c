@@ -208,6 +208,7 @@ static float *part_of(const HuggingfacePart *p, const float *all) {
 /* The gradients in new memory. */
 static float *gradients_of(const Case *k) {
     float *g = xmalloc(k->m.parameters * sizeof *g);
+    model_settle_grads(&k->m);
     B->download(D, g, k->m.grads, k->m.parameters * sizeof *g);
     return g;
 }

@@ -58,6 +58,7 @@ static ModelConfig variant_config(int variant, int value_head) {
 
 static float *gradients(const Model *m) {
     float *g = xmalloc(m->parameters * sizeof *g);
+    model_settle_grads(m);
     B->download(D, g, m->grads, m->parameters * sizeof *g);
     return g;
 }
@@ -315,7 +316,10 @@ static void test_golden_adamw(void **state) {
         const double want = golden(&g.adamw, "weight_norm")[step], moved = 2 * golden(&g.adamw, "lr")[0] * (step + 1);
         if (!(fabs(norm / want - 1) < 5e-6 + moved * key_biases(&g.m) / (want * want)))
             fail_msg("step %d: weight norm %.9g, PyTorch has %.9g", step, norm, want);
-        assert_true(B->square_sum(D, g.m.grads, g.m.parameters) == 0);
+        if (step % 2) { /* in the other steps the next backward pass stores */
+            model_settle_grads(&g.m);
+            assert_true(B->square_sum(D, g.m.grads, g.m.parameters) == 0);
+        }
     }
     assert_int_equal(o.step, 10);
     free(dlogp), free(logp);
@@ -605,6 +609,37 @@ static void test_workspace_reuse(void **state) {
     problem_free(&large), problem_free(&p), model_free(&m);
 }
 
+/* A backward pass after model_forget_grads(), whatever the memory holds, gives the gradients of one after zeros, and the next
+ * one adds to them. The loss is one of log-probabilities and entropies, or one of values alone. */
+static void test_forgotten_gradients(void **state) {
+    (void)state;
+    for (int values = 0; values < 2; values++)
+        for (int variant = 0; variant < VARIANTS; variant++) {
+            Model m = random_model(variant_config(variant, values), 47, 0.2);
+            Problem p = mixed_problem(47, m.config.vocab);
+            Workspace w = train_workspace(&m, &p.batch, 0);
+            float *junk = xmalloc(m.parameters * sizeof *junk);
+            for (size_t i = 0; i < m.parameters; i++) junk[i] = NAN;
+            float *g[2];
+            for (int forgotten = 0; forgotten < 2; forgotten++) {
+                model_zero_grads(&m);
+                if (forgotten) {
+                    B->upload(D, m.grads, junk, m.parameters * sizeof *junk);
+                    model_forget_grads(&m);
+                }
+                for (int pass = 0; pass < 2; pass++) {
+                    loss_of(&m, &w, &p);
+                    if (values) model_backward(&m, &w, &p.batch, p.temperature, NULL, NULL, p.q);
+                    else model_backward(&m, &w, &p.batch, p.temperature, p.w, p.u, NULL);
+                }
+                g[forgotten] = gradients(&m);
+            }
+            for (size_t i = 0; i < m.parameters; i++) assert_true(g[0][i] == g[1][i]); /* +0 and -0 are equal */
+            free(g[0]), free(g[1]), free(junk);
+            workspace_free(&w, &m), problem_free(&p), model_free(&m);
+        }
+}
+
 /* Rows without a target add no head computation and no loss; a batch without targets has a zero gradient. */
 static void test_no_targets(void **state) {
     (void)state;
@@ -615,8 +650,12 @@ static void test_no_targets(void **state) {
     Workspace w = train_workspace(&m, &b, 0);
     float none[1] = {0};
     model_forward(&m, &w, &b, 1, &(ModelOutput){.logp = none, .entropy = none});
-    model_backward(&m, &w, &b, 1, none, none, NULL);
-    assert_true(B->square_sum(D, m.grads, m.parameters) == 0);
+    for (int forgotten = 0; forgotten < 2; forgotten++) {
+        if (forgotten) model_forget_grads(&m);
+        model_backward(&m, &w, &b, 1, none, none, NULL);
+        model_settle_grads(&m);
+        assert_true(B->square_sum(D, m.grads, m.parameters) == 0);
+    }
     workspace_free(&w, &m), batch_free(&b), model_free(&m);
 }
 
@@ -963,11 +1002,13 @@ static void test_optimizer(void **state) {
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < 3; i++) { /* a gradient that is not finite changes nothing */
         g[n - 1] = bad[i];
+        model_zero_grads(&m);
         B->upload(D, m.grads, g, n * 4);
         assert_true(optimizer_step(&o, &m, 0.1).skipped);
         B->weights_download(D, after, m.weights, n);
         assert_memory_equal(after, before, n * 4);
         assert_true(o.step == 0 && B->square_sum(D, o.m, n) == 0 && B->square_sum(D, o.v, n) == 0);
+        model_settle_grads(&m);
         assert_true(B->square_sum(D, m.grads, n) == 0);
     }
     o.weight_decay = 0.5; /* no gradient: weight decay alone, on matrices */
@@ -986,6 +1027,7 @@ static void test_optimizer(void **state) {
         assert_true(o.beta1 == 0.9 && o.beta2 == 0.999 && o.eps == 1e-8 && o.weight_decay == 0 && o.max_grad_norm == 1);
         o.max_grad_norm = limit[k];
         for (size_t i = 0; i < n; i++) g[i] = i % 2 ? 2.0f : -2.0f;
+        model_zero_grads(&m);
         B->upload(D, m.grads, g, n * 4);
         const OptimizerResult r = optimizer_step(&o, &m, 1e-3);
         assert_true(fabs(r.grad_norm - 2 * sqrt(n)) < 1e-6 && !r.skipped);
@@ -1034,6 +1076,7 @@ int main(void) {
         cmocka_unit_test(test_forward_backward),
         cmocka_unit_test(test_workspace_reuse),
         cmocka_unit_test(test_no_targets),
+        cmocka_unit_test(test_forgotten_gradients),
         cmocka_unit_test(test_neftune),
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_bf16_activations),

@@ -8,7 +8,7 @@
 #include "../llmc/base/half.h"       /* half_from_bf16, half_to_bf16 */
 #include "../llmc/base/random.h"     /* Random, random_normal, random_start */
 #include "../llmc/cpu/cpu.h"         /* backend_cpu, backend_cpu_bf16, backend_cpu_for, backend_cpu_half_avx512, ... */
-#include "../llmc/model/backend.h"   /* Backend, Device, acts_at, QUANT_Q8_0, ... */
+#include "../llmc/model/backend.h"   /* MLP_GELU, Backend, Device, acts_at, ... */
 #include "../llmc/model/batch.h"     /* Segment */
 #include "../llmc/model/quantized.h" /* quant_bytes */
 #include "arrays.h"                  /* FLOATS, arrays_free, picks */
@@ -144,6 +144,35 @@ RUN(linear) {
     b->gelu_backward(d, A(10), A(8), N * O);
     b->gate_forward(d, A(11), A(8), MLP_SWIGLU, N, O / 2);
     b->gate_backward(d, A(12), A(11), A(8), MLP_GEGLU, N, O / 2);
+}
+
+/* The activation and the layer after it, fused if the backend can: the backward pass has the bits of the forward pass. */
+enum { HIDDEN = 80 };
+static MlpKind mlp_kind;
+RUN(mlp) {
+    if (mlp_kind == MLP_GELU) b->gelu_forward(d, A(7), A(1), N * HIDDEN);
+    else b->gate_forward(d, A(7), A(1), mlp_kind, N, HIDDEN);
+    if (b->mlp_backward) {
+        const MlpBackward a = {.rows = N,
+                               .hidden = HIDDEN,
+                               .width = C,
+                               .kind = mlp_kind,
+                               .dout = A(0),
+                               .pre = A(1),
+                               .w = W(2),
+                               .act = A(3),
+                               .dpre = A(4),
+                               .dw = F(5),
+                               .db = F(6)};
+        b->mlp_backward(d, &a);
+        assert_memory_equal(A(3), A(7), N * HIDDEN * b->act_size);
+    } else {
+        memcpy(A(3), A(7), N * HIDDEN * b->act_size);
+        b->linear_backward(d, mlp_kind == MLP_GELU ? A(4) : A(8), F(5), F(6), A(0), A(3), W(2), N, HIDDEN, C);
+        if (mlp_kind == MLP_GELU) b->gelu_backward(d, A(4), A(1), N * HIDDEN);
+        else b->gate_backward(d, A(4), A(8), A(1), mlp_kind, N, HIDDEN);
+    }
+    memset(A(8), 0, N * HIDDEN * b->act_size); /* scratch */
 }
 
 RUN(rows) {
@@ -343,6 +372,19 @@ static void test_linear(void **state) {
     acts(N * O / 2);
     acts(N * O);
     both("linear layers", 8, linear);
+    for (mlp_kind = MLP_GELU; mlp_kind <= MLP_GEGLU; mlp_kind++) {
+        const size_t pre = N * HIDDEN * (mlp_kind == MLP_GELU ? 1 : 2);
+        acts(N * C);
+        cell_new(ACTS, values(pre, 4), pre, 2, true);
+        weights(C * HIDDEN, 0.1);
+        acts(N * HIDDEN);
+        acts(pre);
+        floats(C * HIDDEN, 1);
+        floats(C, 1);
+        acts(N * HIDDEN);
+        acts(N * HIDDEN);
+        both("mlp", 8, mlp);
+    }
 }
 
 static void test_rotary(void **state) {

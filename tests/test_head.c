@@ -136,6 +136,11 @@ static void check_head(Device *d, const HeadProblem *p, bool entropy_gradient, d
     a.dweight = NULL; /* not requested */
     B->head(d, &a);
     assert_memory_equal(fetch(dwte, table), before, table * sizeof(float));
+    for (size_t i = 0; i < used; i++) sw.value[i] = 0.5 * (sw.value[i] - p->dwte[i]);
+    B->store_next(d, dwte);
+    a.dweight = dwte; /* a call that stores it */
+    B->head(d, &a);
+    check("dwte stored", fetch(dwte, table), sw.value, sw.size, gradient_slack + R, used);
 }
 
 static void test_head(void **state) {
@@ -253,7 +258,8 @@ static void test_head_blocks_bf16(void **state) {
 }
 
 /* Operands that bfloat16 represents, so that logits equal those of float32. The gradient of the logits is rounded to 8
- * bits. Shapes: odd sizes, one row, more tokens than the tiles process at a time, more rows than they do. */
+ * bits. Shapes: odd sizes, one row, more tokens than the tiles process at a time, more rows than they do, and rows whose largest
+ * logit is so far above those of the first tokens that its exponential overflows. */
 static void test_head_bf16(void **state) {
     (void)state;
     Device *d;
@@ -264,14 +270,17 @@ static void test_head_bf16(void **state) {
         int R, C, V, Vp;
         float temperature;
         double amplitude;
-    } shape[] = {{37, 24, 257, 384, 0.8f, 0.3}, {33, 41, 4500, 4608, 1, 0.3}, {1, 8, 5, 128, 2, 1},
-                 {3, 24, 257, 384, 0.1f, 0.5},  {5, 24, 257, 384, 1, 8},      {4131, 5, 37, 128, 0.9f, 1}};
+        int small; /* the first tokens, whose logits are 0: the others' are far above */
+    } shape[] = {{37, 24, 257, 384, 0.8f, 0.3, 0}, {33, 41, 4500, 4608, 1, 0.3, 0}, {1, 8, 5, 128, 2, 1, 0},
+                 {3, 24, 257, 384, 0.1f, 0.5, 0},  {5, 24, 257, 384, 1, 8, 0},      {4131, 5, 37, 128, 0.9f, 1, 0},
+                 {43, 24, 257, 384, 1, 8, 32},     {37, 24, 3000, 3072, 1, 8, 40}};
     for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
         HeadProblem p =
             head_problem(&r, shape[s].R, shape[s].C, shape[s].V, shape[s].Vp, shape[s].temperature, shape[s].amplitude);
         for (int i = 0; i < p.R * p.C; i++) p.h[i] = (float)bf16(p.h[i]);
         for (int i = 0; i < p.V * p.C; i++) p.wte[i] = (float)bf16(p.wte[i]);
         for (int i = p.V * p.C; i < p.Vp * p.C; i++) p.wte[i] *= 100; /* padding rows must have no effect */
+        for (int i = 0; i < shape[s].small * p.C; i++) p.wte[i] = 0;
         check_head(d, &p, s % 2 == 0, 4, 0x1p16);
         p.cap = 2;
         check_head(d, &p, s % 2, 4, 0x1p16);

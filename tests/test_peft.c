@@ -4,7 +4,7 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* LORA_ALL */
 #include "../llmc/model/lora.h"        /* lora_merged */
-#include "../llmc/model/model.h"       /* Model, model_free, model_download */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_settle_grads */
 #include "../llmc/model/model_file.h"  /* model_load_as */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_file_free, ModelLoad */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_configure, optimizer_free, optimizer_new, ... */
@@ -153,6 +153,7 @@ static void test_dora_training(void **state) {
         for (int step = 0; step < 5; step++) {
             learn(&m, &b);
             if (step == 0) {
+                model_settle_grads(&m);
                 B->download(D, values, m.grads, m.grads_count * sizeof *values);
                 check_trained(names[i], "grad", &m, values, 1e-4);
             }

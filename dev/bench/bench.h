@@ -113,6 +113,7 @@ static inline double bench_copy_bandwidth(void) {
       (Device * d, Acts * out, const QuantMatrix *wte, const Weights *wpe, const Ints *token, const Ints *position,    \
        float scale, int N, int C),                                                                                     \
       (d, out, wte, wpe, token, position, scale, N, C))                                                                \
+    X(mlp_backward, (Device * d, const MlpBackward *a), (d, a))                                                        \
     X(gelu_forward, (Device * d, Acts * out, const Acts *pre, size_t n), (d, out, pre, n))                             \
     X(gelu_backward, (Device * d, Acts * dinout, const Acts *pre, size_t n), (d, dinout, pre, n))                      \
     X(gate_forward, (Device * d, Acts * out, const Acts *pre, MlpKind kind, int N, int F), (d, out, pre, kind, N, F))  \
@@ -189,7 +190,7 @@ static inline const Backend *bench_backend(const Backend *real) {
     BenchClock *c = bench_clock();
     *c = (BenchClock){.real = real, .timed = *real};
 #define X(op_, parameters, arguments)                                                                                  \
-    c->timed.op_ = bench_timed_##op_;                                                                                  \
+    if (real->op_) c->timed.op_ = bench_timed_##op_;                                                                   \
     c->op[BENCH_##op_].name = #op_;
     BENCH_OPS(X)
 #undef X

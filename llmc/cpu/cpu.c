@@ -25,8 +25,9 @@
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_decoded, head_tiles_floats, head_tiles_halves, head_tiles_kept */
-#include "tiles.h"              /* tiles_available, tiles_count */
-#include "tiles_product.h"      /* tiles_sums_count */
+#include "tiles.h"              /* CPU_TILES, tiles_available, tiles_count */
+#include "tiles_activation.h"   /* TilesActivation */
+#include "tiles_product.h"      /* TilesProduct, TILES_ACTIVATION, TILES_GELU, tiles_sums_count */
 
 #include "attention.h"  /* cpu_kv_store */
 #include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
@@ -187,11 +188,39 @@ static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *
     if (db) cpu_column_sums(d, (float *)db, (const Act *)dout, N, OC);
 }
 
+static inline void cpu_store_next(Device *d, const Floats *dw) { d->store_next = (const float *)dw; }
+
 static inline void cpu_linear_gelu_forward(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w,
                                            const Weights *b, int N, int IC, int OC) {
+#if defined CPU_HALF && defined CPU_TILES
+    const TilesActivation t = {.kind = MLP_GELU, .hidden = OC, .act = (Act *)out};
+    const TilesProduct p = {.rows = N,
+                            .cols = OC,
+                            .depth = IC,
+                            .epilogue = TILES_GELU,
+                            .bias = (const float *)b,
+                            .half = (Act *)pre,
+                            .ldo = (size_t)OC,
+                            .activation = &t};
+    gemm_product_bf16(d, p, true, x, true, (const float *)w);
+#else
     cpu_linear_forward(d, pre, x, w, b, N, IC, OC);
     cpu_gelu_forward(d, out, pre, (size_t)N * (size_t)OC);
+#endif
 }
+
+#if defined CPU_HALF && defined CPU_TILES
+static inline void cpu_mlp_backward(Device *d, const MlpBackward *a) {
+    const TilesActivation t = {
+        .kind = a->kind, .hidden = a->hidden, .pre = (const Act *)a->pre, .act = (Act *)a->act, .dpre = (Act *)a->dpre};
+    const TilesProduct p = {
+        .rows = a->rows, .cols = a->hidden, .depth = a->width, .epilogue = TILES_ACTIVATION, .activation = &t};
+    gemm_product_bf16(d, p, false, a->dout, true, (const float *)a->w);
+    cpu_linear_backward(d, NULL, a->dw, a->db, a->dout, a->act, a->w, a->rows, a->hidden, a->width);
+}
+#else
+#define cpu_mlp_backward NULL
+#endif
 
 static inline void cpu_value_forward(Device *d, Floats *value, const Acts *h_, const Weights *w_, const Weights *b,
                                      int R, int C) {
@@ -269,6 +298,7 @@ const Backend *CPU_BACKEND(void) {
     static const Backend table = {.name = "cpu",
                                   .weight_size = sizeof(float),
                                   .act_size = sizeof(Act),
+                                  .recompute = ACT_HALF,
                                   .open = cpu_open,
                                   .close = cpu_close,
                                   .sync = cpu_sync,
@@ -292,6 +322,7 @@ const Backend *CPU_BACKEND(void) {
                                   .norm_backward = cpu_norm_backward,
                                   .linear_forward = cpu_linear_forward,
                                   .linear_backward = cpu_linear_backward,
+                                  .store_next = cpu_store_next,
                                   .linear_gelu_forward = cpu_linear_gelu_forward,
                                   .quant_forward = cpu_quant_forward,
                                   .quant_backward = cpu_quant_backward,
@@ -302,6 +333,7 @@ const Backend *CPU_BACKEND(void) {
                                   .dora_norm = cpu_dora_norm,
                                   .dora_forward = cpu_dora_forward,
                                   .dora_backward = cpu_dora_backward,
+                                  .mlp_backward = cpu_mlp_backward,
                                   .gelu_forward = cpu_gelu_forward,
                                   .gelu_backward = cpu_gelu_backward,
                                   .gate_forward = cpu_gate_forward,

@@ -2,7 +2,7 @@
  *
  *   gemm_nt   out[N,M]  = x[N,K] w[M,K]^T + b[M]     a linear layer forward
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
- *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights
+ *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights (store_next: = instead)
  *
  * Products in float32 are oneDNN's (its C API), those in bfloat16 our own (tiles_product.h). On processors without bfloat16
  * arithmetic, activations in bfloat16 are converted, and products are those in float32.
@@ -29,7 +29,7 @@
 #include "../model/backend.h" /* Acts, DTYPE_BF16, ROW_ALIGN, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
 #include "tiles.h"            /* CPU_TILES, tiles_pack_team, tiles_count, TILES_PAIRS, ... */
-#include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, tiles_sums_count */
+#include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, TILES_STORE, ... */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
@@ -75,7 +75,8 @@ struct Device {
     size_t scratchpad_count;
     uint16_t *half[2]; /* operands rounded to bfloat16 */
     size_t half_count[2];
-    float *sums; /* partial sums of products in bfloat16 */
+    const float *store_next; /* the gradient that the next product stores instead of adding to it, or NULL */
+    float *sums;             /* partial sums of products in bfloat16 */
     size_t sums_count;
     float *logits; /* the head's chunk of logits */
     size_t logits_count;
@@ -113,6 +114,14 @@ static inline void *cpu_scratch(Device *d, void *buffer, size_t *count, size_t w
     d->alive += (wanted - *count) * size;
     *count = wanted;
     return checked(aligned_alloc(64, (wanted * size + 63) / 64 * 64), wanted * size);
+}
+
+/* Returns whether the product that is to be added to `out` is stored instead (see store_next in backend.h), for this one
+ * time. */
+static inline bool gemm_stores(Device *d, const float *out) {
+    const bool stores = out && d->store_next == out;
+    if (stores) d->store_next = NULL;
+    return stores;
 }
 
 /* Returns whether a pass over this many elements is worth waking the other threads. Waking them takes a few
@@ -357,25 +366,19 @@ static inline void gemm_rows_by_weights(Device *d, float *out, const float *x, c
 }
 
 #ifdef CPU_TILES
-/* out[N,M] = x[N,K] w + b in packed blocks, w [M,K] if transposed, otherwise [K,M]. out_half, x_half: that matrix is
- * bfloat16. */
-static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *out, bool out_half, const void *x,
-                                             bool x_half, const float *w, const float *b, int N, int M, int K) {
+/* The product p, of which a, b and sums are still missing, of x and w in packed blocks: w [M,K] if transposed, otherwise
+ * [K,M]. x_half: x is bfloat16. */
+static inline void gemm_product_bf16(Device *d, TilesProduct p, bool transposed, const void *x, bool x_half,
+                                     const float *w) {
+    const int N = p.rows, M = p.cols, K = p.depth;
     const bool plain = x_half && K % TILES_BLOCK == 0 && !tiles_amx();
     const uint16_t *kept = transposed ? gemm_tiles(d, w, N, M, K) : gemm_tiles(d, w, N, K, M);
     uint16_t *left = plain ? NULL : gemm_half(d, 0, tiles_count(N, K));
     uint16_t *right = kept && transposed ? NULL : gemm_half(d, 1, tiles_count(M, K));
-    const TilesProduct p = {.rows = N,
-                            .cols = M,
-                            .depth = K,
-                            .a = plain ? (const uint16_t *)x : left,
-                            .lda = plain ? (size_t)K : 0,
-                            .b = right ? right : kept,
-                            .bias = b,
-                            .out = out_half ? NULL : (float *)out,
-                            .half = out_half ? (uint16_t *)out : NULL,
-                            .ldo = (size_t)M,
-                            .sums = gemm_sums(d)};
+    p.a = plain ? (const uint16_t *)x : left;
+    p.lda = plain ? (size_t)K : 0;
+    p.b = right ? right : kept;
+    p.sums = gemm_sums(d);
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
         if (left) tiles_pack_team(left, TILES_ROWS, x, x_half, (size_t)K, N, K);
@@ -386,7 +389,20 @@ static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *o
     }
 }
 
-/* out[M,K] += y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. */
+/* out[N,M] = x[N,K] w + b. out_half: out is bfloat16. */
+static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *out, bool out_half, const void *x,
+                                             bool x_half, const float *w, const float *b, int N, int M, int K) {
+    const TilesProduct p = {.rows = N,
+                            .cols = M,
+                            .depth = K,
+                            .bias = b,
+                            .out = out_half ? NULL : (float *)out,
+                            .half = out_half ? (uint16_t *)out : NULL,
+                            .ldo = (size_t)M};
+    gemm_product_bf16(d, p, transposed, x, x_half, w);
+}
+
+/* out[M,K] += or = y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. */
 static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
     uint16_t *left = gemm_half(d, 0, tiles_count(M, N)), *right = gemm_half(d, 1, tiles_count(K, N));
     const TilesProduct p = {.rows = M,
@@ -394,7 +410,7 @@ static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_hal
                             .depth = N,
                             .a = left,
                             .b = right,
-                            .epilogue = TILES_ADD,
+                            .epilogue = gemm_stores(d, out) ? TILES_STORE : TILES_ADD,
                             .out = out,
                             .ldo = (size_t)K,
                             .sums = gemm_sums(d)};
@@ -427,13 +443,14 @@ static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *o
 }
 
 static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
+    const float initial = gemm_stores(d, out) ? 0.0f : 1.0f;
     for (int first = 0; first < N; first += GEMM_WIDE_ROWS) {
         const int n = N - first < GEMM_WIDE_ROWS ? N - first : GEMM_WIDE_ROWS;
         const size_t left = (size_t)first * (size_t)M, right = (size_t)first * (size_t)K;
         const float *from = (const float *)y + left;
         if (y_half) from = cpu_wide(d, GEMM_WIDE, (const Acts *)((const Act *)y + left), (size_t)n * (size_t)M, true);
         const float *by = cpu_wide(d, GEMM_WIDE + 1, (const Acts *)(x + right), (size_t)n * (size_t)K, true);
-        DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, n, 1.0f, from, M, by, K, 1.0f, out, K));
+        DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, n, 1.0f, from, M, by, K, first ? 1.0f : initial, out, K));
     }
 }
 #endif
@@ -481,7 +498,7 @@ static inline void gemm_tn(Device *d, float *out, const float *y, const float *x
 #ifdef CPU_TILES
     if (d->dtype == DTYPE_BF16) return gemm_tn_bf16(d, out, y, false, x, N, M, K);
 #endif
-    DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, 1.0f, out, K));
+    DNNL_TRY(d, dnnl_sgemm('T', 'N', M, K, N, 1.0f, y, M, x, K, gemm_stores(d, out) ? 0.0f : 1.0f, out, K));
 }
 
 /* Those whose out (NT), x (NN) or y (TN) is float even if activations are not: logits. */

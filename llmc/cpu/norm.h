@@ -12,6 +12,8 @@
 #include "../model/backend.h" /* Acts, Ints, Floats, MLP_GEGLU, ... */
 #include "act.h"              /* Act, act_get, act_set */
 #include "gemm.h"             /* Device, CPU_BLOCK, cpu_scratch */
+#include "tiles.h"            /* CPU_TILES */
+#include "tiles_activation.h" /* tiles_act_row, tiles_gate_row */
 #include "vector_math.h"      /* cpu_exp */
 
 enum { NORM_PARTS = 32, COLUMN_BLOCK = 64 };
@@ -235,8 +237,12 @@ static inline void cpu_gelu_forward(Device *d, Acts *out_, const Acts *pre_, siz
 #pragma omp parallel for schedule(static) if (cpu_worth(n))
     for (size_t block = 0; block < n; block += CPU_BLOCK) {
         const size_t end = n - block < CPU_BLOCK ? n : block + CPU_BLOCK;
+#if defined CPU_HALF && defined CPU_TILES
+        tiles_act_row(out + block, pre + block, true, end - block);
+#else
 #pragma omp simd
         for (size_t i = block; i < end; i++) out[i] = act_set(act_get(pre[i]) * gelu_sigmoid(act_get(pre[i])));
+#endif
     }
 }
 
@@ -263,11 +269,15 @@ static inline float silu_sigmoid(float x) { return 1.0f / (1.0f + cpu_exp(-x)); 
 
 /* One row of the gated activation. */
 static inline void gate_row(Act *restrict out, const Act *restrict gate, const Act *restrict value, bool gelu, int F) {
+#if defined CPU_HALF && defined CPU_TILES
+    tiles_gate_row(out, gate, value, gelu, F); /* as in the backward pass */
+#else
 #pragma omp simd
     for (int c = 0; c < F; c++) {
         const float g = act_get(gate[c]);
         out[c] = act_set(g * (gelu ? gelu_sigmoid(g) : silu_sigmoid(g)) * act_get(value[c]));
     }
+#endif
 }
 
 /* f'(g) of a gate, from its sigmoid s: that of silu, s + g s (1 - s), or that of gelu as above. */

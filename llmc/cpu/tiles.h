@@ -217,7 +217,18 @@ static inline void tiles_turn_team(uint16_t *to, const uint16_t *from, int n, in
 
 /* ---- 16 floats ------------------------------------------------------------------------------------------------- */
 
-/* e^x for x <= 0, by the same polynomial as cpu_exp() (vector_math.h). It is 0 up to -87; NaN gives NaN. */
+/* e^r for |r| <= ln(2)/2, by the same polynomial as cpu_exp() (vector_math.h). */
+TILES_INLINE __m512 tiles_exp_near(__m512 r) {
+    __m512 p = _mm512_set1_ps(0x1.6a2352p-10f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.123a6cp-7f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.5558f4p-5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.555490p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffffcp-2f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
+    return _mm512_add_ps(p, _mm512_set1_ps(1.0f));
+}
+
+/* e^x for x <= 0. It is 0 up to -87; NaN gives NaN. */
 TILES_INLINE __m512 tiles_exp(__m512 x) {
     const __m512 rounder = _mm512_set1_ps(0x1.8p23f);
     const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
@@ -225,15 +236,37 @@ TILES_INLINE __m512 tiles_exp(__m512 x) {
     const __m512 n = _mm512_sub_ps(shifted, rounder);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
-    __m512 p = _mm512_set1_ps(0x1.6a2352p-10f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.123a6cp-7f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.5558f4p-5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.555490p-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffffcp-2f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
-    p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(positive, _mm512_castps_si512(p), exponent));
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(positive, _mm512_castps_si512(tiles_exp_near(r)), exponent));
+}
+
+/* e^x for any x, as cpu_exp(): 0 below about -104, infinite above 88.73; NaN gives NaN. */
+TILES_INLINE __m512 tiles_exp_any(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), x));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), r);
+    return _mm512_scalef_ps(tiles_exp_near(r), n);
+}
+
+/* log x of positive normal numbers, as cpu_log(). */
+TILES_INLINE __m512 tiles_log(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f3504f3)), 23);
+    const __m512 n = _mm512_cvtepi32_ps(exponent);
+    const __m512 r = _mm512_sub_ps(_mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23))),
+                                   _mm512_set1_ps(1.0f));
+    __m512 p = _mm512_set1_ps(-0x1.38b4ccp-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.055b46p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(-0x1.0d8552p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.22da22p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(-0x1.547244p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.99a008p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(-0x1.000228p-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.555554p-2f));
+    const __m512 bend = _mm512_mul_ps(_mm512_mul_ps(r, r), _mm512_fmsub_ps(r, p, _mm512_set1_ps(0.5f)));
+    const __m512 tail = _mm512_fmadd_ps(n, _mm512_set1_ps(0x1.7f7d1cp-20f), bend);
+    return _mm512_fmadd_ps(n, _mm512_set1_ps(0x1.62e4p-1f), _mm512_add_ps(r, tail));
 }
 
 /* tanh x, as cpu_tanh(): a polynomial below 0.625, 1 - 2 e / (1 + e) with e = e^(-2 |x|) from there on. */

@@ -15,7 +15,8 @@
 #ifndef LLMC_CPU_TILES_PRODUCT_H
 #define LLMC_CPU_TILES_PRODUCT_H
 
-#include "tiles.h" /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
+#include "tiles.h"            /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
+#include "tiles_activation.h" /* tiles_act, tiles_act_backward, tiles_narrow, TilesActivation, ... */
 #include <math.h>
 #include <omp.h>
 #include <stdbool.h>
@@ -37,6 +38,8 @@ enum {
 typedef enum TilesEpilogue {
     TILES_STORE,        /* out = C + bias */
     TILES_ADD,          /* out += C */
+    TILES_GELU,         /* half = C + bias, rounded; activation->act = gelu(half) */
+    TILES_ACTIVATION,   /* backward: C is the gradient of the activations; activation->dpre and ->act are written */
     TILES_STATISTICS,   /* the head: statistics of the logits C; nothing else is stored */
     TILES_HEAD_GRADIENT /* the head, on AMX: gradient = dloss/dC, packed in rows; without AMX tiles_head_strip() */
 } TilesEpilogue;
@@ -46,14 +49,16 @@ typedef struct TilesHead {
     float inverse_temperature, cap;
     int first, vocab;
     const int32_t *target; /* (rows) */
-    /* (TILES_HEAD_GROUPS, rows, 4, 16) over the tokens so far, of every 16th token: maximum m, sum of e^y with
-     * y = (z - m) / temperature, sum of y e^y, and the token (int32) of the maximum */
+    const float *reference; /* (rows) near the maximum logit */
+    /* (TILES_HEAD_GROUPS, rows, 4, 16) over the tokens so far, of every 16th token: the maximum, sum of e^y with
+     * y = (z - reference) / temperature, sum of y e^y, and the token (int32) of the maximum */
     float *statistics;
     float *target_logit; /* (rows) */
-    float *logits;       /* z in blocks of 32 x 32, [rows / 32][all tokens / 32], if they are kept; or NULL */
+    uint16_t *kept;      /* e^y in blocks of 32 x 32, [rows / 32][all tokens / 32], if they are kept; or NULL */
     int panels;          /* all tokens / 32 */
-    /* for TILES_HEAD_GRADIENT, (rows) each */
+    /* for the gradient, (rows) each */
     const float *max, *log_sum, *entropy, *dlogp, *dentropy; /* dentropy: or NULL */
+    const float *logp, *share;                               /* without AMX: of the target; probability / e^y */
     uint16_t *gradient;                                      /* rows x cols, packed in rows */
 } TilesHead;
 
@@ -64,8 +69,9 @@ typedef struct TilesProduct {
     TilesEpilogue epilogue;
     const float *bias; /* (cols) or NULL */
     float *out;        /* rows are ldo apart */
-    uint16_t *half;    /* TILES_STORE: written in bfloat16 instead of out; NULL: out */
+    uint16_t *half;    /* TILES_STORE and TILES_GELU: written in bfloat16 instead of out; NULL: out */
     size_t ldo;
+    const TilesActivation *activation;
     const TilesHead *head;
     float *sums; /* scratch: tiles_sums_count() floats */
 } TilesProduct;
@@ -111,14 +117,15 @@ typedef struct TilesPending {
 
 /* ---- epilogues ------------------------------------------------------------------------------------------------- */
 
-/* One row of 32 logits x, y of tokens `token` ..: adds those of mask in to the row's statistics of its group. */
-TILES_INLINE void tiles_statistics(const TilesHead *h, float *row, int token, __m512 x, __m512 y, __mmask16 in0,
-                                   __mmask16 in1) {
+/* One row of 32 logits x, y of tokens `token` ..: adds those of mask in to the row's statistics of its group. kept: the
+ * row's e^y in bfloat16, or NULL. */
+TILES_INLINE void tiles_statistics(const TilesHead *h, float *row, float reference, int token, __m512 x, __m512 y,
+                                   __mmask16 in0, __mmask16 in1, uint16_t *kept) {
     const __m512 low = _mm512_set1_ps(-INFINITY), scale = _mm512_set1_ps(h->inverse_temperature);
-    const __m512 least = _mm512_set1_ps(-87.0f);
+    const __m512 center = _mm512_set1_ps(reference);
+    const __m512 max = _mm512_load_ps(row), sum = _mm512_load_ps(row + 16), mean = _mm512_load_ps(row + 32);
     x = _mm512_mask_mov_ps(low, in0, x);
     y = _mm512_mask_mov_ps(low, in1, y);
-    __m512 max = _mm512_load_ps(row), sum = _mm512_load_ps(row + 16), mean = _mm512_load_ps(row + 32);
     const __m512 top = _mm512_max_ps(y, x);
     const __mmask16 higher = _mm512_cmp_ps_mask(top, max, _CMP_GT_OQ);
     if (higher) { /* rare after the first panels */
@@ -126,23 +133,14 @@ TILES_INLINE void tiles_statistics(const TilesHead *h, float *row, int token, __
         const __mmask16 second = _mm512_cmp_ps_mask(y, x, _CMP_GT_OQ);
         const __m512i at = _mm512_mask_add_epi32(lane, second, lane, _mm512_set1_epi32(16));
         _mm512_mask_store_epi32(row + 48, higher, _mm512_add_epi32(at, _mm512_set1_epi32(token)));
-        const __m512 raised = _mm512_mask_mov_ps(max, higher, top);
-        const __m512 d = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(max, raised), scale));
-        const __m512 shrink = tiles_exp(d);
-        mean = _mm512_mask_mul_ps(mean, higher, shrink, _mm512_fmadd_ps(d, sum, mean));
-        sum = _mm512_mask_mul_ps(sum, higher, shrink, sum);
-        max = raised;
-        _mm512_store_ps(row, max);
+        _mm512_mask_store_ps(row, higher, top);
     }
-    x = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(x, max), scale));
-    y = _mm512_max_ps(least, _mm512_mul_ps(_mm512_sub_ps(y, max), scale));
-    const __m512 u = tiles_exp(x), v = tiles_exp(y);
-    sum = _mm512_mask_add_ps(sum, in0, sum, u);
-    sum = _mm512_mask_add_ps(sum, in1, sum, v);
-    mean = _mm512_mask3_fmadd_ps(x, u, mean, in0);
-    mean = _mm512_mask3_fmadd_ps(y, v, mean, in1);
-    _mm512_store_ps(row + 16, sum);
-    _mm512_store_ps(row + 32, mean);
+    x = _mm512_mul_ps(_mm512_sub_ps(x, center), scale);
+    y = _mm512_mul_ps(_mm512_sub_ps(y, center), scale);
+    const __m512 u = _mm512_maskz_mov_ps(in0, tiles_exp_any(x)), v = _mm512_maskz_mov_ps(in1, tiles_exp_any(y));
+    _mm512_store_ps(row + 16, _mm512_add_ps(_mm512_add_ps(sum, u), v));
+    _mm512_store_ps(row + 32, _mm512_mask3_fmadd_ps(y, v, _mm512_mask3_fmadd_ps(x, u, mean, in0), in1));
+    if (kept) _mm512_store_si512(kept, tiles_round(u, v));
 }
 
 /* The gradient of the logits z of row r with respect to the sums before the cap; see head_row_backward() in head.h. */
@@ -167,9 +165,36 @@ TILES_INLINE __m512 tiles_head_gradient(const TilesHead *h, int r, __m512 z, __m
     return g;
 }
 
-/* The block of kept logits of row `row` .. and token `token` .. */
-TILES_INLINE float *tiles_logits(const TilesHead *h, int row, int token) {
-    return h->logits +
+/* The same from e^y of 16 tokens that were kept in bfloat16. That of the target, lane `hit`, is known exactly: it counts
+ * where its probability is near 1. */
+TILES_INLINE __m512 tiles_head_kept(const TilesHead *h, int r, __m512 e, int hit) {
+    const __mmask16 target = hit >= 0 && hit < 16 ? (__mmask16)(1 << hit) : 0;
+    const float a = h->dlogp[r] * h->inverse_temperature;
+    __m512 p = _mm512_mul_ps(e, _mm512_set1_ps(h->share[r])), slope = _mm512_set1_ps(-a), logp = p;
+    if (target) p = _mm512_mask_mov_ps(p, target, tiles_exp_any(_mm512_set1_ps(h->logp[r])));
+    const __mmask16 some = _mm512_cmp_ps_mask(p, _mm512_set1_ps(0x1p-126f), _CMP_NLT_UQ);
+    if (h->dentropy || h->cap > 0) {
+        logp = _mm512_mask_mov_ps(_mm512_set1_ps(-1000.0f), some, tiles_log(p));
+        if (target) logp = _mm512_mask_mov_ps(logp, target, _mm512_set1_ps(h->logp[r]));
+    }
+    if (h->dentropy)
+        slope = _mm512_fnmadd_ps(_mm512_set1_ps(h->dentropy[r] * h->inverse_temperature),
+                                 _mm512_add_ps(logp, _mm512_set1_ps(h->entropy[r])), slope);
+    __m512 g = _mm512_mul_ps(p, slope);
+    if (target) g = _mm512_mask_add_ps(g, target, g, _mm512_set1_ps(a));
+    if (h->cap > 0) {
+        const __m512 above = _mm512_add_ps(logp, _mm512_set1_ps(h->log_sum[r]));
+        const __m512 z =
+            _mm512_fmadd_ps(above, _mm512_set1_ps(1.0f / h->inverse_temperature), _mm512_set1_ps(h->max[r]));
+        const __m512 bent = _mm512_mul_ps(z, _mm512_set1_ps(1.0f / h->cap));
+        g = _mm512_maskz_mul_ps(some | target, g, _mm512_fnmadd_ps(bent, bent, _mm512_set1_ps(1.0f)));
+    }
+    return g;
+}
+
+/* The block of what is kept of row `row` .. and token `token` .. */
+TILES_INLINE uint16_t *tiles_kept(const TilesHead *h, int row, int token) {
+    return h->kept +
            ((size_t)(row / TILES_BLOCK) * (size_t)h->panels + (size_t)(token / TILES_BLOCK)) * TILES_BLOCK_SIZE;
 }
 
@@ -188,12 +213,8 @@ TILES_INLINE void tiles_finish_head(const TilesProduct *p, TilesEpilogue epilogu
         if (hit >= 0 && hit < TILES_BLOCK)
             _mm512_mask_compressstoreu_ps(h->target_logit + r, (__mmask16)(1 << hit % 16), hit < 16 ? x : y);
         const size_t at = ((size_t)group * (size_t)p->rows + (size_t)r) * TILES_HEAD_STATISTICS;
-        tiles_statistics(h, h->statistics + at, token, x, y, in0, in1);
-        if (h->logits) {
-            float *z = tiles_logits(h, q->row, token) + TILES_BLOCK * i;
-            _mm512_store_ps(z, x);
-            _mm512_store_ps(z + 16, y);
-        }
+        uint16_t *kept = h->kept ? tiles_kept(h, q->row, token) + TILES_BLOCK * i : NULL;
+        tiles_statistics(h, h->statistics + at, h->reference[r], token, x, y, in0, in1, kept);
         return;
     }
     const size_t steps = tiles_blocks(p->cols);
@@ -207,7 +228,8 @@ TILES_INLINE void tiles_finish_head(const TilesProduct *p, TilesEpilogue epilogu
 TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, TilesPending *q, int end, int group) {
     const __mmask16 low = tiles_mask16(q->columns), high = tiles_mask16(q->columns - 16);
     __m512 bias0 = _mm512_setzero_ps(), bias1 = _mm512_setzero_ps();
-    if (epilogue == TILES_STORE && p->bias && q->last) {
+    const bool stores = epilogue == TILES_STORE || epilogue == TILES_GELU;
+    if (stores && p->bias && q->last) {
         bias0 = _mm512_maskz_loadu_ps(low, p->bias + q->column);
         bias1 = _mm512_maskz_loadu_ps(high, p->bias + q->column + 16);
     }
@@ -227,11 +249,22 @@ TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, Ti
             tiles_finish_head(p, epilogue, q, i, group, x, y);
             continue;
         }
+        if (epilogue == TILES_ACTIVATION) {
+            tiles_act_backward(p->activation, q->row + i, q->column, low, x);
+            tiles_act_backward(p->activation, q->row + i, q->column + 16, high, y);
+            continue;
+        }
         const size_t at = (size_t)(q->row + i) * p->ldo + (size_t)q->column;
-        if (epilogue == TILES_STORE && p->half) {
+        if (stores && p->half) {
             _mm_prefetch(p->half + at + TILES_BLOCK, _MM_HINT_T1);
             const __m512i both = tiles_round(_mm512_add_ps(x, bias0), _mm512_add_ps(y, bias1));
             _mm512_mask_storeu_epi16(p->half + at, (__mmask32)low | (__mmask32)high << 16, both);
+            if (epilogue == TILES_GELU) {
+                uint16_t *act = p->activation->act + at;
+                _mm_prefetch(act + TILES_BLOCK, _MM_HINT_T1);
+                tiles_narrow(act, low, tiles_act(true, tiles_widen_low(both)));
+                tiles_narrow(act + 16, high, tiles_act(true, tiles_widen_high(both)));
+            }
             continue;
         }
         float *out = p->out + at;
@@ -400,20 +433,20 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
     tiles_finish(p, epilogue, &q, q.rows, group);
 }
 
-/* TILES_HEAD_GRADIENT of kept logits: strip `strip` of a product of p->rows rows and p->cols tokens. */
+/* TILES_HEAD_GRADIENT of what was kept: strip `strip` of a product of p->rows rows and p->cols tokens. */
 static inline void tiles_head_strip(const TilesProduct *p, int strip) {
     const TilesHead *h = p->head;
     const int row = strip * TILES_BLOCK, rows = tiles_least(TILES_BLOCK, p->rows - row);
     const size_t steps = tiles_blocks(p->cols);
     for (int column = 0; column < p->cols; column += TILES_BLOCK) {
-        const int token = h->first + column, left = h->vocab - token;
-        const __mmask16 in0 = tiles_mask16(left), in1 = tiles_mask16(left - 16);
-        const float *z = tiles_logits(h, row, token);
+        const int token = h->first + column;
+        const uint16_t *e = tiles_kept(h, row, token);
         uint16_t *to = h->gradient + ((size_t)strip * steps + (size_t)(column / TILES_BLOCK)) * TILES_BLOCK_SIZE;
-        for (int i = 0; i < rows; i++, z += TILES_BLOCK, to += TILES_BLOCK) {
+        for (int i = 0; i < rows; i++, e += TILES_BLOCK, to += TILES_BLOCK) {
             const int hit = h->target[row + i] - token;
-            const __m512 x = tiles_head_gradient(h, row + i, _mm512_load_ps(z), in0, hit);
-            const __m512 y = tiles_head_gradient(h, row + i, _mm512_load_ps(z + 16), in1, hit - 16);
+            const __m512i both = _mm512_load_si512(e);
+            const __m512 x = tiles_head_kept(h, row + i, tiles_widen_low(both), hit);
+            const __m512 y = tiles_head_kept(h, row + i, tiles_widen_high(both), hit - 16);
             _mm512_store_si512(to, tiles_round(x, y));
         }
     }
@@ -429,10 +462,14 @@ static inline void tiles_head_strip(const TilesProduct *p, int strip) {
     }
 TILES_TEAM(tiles_team_store, true, TILES_STORE)
 TILES_TEAM(tiles_team_add, true, TILES_ADD)
+TILES_TEAM(tiles_team_gelu, true, TILES_GELU)
+TILES_TEAM(tiles_team_activation, true, TILES_ACTIVATION)
 TILES_TEAM(tiles_team_statistics, true, TILES_STATISTICS)
 TILES_TEAM(tiles_team_head_gradient, true, TILES_HEAD_GRADIENT)
 TILES_TEAM(vector_team_store, false, TILES_STORE)
 TILES_TEAM(vector_team_add, false, TILES_ADD)
+TILES_TEAM(vector_team_gelu, false, TILES_GELU)
+TILES_TEAM(vector_team_activation, false, TILES_ACTIVATION)
 TILES_TEAM(vector_team_statistics, false, TILES_STATISTICS)
 
 /* Computes the product; called by all threads of a team, or by one thread outside of parallel regions. */
@@ -443,6 +480,8 @@ static inline void tiles_product_team(const TilesProduct *p) {
     switch (p->epilogue) {
     case TILES_STORE: amx ? tiles_team_store(p, &plan) : vector_team_store(p, &plan); break;
     case TILES_ADD: amx ? tiles_team_add(p, &plan) : vector_team_add(p, &plan); break;
+    case TILES_GELU: amx ? tiles_team_gelu(p, &plan) : vector_team_gelu(p, &plan); break;
+    case TILES_ACTIVATION: amx ? tiles_team_activation(p, &plan) : vector_team_activation(p, &plan); break;
     case TILES_STATISTICS: amx ? tiles_team_statistics(p, &plan) : vector_team_statistics(p, &plan); break;
     case TILES_HEAD_GRADIENT: tiles_team_head_gradient(p, &plan); break;
     }

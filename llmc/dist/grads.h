@@ -30,7 +30,7 @@
 #include "../base/clock.h"      /* clock_seconds */
 #include "../base/error.h"      /* Error, xcalloc, error_set, xmalloc */
 #include "../model/backend.h"   /* floats_at, Floats, Backend */
-#include "../model/model.h"     /* Model, model_grad, model_sync, model_weight, ... */
+#include "../model/model.h"     /* Model, model_grad, model_settle_grads, model_sync, ... */
 #include "../model/optimizer.h" /* Optimizer, OptimizerResult, Slice, optimizer_square, ... */
 #include "../model/tensors.h"   /* TENSOR_COUNT, tensor_trained, TensorInfo, tensor_of_layer */
 #include "dist.h"               /* dist_failed, Dist, dist_max, dist_sum */
@@ -217,7 +217,8 @@ static inline void dist_grads_begin(DistGrads *g, int64_t micros) {
     g->begun = true;
     g->failed = false;
     if (g->d->ranks == 1) return;
-    assert(!g->d->settle); /* the step of another model is over */
+    model_settle_grads(g->model); /* sums over the ranks read their memory */
+    assert(!g->d->settle);        /* the step of another model is over */
     if (dist_zero2(g)) dist_max(g->d, &g->rounds, 1);
     g->d->settle = dist_grads_finish;
     g->d->settle_context = g;
@@ -255,6 +256,7 @@ static inline void dist_grads_settle(DistGrads *g) {
     g->begun = false;
     if (g->late) g->next = 0;
     if (g->late && g->d->ranks > 1) {
+        model_settle_grads(g->model);
         if (!dist_grads_finish(g, &e)) dist_failed(g->d, &e);
     } else if (g->d->settle && !g->d->settle(g->d->settle_context, &e)) dist_failed(g->d, &e);
 }

@@ -99,6 +99,20 @@ typedef struct Norm {
  * 2020). */
 typedef enum MlpKind { MLP_GELU, MLP_SWIGLU, MLP_GEGLU } MlpKind;
 
+/* The backward pass of an MLP's second linear layer and its activation, out = act w^T + b with act = f(pre):
+ *   act = f(pre),  dpre = (dout w) f'(pre),  dw += dout^T act,  db += sum of rows of dout
+ * pre and dpre are (N, F) for MLP_GELU, and otherwise (N, 2F) as in gate_forward. */
+typedef struct MlpBackward {
+    int rows, hidden, width;
+    MlpKind kind;
+    const Acts *dout; /* (N, C) */
+    const Acts *pre;  /* (N, F) or (N, 2F) */
+    const Weights *w; /* (C, F) */
+    Acts *act;        /* (N, F) written with the bits of the forward pass */
+    Acts *dpre;       /* like pre; may not be pre */
+    Floats *dw, *db;  /* (C, F), (C), or NULL: not computed */
+} MlpBackward;
+
 /* The queries and keys of N rows, in place: an RMSNorm, then the rotation of positions (Su et al. 2021). Row i of q and
  * of k starts at element i * stride; k follows q, so a row is H + K heads of D channels.
  *
@@ -310,6 +324,7 @@ typedef struct ScratchUse {
 typedef struct Backend {
     const char *name;
     size_t weight_size, act_size;
+    size_t recompute; /* the least level of recomputation (workspace.h): lower ones save less time than memory */
 
     /* Opens the device. Fails, with a message, if the device or the dtype is not available. */
     bool (*open)(Device **d, Dtype dtype, Error *e);
@@ -360,6 +375,9 @@ typedef struct Backend {
     /* dx = dout w, dw += dout^T x, db += sum of rows of dout; any of the three results may be NULL and is then skipped */
     void (*linear_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                             const Weights *w, int N, int IC, int OC);
+    /* Declares that the gradient dw of a matrix counts as 0, whatever its memory holds: the next linear_backward or head
+     * that adds to dw, of at least one row, stores instead. NULL: dw must hold zeros. */
+    void (*store_next)(Device *d, const Floats *dw);
     /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as in GPT-2) */
     void (*linear_gelu_forward)(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w, const Weights *b,
                                 int N, int IC, int OC);
@@ -379,6 +397,8 @@ typedef struct Backend {
     void (*dora_norm)(Device *d, const Dora *l);
     void (*dora_forward)(Device *d, const Dora *l);
     void (*dora_backward)(Device *d, const Dora *l);
+    /* NULL: linear_backward, then gelu_backward or gate_backward, with activations that are kept or computed again */
+    void (*mlp_backward)(Device *d, const MlpBackward *a);
     void (*gelu_forward)(Device *d, Acts *out, const Acts *pre, size_t n);
     /* dinout = dinout * gelu'(pre) */
     void (*gelu_backward)(Device *d, Acts *dinout, const Acts *pre, size_t n);

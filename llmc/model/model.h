@@ -17,12 +17,12 @@
 
 #include "../base/error.h"  /* Error, xcalloc, xmalloc, error_set */
 #include "../base/random.h" /* RANDOM_INIT, Random, random_normals, random_real, ... */
-#include "backend.h"        /* QuantMatrix, QuantType, Floats, Blocks, ... */
+#include "backend.h"        /* QuantMatrix, Floats, QuantType, Blocks, ... */
 #include "config.h"         /* ModelConfig, model_rotation, MODEL_HEAD_MAX, Rope */
 #include "quantized.h"      /* quant_info, quant_bytes, quant_decode, quant_encode, ... */
 #include "rotary.h"         /* rope_frequencies, rope_has_lists */
 #include "share.h"          /* Share */
-#include "tensors.h"        /* TensorInfo, TENSOR_COUNT, MATRIX_COUNT, matrix_tensor, ... */
+#include "tensors.h"        /* TENSOR_COUNT, TensorInfo, MATRIX_COUNT, matrix_tensor, ... */
 #include <assert.h>
 
 /* The lengths of DoRA's rows. They belong to the weights: `fresh` is false after any of these changed, and the next forward
@@ -48,6 +48,7 @@ typedef struct Model {
     Floats *grads;      /* NULL if the model is not trained */
     size_t grads_count; /* floats in grads: `parameters`, or fewer with zero 2 */
     size_t grads_offset[TENSOR_COUNT];
+    bool *grads_forgotten; /* (TENSOR_COUNT, L) gradients that count as 0, whatever their memory holds */
     /* Rotary positions (rotary.h): the frequencies of config.rope, then those of config.local_rope, on the device, and the
      * factors of their cosines and sines. NULL: learned positions. */
     Floats *frequency;
@@ -97,6 +98,7 @@ static inline size_t model_grads_layout(const ModelConfig *c, Share share, size_
 static inline bool model_new_grads(Model *m, Error *e) {
     m->grads_count = model_grads_layout(&m->config, m->share, m->grads_offset, &m->grads_layers);
     const size_t bytes = m->grads_count * sizeof(float);
+    m->grads_forgotten = (bool *)xcalloc((size_t)(TENSOR_COUNT * m->config.layers), sizeof *m->grads_forgotten);
     m->grads = (Floats *)m->backend->alloc_zeroed(m->device, bytes, "gradients", e);
     return m->grads != NULL;
 }
@@ -250,7 +252,7 @@ static inline void model_free(Model *m) {
     if (m->weights) m->backend->weights_release(m->device, m->weights, m->stored);
     if (m->blocks && !m->borrowed) m->backend->release(m->device, m->blocks);
     if (m->dora && m->dora->norm) m->backend->release(m->device, m->dora->norm);
-    free(m->matrix), free(m->dora);
+    free(m->matrix), free(m->dora), free(m->grads_forgotten);
     if (m->grads) m->backend->release(m->device, m->grads);
     if (m->frequency) m->backend->release(m->device, m->frequency);
     *m = (Model){0};
@@ -510,10 +512,6 @@ static inline void model_borrow_blocks(Model *m, const Model *owner) {
     model_place(m, m->blocks);
 }
 
-static inline void model_zero_grads(const Model *m) {
-    m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
-}
-
 static inline bool model_sync(const Model *m, Error *e) { return m->backend->sync(m->device, e); }
 
 /* Weights and gradients of layer l of tensor i, which is not a quantised matrix. Gradients are NULL if the tensor is not
@@ -523,9 +521,13 @@ static inline const Weights *model_weight(const Model *m, int i, int l) {
     assert(!model_blocks_of(m, i, l));
     return weights_at(m->backend, m->weights, t->place + (size_t)l * t->rows * t->columns);
 }
-static inline Floats *model_grad(const Model *m, int i, int l) {
+
+/* Whether the gradients of layer l of tensor i, which is trained, count as 0 although their memory may hold others. */
+static inline bool *model_grad_forgotten(const Model *m, int i, int l) {
+    return &m->grads_forgotten[(size_t)i * (size_t)m->config.layers + (size_t)(l % m->grads_layers)];
+}
+static inline Floats *model_grad_memory(const Model *m, int i, int l) {
     const TensorInfo *t = &m->tensor[i];
-    if (!m->grads || !tensor_trained(t)) return NULL;
     return floats_at(m->grads, m->grads_offset[i] + (size_t)(l % m->grads_layers) * t->rows * t->columns);
 }
 
@@ -535,6 +537,46 @@ static inline const QuantMatrix *model_output_blocks(const Model *m) {
 }
 static inline const Weights *model_output_weights(const Model *m) {
     return model_output_blocks(m) ? NULL : model_weight(m, model_output_tensor(&m->config), 0);
+}
+
+/* Gradients to add to or to read. */
+static inline Floats *model_grad(const Model *m, int i, int l) {
+    const TensorInfo *t = &m->tensor[i];
+    if (!m->grads || !tensor_trained(t)) return NULL;
+    Floats *grads = model_grad_memory(m, i, l);
+    bool *forgotten = model_grad_forgotten(m, i, l);
+    if (*forgotten) m->backend->zero(m->device, grads, t->rows * t->columns * sizeof(float));
+    *forgotten = false;
+    return grads;
+}
+
+/* The same of a matrix for the operation that follows, which adds a product to all of it: gradients that count as 0 are
+ * stored instead, if the backend can. */
+static inline Floats *model_grad_product(const Model *m, int i, int l) {
+    if (!m->grads || !tensor_trained(&m->tensor[i]) || !m->backend->store_next || !*model_grad_forgotten(m, i, l))
+        return model_grad(m, i, l);
+    Floats *grads = model_grad_memory(m, i, l);
+    m->backend->store_next(m->device, grads);
+    *model_grad_forgotten(m, i, l) = false;
+    return grads;
+}
+
+/* Writes zeros to all gradients that count as 0: required before the whole memory of the gradients is read. */
+static inline void model_settle_grads(const Model *m) {
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (int l = 0; l < (int)m->tensor[i].layers; l++) model_grad(m, i, l);
+}
+
+/* Makes all gradients 0. Their memory is not written before they are used. */
+static inline void model_forget_grads(const Model *m) {
+    if (!m->backend->store_next) m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
+    else memset(m->grads_forgotten, true, (size_t)(TENSOR_COUNT * m->config.layers) * sizeof *m->grads_forgotten);
+}
+
+/* Makes all gradients 0, in memory. */
+static inline void model_zero_grads(const Model *m) {
+    m->backend->zero(m->device, m->grads, m->grads_count * sizeof(float));
+    memset(m->grads_forgotten, false, (size_t)(TENSOR_COUNT * m->config.layers) * sizeof *m->grads_forgotten);
 }
 
 #endif

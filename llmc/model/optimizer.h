@@ -20,7 +20,7 @@
 #include "../base/error.h" /* Error, xcalloc, xmalloc */
 #include "backend.h"       /* Floats, Backend, floats_at, AdamW */
 #include "config.h"        /* ModelConfig */
-#include "model.h"         /* Model, model_weights_at, model_grad, model_weights_changed, ... */
+#include "model.h"         /* Model, model_weights_at, model_forget_grads, model_grad, ... */
 #include "share.h"         /* Share, share_slice */
 #include "tensors.h"       /* TENSOR_COUNT, TensorInfo, model_tensors, tensor_of_layer, ... */
 
@@ -170,6 +170,7 @@ static inline Floats *optimizer_grads(const Optimizer *o, const Model *m, const 
 /* Sum of the squares of the gradients of this rank's slices. */
 static inline double optimizer_square(const Optimizer *o, const Model *m) {
     const Backend *b = m->backend;
+    model_settle_grads(m);
     if (!o->sharded) return b->square_sum(m->device, m->grads, m->grads_count);
     double sum = 0;
     for (int i = 0; i < o->slices; i++)
@@ -177,8 +178,8 @@ static inline double optimizer_square(const Optimizer *o, const Model *m) {
     return sum;
 }
 
-/* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and zeroes the
- * gradients. The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
+/* Updates this rank's slices at learning rate lr, unless the norm of all gradients is not finite, and makes the gradients
+ * 0 (model_forget_grads). The clipping factor is min(1, max_grad_norm / (norm + 1e-6)), as in torch.nn.utils.clip_grad_norm_. */
 static inline OptimizerResult optimizer_update(Optimizer *o, Model *m, double lr, double norm) {
     const Backend *b = m->backend;
     const OptimizerResult result = {.grad_norm = norm, .skipped = !isfinite(norm)};
@@ -206,7 +207,7 @@ static inline OptimizerResult optimizer_update(Optimizer *o, Model *m, double lr
         }
         model_weights_changed(m);
     }
-    model_zero_grads(m);
+    model_forget_grads(m);
     if (o->layer_grads) b->zero(m->device, o->layer_grads, o->count * sizeof(float));
     return result;
 }

@@ -187,8 +187,8 @@ static inline void linear_backward(const Model *m, const Workspace *w, int linea
     }
     if (matrix) m->backend->quant_backward(m->device, dinput, doutput, matrix, N, IC, OC);
     else
-        m->backend->linear_backward(m->device, dinput, model_grad(m, i->weight, l), model_grad(m, i->bias, l), doutput,
-                                    linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, IC, OC);
+        m->backend->linear_backward(m->device, dinput, model_grad_product(m, i->weight, l), model_grad(m, i->bias, l),
+                                    doutput, linear_input(m, w, linear, l), model_weight(m, i->weight, l), N, IC, OC);
     if (!linear_adapted(m, linear)) return;
     Lora lora = linear_lora(m, w, linear, l, N);
     lora.dout = doutput;
@@ -468,6 +468,12 @@ static inline Head model_head(const Model *m, const Workspace *w, const Batch *b
     return head;
 }
 
+/* The gradient of the output matrix, for the head over the batch's targets. */
+static inline Floats *model_head_grad(const Model *m, const Batch *batch) {
+    const int output = model_output_tensor(&m->config);
+    return batch->targets ? model_grad_product(m, output, 0) : model_grad(m, output, 0);
+}
+
 /* Computes what `out` requests for the batch's targets: log-probabilities (at the given temperature), entropies, most
  * likely tokens and values. dlogp: NULL, or the gradient of the loss with respect to each log-probability, (R) on the
  * host, if it is known in advance; the head's part of the backward pass is then done in the same pass. */
@@ -487,7 +493,7 @@ static inline void model_forward_known(const Model *m, const Workspace *w, const
         b->upload(d, work_floats(w, WORK_dlogp, 0), dlogp, R * sizeof(float));
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dweight = model_grad(m, model_output_tensor(&m->config), 0);
+        head.dweight = model_head_grad(m, batch);
     }
     if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
@@ -552,12 +558,44 @@ static inline void model_logits_part(const Model *m, const Workspace *w, int32_t
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
+/* Whether the backward pass of layers' activations and of the linear layers after them is one operation, which computes the
+ * activations again. */
+static inline bool mlp_fused(const Model *m) {
+    return m->backend->mlp_backward && !m->matrix && !linear_adapted(m, LINEAR_fcproj);
+}
+
+/* The backward pass of layer l's MLP from its output to its pre-activations, whose gradient is dpre. */
+static inline void mlp_backward(const Model *m, const Workspace *w, int l, int N, Acts *dpre, const Acts *doutput) {
+    const Backend *b = m->backend;
+    const ModelConfig *c = &m->config;
+    Acts *pre = work_acts(w, WORK_fch, l), *act = linear_input(m, w, LINEAR_fcproj, l);
+    if (mlp_fused(m)) {
+        const MlpBackward a = {.rows = N,
+                               .hidden = c->hidden,
+                               .width = c->width,
+                               .kind = c->mlp,
+                               .dout = doutput,
+                               .pre = pre,
+                               .w = model_weight(m, TENSOR_fcprojw, l),
+                               .act = act,
+                               .dpre = dpre,
+                               .dw = model_grad_product(m, TENSOR_fcprojw, l),
+                               .db = model_grad(m, TENSOR_fcprojb, l)};
+        b->mlp_backward(m->device, &a);
+        return;
+    }
+    Acts *dact = c->mlp == MLP_GELU ? dpre : work_acts(w, WORK_dact, 0);
+    linear_backward(m, w, LINEAR_fcproj, l, N, dact, doutput);
+    if (c->mlp == MLP_GELU) b->gelu_backward(m->device, dpre, pre, (size_t)N * (size_t)c->hidden);
+    else b->gate_backward(m->device, dpre, dact, pre, c->mlp, N, c->hidden);
+}
+
 /* Backward pass from the head's input, whose gradient is in dh, to the embeddings. */
 static inline void model_trunk_backward(const Model *m, const Workspace *w, const Batch *batch) {
     const Backend *b = m->backend;
     Device *d = m->device;
     const ModelConfig *c = &m->config;
-    const int N = batch->rows, C = c->width, L = c->layers, F = c->hidden;
+    const int N = batch->rows, C = c->width, L = c->layers;
     Acts *dx = work_acts(w, WORK_dx, 0), *dnarrow = work_acts(w, WORK_dnarrow, 0), *dwide = work_acts(w, WORK_dwide, 0);
     const size_t narrow_bytes = (size_t)N * (size_t)C * b->act_size;
     b->zero(d, dnarrow, narrow_bytes);
@@ -569,17 +607,14 @@ static inline void model_trunk_backward(const Model *m, const Workspace *w, cons
         if (w->recompute >= 1 && normed) norm_forward(m, w, MODEL_NORM_1, l, N, work_x3(w, l - 1), NULL, NULL);
         if (w->recompute == 1) {
             if (normed) norm_forward(m, w, MODEL_NORM_2, l, N, work_acts(w, WORK_x2, l), NULL, NULL);
-            activation_forward(m, w, l, N);
+            if (!mlp_fused(m)) activation_forward(m, w, l, N);
         }
         if (w->recompute == 2) {
             model_layer(m, w, batch, NULL, l);
             if (c->norm_place != NORM_PRE) linear_forward(m, w, LINEAR_fcproj, l, N);
         }
         /* x' = x2 + activation(fch) Wproj^T + b */
-        Acts *dact = c->mlp == MLP_GELU ? dwide : work_acts(w, WORK_dact, 0);
-        linear_backward(m, w, LINEAR_fcproj, l, N, dact, residual_backward(m, w, LINEAR_fcproj, l, N, dx));
-        if (c->mlp == MLP_GELU) b->gelu_backward(d, dwide, work_acts(w, WORK_fch, l), (size_t)N * (size_t)F);
-        else b->gate_backward(d, dwide, dact, work_acts(w, WORK_fch, l), c->mlp, N, F);
+        mlp_backward(m, w, l, N, dwide, residual_backward(m, w, LINEAR_fcproj, l, N, dx));
         linear_backward(m, w, LINEAR_fc, l, N, dnarrow, dwide);
         input_backward(m, w, MODEL_NORM_2, l, N, dx, dnarrow, work_acts(w, WORK_x2, l));
         /* x2 = x + atty Wo^T + b */
@@ -616,7 +651,7 @@ static inline void model_backward(const Model *m, const Workspace *w, const Batc
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dentropy = dentropy ? work_floats(w, WORK_dentropy, 0) : NULL;
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dweight = model_grad(m, model_output_tensor(&m->config), 0);
+        head.dweight = model_head_grad(m, batch);
         b->head(d, &head);
     } else b->zero(d, work_acts(w, WORK_dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {

@@ -112,6 +112,7 @@ static inline size_t workspace_layout(Workspace *w, const ModelConfig *c, const 
     const size_t unit[] = {b->act_size, sizeof(float), sizeof(int32_t)};
     size_t at = 0;
     int i = 0;
+    if (w->recompute < (int)b->recompute) w->recompute = (int)b->recompute;
 #define A(name, kind, items, of, kept, when)                                                                           \
     {                                                                                                                  \
         const size_t count = ((size_t)w->of + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;                                  \

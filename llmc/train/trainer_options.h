@@ -84,7 +84,8 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_INT ("context",    0,   &(o).context,    1, 1048576, "maximum positions of a new model (default: 1024)"),   \
     DEVICE_OPTIONS(o),                                                                                                 \
     OPTION_INT("recompute",    0, &(o).recompute,    0, 2,                                                             \
-               "activations to recompute to save memory: 0 none, 1 layernorm and GELU, 2 whole layers"),               \
+               "activations to recompute to save memory: 0 none (with --dtype bf16 on a CPU as 1), 1 layernorm and "   \
+               "GELU, 2 whole layers"),                                                                                \
     OPTION_INT("micro-tokens", 0, &(o).micro_tokens, 16, 1 << 24,                                                      \
                "token budget of a micro-batch; affects memory, and results only by rounding"),                         \
     OPTION_INT("seed",         0, &(o).seed,         0, 9007199254740992.0, "random seed")
