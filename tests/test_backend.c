@@ -130,7 +130,7 @@ static void test_scratch(void **state) {
     (void)state;
     Error e;
     Random r = random_start(1, 1);
-    enum { N = 64, C = 64, W = 1024, V = 1000, VP = 1024, RANK = 1024, DRAWN = 512, ALL = (VP + W) * C };
+    enum { N = 64, C = 64, W = 1024, V = 1000, VP = 1024, RANK = 128, DRAWN = 512, ALL = (VP + W) * C };
     const Backend *const whole = B;
     for (int turn = 0; turn < 3; turn++) { /* float32, bfloat16, bfloat16 with activations in it */
         const int dtype = turn > 0;
@@ -177,7 +177,7 @@ static void test_scratch(void **state) {
                         .db = floats(FLOATS(C * RANK), C * RANK)};
         const size_t without = B->scratch_bytes(d);
         B->lora_backward(d, &l);
-        if (B == whole) assert_int_equal(B->scratch_bytes(d), without + N * RANK * sizeof(float));
+        assert_true(B->scratch_bytes(d) >= without + 2 * N * RANK * sizeof(float)); /* h and its gradient */
         const size_t code = (size_t)(1 + dtype) * CPU_CODE_BYTES;
         ScratchUse use = {.weights = ALL, .rows = N, .width = C, .widest = W, .padded_vocab = VP, .adapters = RANK};
         check_scratch(d, &use, code);

@@ -34,7 +34,7 @@
 #include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
 #include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, GEMM_WIDE_ROWS, ... */
 #include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_quant_logits, ... */
-#include "lora.h"       /* cpu_lora_backward, cpu_lora_forward */
+#include "lora.h"       /* cpu_lora_backward, cpu_lora_forward, lora_scratch_most */
 #include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */
 #include "peak.h"       /* cpu_peak */
 #include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_embed_forward, cpu_quant_forward */
@@ -117,11 +117,11 @@ static inline size_t cpu_scratch_predict(Device *d, const ScratchUse *u) {
     const int chunk = divergence_chunk_rows(rows, Vp, Vt),
               width = (int)cpu_most((size_t)u->width, (size_t)u->teacher_width);
     const size_t both = taught ? (size_t)chunk * (size_t)(Vp + Vt) : 0;
-    const size_t low = (size_t)rows * (size_t)u->adapters;
+    const size_t low = u->adapters ? lora_scratch_most(rows, u->adapters, u->widest) : 0;
     const size_t decoded =
         u->quantized_head && d->dtype == DTYPE_BF16 && tiles_available() ? head_tiles_decoded(u->width, Vp) : 0;
     const size_t panels = u->quantized ? cpu_most(decoded, (size_t)omp_get_max_threads() * QUANT_BUFFER) : 0;
-    const size_t wide = ACT_HALF && (low || panels) ? (size_t)rows * (3 * (size_t)u->widest + (size_t)u->adapters) : 0;
+    const size_t wide = ACT_HALF && panels ? (size_t)rows * 2 * (size_t)u->widest : 0;
     const size_t head_size = (size_t)(u->width < 256 ? u->width : 256); /* at most, in nearly all models */
     const size_t sums = ACT_HALF ? 2 * (size_t)rows * head_size * (size_t)omp_get_max_threads() : 0;
     const bool converts = ACT_HALF && !tiles_available();

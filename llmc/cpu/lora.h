@@ -71,6 +71,13 @@ static inline int lora_outputs(const Lora *l) {
     return n;
 }
 
+/* The most floats that adapters of at most `all` inner channels need for layers of at most `widest` channels. */
+static inline size_t lora_scratch_most(int rows, int all, int widest) {
+    const size_t N = (size_t)rows, threads = (size_t)omp_get_max_threads();
+    const size_t forward = N + 2 * (size_t)widest, backward = 2 * N + threads * LORA_STRIP;
+    return (forward > backward ? forward : backward) * (size_t)all + threads * LORA_BUFFER;
+}
+
 static inline float *lora_scratch(Device *d, size_t shared) {
     const size_t threads = (size_t)omp_get_max_threads();
     return d->low = (float *)cpu_scratch(d, d->low, &d->low_count, shared + threads * LORA_BUFFER, sizeof *d->low);
