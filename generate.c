@@ -82,7 +82,7 @@
 #include "llmc/rollout/thinking.h"      /* thinking_on, THINKING_BUDGETS, THINKING_OPTIONS, Thinking, ... */
 #include "llmc/rollout/trajectory.h"    /* STOP_COMPLETED */
 #include "llmc/tools/code_tool.h"       /* CodeToolOptions */
-#include "llmc/tools/tool_format.h"     /* tool_format_free, tool_format_of, tool_format_open */
+#include "llmc/tools/tool_format.h"     /* TOOL_PYTHON_TOKENS, tool_format_free, tool_format_of_texts, ... */
 #if __has_include(<microhttpd.h>)
 #include "llmc/serve/engine.h"  /* ServeEngine, serve_engine_close, serve_engine_open, serve_engine_run */
 #include "llmc/serve/http.h"    /* ServeHttp, serve_http_close, serve_http_expire, serve_http_open */

@@ -22,7 +22,7 @@
 #include "../llmc/text/chat.h"            /* ChatMessage, chat_encode, ChatTemplate, chat_add_specials, ... */
 #include "../llmc/text/tokenizer.h"       /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode, tokenizer_free, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "../llmc/tools/tool_format.h"    /* TOOL_FORMATS, TOOL_TAGS, ToolFormat, tool_format_answer, ... */
+#include "../llmc/tools/tool_format.h"    /* TOOL_FORMATS, ToolFormat, tool_format_answer, ... */
 #include <signal.h>
 
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };

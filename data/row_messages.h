@@ -20,7 +20,7 @@
 #include "../llmc/base/error.h" /* Error, xstrdup, xrealloc, PRINTF_LIKE, ... */
 #include "../llmc/base/jsonl.h" /* jsonl_error, Jsonl, jsonl_value_text, jsonl_type */
 #include "../llmc/base/text.h"  /* TextBuffer, text_clear, text_free, text_string, ... */
-#include "../llmc/text/chat.h"  /* ChatTemplate, ChatMessage, CHAT_UNTRAINED, CHAT_PART, ... */
+#include "../llmc/text/chat.h"  /* ChatTemplate, ChatMessage, CHAT_CONTINUED, CHAT_UNTRAINED, ... */
 #include "row_fields.h"         /* RowFields, ROW_UNREAD_MAX, row_describe, row_is_assistant, ... */
 
 typedef struct RowMessages {

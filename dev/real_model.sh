@@ -184,7 +184,7 @@ sampled() { # MODEL NAME: accuracy of samples for the held-out products, and the
         --tool-format "$calls" --completions "$work/$2.jsonl" >"$work/$2.json" 2>"$work/$2.log"
     echo "$2: $(jq -r '"pass@1 \(."pass@1"), greedy \(.accuracy), calls per completion \(.tool_calls_mean)"' "$work/$2.json")"
     jq -r 'select(.sample == 1) | (.messages | map(.role == "user") | rindex(true)) as $asked
-        | "    " + (if .right then "right  " else "wrong  " end) + (.messages[$asked:] | map(.content) | join(" | "))' \
+        | "    " + (if .right then "right  " else "wrong  " end) + (.messages[$asked:] | map(.content | gsub("\n"; " ")) | join(" | "))' \
         "$work/$2.jsonl" | head -n 4
 }
 

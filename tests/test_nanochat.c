@@ -4,20 +4,26 @@
  *
  * The models are made here. Needs ./train_sft, ./train_grpo, ./train_ppo, ./generate, ./evaluate, data/make_shard and
  * data/make_tasks. */
-#include "../llmc/base/error.h"       /* Error, xcalloc, xmalloc */
-#include "../llmc/base/random.h"      /* Random, random_start, random_normal */
-#include "../llmc/model/config.h"     /* ModelConfig, gpt2_config */
-#include "../llmc/model/model.h"      /* Model, model_free, model_new */
-#include "../llmc/model/model_text.h" /* ModelText, model_text_close */
-#include "../llmc/rollout/episodes.h" /* Episodes, EpisodeOptions, episode_defaults, episodes_open, ... */
-#include "../llmc/rollout/rollout.h"  /* Rollout, RolloutRequest, Completion, rollout_run, ... */
-#include "../llmc/text/chat.h"        /* chat_template_parse, chat_stop_token */
-#include "../llmc/text/tokenizer.h"   /* tokenizer_open, tokenizer_special */
-#include "../llmc/tools/code_tool.h"  /* CodeToolOptions */
-#include "cpu_device.h"               /* B, D, close_device, open_device_one_thread */
-#include "files.h"                    /* files_path, text_of, files_setup, files_teardown */
-#include "shards.h"                   /* assert_record, open_shard */
-#include "shell.h"                    /* put, run, assert_holds, out, refused_output */
+#include "../llmc/base/error.h"           /* Error, xcalloc */
+#include "../llmc/model/backend.h"        /* Draw */
+#include "../llmc/model/batch.h"          /* Batch */
+#include "../llmc/model/config.h"         /* ModelConfig, gpt2_config */
+#include "../llmc/model/decode.h"         /* DecodeStep */
+#include "../llmc/model/model.h"          /* Model, model_free, model_new */
+#include "../llmc/model/model_text.h"     /* ModelText, model_text_close */
+#include "../llmc/model/workspace.h"      /* KVCache, Workspace */
+#include "../llmc/records/shard.h"        /* shard_close, RECORD_CHAT, Shard, RECORD_PREFERENCE, ... */
+#include "../llmc/rollout/episodes.h"     /* EpisodeOptions, Episodes, episode_defaults, episodes_close, ... */
+#include "../llmc/rollout/rollout.h"      /* Completion, RolloutRequest, Rollout, RolloutSlot, ... */
+#include "../llmc/rollout/trajectory.h"   /* STOP_COMPLETED */
+#include "../llmc/text/chat.h"            /* chat_stop_token, chat_template_parse */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/tools/code_tool.h"      /* CodeToolOptions */
+#include "../llmc/tools/tool_format.h"    /* TOOL_PYTHON_TOKENS */
+#include "cpu_device.h"                   /* B, D, close_device, open_device_one_thread */
+#include "files.h"                        /* text_of, files_path, files_directory, files_setup, ... */
+#include "shards.h"                       /* open_shard, assert_record */
+#include "shell.h"                        /* run, assert_holds, out, put, ... */
 
 enum { LINES_MAX = 64, NEW = 100 };
 

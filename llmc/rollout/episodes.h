@@ -33,7 +33,7 @@
 #include "../text/chat.h"          /* ChatTemplate, chat_encode_answer */
 #include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
 #include "../tools/code_tool.h"    /* CodeTool, CodeToolOptions, code_tool_begin, code_tool_close, ... */
-#include "../tools/tool_format.h"  /* ToolCalls, TOOL_TAGS, TOOL_FORMATS, tool_format_answer, ... */
+#include "../tools/tool_format.h"  /* TOOL_PYTHON_TOKENS, ToolCalls, TOOL_FORMATS, tool_format_answer, ... */
 #include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_next, tool_programs_send, ... */
 #include "../tools/tools.h"        /* TOOL_PROGRAM, Tool, TOOLS_BUILT_IN, TOOL_BROKEN, ... */
 #include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */

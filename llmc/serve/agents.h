@@ -36,7 +36,7 @@
 #include "../rollout/prompts.h"    /* PromptText */
 #include "../rollout/rollout.h"    /* RolloutRequest, Completion, completion_drawn, Rollout, ... */
 #include "../rollout/trajectory.h" /* STOP_AGENT_FAILED, STOP_COMPLETED, STOP_MAX_TOKENS, Trajectory, ... */
-#include "../tools/tool_format.h"  /* tool_format_free, tool_format_of, tool_format_open */
+#include "../tools/tool_format.h"  /* tool_format_free, tool_format_of_texts, tool_format_open */
 #include "agent_options.h"         /* AGENT_WORKERS, AgentOptions */
 #include "engine.h"                /* ServeEngine, serve_end, serve_engine_close, serve_engine_forget_prefixes, ... */
 #include "gateway.h"               /* ServeTrajectory, serve_trajectory_close, ServeGateway, ... */

@@ -32,9 +32,9 @@
 
 #include "../base/error.h"     /* xstrdup, error_set, Error, PRINTF_LIKE, ... */
 #include "../base/json_text.h" /* json_utf8 */
-#include "../base/text.h"      /* text_string, TextBuffer, text_format, text_append, ... */
-#include "../text/chat.h"      /* ChatTemplate, chat_encode_answer */
-#include "../text/tokenizer.h" /* TOKENIZER_CONTINUES, Tokenizer, tokenizer_encode */
+#include "../base/text.h"      /* TextBuffer, text_string, text_format, text_free, ... */
+#include "../text/chat.h"      /* ChatTemplate, chat_encode_answer, chat_part_section */
+#include "../text/tokenizer.h" /* Tokenizer, TOKENIZER_CONTINUES, tokenizer_encode, tokenizer_decode, ... */
 #include <jansson.h>
 
 #define TOOL_FORMATS                                                                                                   \
