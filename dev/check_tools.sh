@@ -1,41 +1,52 @@
 #!/bin/sh
-# check_tools.sh [lookup] [faults] [turns] - the long check of completions of several turns, in a quarter of an hour.
+# check_tools.sh [lookup] [guess] [faults] [turns] - the long check of completions of several turns, in a quarter of an hour.
 #
-#   lookup  a model of 0.3 M parameters, fine-tuned on demonstrations of which half repeat the key instead of what it leads to,
-#           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not if the
-#           values of the corpus are permuted, or if the results are noise
+#   lookup  a model of 0.3 M parameters, fine-tuned on demonstrations of which most repeat the key instead of what it leads to,
+#           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not without
+#           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
+#           are the seeds of the runs; the controls have the first one
+#   guess   a model whose demonstrations mostly guess at random learns the game of scripts/guess.py: the share of games that it
+#           wins, and its mean turns beside those of bisection
 #   faults  a program of --tool-cmd is killed at random, 200 times: every completion is what it is without that and has the same
 #           reward, or has none; without episodes no completion is lost
 #   turns   the share of the time in which the engine computes while tools take 0.1 s, and the time of a turn in long
 #           trajectories (build/bench_turns)
 #
-# Without arguments all of them; faults needs the model of lookup. WORK names a folder that is kept. The controls have fewer
-# steps, since no completion has a reward and so no step changes anything.
+# Without arguments all of them; faults needs the model of lookup. WORK names a folder that is kept. Controls in which no
+# completion can have a reward have fewer steps, since no step changes anything.
 # Exits 1 if something does not hold.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- lookup faults turns
+[ $# -gt 0 ] || set -- lookup guess faults turns
 if [ -n "${WORK-}" ]; then work=$WORK; mkdir -p "$work"; else work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; fi
 make -s train_sft train_grpo generate evaluate data/make_tasks data/make_corpus >&2
 status=0
 format='call=<s>{arguments}</s>;result=<r>{content}</r>'
-problems="--task lookup --largest 9999"
+problems="--task lookup --largest 9999 -t $work/tokenizer.json"
 
 accuracy() { # MODEL TOOL...: mean accuracy of samples for held-out keys, in percent
     model=$1
     shift
-    ./evaluate -c "$work/$model.bin" -i "$work/heldout.shard" --num-samples 4 -g 180 --tool-format "$format" "$@" \
-        2>/dev/null | sed 's/.*"pass@1":\([0-9.]*\).*/\1/' | awk '{ printf "%.1f\n", 100 * $1 }'
+    ./evaluate -c "$work/$model.bin" -i "$work/heldout.shard" --num-samples 4 -g 60 "$@" --completions "$work/$model.jsonl" \
+        2>/dev/null | sed 's/.*"pass@1":\([0-9.e-]*\).*/\1/' | awk '{ printf "%.1f\n", 100 * $1 }'
 }
 
-learn() { # MODEL STEPS TOOL...
+learn() { # MODEL STEPS OPTION...
     model=$1
     steps=$2
     shift 2
-    ./train_grpo -c "$work/sft.bin" -i "$work/tasks.shard" -o "$work/$model.bin" -p 16 -G 16 -g 180 -x "$steps" \
-        -l 1e-3 --warmup-steps 3 --adam-beta2 0.99 --slots 256 --tool-format "$format" --quiet "$@" 2>"$work/$model.log" ||
+    ./train_grpo -c "$work/sft$seed.bin" -i "$work/tasks.shard" -o "$work/$model.bin" -p 16 -G 16 -g 60 -x "$steps" \
+        -l 1e-3 --warmup-steps 3 --adam-beta2 0.99 --slots 256 --seed "$seed" --quiet "$@" 2>"$work/$model.log" ||
         { tail -n 1 "$work/$model.log" >&2; exit 1; }
+}
+
+control() { # TEXT MODEL STEPS ACCURACY OPTION...: trains from the first seed, and expects less than this accuracy
+    text=$1 model=$2 steps=$3 limit=$4
+    shift 4
+    learn "$model" "$steps" "$@" $reward
     after=$(accuracy "$model" "$@")
+    echo "control, $steps steps, $text $after"
+    awk "BEGIN { exit !($after < $limit) }" || { echo "FAILED: below $limit was expected"; status=1; }
 }
 
 # A tool that answers with facts of the file, or, if it is none, of its own.
@@ -66,34 +77,70 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 END
 
+# The demonstrations are about other facts than the corpus: no value can be known.
 data() {
-    data/make_tasks $problems --count 6000 --format chat --noise 0.5 --tool-format "$format" \
-        --corpus-output "$work/facts.jsonl" -o "$work/sft.shard"
-    data/make_tasks $problems --count 4000 -o "$work/tasks.shard"
+    python3 scripts/phrases.py 'What does k' ' lead to?' '<s>k' '</s>' '<r>Doc ' '.\n</r>' '.\nDoc ' '(Title: k' ') k' \
+        ' leads to k' >"$work/tokenizer.json"
+    data/make_tasks $problems --seed 2 --count 8000 --format chat --noise 0.65 --tool-format "$format" -o "$work/sft.shard"
+    data/make_tasks $problems --count 4000 --corpus-output "$work/facts.jsonl" -o "$work/tasks.shard"
     data/make_tasks $problems --count 200 --split heldout -o "$work/heldout.shard"
     data/make_corpus -i "$work/facts.jsonl" -o "$work/facts.db"
     # each key leads to what the next one led to
     awk '{ title[NR] = $0; sub(/ leads to .*/, "", title[NR]); value[NR] = $0; sub(/.* leads to /, "", value[NR]) }
         END { for (i = 1; i <= NR; i++) print title[i] " leads to " value[i % NR + 1] }' "$work/facts.jsonl" >"$work/permuted.jsonl"
     data/make_corpus -i "$work/permuted.jsonl" -o "$work/permuted.db"
-    ./train_sft --layers 2 --width 96 --heads 4 --context 224 -i "$work/sft.shard" -o "$work/sft.bin" -x 500 --quiet \
-        --batch-tokens 2048 -l 4e-3 --warmup-steps 10
 } 2>/dev/null
 
 lookup() {
     echo "== lookup: accuracy for held-out keys, in percent"
     data
-    before=$(accuracy sft --tools "search=$work/facts.db")
-    echo "fine-tuned                           $before"
-    learn grpo 60 --tools "search=$work/facts.db"
-    echo "60 steps of GRPO                     $after"
-    awk "BEGIN { exit !($before < 10 && $after > 60) }" || { echo "FAILED: from below 10 to above 60 was expected"; status=1; }
-    learn permuted 10 --tools "search=$work/permuted.db"
-    echo "10 steps, values permuted            $after"
-    awk "BEGIN { exit !($after < 2) }" || { echo "FAILED: below 2 was expected"; status=1; }
-    learn noise 10 --tool-cmd "python3 $work/facts.py noise /dev/null no"
-    echo "10 steps, results are noise          $after"
-    awk "BEGIN { exit !($after < 2) }" || { echo "FAILED: below 2 was expected"; status=1; }
+    search="--tools search=$work/facts.db"
+    for seed in ${SEEDS-42 43}; do
+        ./train_sft --layers 2 --width 96 --heads 4 --context 72 -i "$work/sft.shard" -o "$work/sft$seed.bin" -x 400 --quiet \
+            --batch-tokens 2048 -l 4e-3 --warmup-steps 20 --seed "$seed" 2>/dev/null
+        before=$(accuracy "sft$seed" $search --tool-format "$format")
+        learn "grpo$seed" 150 $search --tool-format "$format"
+        after=$(accuracy "grpo$seed" $search --tool-format "$format")
+        echo "seed $seed: fine-tuned $before, 150 steps of GRPO $after"
+        awk "BEGIN { exit !($before < 10 && $after > 90) }" || { echo "FAILED: from below 10 to above 90 was expected"; status=1; }
+    done
+    seed=${SEEDS-42}
+    seed=${seed%% *}
+    reward=
+    control "no tool:          " none 20 2
+    control "values permuted:  " permuted 20 2 --tools "search=$work/permuted.db" --tool-format "$format"
+    control "results are noise:" noise 20 2 --tool-cmd "python3 $work/facts.py noise /dev/null no" --tool-format "$format"
+    reward="--reward random"
+    control "random reward:    " random 150 10 $search --tool-format "$format"
+    cp "$work/grpo$seed.bin" "$work/grpo.bin"
+}
+
+games() { # TEXT MODEL: a greedy game for each number
+    ./generate -c "$work/$2.bin" -i "$work/guess.shard" --temperature 0 -g 140 --tool-cmd 'python3 scripts/guess.py' \
+        -o "$work/$2.jsonl" 2>/dev/null
+    python3 - "$1" "$work/$2.jsonl" <<'END'
+import json, sys
+rewards = {}
+for line in open(sys.argv[2]):
+    row = json.loads(line)
+    rewards[row["answer"]] = row["turn_rewards"][-1]  # 1 - turns/8 if the game was won, else 0 or null
+won = [8 * (1 - reward) for reward in rewards.values() if reward]
+print(f"{sys.argv[1]} {len(won)} of {len(rewards)} games won, in {sum(won) / max(len(won), 1):.2f} turns")
+END
+}
+
+guess() {
+    echo "== guess: each number once, greedy"
+    data/make_tasks --task guess --count 2000 --format chat --noise 0.7 --template chatml -o "$work/guess_sft.shard" 2>/dev/null
+    data/make_tasks --task guess --count 500 --seed 2 --template chatml -o "$work/guess.shard" 2>/dev/null
+    ./train_sft --layers 2 --width 64 --heads 4 --context 256 -i "$work/guess_sft.shard" -o "$work/guess_sft.bin" -x 100 --quiet \
+        --batch-tokens 4096 -l 3e-3 2>/dev/null
+    games "fine-tuned:       " guess_sft
+    ./train_grpo -c "$work/guess_sft.bin" -i "$work/guess.shard" -o "$work/guess.bin" -p 16 -G 8 -g 140 -l 1e-3 --slots 128 \
+        -x 100 --tool-cmd 'python3 scripts/guess.py' --reward none --quiet 2>"$work/guess.log" ||
+        { tail -n 1 "$work/guess.log" >&2; exit 1; }
+    games "100 steps of GRPO:" guess
+    echo "bisection:         31 of 31 games won, in 4.16 turns"
 }
 
 # Kills COUNT workers, each a while after it has started.
@@ -112,7 +159,7 @@ rows() { # NAME EPISODES OPTION...: completions with a program
     name=$1
     episodes=$2
     shift 2
-    ./generate -c "$work/grpo.bin" -i "$work/heldout.shard" --num-samples 8 -g 180 --slots 32 --tool-format "$format" \
+    ./generate -c "$work/grpo.bin" -i "$work/heldout.shard" --num-samples 8 -g 60 --slots 32 --tool-format "$format" \
         --tool-cmd "exec python3 $work/facts.py $work/facts.jsonl $work/pids $episodes" --tool-workers 2 --reward verify \
         --max-tool-failures 1 -o "$work/$name.jsonl" "$@" 2>"$work/$name.log" || { tail -n 1 "$work/$name.log"; exit 1; }
 }
@@ -153,8 +200,8 @@ turns() {
 
 for part; do
     case $part in
-    lookup | faults | turns) $part ;;
-    *) echo "check_tools.sh: $part: expected lookup, faults or turns" >&2 && exit 2 ;;
+    lookup | guess | faults | turns) $part ;;
+    *) echo "check_tools.sh: $part: expected lookup, guess, faults or turns" >&2 && exit 2 ;;
     esac
 done
 exit $status
