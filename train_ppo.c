@@ -16,19 +16,22 @@
  *   remax                 -        return to go                           1        score of the greedy completion
  *   reinforce++           -        return to go, whitened                 1        mean of the batch
  *   reinforce++-baseline  -        return to go, whitened                 1        mean of its group
+ *   a2po                  -        r - V, a regression's target           1        V from samples of the reference
  *
- * All of them have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. The score is the reward of
+ * All of them have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4; a2po has a loss of its own, too, and
+ * estimates V before the first step (loss/a2po.h). The score is the reward of
  * the completion's last token, which is the stop token if the completion is finished; no value or reward follows it.
  *
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die, ... */
+#include "llmc/base/error.h"               /* xcalloc, usage_error, Error, die, ... */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, OPTION_INT, ... */
 #include "llmc/base/program.h"             /* program_start */
-#include "llmc/dist/dist.h"                /* DIST_FIELDS, dist_sum, dist_total, dist_complete, ... */
+#include "llmc/dist/dist.h"                /* dist_sum, DIST_FIELDS, dist_total, dist_complete, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"      /* JUDGE_OPTIONS */
+#include "llmc/loss/a2po.h"                /* A2poStats, A2poBatch, a2po_loss, a2po_value */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
 #include "llmc/loss/clip_histogram.h"      /* clip_histogram_policy */
@@ -52,8 +55,8 @@
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
-#include "llmc/rollout/prompts.h"          /* Prompts, prompts_input, prompts_item, prompts_request, ... */
-#include "llmc/rollout/rollout.h"          /* RolloutRequest, Sampling, completion_free, rollout_run */
+#include "llmc/rollout/prompts.h"          /* prompts_request, Prompts, prompts_input, prompts_item, ... */
+#include "llmc/rollout/rollout.h"          /* RolloutRequest, Completion, completion_free, rollout_run, ... */
 #include "llmc/rollout/trajectory.h"       /* Trajectory */
 #include "llmc/train/credit.h"             /* CREDIT_LOSS_OPTIONS, Credit, CreditOptions, credit_backward, ... */
 #include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
@@ -67,9 +70,9 @@
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
-#define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline"
+#define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline|a2po"
 /* The algorithms, in the order of ALGO_CHOICES. */
-typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE } Algo;
+typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE, A2PO } Algo;
 
 /* The properties of each algorithm and its defaults. least, group: minimum and default completions per prompt; epochs:
  * default passes over a generation. */
@@ -87,6 +90,7 @@ static const struct {
     [REMAX]                 = { false, false, false, 1,    1,    1,     1    },
     [REINFORCE_PP]          = { false, false, true,  1,    1,    1,     1    },
     [REINFORCE_PP_BASELINE] = { false, false, true,  2,    4,    1,     1    },
+    [A2PO]                  = { false, true,  false, 1,    1,    1,     1    },
     // clang-format on
 };
 
@@ -105,6 +109,9 @@ static struct {
     int gae_level; /* a GaeLevel */
     double turn_gamma;
     CreditOptions credit;
+    int64_t value_samples;
+    double beta1, beta2;
+    bool filter_all_incorrect;
     PositiveNll positive; /* the options --positive-nll-coef and --positive-reward */
 } o;
 
@@ -159,6 +166,14 @@ static const Option options[] = {
     OPTION_CHOICE("baseline",             0, &o.baseline,          "auto|none",
                   "reinforce: what is subtracted from the returns: the mean of the others, or nothing; both have the same "
                   "expected gradient"),
+    OPTION_REAL  ("beta1",                0, &o.beta1,             1e-6, 1e6,
+                  "a2po: KL temperature of V, the logarithm of the mean of exp(reward / X), times X"),
+    OPTION_REAL  ("beta2",                0, &o.beta2,             1e-9, 1e6,
+                  "a2po: KL temperature of the regression; larger stays closer to the reference"),
+    OPTION_INT   ("num-value-samples",    0, &o.value_samples,     1, 4096,
+                  "a2po: samples of the reference per prompt, from which V is estimated before the first step"),
+    OPTION_FLAG  ("filter-all-incorrect", 0, &o.filter_all_incorrect,
+                  "a2po: leave out prompts of which all these samples have the reward 0"),
     OPTION_REAL  ("gamma",                0, &o.gamma,             0, 1, "discount factor of later rewards"),
     OPTION_REAL  ("lam",                  0, &o.lambda,            0, 1,
                   "lambda of GAE (default: that of --algo: ppo 0.95, a2c 1)"),
@@ -217,7 +232,7 @@ static const Option options[] = {
 
 static const OptionAbout about = {
     "-c MODEL --reward-model RM -i prompts.shard -o OUT [options]",
-    "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++.\n\n"
+    "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++, A*-PO.\n\n"
     "  ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin\n"
     "  ./train_ppo -c sft.bin --reward-model rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 \\\n"
     "      --report hacked.html\n"
@@ -237,6 +252,9 @@ typedef struct Run {
     Credit credit; /* of turns */
     PpoConfig loss;
     int64_t generation;     /* number of generations so far */
+    double *optimal_value;  /* (prompts) a2po: V; NaN: the prompt is left out */
+    uint8_t *left_out;      /* (prompts) 1: never sampled */
+    A2poStats a2po;         /* of the generation */
     PositiveNll positive;   /* of the step */
     double positive_nll[2]; /* over the steps of a generation: nats, tokens */
     /* (completions) kl: in nats; greedy: score of the greedy completion to the same prompt; R: return */
@@ -247,7 +265,10 @@ typedef struct Run {
 static bool has_critic(void) { return algos[o.algo].critic; }
 static bool has_head(void) { return has_critic() && !o.critic; } /* the policy has a value head */
 static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
-static bool has_reference(void) { return o.kl_coef > 0 || o.use_kl_loss || has_gold() || o.reference; }
+static bool has_reference(void) {
+    return o.kl_coef > 0 || o.use_kl_loss || has_gold() || o.reference || o.algo == A2PO;
+}
+static bool has_target(void) { return o.algo == RLOO || o.algo == A2PO; } /* a number per completion, not per token */
 static bool whitens(void) { return o.whiten_advantages == 2; } /* after check_options() it is "no" or "yes" */
 static bool on_policy(void) { return o.epochs * o.mini_batches == 1; }
 
@@ -338,6 +359,86 @@ static void score_greedy(Run *r) {
     free(scored), free(q);
 }
 
+/* A*-PO's samples of m prompts, `prompt`, from the policy, which is the reference before the first step: writes V to
+ * optimal_value, 0 for prompts to be left out, and 1 to left_out for these. Collective: every rank has prompts of its own, maybe
+ * none. */
+static void estimate_part(Run *r, const int64_t *prompt, int32_t m) {
+    Error e;
+    Generation *g = &r->g;
+    const int32_t n = (int32_t)o.value_samples;
+    ScoredCompletion *scored = (ScoredCompletion *)xcalloc((size_t)m * (size_t)n + 1, sizeof *scored);
+    Completion *out = (Completion *)xcalloc((size_t)m * (size_t)n + 1, sizeof *out);
+    RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)m + 1, sizeof *q);
+    float *score = (float *)xcalloc((size_t)m * (size_t)n + 1, sizeof *score);
+    for (int32_t i = 0; i < m; i++) /* ids that no completion of a generation has */
+        q[i] = prompts_request(&g->train, prompt[i], n, ((uint64_t)1 << 55) + (uint64_t)prompt[i] * (uint64_t)n,
+                               out + i * n);
+    if (!rollout_run(&g->engine, &g->sampling, q, m, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
+    for (int32_t i = 0; i < m * n; i++)
+        scored[i] =
+            (ScoredCompletion){.completion = out[i], .prompt = prompt[i / n], .id = q[i / n].id + (uint64_t)(i % n)};
+    generation_score_completions(g, scored, m * n);
+    score_completions(r, scored, m * n, score);
+    for (int32_t i = 0; i < m; i++) {
+        const double V = a2po_value(o.beta1, score + i * n, n);
+        double sum = 0;
+        for (int32_t k = 0; k < n; k++) sum += isnan(score[i * n + k]) ? 0 : (double)score[i * n + k];
+        r->left_out[prompt[i]] = isnan(V) || (o.filter_all_incorrect && sum == 0);
+        r->optimal_value[prompt[i]] = r->left_out[prompt[i]] ? 0 : V;
+    }
+    for (int32_t i = 0; i < m * n; i++) {
+        completion_free(&scored[i].completion);
+        free(scored[i].text);
+    }
+    free(scored), free(out), free(q), free(score);
+}
+
+/* A*-PO's first stage: V of every training prompt, which is kept in the state. Collective. */
+static void estimate_values(Run *r) {
+    Trainer *t = &r->t;
+    const int64_t count = r->g.train.count, ranks = t->dist.ranks;
+    enum { PART = 64 }; /* prompts of a rank at a time */
+    for (int64_t first = 0; first < count; first += PART * ranks) {
+        int64_t prompt[PART];
+        int32_t m = 0;
+        for (int64_t i = first + t->dist.rank; i < count && m < PART; i += ranks) prompt[m++] = i;
+        estimate_part(r, prompt, m);
+    }
+    double *out = (double *)xcalloc((size_t)count, sizeof *out), mean = 0, dropped = 0;
+    for (int64_t i = 0; i < count; i++) out[i] = r->left_out[i];
+    dist_sum(&t->dist, r->optimal_value, (int)count);
+    dist_sum(&t->dist, out, (int)count);
+    json_t *all = json_array();
+    for (int64_t i = 0; i < count; i++) {
+        r->left_out[i] = out[i] > 0;
+        dropped += out[i];
+        mean += out[i] > 0 ? 0 : r->optimal_value[i];
+        json_array_append_new(all, out[i] > 0 ? json_null() : json_real(r->optimal_value[i]));
+    }
+    free(out);
+    if (dropped >= (double)count)
+        die("--algo a2po: none of %lld samples of the model of -c has a reward, for any of the %lld prompts; more samples, "
+            "--num-value-samples, or easier prompts are needed",
+            (long long)o.value_samples, (long long)count);
+    json_object_set_new(t->state, "optimal_values", all);
+    if (!t->dist.rank && !o.t.quiet)
+        fprintf(stderr, "a2po    V of %lld prompts from %lld samples each: mean %.3f; %.0f prompts are left out\n",
+                (long long)count, (long long)o.value_samples, mean / ((double)count - dropped), dropped);
+}
+
+/* Takes V from the state of a resumed run. */
+static void load_values(Run *r) {
+    const json_t *all = json_object_get(r->t.state, "optimal_values");
+    if (json_array_size(all) != (size_t)r->g.train.count)
+        die("%s: its state has optimal values of %zu prompts, not of %lld", o.t.output, json_array_size(all),
+            (long long)r->g.train.count);
+    for (int64_t i = 0; i < r->g.train.count; i++) {
+        const json_t *V = json_array_get(all, (size_t)i);
+        r->left_out[i] = !json_is_real(V);
+        r->optimal_value[i] = json_real_value(V);
+    }
+}
+
 /* Samples a generation and scores its completions. A completion that could not be scored does not count. */
 static void sample_and_score(Run *r) {
     Generation *g = &r->g;
@@ -423,6 +524,11 @@ static void compute_advantages(Run *r) {
         for (int32_t t = at; t < at + T; t++) r->target[t] += r->old_value[t];
         gae_of(r, i, gae_length_lambda(o.lambda, o.length_lambda, T), r->advantage);
     }
+    if (o.algo == A2PO) {
+        memset(r->advantage, 0, (size_t)g->offset[n] * sizeof *r->advantage);
+        for (int32_t i = 0; i < n; i++)
+            r->completion_advantage[i] = (float)((double)r->score[i] - r->optimal_value[g->scored[i].prompt]);
+    }
     const bool others = o.algo == REINFORCE && !o.baseline;
     if (others) mean_baseline(r->R, g->counts, n, n, false, r->baseline);
     if (o.algo == REINFORCE_PP_BASELINE) mean_baseline(r->R, g->counts, n, G, true, r->baseline);
@@ -495,7 +601,15 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormali
                         .entropy = x->entropy,
                         .sampler_logp = x->sampler_logp};
     if (!on_policy()) rollout_dump_count(&r->dump, x, r->advantage + x->at);
-    return ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
+    const double loss = ppo_policy_loss(&r->loss, all, &b, x->dlogp, x->dentropy, stats);
+    if (o.algo != A2PO) return loss; /* else its advantages are 0 */
+    const A2poBatch y = {.completions = x->count,
+                         .offset = x->offset,
+                         .target = r->completion_advantage + x->first,
+                         .counts = x->counts,
+                         .logp = x->logp,
+                         .ref_logp = x->ref_logp};
+    return loss + a2po_loss(o.beta2, all->completions, &y, x->dlogp, &r->a2po);
 }
 
 /* VAPO's likelihood of right completions in a micro-batch, whose gradient is added to x->dlogp. */
@@ -580,6 +694,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
         r->positive_nll[0] += r->positive.sum;
         r->positive_nll[1] += r->positive.tokens;
     }
+    if (o.algo == A2PO) dist_sum(&t->dist, DIST_FIELDS(r->a2po));
     dist_sum(&t->dist, DIST_FIELDS(part.sum));
     dist_max(&t->dist, DIST_FIELDS(part.max));
     ppo_stats_add(stats, &part);
@@ -602,6 +717,7 @@ static double update(Run *r, PpoStats *stats) {
     const int32_t size = r->g.completions / (int32_t)o.mini_batches;
     double loss = 0;
     r->positive_nll[0] = r->positive_nll[1] = 0;
+    r->a2po = (A2poStats){0};
     for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
         for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
@@ -676,6 +792,12 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "critic/returns/mean", moments_of(r->target, g->offset, g->completions, g->counts).mean);
         if (o.critic) metrics_set(to, "critic/grad_norm", r->critic.update.grad_norm);
     }
+    if (o.algo == A2PO) { /* TRL's names */
+        const double N = r->a2po.completions;
+        metrics_set(to, "implicit_reward", r->a2po.implicit / N);
+        metrics_set(to, "advantage", r->a2po.target / N);
+        metrics_set(to, "v_star", m->score - r->a2po.target / N);
+    }
     if (o.ptx_coef > 0) metrics_set(to, "loss/ptx", r->ptx.loss);
     metrics_set(to, "val/num_eos_tokens", ended);
     metrics_set(to, "episode", (double)r->g.next_id);
@@ -703,7 +825,7 @@ static void say_overoptimisation(Trainer *t) {
 /* Rejects options without effect. */
 static void refuse_unused(void) {
     const bool critic = has_critic(), ratio = !algos[o.algo].plain, clip = ratio && o.algo != RLOO;
-    const bool adaptive = o.controller == KL_ADAPTIVE;
+    const bool adaptive = o.controller == KL_ADAPTIVE, a2po = o.algo == A2PO;
     const OptionUse use[] = {
         {&o.penalty_reward, o.non_eos_penalty, "used only with --non-eos-penalty"},
         {&o.kl, has_reference(), "used only with --kl-coef above 0 or a gold reward"},
@@ -728,6 +850,20 @@ static void refuse_unused(void) {
         {&o.cliprange_high, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
         {&o.dual_clip, clip, "not used by --algo a2c, reinforce and rloo"},
         {&o.target_kl, o.epochs > 1, "used only with several passes, --num-ppo-epochs above 1"},
+        {&o.beta1, a2po, "used only by --algo a2po"},
+        {&o.beta2, a2po, "used only by --algo a2po"},
+        {&o.value_samples, a2po, "used only by --algo a2po"},
+        {&o.filter_all_incorrect, a2po, "used only by --algo a2po"},
+        {&o.kl_coef, !a2po, "--algo a2po has --beta2 instead"},
+        {&o.controller, !a2po, "--algo a2po has --beta2 instead"},
+        {&o.reference, !a2po, "the reference of --algo a2po is the model of -c, which draws the samples for V"},
+        {&o.reward_model, !a2po, "--algo a2po takes rewards of verifiers, which are 0 or 1"},
+        {&o.g.reward_group, !a2po, "--algo a2po compares a completion with V, not with others"},
+        {&o.gamma, !a2po, "--algo a2po has one reward for a completion"},
+        {&o.whiten_rewards, !a2po, "--algo a2po has one reward for a completion"},
+        {&o.whiten_advantages, !a2po, "--algo a2po has no advantages to normalise"},
+        {&o.aggregation, !a2po || o.entropy_coef != 0 || o.use_kl_loss,
+         "--algo a2po has a mean over completions; only --entropy-coef and --use-kl-loss are aggregated"},
         {&o.positive.reward, o.positive.coef > 0, "used only with --positive-nll-coef"},
         {&o.ptx_tokens, o.ptx, "used only with --ptx"},
         {&o.kl_loss_coef, o.use_kl_loss, "used only with --use-kl-loss"},
@@ -743,7 +879,7 @@ static void refuse_unused(void) {
 
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
 static void check_options(void) {
-    const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline"};
+    const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline", "a2po"};
     const char *name = algo[o.algo];
     if (!o.g.generations) o.g.generations = algos[o.algo].group;
     if (!o.epochs) o.epochs = algos[o.algo].epochs;
@@ -754,6 +890,9 @@ static void check_options(void) {
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
     refuse_unused();
+    if (o.algo == A2PO) o.kl_coef = 0; /* after its default, no option */
+    if (o.algo == A2PO && episodes_on(&o.g.episodes))
+        usage_error("--algo a2po: cannot be combined with --tools and --tool-cmd");
     if (o.g.generations < algos[o.algo].least)
         usage_error("--num-generations: --algo %s compares the completions of a prompt; give at least %d", name,
                     algos[o.algo].least);
@@ -813,7 +952,7 @@ static void close_run(Run *r, bool stopped) {
     trainer_close(&r->t, stopped);
     free(r->score), free(r->kl), free(r->gold_score), free(r->greedy), free(r->R), free(r->baseline);
     free(r->completion_advantage), free(r->reward), free(r->advantage), free(r->value), free(r->old_value);
-    free(r->target), free(r->dvalue);
+    free(r->target), free(r->dvalue), free(r->optimal_value), free(r->left_out);
 }
 
 static void save_counters(Run *r) {
@@ -876,16 +1015,16 @@ static void begin_rollouts(Run *r) {
     c.epsilon = r->loss.cliprange;
     c.epsilon_high = r->loss.cliprange_high;
     c.delta = r->loss.dual_clip;
-    rollout_dump_begin(&r->dump, &c, o.algo == RLOO ? r->completion_advantage : r->advantage,
-                       o.algo == RLOO ? g->completions : g->offset[g->completions],
+    rollout_dump_begin(&r->dump, &c, has_target() ? r->completion_advantage : r->advantage,
+                       has_target() ? g->completions : g->offset[g->completions],
                        last < r->t.steps ? last : r->t.steps);
 }
 
 /* Writes the dump of the step if it is due. */
 static void dump_rollouts(Run *r) {
     const int32_t n = r->g.completions, size = n / (int32_t)o.mini_batches;
-    const RolloutValues values = {.advantage = o.algo == RLOO ? r->completion_advantage : NULL,
-                                  .token_advantage = o.algo == RLOO ? NULL : r->advantage,
+    const RolloutValues values = {.advantage = has_target() ? r->completion_advantage : NULL,
+                                  .token_advantage = has_target() ? NULL : r->advantage,
                                   .score = r->score,
                                   .gold = has_gold() ? r->gold_score : NULL,
                                   .old_logp = !on_policy(),
@@ -930,12 +1069,16 @@ static void open_run(Run *r) {
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (has_reference())
-        reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g), "--kl-coef is not 0");
+        reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g),
+                       o.algo == A2PO ? "--algo a2po" : "--kl-coef is not 0");
     open_arrays(r);
     credit_open(&r->credit, &o.credit, g);
     r->loss = loss_options();
     r->positive = o.positive;
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
+    r->optimal_value = (double *)xcalloc((size_t)g->train.count + 1, sizeof *r->optimal_value);
+    r->left_out = (uint8_t *)xcalloc((size_t)g->train.count + 1, 1);
+    if (o.algo == A2PO) g->left_out = r->left_out;
     load_counters(r);
     open_rollouts(r);
 }
@@ -948,6 +1091,8 @@ static bool train(Run *r) {
     trainer_check_steps(t, o.g.epochs * (double)steps_of_generation(), "--num-prompts");
     rollout_dump_schedule(&r->dump, t->steps);
     Evaluation before = {0}, after = {0};
+    if (o.algo == A2PO && t->step) load_values(r);
+    else if (o.algo == A2PO) estimate_values(r);
     if (!t->step) {
         generation_show(g, "before");
         if (o.g.eval_on_start && o.g.val.count) before = generation_evaluate(g, "before");
@@ -1015,6 +1160,10 @@ int main(int argc, char **argv) {
     o.credit = credit_defaults();
     o.lambda = o.lambda_critic = -1;
     o.positive.reward = 1;
+    o.value_samples = 8; /* TRL's */
+    o.beta1 = 0.5;
+    o.beta2 = 1e-3;
+    o.filter_all_incorrect = true;
     o.mini_batches = 1;
     o.ptx_tokens = 1024;
     o.cliprange = loss.cliprange;

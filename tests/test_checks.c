@@ -76,7 +76,8 @@ static void options_of_one_trainer(void **state) {
     unused("./train_grpo", "--loss-type dppo --kl-tau 0.1", "--kl-tau");
     unused("./train_grpo", "--clip-cov-ratio 0.1", "--clip-cov-ratio");
     unused("./train_grpo", "--loss-type clip_cov --kl-cov-ratio 0.1", "--kl-cov-ratio");
-    unused("./train_grpo", "--advantage-estimator optimal_token_baseline --loss-type gmpo", "--advantage-estimator");
+    unused("./train_grpo", "--advantage-estimator optimal_token_baseline --loss-type gmpo",
+           "--advantage-estimator optimal_token_baseline");
     unused("./train_grpo", "--advantage-estimator optimal_token_baseline --scale-rewards none", "--scale-rewards");
     unused("./train_grpo", "--positive-reward 0.5", "--positive-reward");
     unused("./train_ppo", "--positive-reward 0.5", "--positive-reward");

@@ -340,12 +340,15 @@ static void other_trainers_know_ranks(void **state) {
     static const struct {
         int ranks;
         const char *command;
-    } cases[] = {{2, "./train_rm -c $T/base.bin -i $T/prefs.shard -j $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 "
-                     "--zero 1"},
-                 {3, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 --zero 2"},
-                 {2, "./train_ppo -c $T/base.bin --critic $T/rm.bin --reward-model $T/rm.bin --critic-warmup 2 "
-                     "--reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 "
-                     "--num-mini-batches 3 --zero 1"}};
+    } cases[] = {
+        {2, "./train_rm -c $T/base.bin -i $T/prefs.shard -j $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 "
+            "--zero 1"},
+        {3, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 --zero 2"},
+        {2, "./train_ppo -c $T/base.bin --critic $T/rm.bin --reward-model $T/rm.bin --critic-warmup 2 "
+            "--reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 "
+            "--num-mini-batches 3 --zero 1"},
+        {2, "./train_ppo -c $T/base.bin --algo a2po --reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 "
+            "-l 1e-3 --sample-count 0 -x 8 --beta2 0.1 --positive-nll-coef 0.1"}};
     FILE *prefs = fopen(files_path("prefs.jsonl"), "w");
     for (int p = 0; p < 26; p++)
         fprintf(prefs, "{\"prompt\":\"%.*s%c=\",\"chosen\":\"%d\",\"rejected\":\"%dx\"}\n", p % 4, "abc", 'a' + p,

@@ -9,6 +9,7 @@
 
 #include "../llmc/base/options.h"              /* option_choice_index */
 #include "../llmc/base/random.h"               /* random_real, Random, random_normal, random_start */
+#include "../llmc/loss/a2po.h"                 /* a2po_value, a2po_loss, A2poBatch, A2poStats */
 #include "../llmc/loss/advantage.h"            /* AdvantageStats, SCALE_GROUP, advantage_group */
 #include "../llmc/loss/advantage_estimators.h" /* advantage_filter, advantage_tokens, GROUP_FILTER_LENGTH, ... */
 #include "../llmc/loss/covariance.h"           /* covariance_choose, CovarianceStats */
@@ -165,6 +166,61 @@ static void test_filter_ties(void **state) {
     assert_true(kept[0] == 1 && isnan(kept[1]) && isnan(kept[2]) && kept[3] == 2 && isnan(kept[4]));
     advantage_filter(GROUP_FILTER_LENGTH, reward, length, 5, 4, kept);
     assert_true(kept[0] == 1 && isnan(kept[1]) && kept[2] == 0.5f && kept[3] == 2 && kept[4] == 1);
+}
+
+/* ---- A*-PO ---- */
+
+static void test_a2po_golden(void **state) {
+    (void)state;
+    FILE *f = golden_open("losses_peers.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g)) {
+        if (strcmp(g.kind, "a2po")) continue;
+        const int n = golden_count(&g, "length"), samples = golden_count(&g, "samples") / n;
+        const double *length = golden(&g, "length"), *beta = golden(&g, "beta"), *expected = golden(&g, "dlogp");
+        int32_t offset[MOST_COMPLETIONS] = {0};
+        uint8_t counts[MOST_COMPLETIONS];
+        float *reward = golden_floats(&g, "samples"), *target = golden_floats(&g, "target"),
+              *logp = golden_floats(&g, "logp"), *ref = golden_floats(&g, "ref"), dlogp[MOST_TOKENS] = {0};
+        for (int i = 0; i < n; i++) {
+            offset[i + 1] = offset[i] + (int32_t)length[i];
+            counts[i] = 1;
+            check_near(a2po_value(beta[0], reward + i * samples, samples), golden(&g, "v_star")[i], 1, 1e-8, "V");
+        }
+        const A2poBatch b = {n, offset, target, counts, logp, ref};
+        A2poStats s = {0};
+        check_near(a2po_loss(beta[1], n, &b, dlogp, &s), *golden(&g, "loss"), 1e-3, 1e-6, g.name);
+        for (int t = 0; t < offset[n]; t++)
+            check_near(dlogp[t], expected[t], largest(expected, offset[n]), 1e-6, g.name);
+        check_near(s.implicit / s.completions, *golden(&g, "implicit"), 1e-3, 1e-6, "implicit reward");
+        float parts[MOST_TOKENS] = {0}; /* micro-batches add up; a completion that does not count has no part */
+        double sum = 0;
+        for (int i = 0; i < n; i++) {
+            const A2poBatch one = {1, offset + i, target + i, counts + i, logp, ref};
+            sum += a2po_loss(beta[1], n, &one, parts, &s);
+        }
+        check_near(sum, *golden(&g, "loss"), 1e-3, 1e-6, "parts");
+        assert_memory_equal(parts, dlogp, (size_t)offset[n] * sizeof *parts);
+        counts[0] = 0;
+        A2poStats less = {0};
+        a2po_loss(beta[1], n, &b, parts, &less);
+        assert_true(less.completions == n - 1 && parts[0] == dlogp[0]);
+        free(reward), free(target), free(logp), free(ref);
+        cases++;
+    }
+    fclose(f);
+    assert_int_equal(cases, 2);
+}
+
+/* Known values of V: the rewards' common value, their mean for a high temperature and their maximum for a low one. */
+static void test_a2po_value(void **state) {
+    (void)state;
+    const float equal[3] = {0.7f, 0.7f, 0.7f}, some[4] = {1, 0, NAN, 0.5f}, none[2] = {NAN, NAN};
+    check_near(a2po_value(0.5, equal, 3), 0.7, 0, 1e-7, "equal");
+    check_near(a2po_value(1e4, some, 4), 0.5, 0, 1e-4, "mean");
+    check_near(a2po_value(1e-3, some, 4), 1 - 1e-3 * log(3), 0, 1e-9, "maximum");
+    assert_true(isnan(a2po_value(0.5, none, 2)));
 }
 
 /* ---- the likelihood of right completions ---- */
@@ -390,6 +446,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_policy_golden),     cmocka_unit_test(test_token_baseline_golden),
         cmocka_unit_test(test_filter_golden),     cmocka_unit_test(test_filter_ties),
+        cmocka_unit_test(test_a2po_golden),       cmocka_unit_test(test_a2po_value),
         cmocka_unit_test(test_positive_nll),      cmocka_unit_test(test_token_baseline_is_optimal),
         cmocka_unit_test(test_draw_is_uniform),   cmocka_unit_test(test_choice_is_local),
         cmocka_unit_test(test_choice_leaves_out),

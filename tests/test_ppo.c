@@ -14,7 +14,7 @@
 #include "golden.h"                   /* golden, Golden, golden_count, golden_floats, ... */
 #include "models.h"                   /* assert_near, refused, models_setup, models_teardown */
 #include "run.h"                      /* sh, metric, metric_mean, metric_lines, ... */
-#include "shell.h"                    /* said, assert_holds */
+#include "shell.h"                    /* said, assert_holds, run */
 
 /* ---- losses ---------------------------------------------------------------------------------------------------- */
 
@@ -208,6 +208,38 @@ static void each_algorithm_learns(void **state) {
         }
         if (!(start < 0.25 && end > 0.3)) fail_msg("%s: %g, then %g", algo[i], start, end);
     }
+}
+
+#define A2PO                                                                                                           \
+    PPO "--algo a2po -l 0.005 --lr-scheduler-type constant --warmup-steps 0 -p 48 --beta2 0.1 --num-value-samples 64 "
+
+/* A*-PO: V from samples of the initial policy, then a regression. Prompts whose samples are all wrong are left out. */
+static void a2po_learns(void **state) {
+    (void)state;
+    double start = 0, end = 0;
+    for (int seed = 1; seed <= 3; seed++) {
+        sh(A2PO "-x 90 --seed %d -o $T/x.bin --metrics $T/m.jsonl", seed);
+        start += metric("m.jsonl", 0, "objective/scores") / 3;
+        end += metric_mean("m.jsonl", 85, 90, "objective/scores") / 3;
+        assert_near(metric("m.jsonl", 3, "advantage"),
+                    metric("m.jsonl", 3, "objective/scores") - metric("m.jsonl", 3, "v_star"), 1e-6);
+        assert_near(metric("m.jsonl", 0, "implicit_reward"), 0, 1e-6);
+        assert_true(metric("m.jsonl", 89, "objective/kl") > 0.1);
+    }
+    if (!(end > start + 0.15)) fail_msg("%g, then %g", start, end);
+    /* with a low temperature V is nearly 1 where a sample was right, with a high one it is the share of right ones */
+    sh(A2PO "-x 1 --beta1 0.01 -o $T/x.bin --metrics $T/m.jsonl");
+    assert_holds(said, "a2po    V of 6 prompts from 64 samples each");
+    assert_near(metric("m.jsonl", 0, "v_star"), 0.98, 0.025); /* at least 1 - 0.01 log 64 */
+    sh(A2PO "-x 1 --no-filter-all-incorrect -o $T/x.bin --metrics $T/m.jsonl");
+    assert_holds(said, "; 0 prompts are left out");
+    run(1, A2PO "-x 1 --reward verify:0 -o $T/x.bin");
+    assert_holds(said, "none of 64 samples of the model of -c has a reward");
+    refused(2, A2PO "-x 1 --kl-coef 0.1 -o $T/kept", "--kl-coef: --algo a2po has --beta2 instead");
+    refused(2, A2PO "-x 1 --reference $T/sft.bin -o $T/kept", "--reference: the reference of --algo a2po");
+    refused(2, A2PO "-x 1 --reward-model $T/rm.bin -o $T/kept",
+            "--reward-model: --algo a2po takes rewards of verifiers");
+    refused(2, PPO "-x 1 --beta2 0.1 -o $T/kept", "--beta2: used only by --algo a2po");
 }
 
 static void identities(void **state) {
@@ -464,6 +496,7 @@ static void resumes_bit_for_bit(void **state) {
            "--whiten-rewards --entropy-coef 0.01 --reward-model $T/rm.bin --gold $T/rm.bin -o $T/whole.bin");
     assert_same_file("critic.bin", "critic_parts.bin");
     resumes("--algo remax --ptx $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
+    resumes("--algo a2po --beta2 0.1 --num-value-samples 64", 1500, 3);
     /* each periodic state replaces the last one and its critic */
     sh("rm -f $T/*.critic-*");
     sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin --save-steps 8 -o $T/a.bin --state $T/a.state");
@@ -509,6 +542,7 @@ int main(void) {
                                        cmocka_unit_test(losses_have_their_gradients),
                                        cmocka_unit_test(known_losses),
                                        cmocka_unit_test(each_algorithm_learns),
+                                       cmocka_unit_test(a2po_learns),
                                        cmocka_unit_test(identities),
                                        cmocka_unit_test(results_do_not_depend_on_memory_options),
                                        cmocka_unit_test(what_is_logged),

@@ -1,7 +1,7 @@
-"""Golden values of losses and advantages that TRL 1.16 has not, computed by the code of verl, prime-rl and TRL 0.27: writes
-tests/golden/losses_peers.txt.
+"""Golden values of losses and advantages that TRL 1.16 has not, computed by the code of verl, prime-rl and TRL 0.27, and those
+of A*-PO by TRL 1.16: writes tests/golden/losses_peers.txt.
 
-    pip install torch numpy && pip install --no-deps --target peers verl==0.9.1 trl==0.27.0
+    pip install trl==1.16 && pip install --no-deps --target peers verl==0.9.1 trl==0.27.0
     curl -LO https://raw.githubusercontent.com/PrimeIntellect-ai/prime-rl/559b447/src/prime_rl/trainer/rl/loss.py
     python dev/golden/golden_losses_peers.py peers loss.py
 
@@ -13,7 +13,10 @@ Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 
 import ast
 from collections import defaultdict
+import inspect
+import math
 from pathlib import Path
+import re
 import sys
 import textwrap
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ import golden
 from golden import emit, float32
 import numpy as np
 import torch
+from trl.experimental.a2po import A2POTrainer
 
 peers_folder, prime_file = sys.argv[1:3]
 LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
@@ -146,6 +150,35 @@ def gfpo_case(name, length, reward, G, K, filter):
     print("end", file=out)
 
 
+def a2po_case(name, beta1, beta2, n=8):
+    """V by the line of A2POTrainer._estimate_optimal_values, the loss by A2POTrainer.compute_loss."""
+    logp, ref, _, active = batch(0.4)
+    B = len(LENGTH)
+    samples, reward = torch.randint(0, 2, (B, n)).double(), torch.randint(0, 2, (B,)).double()
+    samples[0], samples[1] = 0, 1
+    line = re.search(r"v_star = (beta1 \* .*)", inspect.getsource(A2POTrainer._estimate_optimal_values)).group(1)
+    v_star = eval(line, dict(torch=torch, math=math, rewards=samples, beta1=beta1, n=n))
+    target = float32(reward - v_star)
+    metrics = {"train": defaultdict(list)}
+    trainer = SimpleNamespace(model=SimpleNamespace(training=True), args=SimpleNamespace(beta2=beta2), _metrics=metrics,
+                              _get_sequence_logps=lambda *a: (logp * active).sum(1))
+    inputs = dict(input_ids=None, attention_mask=None, logits_to_keep=None, ref_logps=(ref * active).sum(1),
+                  rewards=target, v_star=torch.zeros(B))
+    loss = A2POTrainer.compute_loss(trainer, None, inputs)
+    print("case", "a2po", "a2po", name, file=out)
+    emit("beta", [beta1, beta2])
+    emit("length", LENGTH)
+    emit("samples", samples)
+    emit("v_star", v_star)
+    emit("target", target)
+    emit("logp", logp.detach()[active])
+    emit("ref", ref[active])
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", torch.autograd.grad(loss, logp)[0][active])
+    emit("implicit", metrics["train"]["implicit_reward"])
+    print("end", file=out)
+
+
 verl_F = SimpleNamespace(masked_mean=masked_mean, masked_sum=lambda x, mask: (x * mask).sum())
 verl = functions(peers_folder + "/verl/trainer/ppo/core_algos.py",
                  ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov",
@@ -169,6 +202,8 @@ baseline_case("groups", [4, 2, 7, 5, 3, 3, 1, 6], [1, 0, 0, 1, 0.5, 0.2, 0, 1], 
 baseline_case("same-length", [5, 5, 5, 5], [1, 0, 0, 0], 2)
 baseline_case("equal", [2, 6, 4], [1, 1, 1], 3)
 baseline_case("large", [3, 8, 8, 1], [100, -50, 3, 7], 4)
+a2po_case("default", 0.5, 1e-3)
+a2po_case("strong", 0.1, 0.5)
 for filter in ["length", "token_efficiency"]:
     gfpo_case("random", 1 + torch.randperm(24), torch.rand(24), 8, 4, filter)
     gfpo_case("binary", 1 + torch.randperm(12), [1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1], 6, 3, filter)

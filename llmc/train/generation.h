@@ -45,7 +45,7 @@
 #ifndef LLMC_TRAIN_GENERATION_H
 #define LLMC_TRAIN_GENERATION_H
 
-#include "../base/error.h"           /* xcalloc, Error, die, usage_error, ... */
+#include "../base/error.h"           /* xcalloc, die, Error, usage_error, ... */
 #include "../base/options.h"         /* options_parsed, OptionUse, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
@@ -100,13 +100,14 @@ typedef struct Generation {
     Rollout engine;
     Episodes episodes; /* the tools of --tools; its turns are the engine's */
     Sampling sampling;
-    Batch batch;      /* a micro-batch of completions */
-    int rows;         /* its capacity */
-    Inputs files;     /* of --input and --mix */
-    EvalSets held;    /* those of the held-out prompts, which have their order */
-    Mix mixture;      /* order of the training prompts */
-    int64_t steps;    /* of the run: --max-steps, or the optimizer steps that --num-train-epochs takes */
-    uint64_t next_id; /* id of the next completion to be sampled */
+    Batch batch;             /* a micro-batch of completions */
+    int rows;                /* its capacity */
+    Inputs files;            /* of --input and --mix */
+    EvalSets held;           /* those of the held-out prompts, which have their order */
+    Mix mixture;             /* order of the training prompts */
+    const uint8_t *left_out; /* (train.count) 1: a prompt that is never sampled; NULL: all are */
+    int64_t steps;           /* of the run: --max-steps, or the optimizer steps that --num-train-epochs takes */
+    uint64_t next_id;        /* id of the next completion to be sampled */
     /* completions: P groups of G adjacent ones */
     int32_t completions;
     ScoredCompletion *scored;
@@ -513,6 +514,15 @@ static inline int32_t generation_prompt_length(const Generation *g, const Scored
     return g->o->agent.command ? 0 : prompts_length(&g->train, s->prompt);
 }
 
+/* The next training prompt in the mixture's order that is not left out. */
+static inline int64_t generation_next_prompt(Generation *g) {
+    for (int64_t passed = 0; passed <= 2 * g->train.count; passed++) {
+        const int64_t prompt = mix_next(&g->mixture);
+        if (!g->left_out || !g->left_out[prompt]) return prompt;
+    }
+    die("%s: every prompt that the mixture draws is left out", g->train.shard.name);
+}
+
 /* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Their tokens count as processed
  * (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
@@ -523,7 +533,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)n, sizeof *q);
     Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
     for (int32_t i = 0; i < n; i++) {
-        const int64_t prompt = mix_next(&g->mixture);
+        const int64_t prompt = generation_next_prompt(g);
         for (int32_t k = 0; k < G; k++) scored[i * G + k] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }
