@@ -4,7 +4,7 @@
  * validation split, and writes both shards at the end. After a failure no file is left behind. Unusual properties of the
  * data are counted and reported at the end.
  */
-#include "../llmc/base/error.h"           /* usage_error, Error, die, warn, ... */
+#include "../llmc/base/error.h"           /* Error, usage_error, die, warn, ... */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_peek, jsonl_skip, jsonl_close, ... */
 #include "../llmc/base/options.h"         /* OPTION_TEXT, OPTION_INT, OPTION_FLAG, OPTION_GROUP, ... */
@@ -20,7 +20,7 @@
 #include "../llmc/records/shard.h"        /* RecordKind, record_kind_name, Record, ShardWriter, ... */
 #include "../llmc/records/tokens.h"       /* TokenMeaning, tokens_write */
 #include "../llmc/reward/verify.h"        /* verify_kind */
-#include "../llmc/text/chat.h"            /* chat_template_parse, chat_add_specials, chat_stop_token */
+#include "../llmc/text/chat.h"            /* chat_template_parse, ChatTemplate, chat_add_specials, ... */
 #include "../llmc/text/jinja_chat.h"      /* JINJA_CHAT_DATE, jinja_chat_open, jinja_chat_stop */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_store, Tokenizer, tokenizer_load, tokenizer_token */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
@@ -52,6 +52,8 @@ static Inputs inputs;        /* the files of --input and --mix */
 static bool mixes;           /* the training records are a mixture of the files */
 static int64_t *made;        /* (inputs.count) training records of each file, before they are mixed */
 static char *model_template; /* of --model, or NULL */
+static ChatTemplate
+    given_template; /* of --template, --chat-template-path or --model; without a spec if none is given */
 
 static Rows rows = {.step_separator = "\\n"};
 static RowWorkers workers;
@@ -484,11 +486,21 @@ static void open_model_template(void) {
     if (o.template_kwargs && !json_is_object(variables))
         usage_error("--chat-template-kwargs %s: is not a JSON object", o.template_kwargs);
     char *spec = jinja_chat_open(o.template_path, variables, o.date, &note, &e);
-    if (!spec || !chat_template_parse(&rows.chat, spec, &e))
+    if (!spec || !chat_template_parse(&given_template, spec, &e))
         die("--chat-template-path %s: %s", o.template_path, e.text);
     if (*note.text) warn("%s", note.text);
     free(spec);
     json_decref(variables);
+}
+
+/* Parses the template that the user gave, before anything is read. */
+static void open_template(void) {
+    Error e;
+    if (o.template_path) open_model_template();
+    else if (strcmp(o.template, "auto")) {
+        if (!chat_template_parse(&given_template, o.template, &e)) usage_error("--template: %s", e.text);
+    } else if (model_template && !chat_template_parse(&given_template, model_template, &e))
+        die("--model %s: %s", o.model, e.text);
 }
 
 /* Warns if the model would not learn to end its turns. */
@@ -561,18 +573,14 @@ static bool row_has_turns(json_t *row) {
            (!f->name[FIELD_PROMPT] && !strcmp(row_called(f, row, FIELD_PROMPT, name), "instruction"));
 }
 
-/* Determines the kind and the template from the first row; NULL: plain text. */
+/* Determines the kind from the first row, and the template unless one is given; NULL: plain text. */
 static void settle(const Jsonl *j, json_t *row) {
     Error e;
     settle_kind(j, row);
     check_used(row);
-    rows.texts = !model_template && !o.template_path && !strcmp(o.template, "auto") && !(row && row_has_turns(row));
-    const char *spec = strcmp(o.template, "auto") ? o.template
-                       : model_template           ? model_template
-                       : rows.texts               ? "plain"
-                                                  : "chatml";
-    if (o.template_path) open_model_template();
-    else if (!chat_template_parse(&rows.chat, spec, &e)) usage_error("--template: %s", e.text);
+    rows.texts = !given_template.spec && !(row && row_has_turns(row));
+    if (given_template.spec) rows.chat = given_template; /* which rows_free() frees */
+    else if (!chat_template_parse(&rows.chat, rows.texts ? "plain" : "chatml", &e)) die("%s", e.text);
     const int32_t vocab = rows.tokenizer.vocab;
     if (rows.kind != ROW_TEXT && !chat_add_specials(&rows.chat, &rows.tokenizer, &e)) die("%s", e.text);
     for (int32_t id = vocab; id < rows.tokenizer.vocab; id++) {
@@ -978,6 +986,7 @@ int main(int argc, char **argv) {
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
     open_tokenizer();
+    open_template();
     for (int i = 0; i < inputs.count && !enough(); i++) {
         Jsonl j;
         if (!jsonl_open(&j, inputs.path[i], o.skip_bad, &e)) fail(&e);

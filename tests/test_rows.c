@@ -6,7 +6,7 @@
 #include "../llmc/records/shard.h" /* RECORD_CHAT, shard_close, RECORD_PREFERENCE, RECORD_PROMPT, ... */
 #include "files.h"                 /* files_path, files_put, files_directory, files_setup, ... */
 #include "shards.h"                /* refused, open_shard, assert_record */
-#include "shell.h"                 /* run, assert_holds, out, put, ... */
+#include "shell.h"                 /* run, assert_holds, put, out, ... */
 #include <jansson.h>
 #include <zlib.h>
 
@@ -480,6 +480,18 @@ static void test_inputs(void **state) {
     refused(2, "data/make_shard -i \"$T/q?.jsonl\" -o $T/x.shard", "no file matches");
 }
 
+/* A template that cannot be parsed is refused before a row is read: this row cannot be read either. */
+static void test_template_first(void **state) {
+    (void)state;
+    put("bad.jsonl", "no JSON\n");
+    put("bad.jinja", "{% if %}");
+    refused(2, "data/make_shard -i $T/bad.jsonl -o $T/x.shard --template '{user}Question'", "--template: ");
+    refused(1, "data/make_shard -i $T/bad.jsonl -o $T/x.shard --chat-template-path $T/bad.jinja",
+            "--chat-template-path ");
+    refused(1, "data/make_shard -i $T/bad.jsonl -o $T/x.shard --template '{user}{content}{assistant}{content}{eos}'",
+            "bad.jsonl");
+}
+
 /* An option that has no effect on the records is refused. */
 static void test_unused_options(void **state) {
     (void)state;
@@ -600,6 +612,7 @@ int main(void) {
         cmocka_unit_test(test_gzip),
         cmocka_unit_test(test_wrong_files),
         cmocka_unit_test(test_inputs),
+        cmocka_unit_test(test_template_first),
         cmocka_unit_test(test_unused_options),
         cmocka_unit_test(test_round_trip),
     };
