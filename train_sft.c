@@ -23,7 +23,7 @@
 #include "llmc/model/backend.h"         /* TOKEN_FORWARD_KL */
 #include "llmc/model/batch.h"           /* Batch */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
-#include "llmc/model/model.h"           /* Model */
+#include "llmc/model/model.h"           /* model_set_longest, Model */
 #include "llmc/model/model_text.h"      /* model_text_decode */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new, batch_sequence */
 #include "llmc/model/transformer.h"     /* ModelOutput, model_backward, model_forward, model_forward_backward */
@@ -259,6 +259,7 @@ typedef struct Run {
     Batch batch;
     MicroPlan plan;
     Rollout engine;                /* for --sample-steps */
+    int32_t longest;               /* tokens of the longest sequence that is trained on or evaluated */
     Teacher teacher;               /* with --teacher */
     SampledAnswers answers;        /* with --on-policy-share or --seq-kd */
     Record record;                 /* the one that was read last */
@@ -482,7 +483,8 @@ static void validate(Run *r, const Shard *val) {
     metrics_phase(m, phase);
 }
 
-/* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. */
+/* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. With
+ * longrope, a sample may need the list for longer sequences than those of training, which do not change by it. */
 static void print_samples(Run *run, const Shard *s, const char *when) {
     Error e;
     Trainer *t = &run->t;
@@ -500,7 +502,9 @@ static void print_samples(Run *run, const Shard *s, const char *when) {
             continue;
         Completion c;
         RolloutRequest q = {.prompt = r->tokens, .prompt_len = prompt, .samples = 1, .out = &c};
+        model_set_longest(&t->model, prompt + how.max_new);
         if (!rollout_run(&run->engine, &how, &q, 1, NULL, NULL, &e)) die("%s", e.text);
+        model_set_longest(&t->model, run->longest);
         int32_t end = prompt;
         while (end < r->count && r->mask[end]) end++;
         char *asked = model_text_decode(&t->text, r->tokens, prompt, true);
@@ -708,6 +712,7 @@ int main(int argc, char **argv) {
     const int64_t drawn = answers_on(&o.answers) ? data.longest + o.answers.max_new : data.longest;
     const int64_t most_tokens = drawn > val.longest ? drawn : val.longest;
     const int32_t longest = most_tokens < o.max_length ? (int32_t)most_tokens : (int32_t)o.max_length;
+    r->longest = longest;
     trainer_set_longest(t, longest);
     teacher_open(&r->teacher, t, &o.teacher, longest);
     teacher_set(&r->teacher, &data, (int32_t)o.max_length, o.completion_only);

@@ -1,6 +1,7 @@
 /* models.h - tiny models and readers of JSON output, for the tests of the programs.
  *
  *   random     GPT-2's initial weights times 8; only printable tokens have an embedding, so greedy text is ASCII
+ *   longrope   the same with rotary positions whose frequencies depend on the length of the longest sequence
  *   scripted   the layers contribute nothing, so the position alone decides: position p is followed by script[p] with a
  *              probability of almost 1, or by one of two scripts, each in about half of the samples
  */
@@ -10,14 +11,14 @@
 #include "../llmc/base/error.h"        /* Error, xmalloc, xcalloc, xstrdup */
 #include "../llmc/base/text.h"         /* TokenList, token_list_free */
 #include "../llmc/cpu/cpu.h"           /* backend_cpu */
-#include "../llmc/model/backend.h"     /* DTYPE_FLOAT32, Device */
+#include "../llmc/model/backend.h"     /* DTYPE_FLOAT32, Device, MLP_SWIGLU, NORM_RMS */
 #include "../llmc/model/batch.h"       /* Batch */
-#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config */
-#include "../llmc/model/model.h"       /* Model, model_init, model_new */
+#include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, FAMILY_PHI3, POSITION_ROTARY, ... */
+#include "../llmc/model/model.h"       /* Model, model_init, model_new, model_download, ... */
 #include "../llmc/model/model_file.h"  /* model_save */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
-#include "../llmc/model/tensors.h"     /* TENSOR_wte, INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, ... */
+#include "../llmc/model/tensors.h"     /* INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, TENSOR_wte, ... */
 #include "../llmc/model/transformer.h" /* model_logits */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/shard.h"     /* ShardWriter, Record, RecordKind, shard_add, ... */
@@ -69,6 +70,41 @@ static inline Model models_random(int context) {
             if (i == TENSOR_wte && (token < 32 || token > 126)) *x = 0;
         }
     m.backend->weights_upload(m.device, m.weights, w, m.parameters);
+    free(w);
+    return m;
+}
+
+/* A random model of Phi-3's family with longrope, whose two lists give different greedy text. original: its context before it
+ * was stretched. */
+static inline Model models_longrope(int context, int original) {
+    Error e;
+    Model m;
+    ModelConfig c = gpt2_config(2, 2, 32, MODELS_VOCAB, context);
+    c.family = FAMILY_PHI3;
+    c.norm = NORM_RMS;
+    c.qkv_bias = c.attproj_bias = c.mlp_bias = c.tied = 0;
+    c.mlp = MLP_SWIGLU;
+    c.position = POSITION_ROTARY;
+    c.rotary = c.head_size;
+    c.rope = (Rope){.kind = ROPE_LONGROPE, .theta = 1e4f, .original = original, .list_count = c.rotary / 2};
+    c.rope.factor = (float)context / (float)original;
+    c.rope.attention = (float)sqrt(1 + log(c.rope.factor) / log(original));
+    for (int i = 0; i < c.rotary / 2; i++) {
+        c.rope.short_list[i] = 1;
+        c.rope.long_list[i] = 2 + (float)i;
+    }
+    if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
+    model_init(&m, 11);
+    float *w = (float *)xmalloc(m.parameters * sizeof *w);
+    model_download(&m, 0, w, m.parameters);
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (size_t k = 0; k < m.tensor[i].size; k++) {
+            float *x = &w[m.tensor[i].offset + k];
+            if (m.tensor[i].init == INIT_NORMAL || m.tensor[i].init == INIT_RESIDUAL) *x *= 12;
+            const size_t token = k / m.tensor[i].columns;
+            if (i == TENSOR_headw && (token < 32 || token > 126)) *x = 0;
+        }
+    model_upload(&m, 0, w, m.parameters);
     free(w);
     return m;
 }

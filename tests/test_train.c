@@ -14,7 +14,7 @@
 #include "../llmc/model/model_file.h" /* model_load, model_save */
 #include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
 #include "../llmc/model/tensors.h"    /* TENSOR_lnfb, TENSOR_wte */
-#include "files.h"                    /* files_path, files_assert_content, files_get, text_of */
+#include "files.h"                    /* files_path, text_of, files_assert_content, files_get */
 #include "models.h"                   /* assert_near, refused, json_text_of, json_line_of, ... */
 #include "run.h"                      /* metric, sh, weights_gap, metric_mean, ... */
 #include "shell.h"                    /* out, assert_holds, said, put, ... */
@@ -57,6 +57,41 @@ static void assert_events(const char *directory, const char *tag) {
     char command[300];
     snprintf(command, sizeof command, "grep -aq -e '%s' $T/%s/events.out.tfevents.*", tag, directory);
     run(0, command);
+}
+
+/* Samples that are longer than longrope's original context are drawn with the list for long sequences, as by generate with the
+ * same number of tokens, and change nothing in the training of short records. */
+static void samples_of_longrope(void **state) {
+    (void)state;
+    Model m = models_longrope(96, 24);
+    models_save(&m, "long.safetensors", false, "plain");
+    memcpy(m.config.rope.long_list, m.config.rope.short_list, sizeof m.config.rope.long_list);
+    models_save(&m, "short.safetensors", false, "plain");
+    model_free(&m);
+    put("rows.jsonl", "{\"prompt\":\"abcdefg\",\"completion\":\"hij\"}\n{\"prompt\":\"xyz\",\"completion\":\"uvw\"}\n");
+    put("prompt.jsonl", "{\"prompt\":\"abcdefg\",\"answer\":\"\"}\n");
+    sh("data/make_shard --quiet -i $T/rows.jsonl -o $T/rows.shard --model $T/long.safetensors");
+    sh("data/make_shard --quiet -i $T/prompt.jsonl -o $T/prompt.shard --model $T/long.safetensors");
+    for (int samples = 0; samples < 2; samples++) {
+        sh("./train_sft -c $T/long.safetensors -i $T/rows.shard -o $T/x.safetensors -x 4 -l 0 --batch-tokens 8 "
+           "--sample-steps %d --metrics $T/of%d.jsonl %s",
+           samples, samples, samples ? "--sample-count 1 --sample-tokens 40" : "");
+        if (samples) assert_holds(said, "sample abcdefg");
+    }
+    for (int step = 0; step < 4; step++)
+        assert_true(metric("of0.jsonl", step, "loss") == metric("of1.jsonl", step, "loss"));
+    char *text = text_of(files_path("of1.samples.jsonl"));
+    json_t *sample = json_line_of(text, 0);
+    const char *const models[] = {"long", "short"};
+    for (int k = 0; k < 2; k++) {
+        sh("./generate -c $T/%s.safetensors -i $T/prompt.shard -g 40 --temperature 0 -o $T/drawn.jsonl", models[k]);
+        char *drawn_text = text_of(files_path("drawn.jsonl"));
+        json_t *drawn = json_line_of(drawn_text, 0);
+        const char *got = json_text_of(sample, "completion"), *want = json_text_of(drawn, "completion");
+        assert_true(k ? strcmp(got, want) != 0 : !strcmp(got, want));
+        json_decref(drawn), free(drawn_text);
+    }
+    json_decref(sample), free(text);
 }
 
 static void the_chain_through_files(void **state) {
@@ -665,6 +700,7 @@ static void a_nan_is_guarded_against(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_chain_through_files),
+                                       cmocka_unit_test(samples_of_longrope),
                                        cmocka_unit_test(the_lineage_names_the_parents),
                                        cmocka_unit_test(the_chain_through_pipes_and_zstd),
                                        cmocka_unit_test(sft_learns),
