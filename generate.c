@@ -223,6 +223,18 @@ static bool check_length(int64_t tokens, Error *e) {
 
 /* ---- one prompt ------------------------------------------------------------------------------------------------ */
 
+/* Prints the times of a completion that ended now: of loading, of all new tokens, until the first one, and the rate of the
+ * others. start, loaded: when the program and the prompt began. */
+static void tell_times(const TokenList *ids, const AnswerEnd *end, double start, double loaded) {
+    const double now = clock_seconds(), first = end->drawn ? end->first : now;
+    fprintf(
+        stderr,
+        "loaded in %.1f ms; %d prompt tokens, %lld new tokens in %.1f ms, the first after %.1f ms, %.1f tok/s after it; "
+        "%s\n",
+        1e3 * (loaded - start), ids->count, (long long)end->drawn, 1e3 * (now - loaded), 1e3 * (first - loaded),
+        end->drawn > 1 ? (double)(end->drawn - 1) / (now - first) : 0, end->finished ? "finished" : "truncated");
+}
+
 static void one_prompt(const TokenList *ids, double start) {
     Error e;
     Sequence s;
@@ -233,13 +245,9 @@ static void one_prompt(const TokenList *ids, double start) {
     if (o.echo && !printer_tokens(&p, ids->ids, ids->count, true, &e)) die("%s", e.text);
     sequence_set(&s, ids->ids, ids->count);
     if (!answer_run(&s, &sampling, 0, &p, NULL, &end, &e)) die("%s", e.text);
-    const double seconds = clock_seconds() - loaded;
     if (!printer_end(&p, &e)) die("%s", e.text);
     if (program_stopping()) die("stopped by a signal after %lld tokens", (long long)end.drawn);
-    if (o.verbose)
-        fprintf(stderr, "loaded in %.1f ms; %d prompt tokens, %lld new tokens in %.1f ms, %.0f tok/s; %s\n",
-                1e3 * (loaded - start), ids->count, (long long)end.drawn, 1e3 * seconds, (double)end.drawn / seconds,
-                end.finished ? "finished" : "truncated");
+    if (o.verbose) tell_times(ids, &end, start, loaded);
     sequence_free(&s);
 }
 

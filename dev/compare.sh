@@ -13,6 +13,8 @@
 #                             likewise, and sft-lora-smollm2 and sft-lora-smollm2-bf16 for adapters of rank 16
 #   generate-smollm2          generate with SmolLM2-135M's shape; generate-smollm2-bf16 likewise
 #   grpo-smollm2              grpo with SmolLM2-135M's shape, 4 prompts x 8 samples; grpo-smollm2-bf16 likewise
+#   llama-cpp                 decode of one sequence, greedy, from the same GGUF file, for each file of $GGUF, or for SmolLM2-135M
+#                             in Q4_1 (dev/real_model.sh), F16 and Q8_0: llama.cpp, with its defaults
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -102,6 +104,30 @@ smollm2() {
     [ -e "$work/smollm2" ] || python dev/peers/peer_folder.py "$work/smollm2"
 }
 
+# Prints the files of the topic llama-cpp, one per line.
+gguf_files() {
+    if [ -n "${GGUF-}" ]; then
+        printf '%s\n' $GGUF
+        return
+    fi
+    file=$(dev/real_model.sh fetch | tail -n 1)
+    echo "$file"
+    for type in f16 q8_0; do
+        build/copy_model --dtype $type "$file" "$work/SmolLM2-135M-Instruct.$type.gguf" >&2
+        echo "$work/SmolLM2-135M-Instruct.$type.gguf"
+    done
+}
+
+# Prints a JSON line like the peer's: the best of three runs of generate.
+decode() { # FILE
+    for _ in 1 2 3; do
+        /usr/bin/time -f 'peak %M' ./generate -c "$1" --quantize keep --temperature 0 --max-new-tokens 256 --verbose \
+            "Write a long story about a ship." 2>&1 >/dev/null
+    done | awk '/tok\/s after it/ { sub(/ tok\/s after it.*/, ""); if ($NF > rate) rate = $NF }
+        /^peak/ { peak = $2 }
+        END { printf "{\"tokens_per_second\": %.2f, \"peak_rss_mib\": %d}\n", rate, peak / 1024 }'
+}
+
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 make -s all bench >&2
 for topic in "$@"; do
@@ -156,11 +182,17 @@ for topic in "$@"; do
         theirs=$(peer dev/peers/peer_grpo.py --model "$work/smollm2" --prompts 4 --dtype $theirs)
         row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
             "$(field "$theirs" peak_rss_mib)" ;;
+    llama-cpp)
+        gguf_files >"$work/files"
+        while read -r file; do
+            basename "$file"
+            rate llama-cpp "$(decode "$file")" "$(peer dev/peers/peer_llama_cpp.py --model "$file")"
+        done <"$work/files" ;;
     tokenizer) python dev/bench/bench_tokenizer.py ;;
     all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 train-smollm2 \
         train-smollm2-bf16 lora-smollm2 lora-smollm2-bf16 sft-smollm2 sft-smollm2-bf16 sft-lora-smollm2 sft-lora-smollm2-bf16 \
         generate-smollm2 generate-smollm2-bf16 grpo-smollm2 grpo-smollm2-bf16 \
-        tokenizer ;;
+        llama-cpp tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run compare.sh without arguments for the list" >&2 && exit 2 ;;
     esac
 done

@@ -3,6 +3,7 @@
 # chosen.
 #
 #     dev/real_model.sh [chat] [perplexity] [judge] [sft] [grpo] [control] [tools] [dpo]    # all of them if none is named
+#     dev/real_model.sh fetch                                            # only the model; prints the name of its file
 #
 #   chat         answers to fixed questions, greedy
 #   perplexity   of a text, beside llama.cpp's (installs xllamacpp from PyPI into a virtual environment)
@@ -51,6 +52,10 @@ timed() { # NAME COMMAND...: prints the lines that matter; the whole output is i
     "$@" >"$work/$name.log" 2>&1 || { tail -n 5 "$work/$name.log" >&2; exit 1; }
     grep -E '^(eval|before|after|held-out|peak memory)' "$work/$name.log"
     echo "$name: $(($(date +%s) - start)) s"
+}
+
+part_fetch() {
+    echo "$model"
 }
 
 part_chat() {
@@ -217,9 +222,9 @@ part_dpo() {
 [ $# -gt 0 ] || set -- chat perplexity judge sft grpo control tools dpo
 for part in "$@"; do
     case $part in
-    chat | perplexity | judge | sft | grpo | control | tools | dpo) ;;
+    fetch | chat | perplexity | judge | sft | grpo | control | tools | dpo) ;;
     *)
-        echo "real_model.sh: unknown part '$part', must be chat, perplexity, judge, sft, grpo, control, tools or dpo" >&2
+        echo "real_model.sh: unknown part '$part', must be fetch, chat, perplexity, judge, sft, grpo, control, tools or dpo" >&2
         exit 2
         ;;
     esac

@@ -18,6 +18,7 @@
 #ifndef LLMC_TERMINAL_ANSWER_H
 #define LLMC_TERMINAL_ANSWER_H
 
+#include "../base/clock.h"         /* clock_seconds */
 #include "../base/error.h"         /* Error, PLURAL */
 #include "../base/program.h"       /* program_stopping */
 #include "../base/terminal.h"      /* terminal_colors */
@@ -35,6 +36,7 @@
 
 typedef struct AnswerEnd {
     int64_t drawn; /* tokens */
+    double first;  /* clock_seconds() when the first of them was drawn; 0: none was */
     bool finished; /* by a stop token or a stop text; false: by a limit or a signal */
 } AnswerEnd;
 
@@ -62,7 +64,7 @@ static inline bool answer_run(Sequence *s, const Sampling *how, uint64_t id, Pri
         int32_t token;
         float logp;
         if (!sequence_draw(s, how, id, &token, &logp, e)) return false;
-        end->drawn++;
+        if (!end->drawn++) end->first = clock_seconds();
         end->finished = sampling_is_stop(how, token);
         if (end->finished) break;
         const size_t cut = stop_text_cut(&how->texts, s->tokens + first, (int32_t)end->drawn);
