@@ -5,23 +5,26 @@
  * data/pick. */
 #include "../llmc/base/clock.h"           /* clock_seconds */
 #include "../llmc/base/error.h"           /* Error */
-#include "../llmc/base/text.h"            /* token_list_free, TextSlice, TokenList */
+#include "../llmc/base/text.h"            /* token_list_free, TextSlice, TokenList, token_list_append */
 #include "../llmc/cpu/cpu.h"              /* backend_cpu */
 #include "../llmc/judge/judge.h"          /* Judge, judge_close, judge_ask, judge_open, ... */
 #include "../llmc/judge/judge_options.h"  /* JudgeOptions, JUDGE_BY_SCORE, judge_defaults, JUDGE_BY_GROUP, ... */
 #include "../llmc/judge/judged.h"         /* judge_completions, JudgeEdges, judge_attach, judge_cost, ... */
 #include "../llmc/judge/labels.h"         /* JudgeSums, judge_both_orders */
-#include "../llmc/judge/local.h"          /* JudgePrompt, JudgeRationales, judge_local_rationales */
+#include "../llmc/judge/local.h"          /* JudgePrompt, JudgeRationales, judge_local_rationales, JudgeLabels, ... */
 #include "../llmc/judge/question.h"       /* JUDGE_COMPLETION, JUDGE_PROMPT, JudgeQuestion, JUDGE_SCALE, ... */
 #include "../llmc/judge/reply.h"          /* JudgePattern, JudgeReply, judge_pattern_free, judge_pattern_open, ... */
-#include "../llmc/model/model.h"          /* Model, model_free */
+#include "../llmc/model/model.h"          /* Model, model_free, model_set_longest */
 #include "../llmc/model/model_text.h"     /* model_text_decode */
+#include "../llmc/model/pack.h"           /* batch_free */
+#include "../llmc/model/workspace.h"      /* workspace_free */
 #include "../llmc/reward/rewards.h"       /* rewards_score, Rewards, rewards_close, rewards_open */
 #include "../llmc/reward/verify_answer.h" /* RewardInput */
+#include "../llmc/rollout/rollout.h"      /* rollout_free */
 #include "files.h"                        /* files_path, text_of */
 #include "judge_server.h"                 /* JudgeServer, judge_server_start, judge_server_stop */
 #include "letters.h"                      /* LETTERS, letters_setup */
-#include "models.h"                       /* assert_near, json_number_of, MODELS_IM_END, json_line_of, ... */
+#include "models.h"                       /* assert_near, json_number_of, MODELS_IM_END, MODELS_VOCAB, ... */
 #include "run.h"                          /* sh, metric */
 #include "shell.h"                        /* assert_holds, put, run */
 
@@ -72,17 +75,21 @@ static void add_bytes(int32_t *ids, int *n, const char *text) {
 }
 
 /* ln P of the label with the end of the turn after n tokens, from a pass over these tokens alone. */
-static double label_logp(const int32_t *prompt, int n, const char *label) {
+static double label_logp_of(const Model *m, const int32_t *prompt, int n, const char *label) {
     int32_t ids[2 * CONTEXT];
     double sum = 0;
     int all = n;
     memcpy(ids, prompt, (size_t)n * sizeof *ids);
     add_bytes(ids, &all, label);
     ids[all++] = MODELS_IM_END;
-    float *z = models_logits(&judge_model, ids, all - 1);
+    float *z = models_logits(m, ids, all - 1);
     for (int i = n; i < all; i++) sum -= models_nats(z + (i - 1) * MODELS_VOCAB, 1, ids[i]);
     free(z);
     return sum;
+}
+
+static double label_logp(const int32_t *prompt, int n, const char *label) {
+    return label_logp_of(&judge_model, prompt, n, label);
 }
 
 static void scores_are_exact(void **state) {
@@ -281,6 +288,60 @@ static int specials_in(const TokenList *ids) {
 }
 
 /* A completion with the template's names and tokens remains text, and is not read as a template again. */
+/* With longrope a question's own length selects the list, with its longest label or with its rationale: labels have the
+ * probabilities, and greedy rationales the tokens, of a pass over that question alone with that list. */
+static void longrope_serves_each_question(void **state) {
+    (void)state;
+    Error e;
+    enum { ORIGINAL = 24 };
+    Model m = models_longrope(96, ORIGINAL);
+    JudgeLocal j = {.model = m, .text = {.tokenizer = models_bytes, .stop = MODELS_IM_END}};
+    static const char *const texts[] = {"1", "22"}; /* the longest has three tokens, with the end of the turn */
+    static const int length[] = {5, 40, 21, 22, 60, 7};
+    enum { COUNT = 6, NEW = 6 };
+    JudgePrompt q[COUNT] = {0}, full[COUNT];
+    JudgeLabels labels;
+    double l[COUNT][2], apart = 0;
+    if (!judge_local_reserve(&j, 64, &e)) fail_msg("%s", e.text);
+    if (!judge_labels_encode(&labels, &j.text, texts, 2, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < COUNT; i++) {
+        for (int k = 0; k < length[i]; k++) token_list_append(&q[i].ids, k < 4 ? 'a' + k : 'a' + (i + k * k) % 26);
+        q[i].shared = 4;
+    }
+    if (!judge_local_ask(&j, q, COUNT, &labels, l[0], &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < COUNT; i++)
+        for (int k = 0; k < 2; k++) {
+            double want[2];
+            for (int longer = 0; longer < 2; longer++) {
+                model_set_longest(&m, ORIGINAL + longer);
+                want[longer] = label_logp_of(&m, q[i].ids.ids, length[i], texts[k]);
+            }
+            const int which = length[i] + 3 > ORIGINAL;
+            assert_near(l[i][k], want[which], 2e-5);
+            apart = fmax(apart, fabs(want[0] - want[1]));
+        }
+    assert_true(apart > 1e-2);
+    const JudgeRationales how = {.samples = 1, .tokens = NEW, .end = "So:", .seed = 1};
+    for (int i = 0; i < COUNT; i++) q[i].shared = -1;
+    if (!judge_local_rationales(&j, q, COUNT, &how, &labels, full, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < COUNT; i++) {
+        int32_t ids[96];
+        assert_int_equal(full[i].ids.count, length[i] + NEW + 3);
+        memcpy(ids, q[i].ids.ids, (size_t)length[i] * sizeof *ids);
+        model_set_longest(&m, length[i] + NEW > ORIGINAL ? ORIGINAL + 1 : ORIGINAL);
+        for (int k = length[i]; k < length[i] + NEW; k++) {
+            float *z = models_logits(&m, ids, k);
+            ids[k] = models_argmax(z + (k - 1) * MODELS_VOCAB);
+            free(z);
+            assert_int_equal(full[i].ids.ids[k], ids[k]);
+        }
+        token_list_free(&full[i].ids), token_list_free(&q[i].ids);
+    }
+    judge_labels_free(&labels);
+    rollout_free(&j.engine), workspace_free(&j.work, &j.model), batch_free(&j.batch);
+    free(j.logp), free(j.asked), model_free(&m);
+}
+
 static void injected_text_stays_text(void **state) {
     (void)state;
     Error e;
@@ -787,6 +848,7 @@ int main(void) {
         cmocka_unit_test(shared_beginnings_change_nothing),
         cmocka_unit_test(what_does_not_fit_is_not_scored),
         cmocka_unit_test(rationales),
+        cmocka_unit_test(longrope_serves_each_question),
         cmocka_unit_test(injected_text_stays_text),
         cmocka_unit_test(bad_templates),
         cmocka_unit_test(everyone_meets_as_many),

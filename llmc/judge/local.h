@@ -6,6 +6,9 @@
  *
  *   prompt tokens | rest label_1 end | rest label_2 end | ...        rest: what follows the part that questions share
  *
+ * With longrope, the length of each question, with its longest label or its rationale, selects the list of factors
+ * (model/rotary.h), as if it were asked alone: an answer depends neither on the other questions nor on the model's context.
+ *
  *     JudgeLocal j;
  *     JudgeLabels labels;
  *     TokenList ids = {0};
@@ -28,12 +31,14 @@
 #include "../base/text.h"         /* TokenList, token_list_extend, token_list_free, token_list_append */
 #include "../model/backend.h"     /* Backend, Device */
 #include "../model/batch.h"       /* Batch */
-#include "../model/model.h"       /* Model, model_free, model_sync */
+#include "../model/config.h"      /* Rope */
+#include "../model/model.h"       /* Model, model_free, model_set_longest, model_sync */
 #include "../model/model_file.h"  /* model_load */
 #include "../model/model_fits.h"  /* model_fits_policy */
 #include "../model/model_load.h"  /* ModelFile, model_file_free */
 #include "../model/model_text.h"  /* ModelText, model_text_close, model_text_open */
 #include "../model/pack.h"        /* batch_clear, batch_free, batch_completion, batch_fits, ... */
+#include "../model/rotary.h"      /* rope_has_lists */
 #include "../model/transformer.h" /* ModelOutput, model_forward */
 #include "../model/workspace.h"   /* workspace_free, Workspace, workspace_new */
 #include "../rollout/rollout.h"   /* Completion, RolloutRequest, Sampling, rollout_free, ... */
@@ -156,6 +161,17 @@ static inline bool judge_local_run(JudgeLocal *j, int64_t questions, const Judge
     return true;
 }
 
+/* Whether a sequence of so many tokens needs longrope's list for long ones. */
+static inline bool judge_local_long(const JudgeLocal *j, int64_t tokens) {
+    const Rope *r = &j->model.config.rope;
+    return rope_has_lists(r) && tokens > r->original;
+}
+
+/* Selects longrope's list for long sequences, or the other one. */
+static inline void judge_local_set_list(const JudgeLocal *j, bool is_long) {
+    model_set_longest(&j->model, is_long ? j->model.config.context : j->model.config.rope.original);
+}
+
 /* Whether the first `shared` tokens of two questions are the same. */
 static inline bool judge_local_shares(const JudgePrompt *a, const JudgePrompt *b, int32_t shared) {
     return shared < a->ids.count && a->shared == b->shared &&
@@ -186,15 +202,16 @@ static inline bool judge_local_ask(JudgeLocal *j, const JudgePrompt *q, int64_t 
     uint8_t *mask = (uint8_t *)xcalloc((size_t)context + 1, 1);
     int64_t in_batch = 0, last = -1; /* last: the question before this one in the batch */
     int prefix = -1;
-    bool ok = true;
+    bool ok = true, batch_long = false; /* all questions of a batch need the same list */
     batch_clear(b);
     for (int64_t i = 0; ok && i < n; i++) {
         const int32_t count = q[i].ids.count, shared = q[i].shared > 0 && q[i].shared < count ? q[i].shared : count;
         for (int k = 0; k < labels->count; k++) l[i * labels->count + k] = NAN;
         if (!count || (int64_t)count + labels->longest > context) continue;
         const int64_t more = (int64_t)(count - shared) * labels->count + labels->tokens - labels->count;
-        bool same = last >= 0 && judge_local_shares(&q[last], &q[i], shared);
-        if (!batch_fits(b, more + (same ? 0 : shared), labels->tokens, labels->count + 1)) {
+        const bool is_long = judge_local_long(j, (int64_t)count + labels->longest);
+        bool same = last >= 0 && is_long == batch_long && judge_local_shares(&q[last], &q[i], shared);
+        if (is_long != batch_long || !batch_fits(b, more + (same ? 0 : shared), labels->tokens, labels->count + 1)) {
             ok = judge_local_run(j, in_batch, labels, l, e);
             in_batch = 0;
             same = false;
@@ -202,6 +219,8 @@ static inline bool judge_local_ask(JudgeLocal *j, const JudgePrompt *q, int64_t 
             if (ok && rows > b->rows_max) ok = judge_local_reserve(j, (int)rows, e);
         }
         if (!ok) break;
+        if (!in_batch) judge_local_set_list(j, is_long);
+        batch_long = is_long;
         if (!same) prefix = batch_segment(b, q[i].ids.ids, shared, 0, -1);
         judge_local_pack(b, prefix, &q[i], shared, labels, rest, mask);
         j->asked[in_batch++] = i;
@@ -258,7 +277,8 @@ static inline bool judge_local_rationales(JudgeLocal *j, const JudgePrompt *q, i
     token_list_free(&end);
     RolloutRequest *request = (RolloutRequest *)xcalloc((size_t)n + 1, sizeof *request);
     Completion *drawn = (Completion *)xcalloc((size_t)(n * S) + 1, sizeof *drawn);
-    int64_t *from = (int64_t *)xcalloc((size_t)n + 1, sizeof *from), count = 0;
+    int64_t *from = (int64_t *)xcalloc((size_t)n + 1, sizeof *from), count = 0,
+            shorter = 0; /* those before the long ones */
     int longest = 1;
     Sampling how = sampling_default();
     how.temperature = S > 1 ? (float)r->temperature : 0;
@@ -267,18 +287,25 @@ static inline bool judge_local_rationales(JudgeLocal *j, const JudgePrompt *q, i
     how.stream = RANDOM_JUDGE;
     how.texts = (StopTexts){.tokenizer = &j->text.tokenizer, .text = {r->end}, .count = 1};
     bool ok = sampling_add_stops(&how, &j->text.ends, e);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n * S; i++) out[i] = (JudgePrompt){.shared = -1};
+    for (int64_t turn = 0; turn < 2 * n; turn++) { /* first those that need longrope's short list */
+        const int64_t i = turn % n;
         const TokenList *ids = &q[i].ids;
-        for (int32_t k = 0; k < S; k++) out[i * S + k] = (JudgePrompt){.shared = -1};
-        if (!ids->count || ids->count > most) continue;
+        const bool is_long = judge_local_long(j, (int64_t)ids->count + r->tokens);
+        if (turn == n) shorter = count;
+        if (!ids->count || ids->count > most || is_long != (turn >= n)) continue;
         if (ids->count > longest) longest = ids->count;
         const uint64_t key = XXH3_64bits(ids->ids, (size_t)ids->count * sizeof *ids->ids) >> 9;
         request[count] = (RolloutRequest){
             .prompt = ids->ids, .prompt_len = ids->count, .samples = S, .id = key, .out = drawn + count * S};
         from[count++] = i;
     }
-    ok = ok && judge_local_engine(j, longest, r->tokens, e) &&
-         rollout_run(&j->engine, &how, request, count, NULL, NULL, e);
+    ok = ok && judge_local_engine(j, longest, r->tokens, e);
+    for (int is_long = 0; ok && is_long < 2; is_long++) {
+        const int64_t first = is_long ? shorter : 0, of_list = is_long ? count - shorter : shorter;
+        judge_local_set_list(j, is_long);
+        ok = rollout_run(&j->engine, &how, request + first, of_list, NULL, NULL, e);
+    }
     for (int64_t i = 0; i < count * S; i++) {
         const int64_t at = from[i / S];
         ok = ok && judge_local_reason(j, &q[at], &drawn[i], &how, r, &out[at * S + i % S], e);
