@@ -57,11 +57,12 @@ static inline CostRun cost_run(const ModelConfig *c, double tokens, double micro
     return r;
 }
 
-/* Quantises the matrices of linear layers at this number of bytes per weight. */
+/* Quantises the matrices of linear layers at this number of bytes per weight. Embeddings and the output matrix stay weights, as
+ * on a GPU. */
 static inline void cost_quantize(CostRun *r, const ModelConfig *c, double block_bytes) {
     TensorInfo t[TENSOR_COUNT];
     model_tensors(c, t);
-    for (int i = 0; i < MATRIX_COUNT; i++) {
+    for (int i = 0; i < LINEAR_MATRICES; i++) {
         const TensorInfo *matrix = &t[matrix_tensor[i]];
         const double elements = (double)matrix->rows * (double)matrix->columns;
         r->quantized += (double)matrix->size;
