@@ -381,18 +381,28 @@ static Stats validate(Run *r, const Labelled *val) {
     return s;
 }
 
-/* Shows the first pairs with their scores. */
-static void show_pairs(Run *r, const Labelled *d, const char *when) {
+static void show_pair(Run *r, const Pair *p, const char *when) {
+    batch_clear(&r->batch);
+    pair_pack_scores(&r->batch, p, o.sharing);
+    model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
+    trainer_show_pair(&r->t, when, p, (double)r->score[0], (double)r->score[1]);
+}
+
+static void show_solution(Run *r, const Example *x, const char *when) {
+    batch_clear(&r->batch);
+    example_pack_scores(&r->batch, x);
+    model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
+    trainer_show_solution(&r->t, when, x, r->score);
+}
+
+/* Shows the first records with their scores. */
+static void show_records(Run *r, const Labelled *d, const char *when) {
     Trainer *t = &r->t;
-    if (o.kind != REWARD_MODEL_BT || !trainer_records(t)) return;
+    if (!trainer_records(t)) return;
     const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
-    for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++) {
-        const Pair *p = &d->pairs.pair[i];
-        batch_clear(&r->batch);
-        pair_pack_scores(&r->batch, p, o.sharing);
-        model_forward(&t->model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
-        trainer_show_pair(t, when, p, (double)r->score[0], (double)r->score[1]);
-    }
+    for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++)
+        if (o.kind == REWARD_MODEL_BT) show_pair(r, &d->pairs.pair[i], when);
+        else show_solution(r, &d->examples.example[i], when);
     trainer_go_on(t, pause);
 }
 
@@ -485,7 +495,7 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
     bool stopped = false;
     const Stats before = o.val.count && o.eval_on_start && !t->step ? validate(r, val) : (Stats){0};
     if (before.sum.units > 0) trainer_check_metric(t);
-    if (!t->step) show_pairs(r, o.val.count ? val : data, "before");
+    if (!t->step) show_records(r, o.val.count ? val : data, "before");
     while (t->step < t->steps && !stopped) {
         int64_t n = 0;
         trainer_begin_step(t);
@@ -519,7 +529,7 @@ static bool train(Run *r, const Labelled *data, Mix *mixture, int64_t left, cons
                     pairs ? mean_margin(&stats) : mean_score(&stats), epoch, (double)n / seconds);
         stopped = trainer_should_stop(t, 1);
     }
-    if (!stopped) show_pairs(r, o.val.count ? val : data, "after");
+    if (!stopped) show_records(r, o.val.count ? val : data, "after");
     free(records);
     return stopped;
 }

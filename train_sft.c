@@ -459,7 +459,8 @@ static void set_validation(Run *r, const char *set, const Stats *s) {
     text_free(&prefix);
 }
 
-static void validate(Run *r, const Shard *val) {
+/* Evaluates the model on the validation records, and sets the metrics. */
+static Stats validate(Run *r, const Shard *val) {
     Metrics *m = &r->t.metrics;
     const RunPhase phase = metrics_phase(m, RUN_EVALUATION);
     const EvalSets *sets = &r->held;
@@ -481,6 +482,21 @@ static void validate(Run *r, const Shard *val) {
     metrics_summary(m, "eval  step %lld | loss %.4f | accuracy %.1f%% | %.1f s", (long long)r->t.step, stats.loss,
                     100 * accuracy(&stats), clock_seconds() - start);
     metrics_phase(m, phase);
+    return stats;
+}
+
+/* Adds the held-out loss and accuracy to the report's final numbers. before: those from before the first step; without
+ * targets, they are not known. */
+static void set_final(Metrics *m, const Stats *before, const Stats *after) {
+    char text[2][2][32];
+    const Stats *const both[] = {before, after};
+    for (int k = 0; k < 2; k++) {
+        snprintf(text[k][0], sizeof text[k][0], "%.4f", both[k]->loss);
+        snprintf(text[k][1], sizeof text[k][1], "%.1f %%", 100 * accuracy(both[k]));
+    }
+    const bool known = before->targets > 0;
+    metrics_final(m, "held-out loss", known ? text[0][0] : NULL, text[1][0]);
+    metrics_final(m, "held-out token accuracy", known ? text[0][1] : NULL, text[1][1]);
 }
 
 /* Prints greedy completions of the first records' prompts. A prompt ends before the first token that is trained on. With
@@ -592,9 +608,10 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
     trainer_check_steps(t, o.epochs, "--batch-tokens");
 
     bool stopped = false;
+    Stats before = {0};
     const bool shows = o.sample_steps && t->dist.rank == 0;
     if (!t->step && o.vals.count && o.eval_on_start) {
-        validate(r, val);
+        before = validate(r, val);
         trainer_check_metric(t);
     }
     if (!t->step && shows) print_samples(r, o.vals.count ? val : data, "before");
@@ -625,7 +642,8 @@ static bool train(Run *r, const Shard *data, const Shard *val, int64_t steps, in
                         (double)state_int(t->state, "on_policy_steps") / (double)t->step);
         if (o.vals.count && (t->step == t->steps || t->step % o.eval_steps == 0)) {
             const TrainerPause pause = trainer_pause(t, RUN_EVALUATION);
-            validate(r, val);
+            const Stats after = validate(r, val);
+            if (t->step == t->steps) set_final(&t->metrics, &before, &after);
             trainer_go_on(t, pause);
             trainer_evaluated(t);
         }

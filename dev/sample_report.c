@@ -4,7 +4,8 @@
  *     build/sample_report grpo|sft|long|one|empty|nasty DIRECTORY
  *
  * grpo and sft resemble runs of those trainers; long has 20000 steps; one has a single step; empty has none; nasty
- * contains input that must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values.
+ * contains input that must not break the page: markup, broken UTF-8, gaps, infinities, huge and tiny values, in every
+ * section and widget (dev/check_pages.py opens it in a browser).
  */
 #include "../llmc/report/metrics.h"
 #include "../llmc/base/random.h"
@@ -149,6 +150,45 @@ static void sft(Metrics *m) {
     metrics_sample(m, "step 400", "The capital of France is", " Paris.", NULL, NAN);
 }
 
+/* A text that is markup, ends a script, and turns the direction of what follows. */
+#define EVIL                                                                                                           \
+    "</script></style><script>alert('text')</script><img src=x onerror=alert('image')><!-- <svg onload=alert('svg')> " \
+    "\xe2\x80\xae&lt;\xe2\x80\xa8\x1b[31m"
+
+/* Pairs, solutions, a mixture and rollouts of several turns with such texts. */
+static void hostile(Metrics *m) {
+    Error e;
+    metrics_pair(m, "before", EVIL, EVIL "a", EVIL "b", 0.5, -0.25);
+    metrics_pair(m, "after", EVIL, EVIL "a", EVIL "b", 1.5, -1.25);
+    for (int after = 0; after < 2; after++)
+        metrics_solution(m, after ? "after" : "before", EVIL,
+                         json_pack("[{s:s, s:i, s:f}, {s:s, s:f, s:f}]", "text", EVIL, "label", 1, "score", 0.5 + after,
+                                   "text", EVIL "2", "label", 0.25, "score", -0.5 - after));
+    if (!metrics_open_rollouts(m, NULL, "1", &e)) die("%s", e.text);
+    for (int at = 0; at < 8; at++) {
+        json_t *samples = json_array();
+        for (int k = 0; k < 4; k++)
+            json_array_append_new(
+                samples,
+                json_pack(
+                    "{s:s, s:s, s:[s, s, s], s:[i, i, i], s:[f, n, f], s:[f, n, f], s:[f, n, f], s:f, s:{s:f, s:f}, "
+                    "s:f, s:f, s:f, s:b, s:s, s:i, s:[[f, f], [f, f]]}",
+                    "id", "1.0", "text", EVIL, "tokens", EVIL, EVIL "result", "x", "drawn", 1, 1, 1, "logp", -0.1, -2.5,
+                    "ref_logp", -0.2, -1.5, "entropy", 0.3, 0.1, "advantage", k - 1.5, "rewards", EVIL, 0.5 * k, "b",
+                    1.0, "reward", 0.1 * at + k, "gold", k - 0.2 * at, "kl", 0.2 * at, "right", k > 1, "stop", EVIL,
+                    "turns", 2, "turn_times", 0.0, 0.5, 1.25, 2.0));
+        metrics_rollout(m, json_pack("{s:i, s:s, s:i, s:s, s:s, s:o}", "step", at, "kind", "fixed", "prompt_id", 1,
+                                     "prompt", EVIL, "answer", EVIL, "samples", samples));
+        metrics_rollout(
+            m, json_pack("{s:s, s:i, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:[f, f], s:[f, f], s:[[i, i, i], [i, i, "
+                         "i]], s:[i, i, i], s:[{s:s, s:s, s:f, s:f}]}",
+                         "record", "clip", "step", at, "unit", "token", "loss", "grpo", "epsilon", 0.2, "epsilon_high",
+                         0.2, "low", -0.223, "high", 0.182, "share", 0.25, "edges", -0.223, 0.182, "sizes", 0.5, 1.0,
+                         "counts", 1, 4, 0, 0, 4, 2, "zero", 0, 1, 0, "tokens", "text", EVIL, "before", EVIL,
+                         "log_ratio", 0.4, "advantage", 1.0));
+    }
+}
+
 static void nasty(Metrics *m) {
     metrics_header(m, "<b>bold?</b> & \"quoted\" \xff\xfe broken \xe2\x82 text");
     metrics_config(m, "prompt", "</dd></style><script>alert(1)</script>");
@@ -166,6 +206,11 @@ static void nasty(Metrics *m) {
         metrics_set(m, "</script><b>key'\"", (double)i);
         metrics_set(m, "negative", -1e6 + (double)i);
         metrics_set(m, "accuracy", (double)(i % 7) / 7);
+        metrics_set(m, "objective/kl", 0.01 * (double)i);
+        metrics_set(m, "objective/scores", 0.1 * sqrt((double)i));
+        metrics_set(m, "objective/gold", 0.1 * sqrt((double)i) - 0.0001 * (double)(i * i));
+        metrics_set(m, "mix/</script><b>/share", i < 10 ? 1 : 0.6);
+        metrics_set(m, "mix/b/share", i < 10 ? 0 : 0.4);
         step(m, i);
     }
     char *bytes = (char *)xmalloc(20001), control[40] = "";
@@ -177,6 +222,7 @@ static void nasty(Metrics *m) {
     metrics_sample(m, "after", "\xd7\xa9\xd7\x9c\xd7\x95\xd7\x9d \xe2\x80\xae reversed \xf0\x9f\x98\x80",
                    "\xe2\x80\xae abc", "abc", INFINITY);
     free(bytes);
+    hostile(m);
 }
 
 int main(int argc, char **argv) {
@@ -184,7 +230,11 @@ int main(int argc, char **argv) {
     Metrics m;
     Error e;
     const char *kind = argv[1];
-    open_run(&m, !strcmp(kind, "sft") ? "train_sft" : "train_grpo", argv[2]);
+    open_run(&m, !strcmp(kind, "sft") ? "train_sft" : !strcmp(kind, "nasty") ? "train_dpo" : "train_grpo", argv[2]);
+    if (!strcmp(kind, "nasty")) { /* with the options that the widget of the pairs needs */
+        metrics_describe(&m, "0");
+        metrics_fact(&m, "args", json_pack("{s:s, s:s, s:s}", "beta", "0.5", "loss-type", "sigmoid", "seed", EVIL));
+    }
     if (!strcmp(kind, "grpo")) grpo(&m, 300);
     else if (!strcmp(kind, "long")) grpo(&m, 20000);
     else if (!strcmp(kind, "sft")) sft(&m);

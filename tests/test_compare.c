@@ -59,7 +59,10 @@ static void test_two_runs(void **state) {
                     "{\"seed\":\"1\",\"beta\":\"0.5\",\"only\":\"x\"}}\n",
                     1, "{\"record\":\"end\",\"status\":\"stopped\",\"seconds\":{\"training\":3,\"saving\":1}}\n"));
     add(&r,
-        put_run("b.jsonl", "{\"record\":\"start\",\"time\":1002,\"args\":{\"seed\":\"2\",\"beta\":\"0.5\"}}\n", 2, ""));
+        put_run(
+            "b.jsonl",
+            "{\"record\":\"start\",\"time\":1002,\"program\":\"train_sft\",\"args\":{\"seed\":\"2\",\"beta\":\"0.5\"}}\n",
+            2, ""));
     runs_order(&r);
     assert_false(r.chain);
     char *page = page_of(&r);
@@ -94,12 +97,14 @@ static void test_chain(void **state) {
     Runs r = {0};
 #define SFT  "{\"stage\":\"train_sft\",\"parent\":null,\"options\":{\"seed\":\"1\"}}"
 #define GRPO "{\"stage\":\"train_grpo\",\"parent\":\"12ab\"}"
-    add(&r, put_run("2.jsonl",
-                    "{\"record\":\"start\",\"program\":\"train_grpo\",\"args\":{\"seed\":\"7\"},\"lineage\":[" SFT
-                    "," GRPO "]}\n",
-                    1,
-                    "{\"record\":\"end\",\"final\":[{\"name\":\"accuracy\",\"before\":\"1 %\",\"after\":"
-                    "\"90 %\"}]}\n"));
+    add(&r,
+        put_run(
+            "2.jsonl",
+            "{\"record\":\"start\",\"program\":\"train_grpo\",\"args\":{\"seed\":\"7\",\"own\":\"3\"},\"lineage\":[" SFT
+            "," GRPO "]}\n",
+            1,
+            "{\"record\":\"end\",\"final\":[{\"name\":\"accuracy\",\"before\":\"1 %\",\"after\":"
+            "\"90 %\"}]}\n"));
     add(&r,
         put_run("1.jsonl",
                 "{\"record\":\"start\",\"program\":\"train_sft\",\"args\":{\"seed\":\"1\"},\"lineage\":[" SFT "]}\n", 1,
@@ -113,6 +118,7 @@ static void test_chain(void **state) {
     assert_true(first && second && first < second);
     assert_non_null(strstr(second, "<td>accuracy</td><td>1 %</td><td class='after'>90 %</td>"));
     assert_non_null(strstr(page, "<td class='mono'>seed</td><td class='mono'>1</td><td class='mono'>7</td>"));
+    assert_null(strstr(page, ">own<")); /* an option that only one of the programs has */
     free(page);
     runs_free(&r);
 }

@@ -621,6 +621,96 @@ static void test_report_pairs(void **state) {
     history_free(&h);
 }
 
+static json_t *step_of(const char *text, double label, double score) {
+    return json_pack("{s:s, s:f, s:o}", "text", text, "label", label, "score", json_finite(score));
+}
+
+/* Solutions in the samples file, in the report before and after, and after resuming: scores ln 3, -ln 4 are 75 % and 20 %. */
+static void test_report_solutions(void **state) {
+    (void)state;
+    clear();
+    Metrics m;
+    start(&m, -1);
+    metrics_solution(&m, "before", "1+2+3=", json_pack("[o, o]", step_of("<3>", 1, -log(4)), step_of("6", 0.25, NAN)));
+    step(&m, 1, 1);
+    step(&m, 2, 1);
+    metrics_solution(&m, "after",
+                     "1+2+3=", json_pack("[o, o]", step_of("<3>", 1, log(3)), step_of("6", 0.25, -log(4))));
+    finish(&m);
+    char *page = text_of(files_path("report.html"));
+    assert_page(page, strlen(page));
+    assert_int_equal(occurrences(page, "<article"), 1);
+    assert_non_null(strstr(page, "<a href='#solutions'>"));
+    assert_non_null(
+        strstr(page, "<td><pre>&lt;3&gt;</pre></td><td>right</td><td class='wrong'>\xE2\x9C\x97 20.0%<svg"));
+    assert_non_null(strstr(page, "</td><td class='okay'>75.0%<svg"));
+    assert_non_null(strstr(page, "<td>25.0% right</td><td class=''>\xE2\x80\x93</td><td class='okay'>20.0%<svg"));
+    assert_non_null(strstr(page, "width='43.5'")); /* 58 x 75 % */
+    assert_non_null(strstr(page, "<td>minimum</td><td></td><td class=''>\xE2\x80\x93</td><td class=''>20.0%<svg"));
+    assert_non_null(strstr(page, "<td>product</td><td></td><td class=''>\xE2\x80\x93</td><td class=''>15.0%<svg"));
+    assert_non_null(strstr(page, "<span>before</span><span><b>0 of 2</b> steps"));
+    assert_non_null(strstr(page, "<span>after</span><span><b>2 of 2</b> steps"));
+    free(page);
+    start(&m, 1); /* the solutions from before the first step are kept, those of the end are not */
+    assert_int_equal(m.history.solution_count, 1);
+    assert_true(json_is_null(json_object_get(json_array_get(m.history.solutions[0].steps, 1), "score")));
+    metrics_solution(&m, "before", "again", json_pack("[o]", step_of("x", 1, 0)));
+    assert_int_equal(m.history.solution_count, 1);
+    step(&m, 2, 1);
+    finish(&m);
+    static const char *const bad[] = {"[]",
+                                      "[1]",
+                                      "[{\"text\":\"a\",\"label\":2,\"score\":0}]",
+                                      "[{\"text\":\"a\",\"label\":1}]",
+                                      "[{\"label\":1,\"score\":0}]",
+                                      "{\"a\":1}"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char line[200];
+        Error e = {""};
+        snprintf(line, sizeof line, "{\"step\":0,\"when\":\"before\",\"prompt\":\"p\",\"steps\":%s}\n", bad[i]);
+        files_put(files_path("metrics.samples.jsonl"), line, strlen(line));
+        assert_false(metrics_open(&m, "p", files_path("metrics.jsonl"), NULL, NULL, 5, &e));
+        files_assert_error(&e, "metrics.samples.jsonl: line 1: not a solution");
+    }
+}
+
+/* The layers of a mixture: their edges are sums of the shares, 188 units high in all, from 12 to 200. */
+static void test_report_mix(void **state) {
+    (void)state;
+    History h = {0};
+    for (int64_t at = 1; at <= 3; at++) {
+        history_line(&h, at, (double)at);
+        history_value(&h, "loss", at, 1.0 / (double)at);
+        history_value(&h, "mix/a<b/share", at, at == 1 ? 1 : 0.75);
+        history_value(&h, "mix/a<b/epoch", at, 0.5 * (double)at);
+        history_value(&h, "mix/c/share", at, at == 1 ? 0 : 0.25);
+        history_value(&h, "mix/c/epoch", at, 2 * (double)at);
+    }
+    char *page = page_of(&h, false);
+    assert_page(page, strlen(page));
+    assert_int_equal(occurrences(page, "<figure"), 1); /* no curves of the mixture's own */
+    assert_non_null(strstr(page, "<a href='#mixture'>"));
+    assert_non_null(strstr(page, "d='M52.0 12.0L211.0 59.0L370.0 59.0L370.0 200.0L211.0 200.0L52.0 200.0Z'"));
+    assert_non_null(strstr(page, "d='M52.0 12.0L211.0 12.0L370.0 12.0L370.0 59.0L211.0 59.0L52.0 12.0Z'"));
+    assert_non_null(strstr(page, "</i>a&lt;b</td><td>75.0%</td><td>1.500</td>"));
+    assert_non_null(strstr(page, "</i>c</td><td>25.0%</td><td>6</td>"));
+    free(page);
+    history_free(&h);
+    history_line(&h, 1, 1); /* a single step has a table alone; a run without a mixture has no section */
+    history_value(&h, "mix/c/share", 1, 1);
+    page = page_of(&h, false);
+    assert_int_equal(occurrences(page, "class='mix'"), 0);
+    assert_non_null(strstr(page, "</i>c</td><td>100%</td><td>\xE2\x80\x93</td>"));
+    free(page);
+    history_free(&h);
+    history_line(&h, 1, 1);
+    history_value(&h, "loss", 1, 1);
+    page = page_of(&h, false);
+    assert_null(strstr(page, "id='mixture'"));
+    free(page);
+    history_free(&h);
+}
+
 /* ---- the records of a run ---- */
 
 static void assert_close(double value, double expected, double gap) {
@@ -1150,6 +1240,8 @@ int main(void) {
         cmocka_unit_test(test_report_constants),
         cmocka_unit_test(test_catalogue),
         cmocka_unit_test(test_report_pairs),
+        cmocka_unit_test(test_report_solutions),
+        cmocka_unit_test(test_report_mix),
         cmocka_unit_test(test_records),
         cmocka_unit_test(test_files_of_streams),
         cmocka_unit_test(test_phases),

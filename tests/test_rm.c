@@ -133,6 +133,32 @@ static void pairs_loss(void **state) {
     pairs_close(&p), scorer_close(&s);
 }
 
+/* The samples file of a run without a learning rate has the first eight solutions twice, each step with its text, its label and
+ * the head's output. */
+static void solutions_are_those_of(Scorer *s, const Examples *x) {
+    char *text = text_of(files_path("all.samples.jsonl"));
+    assert_int_equal(lines_of(text), 16);
+    for (int line = 0; line < 16; line++) {
+        json_t *row = json_line_of(text, line), *steps = json_object_get(row, "steps");
+        const Example *q = &x->example[line % 8];
+        assert_string_equal(json_text_of(row, "when"), line < 8 ? "before" : "after");
+        assert_int_equal(json_array_size(steps), q->labels);
+        for (int k = 0, from = 0; k < q->labels; k++) {
+            const json_t *step = json_array_get(steps, (size_t)k);
+            const char *words = json_text_of(step, "text");
+            assert_int_equal(strlen(words), q->at[k] + 1 - from);
+            for (int i = 0; words[i]; i++) assert_int_equal(words[i], q->completion[from + i]);
+            from = q->at[k] + 1;
+            assert_true(json_number_of(step, "label") == q->label[k]);
+            assert_near(
+                json_number_of(step, "score"),
+                head_at(s, q->prompt, q->prompt_len, q->completion, q->completion_len, q->prompt_len + q->at[k]), 1e-5);
+        }
+        json_decref(row);
+    }
+    free(text);
+}
+
 static void steps_loss(void **state) {
     (void)state;
     Error e;
@@ -163,6 +189,7 @@ static void steps_loss(void **state) {
     assert_near(metric("small.jsonl", 0, "grad_norm"), metric("all.jsonl", 0, "grad_norm"), 1e-4);
     assert_near(metric("last.jsonl", 0, "loss"), last, 1e-5);
     assert_false(has_metric("all.jsonl", 0, "margin"));
+    solutions_are_those_of(&s, &x);
     examples_close(&x);
     /* outcomes: one label per answer, at its last token */
     double loss = 0;

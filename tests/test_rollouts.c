@@ -149,6 +149,8 @@ static void test_refused(void **state) {
          "\"advantage\" of a completion is neither"},
         {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\",\"tokens\":[\"a\"],\"drawn\":[2]}]}",
          "\"drawn\" of a completion is not a list of lengths with the sum 1"},
+        {"{\"step\":1,\"prompt_id\":1,\"prompt\":\"\",\"samples\":[{\"text\":\"a\",\"tokens\":[\"a\"],\"turn_times\":[[0]]}]}",
+         "\"turn_times\" of a completion is not a list of pairs of seconds"},
         {"{\"record\":\"clip\",\"step\":1,\"edges\":[0]}", "a record \"clip\" without a histogram"},
         {"{\"record\":\"clop\",\"step\":1}", "a record \"clop\", expected"}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -375,7 +377,9 @@ static void test_page_parts(void **state) {
         history_value(&h, "eval_accuracy", i + 1, i == 2 ? NAN : 0.1 * i);
         history_value(&h, "eval_completions/mean_length", i + 1, 10 + i);
     }
-    history_start(&h, json_loads("{\"args\":{\"beta\":\"0.5\",\"loss-type\":\"sigmoid,sft\"}}", 0, NULL));
+    history_start(
+        &h,
+        json_loads("{\"args\":{\"beta\":\"0.5\",\"label-smoothing\":\"0.1\",\"loss-type\":\"sigmoid,sft\"}}", 0, NULL));
     history_pair(&h, 0, "before", "p", "c", "r", 1, -0.5);
     history_pair(&h, 4, "after", "p", "c", "r", 2, -3);
     char *page;
@@ -384,7 +388,9 @@ static void test_page_parts(void **state) {
     report_page(f, &h, false);
     fclose(f);
     assert_page(page, n);
-    assert_non_null(strstr(page, "{\"beta\":0.5,\"loss\":\"sigmoid,sft\",\"pairs\":[[2,-1,0],[4,-6,1]]}</script>"));
+    assert_non_null(strstr(
+        page,
+        "{\"beta\":0.5,\"smoothing\":0.1,\"tau\":0.05,\"lambda\":50,\"loss\":\"sigmoid,sft\",\"pairs\":[[2,-1,0],[4,-6,1]]}</script>"));
     assert_non_null(strstr(page, "<h2>Accuracy and length</h2>"));
     assert_int_equal(occurrences(page, "<title>step "), 3);
     history_free(&h);
@@ -470,20 +476,27 @@ static void test_script(void **state) {
     static const struct {
         const char *name;
         PreferenceLoss loss;
-    } pairs[] = {{"sigmoid", PREFERENCE_SIGMOID},   {"hinge", PREFERENCE_HINGE},
-                 {"ipo_sum", PREFERENCE_IPO_SUM},   {"nca_pair", PREFERENCE_NCA_PAIR},
-                 {"bco_pair", PREFERENCE_BCO_PAIR}, {"sppo_hard", PREFERENCE_SPPO_HARD},
-                 {"apo_zero", PREFERENCE_APO_ZERO}, {"apo_down", PREFERENCE_APO_DOWN}};
+    } pairs[] = {
+        {"sigmoid", PREFERENCE_SIGMOID},   {"hinge", PREFERENCE_HINGE},       {"ipo_sum", PREFERENCE_IPO_SUM},
+        {"nca_pair", PREFERENCE_NCA_PAIR}, {"bco_pair", PREFERENCE_BCO_PAIR}, {"sppo_hard", PREFERENCE_SPPO_HARD},
+        {"apo_zero", PREFERENCE_APO_ZERO}, {"apo_down", PREFERENCE_APO_DOWN}, {"exo_pair", PREFERENCE_EXO_PAIR},
+        {"robust", PREFERENCE_ROBUST},     {"discopop", PREFERENCE_DISCOPOP}, {"dpop", PREFERENCE_DPOP}};
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         for (int k = 0; k < 12; k++) {
             PreferenceConfig c = preference_config();
             c.beta = k % 2 ? 0.1 : 0.7;
+            c.label_smoothing = k % 3 ? 0.2 : pairs[i].loss == PREFERENCE_EXO_PAIR ? 0.01 : 0;
+            c.discopop_tau = 0.3;
+            c.dpop_lambda = 5;
             const double chosen = 3.1 * k - 15, rejected = 9 - 1.7 * k;
             const PreferenceCompletion both[2] = {
                 {.logp = chosen - 4, .ref = -4, .plain = chosen - 4, .length = 3},
                 {.logp = rejected - 6, .ref = -6, .plain = rejected - 6, .length = 5}};
-            fprintf(f, "near('%s', R.pairLoss('%s', %.17g, %.17g, %g), %.17g);\n", pairs[i].name, pairs[i].name, chosen,
-                    rejected, c.beta, preference_pair(&c, pairs[i].loss, both).l);
+            fprintf(
+                f,
+                "near('%s', R.pairLoss('%s', %.17g, %.17g, {beta: %g, smoothing: %g, tau: 0.3, lambda: 5}), %.17g);\n",
+                pairs[i].name, pairs[i].name, chosen, rejected, c.beta, c.label_smoothing,
+                preference_pair(&c, pairs[i].loss, both).l);
         }
     ClipHistogram h = clip_histogram(log(0.8), log(1.28));
     uint64_t x = 3;
@@ -530,6 +543,12 @@ static void test_script(void **state) {
         "same(R.hacked([{step: 1, reward: 1, gold: null}]), -1);\n"
         "same(R.visible('a\\u202e\\u0000\\u001b\\n'), 'a\\\\u202e\\\\x00\\\\x1b\\n');\n"
         "same(R.isDrawn([2, 1, 1], 4), [true, true, false, true]); same(R.isDrawn(null, 2), [true, true]);\n"
+        "same(R.turns({tokens: ['a', 'b', 'c', 'd'], drawn: [2, 1, 1], turn_times: [[0, 0.5], [0.75, 1]]}),\n"
+        "[{drawn: 2, text: 'ab', observed: 1, answer: 'c', began: 0, ended: 0.5, waited: 0.25},\n"
+        "{drawn: 1, text: 'd', observed: 0, answer: '', began: 0.75, ended: 1, waited: null}]);\n"
+        /* times of another number of turns are left out; the page has the beginning of the tokens only */
+        "same(R.turns({tokens: ['a'], drawn: [2, 3], turn_times: [[0, 1], [2, 3]]}),\n"
+        "[{drawn: 2, text: 'a', observed: 3, answer: '', began: null, ended: null, waited: null}]);\n"
         "same(R.values({tokens: ['a', 'b'], logp: [-1, -2], ref_logp: [-3, null]}, 'kl'), [2, null]);\n"
         "same(R.values({tokens: ['a', 'b'], advantage: 0.5}, 'advantage'), [0.5, 0.5]);\n",
         f);
@@ -629,6 +648,19 @@ static void test_ppo(void **state) {
     rollouts_free(&r);
 }
 
+/* Each turn begins after the end of the one before, with numbers for all of them. */
+static void assert_times(const json_t *sample) {
+    const json_t *times = json_object_get(sample, "turn_times");
+    double last = 0;
+    assert_int_equal(json_array_size(times), json_integer_value(json_object_get(sample, "turns")));
+    for (size_t i = 0; i < 2 * json_array_size(times); i++) {
+        const json_t *time = json_array_get(json_array_get(times, i / 2), i % 2);
+        assert_true(json_is_number(time) && json_number_value(time) >= last && json_number_value(time) < 3600);
+        assert_true(i || json_number_value(time) == 0);
+        last = json_number_value(time);
+    }
+}
+
 /* With a tool: several turns, values for the drawn tokens only, those of the sampler but for rounding. */
 static void test_tools(void **state) {
     (void)state;
@@ -648,6 +680,7 @@ static void test_tools(void **state) {
             const json_t *sample = json_array_get(samples, k), *logp = json_object_get(sample, "logp"),
                          *sampler = json_object_get(sample, "sampler_logp"), *runs = json_object_get(sample, "drawn");
             several += json_integer_value(json_object_get(sample, "turns")) > 1;
+            assert_times(sample);
             for (size_t run = 0, t = 0; run < json_array_size(runs); run++)
                 for (json_int_t n = json_integer_value(json_array_get(runs, run)); n > 0; n--, t++) {
                     const json_t *a = json_array_get(logp, t), *b = json_array_get(sampler, t);

@@ -582,6 +582,9 @@ static void bad_requests_are_refused(void **state) {
          "\"top_logprobs\":20}",
          "up to 3225600 log-probabilities", 400},
         {"/v1/chat/completions", "{\"messages\":[]}", "at least one message", 400},
+#define A40 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"" A40 A40 A40 A40 A40 "\"}]}",
+         "tokens, but at most 192 fit, the answer included", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"king\",\"content\":\"a\"}]}", "has no role", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "has no content", 400},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",

@@ -80,7 +80,34 @@ static inline void compare_legend(FILE *f, const Runs *r) {
     fputs("</tbody></table></div></section>\n", f);
 }
 
-/* Writes the options that do not have the same value in all runs. */
+static inline const char *compare_value(const Run *run, const char *name) {
+    return run_string(json_object_get(run_last_start(run), "args"), name);
+}
+
+/* Whether a run of the same program as `run` was given an option: then the program has it. An unknown program may be any. */
+static inline bool compare_has(const Runs *r, const Run *run, const char *name) {
+    const char *program = run_string(run_last_start(run), "program");
+    for (int i = 0; i < r->count; i++) {
+        const char *other = run_string(run_last_start(&r->runs[i]), "program");
+        if ((!program || !other || !strcmp(program, other)) && compare_value(&r->runs[i], name)) return true;
+    }
+    return false;
+}
+
+/* Whether an option has different values in two runs whose programs have it. */
+static inline bool compare_differs(const Runs *r, const char *name) {
+    const char *first = NULL;
+    for (int i = 0; i < r->count; i++) {
+        const char *here = compare_value(&r->runs[i], name);
+        if (!here && !compare_has(r, &r->runs[i], name)) continue;
+        if (!here) here = "";
+        if (first && strcmp(first, here)) return true;
+        first = here;
+    }
+    return false;
+}
+
+/* Writes the options that do not have the same value in all runs whose programs have them. */
 static inline void compare_options(FILE *f, const Runs *r) {
     json_t *names = (json_t *)checked_object(json_object(), "a JSON object");
     size_t records = 0, rows = 0;
@@ -96,15 +123,7 @@ static inline void compare_options(FILE *f, const Runs *r) {
         fprintf(f, "<p class='note'>%zu of the %d files have no record of the options.</p>\n", r->count - records,
                 r->count);
     json_object_foreach(names, name, value) {
-        const char *first = NULL;
-        bool differ = false;
-        for (int i = 0; i < r->count; i++) {
-            const char *here = run_string(json_object_get(run_last_start(&r->runs[i]), "args"), name);
-            if (!here) here = "";
-            if (!first) first = here;
-            differ |= strcmp(first, here) != 0;
-        }
-        if (!differ) continue;
+        if (!compare_differs(r, name)) continue;
         if (!rows++) {
             fputs("<div class='scroll'><table class='all'><thead><tr><th>option</th>", f);
             compare_heads(f, r);
@@ -112,8 +131,7 @@ static inline void compare_options(FILE *f, const Runs *r) {
         }
         fputs("<tr>", f);
         run_cell(f, " class='mono'", name);
-        for (int i = 0; i < r->count; i++)
-            run_cell(f, " class='mono'", run_string(json_object_get(run_last_start(&r->runs[i]), "args"), name));
+        for (int i = 0; i < r->count; i++) run_cell(f, " class='mono'", compare_value(&r->runs[i], name));
         fputs("</tr>\n", f);
     }
     fputs(rows ? "</tbody></table></div></section>\n" : "<p class='note'>There are none.</p></section>\n", f);
@@ -461,14 +479,15 @@ static inline Chart compare_chart(const Runs *r, const Curve *curve, char letter
     return c;
 }
 
-/* Writes the last value of each run below a chart. */
+/* Writes the last value of each run that has the metric below a chart. */
 static inline void compare_last(FILE *f, const Chart *c) {
     fputs("<p class='stats'>", f);
     for (int i = 0; i < c->count; i++) {
         const Series *s = c->lines[i].mid;
         const ptrdiff_t last = s ? chart_last(s) : -1;
-        char text[32] = "\xE2\x80\x93";
-        if (last >= 0) chart_value(s->values[last], c->share, text);
+        char text[32];
+        if (last < 0) continue;
+        chart_value(s->values[last], c->share, text);
         fprintf(f, "<span>%s <b>%s</b></span>", c->lines[i].name, text);
     }
     fputs("</p>", f);

@@ -118,24 +118,30 @@
     var slider = document.getElementById('slider'), rows = document.querySelectorAll('tr[data-run]');
     if (slider) {
         var input = document.createElement('input'), label = document.createElement('label'), said = document.createElement('output');
+        var box = document.createElement('div');
         input.type = 'range';
-        input.min = 0;
+        input.id = label.htmlFor = 'option-value';
+        input.min = input.value = -1;
         input.max = rows.length - 1;
-        input.value = 0;
-        label.className = 'slider';
-        label.appendChild(document.createElement('span')).textContent = document.querySelector('#one-option th').textContent;
-        label.appendChild(said);
-        label.appendChild(input);
+        label.textContent = document.querySelector('#one-option th').textContent;
+        box.className = 'slider';
+        box.appendChild(label);
+        box.appendChild(said);
+        box.appendChild(input);
         slider.className = 'controls';
-        slider.appendChild(label);
-        said.textContent = 'all';
-        input.addEventListener('input', function () {
+        slider.appendChild(box);
+        var mark = function () {
             var row = rows[+input.value];
-            chosen = +row.getAttribute('data-run');
-            said.textContent = row.cells[0].textContent;
+            chosen = row ? +row.getAttribute('data-run') : -1;
+            said.textContent = row ? row.cells[0].textContent : 'all';
+            input.setAttribute('aria-valuetext', said.textContent);
             rows.forEach(function (r) { r.classList.toggle('chosen', r === row); });
+        };
+        input.addEventListener('input', function () {
+            mark();
             all();
         });
+        mark();
     }
     form.hidden = false;
     form.addEventListener('input', function (ev) {

@@ -41,6 +41,14 @@ typedef struct HistoryPair {
     int64_t step;
 } HistoryPair;
 
+/* A labelled solution with the score that the model gives each step at some time of the run. */
+typedef struct HistorySolution {
+    char *when; /* as in Sample */
+    char *prompt;
+    json_t *steps; /* objects with "text", "label" in [0, 1] and "score", a logit, or null if it was not finite */
+    int64_t step;
+} HistorySolution;
+
 typedef struct HistoryRow { /* configuration: name, value; final numbers: name, before, after. NULL if not given */
     char *name, *value, *after;
 } HistoryRow;
@@ -58,6 +66,8 @@ typedef struct History {
     size_t sample_count;
     HistoryPair *pairs;
     size_t pair_count;
+    HistorySolution *solutions;
+    size_t solution_count;
     json_t *starts; /* array of the records with which the run and its resumed parts began (run_facts.h), or NULL */
     json_t *end;    /* the record of the run's end, or of its state so far, or NULL */
     HistoryRows header, config, final; /* header: each line is a name without values */
@@ -163,6 +173,12 @@ static inline void history_pair(History *h, int64_t step, const char *when, cons
                                               step};
 }
 
+/* Adds a solution; takes steps over. */
+static inline void history_solution(History *h, int64_t step, const char *when, const char *prompt, json_t *steps) {
+    h->solutions = (HistorySolution *)xrealloc(h->solutions, h->solution_count + 1, sizeof *h->solutions);
+    h->solutions[h->solution_count++] = (HistorySolution){utf8_copy(when), utf8_copy(prompt), steps, step};
+}
+
 /* Adds the record of a beginning; takes it over. */
 static inline void history_start(History *h, json_t *record) {
     if (!h->starts) h->starts = (json_t *)checked_object(json_array(), "a JSON array");
@@ -199,6 +215,12 @@ static inline void history_free(History *h) {
         free(h->pairs[i].rejected);
     }
     free(h->pairs);
+    for (size_t i = 0; i < h->solution_count; i++) {
+        free(h->solutions[i].when);
+        free(h->solutions[i].prompt);
+        json_decref(h->solutions[i].steps);
+    }
+    free(h->solutions);
     json_decref(h->starts);
     json_decref(h->end);
     const HistoryRows *all[] = {&h->header, &h->config, &h->final};
@@ -299,6 +321,37 @@ static inline HistoryLine history_read_pair(History *h, json_t *object, int64_t 
     return result;
 }
 
+/* Whether a list has the steps of a solution, at least one. */
+static inline bool history_is_steps(const json_t *steps) {
+    bool ok = json_array_size(steps) > 0;
+    for (size_t i = 0; ok && i < json_array_size(steps); i++) {
+        const json_t *step = json_array_get(steps, i), *score = json_object_get(step, "score");
+        const double label = history_number(json_object_get(step, "label"));
+        ok = json_is_string(json_object_get(step, "text")) && label >= 0 && label <= 1 &&
+             (json_is_number(score) || json_is_null(score));
+    }
+    return ok;
+}
+
+/* Adds a solution of the samples file, which is taken over, to h, in the same way as history_read_line(). */
+static inline HistoryLine history_read_solution(History *h, json_t *object, int64_t last, Error *e) {
+    json_error_t why;
+    json_int_t step = 0;
+    const char *when, *prompt;
+    json_t *steps;
+    HistoryLine result = LINE_BROKEN;
+    if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:o}", "step", &step, "when", &when, "prompt", &prompt,
+                       "steps", &steps))
+        error_set(e, "not a solution: %s", why.text);
+    else if (!history_is_steps(steps)) error_set(e, "not a solution: \"steps\" is no list of texts, labels and scores");
+    else {
+        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+        if (result == LINE_KEPT) history_solution(h, step, when, prompt, json_incref(steps));
+    }
+    json_decref(object);
+    return result;
+}
+
 /* Adds one line of the samples file to h, in the same way as history_read_line(). */
 static inline HistoryLine history_read_sample(History *h, const char *line, size_t n, int64_t last, Error *e) {
     json_error_t why;
@@ -307,6 +360,7 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
     const char *when, *prompt, *completion, *answer;
     HistoryLine result = LINE_BROKEN;
     if (json_object_get(object, "chosen")) return history_read_pair(h, object, last, e);
+    if (json_object_get(object, "steps")) return history_read_solution(h, object, last, e);
     if (!object) error_set(e, "not JSON: %s, expected a sample", why.text);
     else if (json_unpack_ex(object, &why, 0, "{s:I, s:s, s:s, s:s, s:s, s:o}", "step", &step, "when", &when, "prompt",
                             &prompt, "completion", &completion, "answer", &answer, "reward", &reward))

@@ -24,6 +24,8 @@
  *                   "answer":...,"reward":0}. Its name is that of the metrics file with .samples before .jsonl.
  *                   A preference pair is {"step":0,"when":"before","prompt":...,"chosen":...,"rejected":...,
  *                   "chosen_reward":0.1,"rejected_reward":-0.2}.
+ *                   A labelled solution is {"step":0,"when":"before","prompt":...,"steps":[{"text":...,"label":1,
+ *                   "score":0.3},...]}.
  * TensorBoard       event files with the same values as metrics.jsonl, the samples as texts and the options as
  *                   hyperparameters, see tensorboard.h.
  * report            one HTML page, see report.h; written after ten seconds, then every minute (less often if that takes
@@ -68,7 +70,7 @@ typedef struct Metrics {
     RolloutLog *rollouts; /* of metrics_open_rollouts(), or NULL */
     const char *status;   /* "finished" unless the program sets "stopped" or "failed" before the end */
     bool begun;           /* the files have been truncated for this run */
-    bool resumed, samples_kept, pairs_kept;
+    bool resumed, samples_kept, pairs_kept, solutions_kept;
     Error failed; /* text is "" until something fails */
     char **names; /* (count) metrics of the current step */
     double *values;
@@ -253,6 +255,7 @@ static inline bool metrics_open(Metrics *m, const char *program, const char *jso
                  metrics_cut(m, m->samples_path, resume_step, history_read_sample, e);
         m->samples_kept = m->history.sample_count > 0;
         m->pairs_kept = m->history.pair_count > 0;
+        m->solutions_kept = m->history.solution_count > 0;
         m->carried = m->history.seconds;
         ok = ok && (m->jsonl = metrics_append(jsonl, e));
     }
@@ -522,6 +525,25 @@ static inline void metrics_pair(Metrics *m, const char *when, const char *prompt
     json_number_text(p->chosen_reward, a);
     json_number_text(p->rejected_reward, b);
     fprintf(m->samples, ",\"chosen_reward\":%s,\"rejected_reward\":%s}\n", a, b);
+    metrics_flush(m->samples, m->samples_path, &m->failed);
+}
+
+/* Adds a labelled solution with the model's score of each step to the report and to the samples file. steps: see
+ * HistorySolution; it is taken over. when: as in metrics_sample(). */
+static inline void metrics_solution(Metrics *m, const char *when, const char *prompt, json_t *steps) {
+    const int64_t step = m->history.last_step;
+    if (m->solutions_kept && !strcmp(when, "before")) {
+        json_decref(steps);
+        return;
+    }
+    history_solution(&m->history, step, when, prompt, steps);
+    if (!metrics_open_samples(m)) return;
+    const HistorySolution *s = &m->history.solutions[m->history.solution_count - 1];
+    const char *part[][2] = {{"when", s->when}, {"prompt", s->prompt}};
+    metrics_texts(m->samples, step, part, sizeof part / sizeof *part);
+    char *list = json_dump_short(s->steps, JSON_COMPACT);
+    fprintf(m->samples, ",\"steps\":%s}\n", list);
+    free(list);
     metrics_flush(m->samples, m->samples_path, &m->failed);
 }
 

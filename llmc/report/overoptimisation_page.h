@@ -13,9 +13,9 @@
 #include "history.h"          /* History */
 #include "overoptimisation.h" /* GaoFit, gao_reward, gao_fit, overoptimisation_points */
 
-/* Draws the points and the curve of one reward in the colour of curve `which`. */
-static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const double *d, const double *R, size_t n,
-                                         const GaoFit *fit, int which, const char *name) {
+/* Draws the points and the curve of one reward in the colour of curve `which`. Returns the y coordinate of its end. */
+static inline double overoptimisation_draw(FILE *f, const ChartScale *s, const double *d, const double *R, size_t n,
+                                           const GaoFit *fit, int which) {
     enum { POINTS = 96 };
     for (size_t i = 0; i < n; i++)
         fprintf(f, "<circle class='a%d' cx='%.1f' cy='%.1f' r='2' opacity='.35'/>", which, chart_x(s, d[i]),
@@ -30,7 +30,19 @@ static inline void overoptimisation_draw(FILE *f, const ChartScale *s, const dou
         fputs("'/>", f);
         end = gao_reward(fit, fit->farthest);
     }
-    fprintf(f, "<text class='name a%d' x='%.1f' y='%.1f'>%s</text>\n", which, s->right + 6, chart_y(s, end) + 3, name);
+    return chart_y(s, end);
+}
+
+/* Writes the names at the ends of both curves, apart from each other. */
+static inline void overoptimisation_names(FILE *f, const ChartScale *s, double end[2], const char *const name[2]) {
+    const double gap = 12 - fabs(end[1] - end[0]);
+    const int upper = end[1] < end[0];
+    if (gap > 0) {
+        end[upper] -= gap / 2;
+        end[!upper] += gap / 2;
+    }
+    for (int k = 0; k < 2; k++)
+        fprintf(f, "<text class='name a%d' x='%.1f' y='%.1f'>%s</text>\n", k, s->right + 6, end[k] + 3, name[k]);
 }
 
 static inline void overoptimisation_axes(FILE *f, const ChartScale *s) {
@@ -92,10 +104,13 @@ static inline void report_overoptimisation(FILE *f, const History *h) {
             "<section><h2>Proxy and gold</h2>\n<p class='note'>The proxy reward is optimised; the gold reward measures the "
             "actual goal. Both are plotted against the policy's distance from the start. Curves: R(d) = R0 + d (alpha - "
             "beta log d), d = sqrt(KL), after Gao et al. 2022.</p>\n"
-            "<div class='scroll'><svg viewBox='0 0 620 290' style='width:100%;max-width:860px' role='img'>",
+            "<div class='scroll'><svg viewBox='0 0 620 290' class='plot' role='img' aria-label='proxy and gold reward against "
+            "the square root of the KL to the start'>",
             f);
         overoptimisation_axes(f, &s);
-        for (int k = 0; k < 2; k++) overoptimisation_draw(f, &s, d[k], R[k], n[k], &fit[k], k, name[k]);
+        double end[2];
+        for (int k = 0; k < 2; k++) end[k] = overoptimisation_draw(f, &s, d[k], R[k], n[k], &fit[k], k);
+        overoptimisation_names(f, &s, end, name);
         fputs("</svg></div>\n", f);
         for (int k = 0; k < 2; k++) overoptimisation_words(f, &fit[k], name[k], k);
         fputs("</section>\n", f);

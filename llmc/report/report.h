@@ -2,8 +2,8 @@
  *
  * The page uses neither the network nor other files. It shows, from top to bottom: program, run time and model; the
  * final numbers, before and after; the curves in groups; completions of the same prompts side by side, before on the
- * left and after on the right, with their rewards; preference pairs with the scores of both answers; the facts of the
- * run; the configuration; all metrics as a table. Curves are SVG. A short script adds the values under the pointer;
+ * left and after on the right, with their rewards; preference pairs with the scores of both answers; labelled solutions
+ * with the scores of their steps; the facts of the run; the configuration; all metrics as a table. Curves are SVG. A short script adds the values under the pointer;
  * without it the page is complete. The colours, light or dark, follow the reader's system.
  *
  *     if (!report_write(&history, "run/report.html", false, &e)) die("%s", e.text);
@@ -24,10 +24,12 @@
 #include "report_controls.h"       /* report_axes, report_controls */
 #include "report_head.h"           /* report_end, report_head */
 #include "report_length.h"         /* report_length */
+#include "report_mix.h"            /* report_mix */
 #include "report_pairs.h"          /* report_pairs */
 #include "report_rollouts.h"       /* report_rollouts */
 #include "report_run.h"            /* report_run */
 #include "report_samples.h"        /* report_samples */
+#include "report_solutions.h"      /* report_solutions */
 #include "report_tables.h"         /* report_all, report_config, report_final */
 #include "style.h"                 /* keep: report_js, rollouts_js */
 
@@ -84,8 +86,10 @@ static inline void report_page(FILE *f, const History *h, bool running) {
     report_overoptimisation(f, h);
     report_length(f, h);
     report_curves(f, h, &curves);
+    report_mix(f, h);
     report_samples(f, h);
     report_pairs(f, h);
+    report_solutions(f, h);
     report_rollouts(f, h);
     if (h->pair_count || (h->rollouts && h->rollouts->count)) fprintf(f, "<script>\n%s</script>\n", rollouts_js());
     report_run(f, h);

@@ -11,6 +11,7 @@
 #include "curves.h"     /* CurveList */
 #include "history.h"    /* History */
 #include "html.h"       /* html_text */
+#include "report_mix.h" /* shares_files */
 #include "style.h"      /* keep: report_css, plot_js */
 #include <time.h>
 
@@ -93,8 +94,10 @@ static inline void report_head(FILE *f, const History *h, const CurveList *curve
     fputs("</span><nav>", f);
     if (h->final.count || curves->count) fputs("<a href='#numbers'>Numbers</a>", f);
     if (curves->count) fputs("<a href='#curves'>Curves</a>", f);
+    if (shares_files(h).count) fputs("<a href='#mixture'>Mixture</a>", f);
     if (h->sample_count) fputs("<a href='#samples'>Samples</a>", f);
     if (h->pair_count) fputs("<a href='#pairs'>Pairs</a>", f);
+    if (h->solution_count) fputs("<a href='#solutions'>Solutions</a>", f);
     if (h->rollouts && h->rollouts->count) fputs("<a href='#rollouts'>Rollouts</a>", f);
     if (json_array_size(h->starts)) fputs("<a href='#run'>Run</a>", f);
     if (json_array_size(json_object_get(h->end, "warnings"))) fputs("<a href='#warnings'>Warnings</a>", f);

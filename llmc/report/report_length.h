@@ -60,7 +60,7 @@ static inline void report_length(FILE *f, const History *h) {
         fputs(
             "<section id='length'><h2>Accuracy and length</h2>\n<p class='note'>The held-out accuracy against the mean "
             "length of the completions; each evaluation is a point, the last one is filled.</p>\n"
-            "<div class='scroll'><svg viewBox='0 0 620 290' style='width:100%;max-width:860px' role='img' "
+            "<div class='scroll'><svg viewBox='0 0 620 290' class='plot' role='img' "
             "aria-label='held-out accuracy against the mean length of the completions'>",
             f);
         length_axes(f, &s);

@@ -39,7 +39,9 @@ static inline void pair_scores(FILE *f, const HistoryPair *p) {
     fputs("<tr><td>", f);
     html_text(f, p->when);
     fprintf(f, "</td><td>%s</td><td>%s</td><td>%s</td><td class='%s'>%s</td></tr>\n", chosen, rejected, margin,
-            difference > 0 ? "okay" : "wrong",
+            difference > 0   ? "okay"
+            : difference < 0 ? "wrong"
+                             : "none",
             difference > 0    ? "\xE2\x9C\x93 chosen is higher"
             : difference < 0  ? "\xE2\x9C\x97 rejected is higher"
             : difference == 0 ? "\xE2\x89\x88 equal"
@@ -60,6 +62,13 @@ static inline void pair_tally(FILE *f, const History *h, const char *when) {
     fprintf(f, "</span><span><b>%zu of %zu</b> in the right order</span><div></div>", right, all);
 }
 
+/* A number of the run's options, or a default if it has none that is finite. */
+static inline double pair_option(const json_t *args, const char *name, double standard) {
+    const char *text = json_string_value(json_object_get(args, name));
+    const double value = text ? atof(text) : standard;
+    return isfinite(value) ? value : standard;
+}
+
 /* Writes the pairs' implicit rewards for the script, which draws them over the contours of the loss, if the run is one of
  * train_dpo with a beta: the log-ratio to the reference is the reward divided by beta. */
 static inline void pair_data(FILE *f, const History *h) {
@@ -69,7 +78,9 @@ static inline void pair_data(FILE *f, const History *h) {
     const double b = beta ? atof(beta) : 0;
     if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0) || !isfinite(b)) return;
     fputs("<div class='widget' data-widget='pairs'></div>\n<script type='application/json' id='pairs-data'>", f);
-    fprintf(f, "{\"beta\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
+    fprintf(f, "{\"beta\":%.6g,\"smoothing\":%.6g,\"tau\":%.6g,\"lambda\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
+            pair_option(args, "label-smoothing", 0), pair_option(args, "discopop-tau", 0.05),
+            pair_option(args, "dpop-lambda", 50),
             loss && strspn(loss, "abcdefghijklmnopqrstuvwxyz_,") == strlen(loss) ? loss : "");
     bool any = false;
     for (size_t i = 0; i < h->pair_count; i++) {

@@ -324,7 +324,7 @@ static inline void rollouts_static_film(FILE *f, const json_t *film) {
     static const char *const keys[] = {"reward", "gold", "kl", "length", "entropy"};
     json_int_t last = -1;
     fputs("<div class='scroll'><table class='all'><thead><tr><th>step</th><th>reward</th><th>gold reward</th>"
-          "<th>KL, nats a completion</th><th>tokens</th><th>entropy</th></tr></thead><tbody>\n",
+          "<th>KL, nats per completion</th><th>tokens</th><th>entropy</th></tr></thead><tbody>\n",
           f);
     for (size_t i = 0; i < json_array_size(film); i++) {
         const json_int_t step = json_integer_value(json_object_get(json_array_get(film, i), "step"));

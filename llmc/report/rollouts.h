@@ -11,8 +11,11 @@
  * A group is one line: a prompt of one step with its completions. kind: "fixed" for the prompts that are sampled at each
  * of the steps, "trained" for groups that the step was trained on. tokens, and the arrays beside it, have one entry for
  * each token of the completion; a character of several tokens is in the last of them. drawn: the lengths of runs of
- * tokens, drawn ones first, then observed ones (results of tools), and so on; the values of observed tokens are null. advantage: a number, or one for each
- * token. kl: the sum of logp - ref_logp over the drawn tokens, in nats. What a trainer does not have is left out or null. Numbers have four significant digits.
+ * tokens, drawn ones first, then observed ones (results of tools), and so on; the values of observed tokens are null.
+ * turn_times: of several turns, when each began and ended, in seconds from the start of the completion; between the end of
+ * one and the beginning of the next it waited for the answer. advantage: a number, or one for each token. kl: the sum of
+ * logp - ref_logp over the drawn tokens, in nats. What a trainer does not have is left out or null. Numbers have four
+ * significant digits.
  *
  * A file whose name ends in .zst is compressed, one frame for each line. Resuming drops the lines after the state's step
  * and a line that is cut off. The file names its run: a run is not continued in the file of another. If a line cannot be
@@ -149,6 +152,14 @@ static inline bool rollout_is_drawn(const json_t *drawn, size_t length) {
     return json_is_array(drawn) && sum == length;
 }
 
+/* Whether a list has pairs of numbers or nulls; an absent one is right, too. */
+static inline bool rollout_is_times(const json_t *times) {
+    bool ok = !times || json_is_array(times);
+    for (size_t i = 0; ok && i < json_array_size(times); i++)
+        ok = json_is_array(json_array_get(times, i)) && rollout_is_numbers(json_array_get(times, i), 2);
+    return ok;
+}
+
 /* Whether a completion has the fields that every reader needs, with the right types and lengths. */
 static inline bool rollout_is_sample(const json_t *sample, Error *e) {
     static const char *const arrays[] = {"logp", "old_logp", "sampler_logp", "ref_logp", "entropy"};
@@ -165,6 +176,8 @@ static inline bool rollout_is_sample(const json_t *sample, Error *e) {
         return error_set(e, "\"advantage\" of a completion is neither a number nor a list of %zu", n);
     if (!rollout_is_drawn(json_object_get(sample, "drawn"), n))
         return error_set(e, "\"drawn\" of a completion is not a list of lengths with the sum %zu", n);
+    if (!rollout_is_times(json_object_get(sample, "turn_times")))
+        return error_set(e, "\"turn_times\" of a completion is not a list of pairs of seconds");
     return true;
 }
 
@@ -410,7 +423,7 @@ static inline void rollout_shorten(json_t *group, size_t most_samples, size_t mo
         const char *key;
         if (all <= most_tokens) continue;
         json_object_foreach(sample, key, value) {
-            if (!strcmp(key, "drawn")) continue;
+            if (!strcmp(key, "drawn") || !strcmp(key, "turn_times")) continue;
             while (json_is_array(value) && json_array_size(value) > most_tokens)
                 json_array_remove(value, json_array_size(value) - 1);
         }

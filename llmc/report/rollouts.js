@@ -252,6 +252,30 @@ var rollouts = (function () {
         return all.slice(0, n);
     }
 
+    /* The turns of a completion, from its runs of tokens: number and text of the drawn tokens and of those that answer the
+     * turn; the seconds from the start of the completion when the turn began and ended, and those until the answer had come.
+     * What is not known is null. */
+    function turns(sample) {
+        var list = [], at = 0, times = sample.turn_times || [];
+        (sample.drawn || [sample.tokens.length]).forEach(function (n, i) {
+            var text = sample.tokens.slice(at, at + n).join('');
+            at += n;
+            if (i % 2 === 0) list.push({drawn: n, text: text, observed: 0, answer: ''});
+            else {
+                list[list.length - 1].observed = n;
+                list[list.length - 1].answer = text;
+            }
+        });
+        list.forEach(function (turn, i) {
+            var own = times.length === list.length ? times[i] : [null, null];
+            var next = times.length === list.length && i + 1 < list.length ? times[i + 1][0] : null;
+            turn.began = own[0];
+            turn.ended = own[1];
+            turn.waited = next == null || own[1] == null ? null : next - own[1];
+        });
+        return list;
+    }
+
     /* The values by which the tokens of a sample are coloured; null where there is none. */
     function values(sample, by) {
         var n = sample.tokens.length, list = [];
@@ -267,26 +291,33 @@ var rollouts = (function () {
         return list;
     }
 
-    /* The loss of a preference pair from the log-ratios of both completions to the reference: llmc/loss/preference.h. */
-    function pairLoss(kind, chosen, rejected, beta) {
+    /* The loss of a preference pair from the log-ratios of both completions to the reference: llmc/loss/preference.h. o: beta,
+     * smoothing (0 to less than 1/2), tau (of discopop), lambda (of dpop). */
+    function pairLoss(kind, chosen, rejected, o) {
         function ls(x) { return x < 0 ? x - Math.log(1 + Math.exp(x)) : -Math.log(1 + Math.exp(-x)); }
         function S(x) { return Math.exp(ls(x)); }
-        var x = beta * chosen, y = beta * rejected, u = x - y, half = 1 / (2 * beta);
+        var beta = o.beta, x = beta * chosen, y = beta * rejected, u = x - y, half = 1 / (2 * beta), e = o.smoothing, m;
         switch (kind) {
         case 'hinge': return Math.max(0, 1 - u);
         case 'ipo_sum': return (u / beta - half) * (u / beta - half);
+        case 'exo_pair': return S(u) * (ls(u) - Math.log(1 - e)) + S(-u) * (ls(-u) - Math.log(e));
         case 'nca_pair': return -ls(x) - (ls(-x) + ls(-y)) / 2;
+        case 'robust': return (-(1 - e) * ls(u) + e * ls(-u)) / (1 - 2 * e);
         case 'bco_pair': return -ls(x) - ls(-y);
         case 'sppo_hard': return (chosen - half) * (chosen - half) + (rejected + half) * (rejected + half);
         case 'apo_zero': return 1 - S(x) + S(y);
         case 'apo_down': return S(x) + 1 - S(u);
-        default: return -ls(u);
+        case 'discopop':
+            m = S(u / o.tau);
+            return (1 - m) * -ls(u) + m * Math.exp(-u);
+        case 'dpop': return -ls(u - o.lambda * Math.max(0, -x));
+        default: return -(1 - e) * ls(u) - e * ls(-u);
         }
     }
 
     return {pairLoss: pairLoss, mean: mean, deviation: deviation, choose: choose, advantages: advantages, flat: flat, surrogate: surrogate,
         clipShare: clipShare, tilt: tilt, tiltAll: tiltAll, draw: draw, grams: grams, distinct: distinct, risen: risen,
-        hacked: hacked, visible: visible, isDrawn: isDrawn, values: values};
+        hacked: hacked, visible: visible, isDrawn: isDrawn, turns: turns, values: values};
 })();
 
 if (typeof document !== 'undefined') (function () {
@@ -296,7 +327,11 @@ if (typeof document !== 'undefined') (function () {
     function el(tag, o) {
         var e = document.createElement(tag);
         for (var k in o) e.setAttribute(k, o[k]);
-        for (var i = 2; i < arguments.length; i++) {
+        return add.apply(null, [e].concat([].slice.call(arguments, 2)));
+    }
+
+    function add(e) {
+        for (var i = 1; i < arguments.length; i++) {
             var part = arguments[i];
             if (part == null) continue;
             e.appendChild(typeof part === 'object' ? part : document.createTextNode(String(part)));
@@ -312,12 +347,19 @@ if (typeof document !== 'undefined') (function () {
     function number(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v); }
     function percent(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v, true); }
 
-    /* A slider with its label and its value; change is called while it moves. */
+    var controlCount = 0;
+
+    /* A slider with its label and its value; change is called while it moves. The value is outside the label: an output in
+     * it would be what it labels. */
     function slider(label, o, say, change) {
-        var input = el('input', {type: 'range', min: o.min, max: o.max, step: o.step});
-        var shown = el('output', {}), box = el('label', {class: 'slider'}, el('span', {}, label), shown, input);
+        var id = 'control-' + ++controlCount;
+        var input = el('input', {type: 'range', id: id, min: o.min, max: o.max, step: o.step});
+        var shown = el('output', {for: id}), box = el('div', {class: 'slider'}, el('label', {for: id}, label), shown, input);
         input.value = o.value;
-        function update() { shown.textContent = say(+input.value); }
+        function update() {
+            shown.textContent = say(+input.value);
+            input.setAttribute('aria-valuetext', shown.textContent);
+        }
         input.addEventListener('input', function () {
             update();
             change();
@@ -396,6 +438,9 @@ if (typeof document !== 'undefined') (function () {
         if (o.y) draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 8}, o.y);
         return {X: X, Y: Y};
     }
+
+    /* The width of a drawing: a narrow window gets a narrower one, so that its words stay legible. */
+    function width(most) { return Math.min(most, window.innerWidth < 640 ? 380 : most); }
 
     function indices(list) {
         var all = [];
@@ -477,17 +522,38 @@ if (typeof document !== 'undefined') (function () {
         return pre;
     }
 
-    /* The turns of a completion as a bar: filled where the model drew tokens, hollow where it observed some. */
+    /* The turns of a completion as bars: filled while the model drew tokens, hollow while it observed some, or waited for them.
+     * The first bar is divided by tokens, the second by time. Below, folded away, a table of the turns. */
     function timeline(sample) {
-        var runs = sample.drawn || [], all = runs.reduce(function (a, b) { return a + b; }, 0), at = 0;
-        if (runs.length < 2 || !all) return null;
-        var svg = drawing(300, 14, runs.map(function (n, i) { return n + (i % 2 ? ' tokens observed' : ' tokens drawn'); }).join(', '));
-        runs.forEach(function (n, i) {
-            draw(svg, 'rect', {class: i % 2 ? 'minus' : 'plus', x: 1 + 298 * at / all, y: 2, width: Math.max(1, 298 * n / all - 1), height: 9});
-            at += n;
+        var turns = R.turns(sample), all = 0, waited = 0, end = turns[turns.length - 1].ended, at = 0;
+        turns.forEach(function (t) {
+            all += t.drawn + t.observed;
+            waited += t.waited || 0;
+        });
+        if (turns.length < 2 || !all) return null;
+        var timed = end > 0, svg = drawing(300, timed ? 30 : 15, turns.map(function (t) {
+            return t.drawn + ' tokens drawn, ' + t.observed + ' observed';
+        }).join('; '));
+        function part(kind, from, to, y) {
+            draw(svg, 'rect', {class: kind, x: 40 + 258 * from, y: y, width: Math.max(1, 258 * (to - from) - 1), height: 9});
+        }
+        draw(svg, 'text', {x: 0, y: 10}, 'tokens');
+        if (timed) draw(svg, 'text', {x: 0, y: 25}, 'time');
+        turns.forEach(function (t, i) {
+            part('plus', at / all, (at + t.drawn) / all, 2);
+            if (t.observed) part('minus', (at + t.drawn) / all, (at + t.drawn + t.observed) / all, 2);
+            at += t.drawn + t.observed;
+            if (!timed) return;
+            part('plus', t.began / end, t.ended / end, 17);
+            if (t.waited != null) part('minus', t.ended / end, turns[i + 1].began / end, 17);
         });
         svg.setAttribute('class', 'turns');
-        return svg;
+        return el('div', {}, svg, el('details', {}, el('summary', {}, turns.length + ' turns' +
+            (timed ? ', ' + number(end) + ' s, of which ' + number(waited) + ' s waiting for answers' : '')),
+        table(['turn', 'tokens', 'text'].concat(timed ? ['ended, s', 'waited, s'] : [], ['tokens', 'answer']), turns.map(function (t, i) {
+            return [i + 1, t.drawn, el('span', {class: 'mono'}, short(t.text, 80))].concat(
+                timed ? [number(t.ended), number(t.waited)] : [], [t.observed, el('span', {class: 'mono'}, short(t.answer, 80))]);
+        }))));
     }
 
     function passRate(group) {
@@ -502,7 +568,11 @@ if (typeof document !== 'undefined') (function () {
         var prompts = select('prompt', [], function () { pick(); });
         var color = select('tokens by', [['advantage', 'advantage'], ['logp', 'log-probability'], ['entropy', 'entropy'],
             ['kl', 'KL to the reference']], function () { show(); });
-        var replace = el('input', {type: 'checkbox'}), out = el('div', {});
+        var replace = el('input', {type: 'checkbox'}), out = el('div', {}), replacing = el('label', {}, replace, ' with replacement');
+        var again = button('Resample', function () {
+            seed++;
+            show();
+        });
         replace.addEventListener('change', function () { show(); });
         G = slider('completions drawn', {min: 2, max: 2, step: 1, value: 2}, String, function () { show(); });
         K = slider('k of pass@k', {min: 1, max: 8, step: 1, value: 2}, String, function () { show(); });
@@ -517,7 +587,15 @@ if (typeof document !== 'undefined') (function () {
                     short(g.prompt, 40)));
             });
             if (before && before < here().length) prompts.input.value = before;
+            else prompts.input.value = firstGroup();
             pick();
+        }
+
+        /* The first prompt with several completions, which can be compared. */
+        function firstGroup() {
+            var all = here();
+            for (var i = 0; i < all.length; i++) if (all[i].samples.length > 1) return i;
+            return 0;
         }
 
         function pick() {
@@ -525,6 +603,7 @@ if (typeof document !== 'undefined') (function () {
             G.limit(n);
             G.set(n);
             K.limit(Math.max(1, Math.min(n, 16)));
+            [G.box, K.box, replacing, again].forEach(function (e) { e.hidden = n < 2; });
             seed = 0;
             show();
         }
@@ -542,13 +621,17 @@ if (typeof document !== 'undefined') (function () {
                 return names.map(function (name) { return parts[name]; });
             })};
             if (names.length > 1) kinds.push('gdpo');
+            if (n < 2) kinds = [];
             var all = kinds.map(function (kind) { return R.advantages(kind, rewards, o); });
             var most = all.map(function (list) { return Math.max.apply(null, list.map(Math.abs)); });
             empty(out);
-            out.appendChild(el('p', {class: 'summary', role: 'status'}, 'mean ', el('b', {}, number(R.mean(rewards))), ', deviation ',
-                el('b', {}, number(R.deviation(rewards))), '; right ', el('b', {}, percent(p)), ' of the ' + n +
-                ' stored; of groups of ' + g + ' with this rate ', el('b', {}, percent(R.flat(p, g))),
-                ' have equal rewards and no gradient'));
+            var summary = el('p', {class: 'summary', role: 'status'}, 'mean ', el('b', {}, number(R.mean(rewards))));
+            if (n > 1) add(summary, ', deviation ', el('b', {}, number(R.deviation(rewards))));
+            if (n > 1 && isFinite(p))
+                add(summary, '; right ', el('b', {}, percent(p)), ' of the ' + n + ' stored; of groups of ' + g +
+                    ' with this rate ', el('b', {}, percent(R.flat(p, g))), ' have equal rewards and no gradient');
+            out.appendChild(summary);
+            if (n < 2) out.appendChild(el('p', {class: 'note'}, 'The run draws one completion per prompt: there is no group to compare it with.'));
             out.appendChild(table(['completion', 'reward', 'as trained'].concat(kinds.map(function (kind) {
                 return kind === 'passk' ? 'pass@' + o.k : kind;
             })), samples.map(function (s, i) {
@@ -559,7 +642,7 @@ if (typeof document !== 'undefined') (function () {
             if (names.length > 1)
                 out.appendChild(el('p', {class: 'note'}, 'gdpo normalises each of the rewards ' + names.map(R.visible).join(', ') +
                     ' within the group, with equal weights.'));
-            out.appendChild(rates());
+            if (rates()) out.appendChild(rates());
             var said = el('output', {class: 'said'}, 'Point at a token, or move along the tokens by the arrow keys.');
             out.appendChild(said);
             var boxes = el('div', {class: 'pair'}), seen = {};
@@ -569,7 +652,7 @@ if (typeof document !== 'undefined') (function () {
                 seen[i] = true;
                 var verdict = s.right == null ? '' : s.right ? '\u2713 right, ' : '\u2717 wrong, ';
                 var more = [s.stop && s.stop !== 'completed' ? R.visible(s.stop) : null,
-                    s.turns > 1 ? s.turns + ' turns' : null, s.calls ? s.calls + ' calls' : null,
+                    s.turns > 1 ? s.turns + ' turns' : null, s.calls ? s.calls + (s.calls === 1 ? ' call' : ' calls') : null,
                     s.failed_calls ? s.failed_calls + ' failed' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
                 boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},
                     el('div', {class: 'got'}, i + ': ' + verdict + 'reward ' + number(s.reward) +
@@ -588,6 +671,7 @@ if (typeof document !== 'undefined') (function () {
         /* How many of the step's prompts have which share of right completions. */
         function rates() {
             var list = here().map(passRate).filter(isFinite), bins = [0, 0, 0, 0, 0], svg, b = [20, 240, 12, 60], top;
+            if (!list.length) return null;
             list.forEach(function (p) { bins[Math.min(4, Math.floor(5 * p))]++; });
             top = Math.max.apply(null, bins.concat([1]));
             svg = drawing(260, 80, 'prompts by their share of right completions: ' + bins.join(', '));
@@ -602,12 +686,7 @@ if (typeof document !== 'undefined') (function () {
             return el('div', {}, el('p', {class: 'note'}, 'Groups of this step by their share of right completions:'), svg);
         }
 
-        root.appendChild(controls(steps.box, prompts.box, G.box, K.box, color.box,
-            el('label', {}, replace, ' with replacement'),
-            button('Resample', function () {
-                seed++;
-                show();
-            })));
+        root.appendChild(controls(steps.box, prompts.box, G.box, K.box, color.box, replacing, again));
         root.appendChild(out);
         fill();
     }
@@ -651,17 +730,17 @@ if (typeof document !== 'undefined') (function () {
                 to = Math.log(s.high);
             }
             share = ['sapo', 'dppo', 'none'].indexOf(kind.get()) >= 0 ? 0 : R.clipShare(c, from, to);
-            var e = c.edges, x = [e[0], e[e.length - 1]], b = [52, 600, 24, 190], i, curve = [], slope = [], lists;
+            var e = c.edges, x = [e[0], e[e.length - 1]], W = width(680), b = [52, W - 80, 24, 190], i, curve = [], slope = [], lists;
             for (i = 0; i <= 160; i++) {
                 var d = x[0] + (x[1] - x[0]) * i / 160, t = R.surrogate(kind.get(), Math.exp(d), A.get(), s);
                 curve.push([d, t.value]);
                 slope.push([d, t.slope]);
             }
             lists = [curve, slope];
-            var y = plot.extent(lists, 1), svg = drawing(680, 350, 'surrogate and its slope as functions of rho; ' +
+            var y = plot.extent(lists, 1), svg = drawing(W, 350, 'surrogate and its slope as functions of rho; ' +
                 percent(share) + ' of the step without gradient');
             var few = x[1] < 0.1 ? [x[0], x[0] / 2, 0, x[1] / 2, x[1]] :
-                [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.6, 2, 3, 5, 8].map(Math.log).filter(function (v) { return v >= x[0] && v <= x[1]; });
+                (W < 500 ? [0.1, 0.25, 0.5, 1, 2, 4, 8] : [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.6, 2, 3, 5, 8]).map(Math.log).filter(function (v) { return v >= x[0] && v <= x[1]; });
             var at = axes(svg, b, x, y, {y: 'surrogate', ticks: few, say: function (v) { return plot.say(Math.exp(v)); }});
             draw(svg, 'path', {class: 'line a0', d: plot.path(curve, at.X, at.Y)});
             draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a1', d: plot.path(slope, at.X, at.Y)});
@@ -677,6 +756,7 @@ if (typeof document !== 'undefined') (function () {
                 el('b', {}, percent(c.share)), '.',
                 kind.get() === 'sapo' ? ' sapo has no clip: the slope falls off on both sides.' : '',
                 kind.get() === 'dppo' ? ' dppo drops a gradient by the difference of probabilities, which the histogram has not.' : ''));
+            out.appendChild(el('p', {class: 'note'}, 'Histogram: positive advantages above the line, negative ones below it; pale, with a dashed rim: no gradient.'));
             var tokens = c.tokens || [];
             if (tokens.length)
                 out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], tokens.slice().sort(function (s, t) {
@@ -713,7 +793,7 @@ if (typeof document !== 'undefined') (function () {
                 if (isFinite(v) && v >= e[0] && v <= e[e.length - 1])
                     draw(svg, 'path', {class: 'hair', d: 'M' + X(v).toFixed(1) + ' 24V' + above + 'M' + X(v).toFixed(1) + ' ' + (b[2] - 6) + 'V' + b[3]});
             });
-            draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 12}, 'number of ' + c.unit + 's (logarithmic) by rho: A > 0 above, A < 0 below; hatched: no gradient');
+            draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 12}, 'number of ' + c.unit + 's, logarithmic');
             draw(svg, 'text', {class: 'axis', x: b[1], y: b[3] + 14, 'text-anchor': 'end'}, 'rho');
         }
 
@@ -772,13 +852,13 @@ if (typeof document !== 'undefined') (function () {
         }
 
         function curves(at) {
-            var svg = drawing(680, 190, 'reward' + (points[0].gold != null ? ' and gold reward' : '') + ' at each dump');
-            var b = [52, 600, 24, 150], lists = ['reward', 'gold'].map(function (key) {
+            var W = width(680), svg = drawing(W, 190, 'reward' + (points[0].gold != null ? ' and gold reward' : '') + ' at each dump');
+            var b = [52, W - 80, 24, 150], lists = ['reward', 'gold'].map(function (key) {
                 return points.map(function (p, i) { return [i, p[key]]; }).filter(function (p) { return p[1] != null && isFinite(p[1]); });
             }).filter(function (list) { return list.length; });
             var y = plot.extent(lists, 1) || [0, 1];
             var a = axes(svg, b, [0, Math.max(1, points.length - 1)], y, {y: 'reward', x: 'step',
-                ticks: indices(points).filter(function (i) { return i % Math.ceil(points.length / 12) === 0; }),
+                ticks: indices(points).filter(function (i) { return i % Math.ceil(points.length / (W < 500 ? 6 : 12)) === 0; }),
                 say: function (i) { return String(points[i].step); }});
             lists.forEach(function (list, k) {
                 draw(draw(svg, 'g', {class: 'd' + k}), 'path', {class: 'line a' + k, d: plot.path(list, a.X, a.Y)});
@@ -794,9 +874,9 @@ if (typeof document !== 'undefined') (function () {
             var all = samplesOf(point), gold = point.gold != null;
             empty(out);
             out.appendChild(el('div', {class: 'scroll'}, curves(at)));
-            out.appendChild(table(['reward', 'gold', 'KL, nats', 'tokens', 'entropy', 'distinct-3'], [[number(point.reward),
-                number(point.gold), number(point.kl), number(point.length), number(point.entropy),
-                number(R.distinct(all.map(function (s) { return s.text; }), 3))]]));
+            out.appendChild(table(['reward'].concat(gold ? 'gold' : [], point.kl == null ? [] : 'KL, nats', ['tokens', 'entropy', 'distinct-3']),
+                [[number(point.reward)].concat(gold ? number(point.gold) : [], point.kl == null ? [] : number(point.kl),
+                    [number(point.length), number(point.entropy), number(R.distinct(all.map(function (s) { return s.text; }), 3))])]));
             if (since >= 0)
                 out.appendChild(el('p', {class: 'verdict'}, '\u2717 The proxy rose while the gold reward fell at three dumps one after the other: hacked since step ' + since + '.'));
             else if (gold) out.appendChild(el('p', {class: 'note'}, 'The gold reward did not fall at three dumps one after the other while the proxy rose.'));
@@ -810,8 +890,9 @@ if (typeof document !== 'undefined') (function () {
             if (at) {
                 out.appendChild(el('p', {class: 'note'}, 'What has become more frequent since step ' + points[0].step +
                     ', as a share of the completions shown:'));
-                out.appendChild(table(['words', 'before', 'now', 'reward', 'gold'], R.risen(samplesOf(points[0]), all, 8).map(function (c) {
-                    return [el('span', {class: 'mono'}, short(c.text, 60)), percent(c.before), percent(c.after), number(c.reward), number(c.gold)];
+                out.appendChild(table(['words', 'before', 'now', 'reward'].concat(gold ? 'gold' : []), R.risen(samplesOf(points[0]), all, 8).map(function (c) {
+                    return [el('span', {class: 'mono'}, short(c.text, 60)), percent(c.before), percent(c.after), number(c.reward)].concat(
+                        gold ? number(c.gold) : []);
                 })));
             }
         }
@@ -830,21 +911,21 @@ if (typeof document !== 'undefined') (function () {
             return {reward: kept.map(function (i) { return f.reward[i]; }), gold: gold ? kept.map(function (i) { return f.gold[i]; }) : null};
         }).filter(function (p) { return p.reward.length > 1; });
         var golden = prompts.every(function (p) { return p.gold; }), out = el('div', {});
-        var beta = slider('beta', {min: -2, max: 1.5, step: 0.02, value: 0}, function (v) { return String(+Math.pow(10, v).toPrecision(2)); }, show);
+        var beta = slider('beta', {min: -2, max: 1.5, step: 0.02, value: 0}, function (v) { return String(+Math.pow(10, v).toPrecision(3)); }, show);
         var curve = [], v;
         for (v = 2; v >= -2.5; v -= 0.05) curve.push(R.tiltAll(prompts, Math.pow(10, v)));
         var course = filmPoints().filter(function (p) { return p.kl != null; });
 
         function show() {
             var now = R.tiltAll(prompts, Math.pow(10, beta.get()));
-            var svg = drawing(680, 270, 'reward as a function of the KL'), b = [52, 590, 24, 220];
+            var W = width(680), svg = drawing(W, 270, 'reward as a function of the KL'), b = [52, W - 70, 24, 220];
             var keys = golden ? ['reward', 'gold'] : ['reward'];
             var lists = keys.map(function (key) { return curve.map(function (t) { return [t.kl, t[key]]; }); });
             var taken = keys.map(function (key) {
                 return course.map(function (p) { return [Math.max(0, p.kl), p[key]]; }).filter(function (p) { return p[1] != null; });
             });
             var x = [0, Math.max.apply(null, lists[0].concat(taken[0]).map(function (p) { return p[0]; })) || 1];
-            var a = axes(svg, b, x, plot.extent(lists.concat(taken), 1), {x: 'KL to the reference, nats a completion', y: 'reward'});
+            var a = axes(svg, b, x, plot.extent(lists.concat(taken), 1), {x: 'KL to the reference, nats per completion', y: 'reward'});
             keys.forEach(function (key, k) {
                 var sure = curve.map(function (t) { return t.effective >= 5; });
                 var solid = lists[k].filter(function (_point, i) { return sure[i]; });
@@ -867,7 +948,7 @@ if (typeof document !== 'undefined') (function () {
                 now.effective < 5 ? ': too few to say much' : ''));
             out.appendChild(el('p', {class: 'note'}, 'Line: the best policy for each beta, dashed below five effective samples; dot: at this beta. ' +
                 (course.length ? 'Crosses: where the run went. ' : 'The run has no reference, so its own KL is not known. ') +
-                'With ' + prompts[0].reward.length + ' samples a prompt, the KL is at most ' + number(Math.log(prompts[0].reward.length)) + '.'));
+                'With ' + prompts[0].reward.length + ' samples per prompt, the KL is at most ' + number(Math.log(prompts[0].reward.length)) + '.'));
         }
 
         root.appendChild(controls(beta.box));
@@ -879,47 +960,62 @@ if (typeof document !== 'undefined') (function () {
 
     function pairsWidget(root) {
         var d = JSON.parse(document.getElementById('pairs-data').textContent), out = el('div', {});
-        var kinds = ['sigmoid', 'hinge', 'ipo_sum', 'nca_pair', 'bco_pair', 'sppo_hard', 'apo_zero', 'apo_down'];
+        var kinds = ['sigmoid', 'hinge', 'ipo_sum', 'exo_pair', 'nca_pair', 'robust', 'bco_pair', 'sppo_hard', 'apo_zero', 'apo_down',
+            'discopop', 'dpop'];
         if (!d.pairs.length) return;
         var kind = select('loss', kinds.map(function (k) { return [k, k]; }), show);
         var own = d.loss.split(',').filter(function (k) { return kinds.indexOf(k) >= 0; })[0];
         var beta = slider('beta', {min: -3, max: 1, step: 0.02, value: Math.log(d.beta) / Math.LN10},
-            function (v) { return String(+Math.pow(10, v).toPrecision(2)); }, show);
+            function (v) { return String(+Math.pow(10, v).toPrecision(3)); }, show);
         if (own) kind.input.value = own;
+
+        /* The label smoothing of a loss: the run's own, or, for those that have no meaning without, 0.1. */
+        function smoothed(name) {
+            return d.smoothing > 0 || (name !== 'exo_pair' && name !== 'robust') ? d.smoothing : 0.1;
+        }
 
         function show() {
             var b = Math.pow(10, beta.get()), most = Math.max.apply(null, d.pairs.map(function (p) {
                 return Math.max(Math.abs(p[0]), Math.abs(p[1]));
-            })) * 1.15 || 1, n = 28, i, k, cells = [], low = Infinity, high = -Infinity;
-            var svg = drawing(520, 380, 'pairs over the contours of the loss'), area = [52, 452, 20, 330];
-            for (i = 0; i < n; i++)
-                for (k = 0; k < n; k++) {
-                    var c = most * (2 * (i + 0.5) / n - 1), r = most * (2 * (k + 0.5) / n - 1);
-                    var l = R.pairLoss(kind.get(), c, r, b);
-                    cells.push([c, r, l]);
+            })) * 1.15 || 1, n = 96, i, k, rows = [], low = Infinity, high = -Infinity, W = width(520);
+            var svg = drawing(W, 380, 'pairs over the contours of the loss'), area = [52, W - 20, 20, 330];
+            var o = {beta: b, smoothing: smoothed(kind.get()), tau: d.tau, lambda: d.lambda};
+            for (k = 0; k < n; k++) {
+                rows.push([]);
+                for (i = 0; i < n; i++) {
+                    var l = R.pairLoss(kind.get(), most * (2 * (i + 0.5) / n - 1), most * (2 * (k + 0.5) / n - 1), o);
+                    rows[k].push(l);
                     low = Math.min(low, l);
                     high = Math.max(high, l);
                 }
-            var at = axes(svg, area, [-most, most], [-most, most], {x: 'log-ratio of the chosen completion to the reference', y: 'of the rejected one'});
+            }
+            var at = axes(svg, area, [-most, most], [-most, most], {x: W < 500 ? 'log-ratio of the chosen completion' : 'log-ratio of the chosen completion to the reference', y: 'of the rejected one'});
             var w = (area[1] - area[0]) / n, h = (area[3] - area[2]) / n;
-            cells.forEach(function (cell) {
-                /* seven levels, so that their borders are contours */
-                var level = high > low ? Math.round(6 * (cell[2] - low) / (high - low)) / 6 : 0;
-                draw(svg, 'rect', {class: 'level', x: at.X(cell[0]) - w / 2, y: at.Y(cell[1]) - h / 2, width: w, height: h, 'fill-opacity': 0.5 * level});
+            rows.forEach(function (row, r) {
+                /* nine levels, whose borders are the contours; a rectangle for each run of cells of one level */
+                var levels = row.map(function (v) { return high > low ? Math.round(8 * (v - low) / (high - low)) : 0; }), from = 0;
+                levels.forEach(function (level, c) {
+                    if (c + 1 < n && levels[c + 1] === level) return;
+                    if (level) draw(svg, 'rect', {class: 'level', x: (area[0] + from * w).toFixed(1), y: (area[3] - (r + 1) * h).toFixed(1),
+                        width: ((c + 1 - from) * w).toFixed(1), height: (h + 0.3).toFixed(1), 'fill-opacity': level / 16});
+                    from = c + 1;
+                });
             });
             draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a6', d: 'M' + at.X(-most) + ' ' + at.Y(-most) + 'L' + at.X(most) + ' ' + at.Y(most)});
             d.pairs.forEach(function (p) {
                 draw(svg, 'circle', {class: p[2] ? 'after' : 'before', cx: at.X(p[0]), cy: at.Y(p[1]), r: 4});
             });
             function over(when) {
-                return R.mean(d.pairs.filter(function (p) { return p[2] === when; }).map(function (p) { return R.pairLoss(kind.get(), p[0], p[1], b); }));
+                return R.mean(d.pairs.filter(function (p) { return p[2] === when; }).map(function (p) { return R.pairLoss(kind.get(), p[0], p[1], o); }));
             }
             empty(out);
             out.appendChild(el('div', {class: 'scroll'}, svg));
             out.appendChild(el('p', {class: 'summary', role: 'status'}, 'mean loss of these pairs before ', el('b', {}, number(over(0))),
                 ', after ', el('b', {}, number(over(1)))));
             out.appendChild(el('p', {class: 'note'}, 'Hollow: before training, filled: after it. Darker: a higher loss, from ' + number(low) + ' to ' +
-                number(high) + '. Below the dashed line the chosen completion gained more than the rejected one.'));
+                number(high) + '. Below the dashed line the chosen completion gained more than the rejected one.' +
+                (o.smoothing > 0 ? ' Label smoothing: ' + number(o.smoothing) + '.' : '') +
+                (own ? '' : ' The run\u2019s own loss, ' + R.visible(d.loss) + ', depends on more than these two numbers.')));
         }
 
         root.appendChild(controls(kind.box, beta.box));

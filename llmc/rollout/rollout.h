@@ -398,7 +398,7 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         g->past = q->cached;
         for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + g->past + i;
         for (int32_t k = 0; k < q->samples; k++) {
-            if (q->out[k].trajectory) q->out[k].trajectory->started = clock_seconds();
+            if (q->out[k].trajectory) trajectory_start(q->out[k].trajectory, clock_seconds());
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
             rollout_aim(r, s, q, (RolloutSlot){area, *next, k, alone ? area : -1});
         }
@@ -485,6 +485,7 @@ static inline void rollout_end(Rollout *r, const RolloutSample *who, Completion 
 static inline bool rollout_turn(Rollout *r, const Sampling *s, const RolloutSample *who) {
     Completion *c = &who->q->out[who->sample];
     Trajectory *y = c->trajectory;
+    y->ended[y->turns - 1] = (float)(clock_seconds() - y->started);
     const bool cut = !c->finished && r->turns->cut && c->count < rollout_limit(r, s, who->q->prompt_len);
     if ((c->finished || cut) && r->turns->turn(r->turns->context, who, c)) {
         y->parked = true;
@@ -557,6 +558,7 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
     y->first = c->count;
     y->turn_tokens = a->turn_tokens;
     trajectory_turn(y);
+    y->began[y->turns - 1] = (float)(clock_seconds() - y->started);
     y->state[y->turns - 1] = a->state;
 }
 

@@ -70,13 +70,15 @@ typedef struct Trajectory {
     uint64_t *state;    /* (turns) hash of what the turn was drawn after: equal for equal observations; 0: the prompt */
     int32_t *start;     /* (turns) index of its first token */
     int32_t *malformed; /* (turns) 1: a call of the turn could not be read */
-    int32_t branches;   /* sequences that do not follow the prompt of the row; 0: all tokens follow it */
-    int32_t *branch;    /* (branches) index of the first token of each */
-    float reward;       /* of the environment for the whole trajectory; NaN: none */
-    float end_reward;   /* of it: given at the end, not with the answer to a turn; NaN: none */
-    json_t *messages;   /* its turns and their answers as OpenAI's messages; NULL: not kept */
-    int32_t thought;    /* tokens before the end of its thinking (thinking.h); -1: none is marked */
-    int32_t waits;      /* ends of its thinking that were removed */
+    float *began;     /* (turns) seconds from the start of the trajectory until the turn could be drawn; NaN: unknown */
+    float *ended;     /* (turns) and until it had ended: then its answer was waited for; NaN: unknown */
+    int32_t branches; /* sequences that do not follow the prompt of the row; 0: all tokens follow it */
+    int32_t *branch;  /* (branches) index of the first token of each */
+    float reward;     /* of the environment for the whole trajectory; NaN: none */
+    float end_reward; /* of it: given at the end, not with the answer to a turn; NaN: none */
+    json_t *messages; /* its turns and their answers as OpenAI's messages; NULL: not kept */
+    int32_t thought;  /* tokens before the end of its thinking (thinking.h); -1: none is marked */
+    int32_t waits;    /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
@@ -111,7 +113,7 @@ static inline bool trajectory_truncated(TrajectoryStop stop) {
 static inline void trajectory_free(Trajectory *y) {
     if (!y) return;
     free(y->drawn), free(y->turn_reward), free(y->state), free(y->start), free(y->malformed), free(y->drawn_ids);
-    free(y->branch);
+    free(y->branch), free(y->began), free(y->ended);
     json_decref(y->messages);
     free(y);
 }
@@ -124,11 +126,20 @@ static inline void trajectory_turn(Trajectory *y) {
         y->state = (uint64_t *)xrealloc(y->state, (size_t)y->turns_room, sizeof *y->state);
         y->start = (int32_t *)xrealloc(y->start, (size_t)y->turns_room, sizeof *y->start);
         y->malformed = (int32_t *)xrealloc(y->malformed, (size_t)y->turns_room, sizeof *y->malformed);
+        y->began = (float *)xrealloc(y->began, (size_t)y->turns_room, sizeof *y->began);
+        y->ended = (float *)xrealloc(y->ended, (size_t)y->turns_room, sizeof *y->ended);
     }
     y->turn_reward[y->turns] = NAN;
     y->start[y->turns] = y->first;
     y->malformed[y->turns] = 0;
+    y->began[y->turns] = y->ended[y->turns] = NAN;
     y->state[y->turns++] = 0;
+}
+
+/* Starts the clock of a trajectory in its first turn. now: clock_seconds(). */
+static inline void trajectory_start(Trajectory *y, double now) {
+    y->started = now;
+    y->began[0] = 0;
 }
 
 /* Begins a branch at this token. */
@@ -219,7 +230,7 @@ enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTOR
 
 /* The number of 32-bit words of trajectory_pack(). */
 static inline int64_t trajectory_words(const Trajectory *y, int32_t tokens) {
-    return TRAJECTORY_HEAD + 5 * (int64_t)y->turns + y->branches + (tokens + 3) / 4;
+    return TRAJECTORY_HEAD + 7 * (int64_t)y->turns + y->branches + (tokens + 3) / 4;
 }
 
 /* Writes a trajectory of `tokens` tokens as words to `to`, without its messages. Returns their number. */
@@ -238,6 +249,10 @@ static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32
     memcpy(at, y->start, (size_t)y->turns * sizeof *y->start);
     at += y->turns;
     memcpy(at, y->malformed, (size_t)y->turns * sizeof *y->malformed);
+    at += y->turns;
+    memcpy(at, y->began, (size_t)y->turns * sizeof *y->began);
+    at += y->turns;
+    memcpy(at, y->ended, (size_t)y->turns * sizeof *y->ended);
     at += y->turns;
     memcpy(at, y->state, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;
@@ -267,6 +282,10 @@ static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *
     memcpy(y->start, at, (size_t)y->turns * sizeof *y->start);
     at += y->turns;
     memcpy(y->malformed, at, (size_t)y->turns * sizeof *y->malformed);
+    at += y->turns;
+    memcpy(y->began, at, (size_t)y->turns * sizeof *y->began);
+    at += y->turns;
+    memcpy(y->ended, at, (size_t)y->turns * sizeof *y->ended);
     at += y->turns;
     memcpy(y->state, at, (size_t)y->turns * sizeof *y->state);
     at += 2 * y->turns;

@@ -264,6 +264,15 @@ static inline json_t *rollout_dump_runs(const Completion *c) {
     return runs;
 }
 
+/* When each turn of a trajectory began and ended, in seconds from its start. */
+static inline json_t *rollout_dump_times(const Trajectory *y) {
+    json_t *times = json_array();
+    for (int32_t k = 0; k < y->turns; k++)
+        json_array_append_new(times,
+                              json_pack("[o, o]", json_finite((double)y->began[k]), json_finite((double)y->ended[k])));
+    return times;
+}
+
 /* How a completion ended, its turns, and what a trajectory has beside them. */
 static inline void rollout_dump_end(const Completion *c, json_t *o) {
     const Trajectory *y = c->trajectory;
@@ -274,6 +283,7 @@ static inline void rollout_dump_end(const Completion *c, json_t *o) {
                                                   : "max_tokens"));
     json_object_set_new(o, "turns", json_integer(y ? y->turns : 1));
     if (!y) return;
+    if (isfinite(y->began[0])) json_object_set_new(o, "turn_times", rollout_dump_times(y));
     json_object_set_new(o, "calls", json_integer(y->counts.calls));
     json_object_set_new(o, "failed_calls", json_integer(y->counts.failed_calls));
     json_object_set_new(o, "parse_errors", json_integer(y->counts.parse_errors));

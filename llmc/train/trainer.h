@@ -34,7 +34,7 @@
 #include "../base/clock.h"             /* clock_seconds */
 #include "../base/error.h"             /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
-#include "../base/json_text.h"         /* json_utf8 */
+#include "../base/json_text.h"         /* json_finite, json_utf8 */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_TEXT, OptionList, ... */
 #include "../base/output.h"            /* OUTPUT_READ, output_add, OUTPUT_RESUMED, OUTPUT_STATE, ... */
@@ -61,9 +61,10 @@
 #include "../model/tensors.h"          /* TENSOR_headw */
 #include "../model/transformer.h"      /* model_flops */
 #include "../model/workspace.h"        /* Workspace, workspace_bytes, workspace_new */
+#include "../records/examples.h"       /* Example */
 #include "../records/inputs.h"         /* Inputs, inputs_close, inputs_open, input_label, ... */
 #include "../records/pairs.h"          /* Pair */
-#include "../records/shard.h"          /* Shard, shard_open_all */
+#include "../records/shard.h"          /* Shard, shard_open_all, step_share */
 #include "../records/shard_fits.h"     /* fit_shard */
 #include "../report/metrics.h"         /* metrics_set, metrics_line, metrics_phase, metrics_fact, ... */
 #include "../report/run_facts.h"       /* RunPhase, run_text, RUN_SAVING, run_file, ... */
@@ -934,7 +935,7 @@ PRINTF_LIKE(3, 4) static inline void trainer_log(Trainer *t, double loss, const 
     metrics_progress(m, t->step, t->steps, text);
 }
 
-enum { TRAINER_PAIRS = 8 }; /* pairs that are scored for the report */
+enum { TRAINER_PAIRS = 8 }; /* pairs, or solutions, that are scored for the report */
 
 /* Adds a pair with the model's scores of both answers to the samples and to the report, if trainer_records(). when: "before" or "after". */
 static inline void trainer_show_pair(Trainer *t, const char *when, const Pair *p, double chosen, double rejected) {
@@ -943,6 +944,22 @@ static inline void trainer_show_pair(Trainer *t, const char *when, const Pair *p
     char *worse = model_text_decode(&t->text, p->rejected, p->rejected_len, true);
     metrics_pair(&t->metrics, when, prompt, better, worse, chosen, rejected);
     free(prompt), free(better), free(worse);
+}
+
+/* Adds a labelled solution with the model's scores to the samples and to the report, if trainer_records(). score: (labels)
+ * of each step; when: as in trainer_show_pair(). */
+static inline void trainer_show_solution(Trainer *t, const char *when, const Example *x, const float *score) {
+    json_t *steps = json_array();
+    char *prompt = model_text_decode(&t->text, x->prompt, x->prompt_len, true);
+    for (int32_t k = 0, from = 0; k < x->labels; k++) {
+        char *text = model_text_decode(&t->text, x->completion + from, x->at[k] + 1 - from, true);
+        from = x->at[k] + 1;
+        json_array_append_new(steps, json_pack("{s:o, s:f, s:o}", "text", json_utf8(text, strlen(text)), "label",
+                                               step_share(x->label[k]), "score", json_finite((double)score[k])));
+        free(text);
+    }
+    metrics_solution(&t->metrics, when, prompt, steps);
+    free(prompt);
 }
 
 /* Sets the counters of the state. */
