@@ -13,7 +13,8 @@ light and in dark colours, with script and without. It fails if
   - a widget has no drawing, or its script failed; without script, if it has no table;
   - a control has no label, a slider does not move by the arrow keys, or a drawing has no name for screen readers.
 
-Prints how long each page took to open (navigation start to the end of the load event, without the browser's start).
+Prints how long each page took to open (navigation start to the end of the load event, without the browser's start), and the
+processor time of the page's main thread until then, which other work on the machine does not change.
 --pictures writes a PNG of each state. Needs Chromium (apt-get install chromium); Python's standard library only.
 """
 
@@ -96,6 +97,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(domain + ".enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
 
     def message(self):
         while b"\0" not in self.rest:
@@ -133,11 +135,24 @@ class Browser:
             sys.exit("check_pages.py: " + result["exceptionDetails"]["exception"]["description"])
         return result["result"].get("value")
 
-    def open(self, url):
+    def busy(self):
+        """Milliseconds of processor time of the page's main thread so far."""
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+    def load(self, url):
         self.events.clear()
         self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self.message())
+
+    def open(self, url):
+        """Opens a page; returns the processor time that this took, in milliseconds."""
+        self.load("about:blank")
+        before = self.busy()
+        self.load(url)
+        after = self.busy()
+        return after - before if after >= before else after
 
     def close(self):
         self.process.terminate()
@@ -175,7 +190,7 @@ def move_sliders(browser):
 
 
 def check(browser, page, o):
-    failures, times = {}, []  # failures: the states in which each was seen
+    failures, times, busy = {}, [], []  # failures: the states in which each was seen
     url = page if page.startswith("http") else "file://" + os.path.abspath(page)
     for width in (1280, 400):
         for scheme in ("light", "dark"):
@@ -183,7 +198,7 @@ def check(browser, page, o):
                 browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
                 browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
                 browser.call("Emulation.setScriptExecutionDisabled", value=not script)
-                browser.open(url)
+                busy.append(browser.open(url))
                 state = browser.evaluate(STATE.replace("SCRIPTED", "true" if script else "false"))
                 where = f"{width} {scheme}{'' if script else ' without script'}"
                 bad = state["bad"] + (list(move_sliders(browser)) if script else [])
@@ -199,7 +214,9 @@ def check(browser, page, o):
                         f.write(base64.b64decode(picture["data"]))
     size = "" if page.startswith("http") else f"{os.path.getsize(page) / 1e6:.2f} MB, "
     times.sort()
-    print(f"{page}: {size}opens in {times[0]} to {times[-1]} ms, median {times[len(times) // 2]}; {len(failures)} failure{'s' if len(failures) != 1 else ''}")
+    busy.sort()
+    print(f"{page}: {size}opens in {times[0]} to {times[-1]} ms, median {times[len(times) // 2]}, with {busy[0]:.0f} to "
+          f"{busy[-1]:.0f} ms of processor time, median {busy[len(busy) // 2]:.0f}; {len(failures)} failure{'s' if len(failures) != 1 else ''}")
     if o.limit and times[len(times) // 2] > o.limit:
         failures[f"the median of {times[len(times) // 2]} ms is above the limit of {o.limit:g}"] = ["all states"]
     for what, where in failures.items():
