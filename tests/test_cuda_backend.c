@@ -155,7 +155,7 @@ static Answer answer_of(const Backend *b, Device *d, const float *weights, int r
         dvalue[i] = (float)random_normal(&r);
     }
     if (!workspace_new(&w, &m, ROWS, TARGETS, 6, true, recompute, &e)) fail_msg("%s", e.text);
-    const ModelOutput out = {a.logp, a.entropy, a.argmax, a.value};
+    const ModelOutput out = {.logp = a.logp, .entropy = a.entropy, .argmax = a.argmax, .value = a.value};
     for (int pass = 0; pass < 2; pass++) {
         model_forward(&m, &w, &batch, temperature, &out);
         model_backward(&m, &w, &batch, temperature, dlogp, dentropy, dvalue);
