@@ -5,8 +5,8 @@
 #           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not without
 #           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
 #           are the seeds of the runs; the controls have the first one
-#   guess   a model whose demonstrations mostly guess at random learns the game of scripts/guess.py: the share of games that it
-#           wins, and its mean turns beside those of bisection
+#   guess   a model of whose demonstrations half guess at random trains with the game of scripts/guess.py: its mean reward, the
+#           share of games that it wins, and the mean turns of those, beside the figures of bisection
 #   faults  a program of --tool-cmd is killed at random, 200 times: every completion is what it is without that and has the same
 #           reward, or has none; without episodes no completion is lost
 #   turns   the share of the time in which the engine computes while tools take 0.1 s, and the time of a turn in long
@@ -115,32 +115,29 @@ lookup() {
     cp "$work/grpo$seed.bin" "$work/grpo.bin"
 }
 
-games() { # TEXT MODEL: a greedy game for each number
-    ./generate -c "$work/$2.bin" -i "$work/guess.shard" --temperature 0 -g 140 --tool-cmd 'python3 scripts/guess.py' \
-        -o "$work/$2.jsonl" 2>/dev/null
+games() { # TEXT MODEL: 500 games
+    ./generate -c "$work/$2.bin" -i "$work/guess.shard" -g 140 --tool-cmd 'python3 scripts/guess.py' -o "$work/$2.jsonl" 2>/dev/null
     python3 - "$1" "$work/$2.jsonl" <<'END'
 import json, sys
-rewards = {}
-for line in open(sys.argv[2]):
-    row = json.loads(line)
-    rewards[row["answer"]] = row["turn_rewards"][-1]  # 1 - turns/8 if the game was won, else 0 or null
-won = [8 * (1 - reward) for reward in rewards.values() if reward]
-print(f"{sys.argv[1]} {len(won)} of {len(rewards)} games won, in {sum(won) / max(len(won), 1):.2f} turns")
+# the reward of the last turn is 1 - turns/8 if the game was won, else 0 or null
+rewards = [json.loads(line)["turn_rewards"][-1] or 0 for line in open(sys.argv[2])]
+won = [8 * (1 - reward) for reward in rewards if reward]
+print(f"{sys.argv[1]} {sum(rewards) / len(rewards):.3f}   {len(won) / len(rewards):.3f}   {sum(won) / max(len(won), 1):.2f}")
 END
 }
 
 guess() {
-    echo "== guess: each number once, greedy"
-    data/make_tasks --task guess --count 2000 --format chat --noise 0.7 --template chatml -o "$work/guess_sft.shard" 2>/dev/null
+    echo "== guess: mean reward, games won, turns of those, of 500 samples"
+    data/make_tasks --task guess --count 4000 --format chat --noise 0.5 --template chatml -o "$work/guess_sft.shard" 2>/dev/null
     data/make_tasks --task guess --count 500 --seed 2 --template chatml -o "$work/guess.shard" 2>/dev/null
-    ./train_sft --layers 2 --width 64 --heads 4 --context 256 -i "$work/guess_sft.shard" -o "$work/guess_sft.bin" -x 100 --quiet \
-        --batch-tokens 4096 -l 3e-3 2>/dev/null
+    ./train_sft --layers 2 --width 64 --heads 4 --context 256 -i "$work/guess_sft.shard" -o "$work/guess_sft.bin" -x 250 --quiet \
+        --batch-tokens 4096 -l 4e-3 --warmup-steps 10 2>/dev/null
     games "fine-tuned:       " guess_sft
-    ./train_grpo -c "$work/guess_sft.bin" -i "$work/guess.shard" -o "$work/guess.bin" -p 16 -G 8 -g 140 -l 1e-3 --slots 128 \
-        -x 100 --tool-cmd 'python3 scripts/guess.py' --reward none --quiet 2>"$work/guess.log" ||
+    ./train_grpo -c "$work/guess_sft.bin" -i "$work/guess.shard" -o "$work/guess.bin" -p 16 -G 8 -g 140 -l 5e-4 --slots 128 -x 60 \
+        --warmup-steps 3 --adam-beta2 0.99 --tool-cmd 'python3 scripts/guess.py' --reward none --quiet 2>"$work/guess.log" ||
         { tail -n 1 "$work/guess.log" >&2; exit 1; }
-    games "100 steps of GRPO:" guess
-    echo "bisection:         31 of 31 games won, in 4.16 turns"
+    games "60 steps of GRPO: " guess
+    echo "bisection:         0.480   1.000   4.16"
 }
 
 # Kills COUNT workers, each a while after it has started.
