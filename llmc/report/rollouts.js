@@ -996,8 +996,8 @@ if (typeof document !== 'undefined') (function () {
                 var levels = row.map(function (v) { return high > low ? Math.round(8 * (v - low) / (high - low)) : 0; }), from = 0;
                 levels.forEach(function (level, c) {
                     if (c + 1 < n && levels[c + 1] === level) return;
-                    if (level) draw(svg, 'rect', {class: 'level', x: (area[0] + from * w).toFixed(1), y: (area[3] - (r + 1) * h).toFixed(1),
-                        width: ((c + 1 - from) * w).toFixed(1), height: (h + 0.3).toFixed(1), 'fill-opacity': level / 16});
+                    if (level) draw(svg, 'rect', {class: 'level', x: (area[0] + from * w).toFixed(2), y: (area[3] - (r + 1) * h).toFixed(2),
+                        width: ((c + 1 - from) * w).toFixed(2), height: h.toFixed(2), 'fill-opacity': level / 16});
                     from = c + 1;
                 });
             });
