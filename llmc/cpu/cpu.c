@@ -39,6 +39,7 @@
 #include "peak.h"       /* cpu_peak */
 #include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_embed_forward, cpu_quant_forward */
 #include "rotary.h"     /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
+#include <sys/mman.h>
 #include <unistd.h>
 
 #ifndef CPU_BACKEND
@@ -73,6 +74,19 @@ static inline void cpu_close(Device *d) {
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
 
+/* Asks for huge pages for memory that will be used as a whole: filling it has fewer page faults, and a stream of reads fewer
+ * misses of the table of pages. Linux gives them by itself only if it is set to `always`. */
+static inline void cpu_huge_pages(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    enum { HUGE_PAGE = 2 << 20 };
+    const uintptr_t first = ((uintptr_t)memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE,
+                    last = ((uintptr_t)memory + bytes) / HUGE_PAGE * HUGE_PAGE;
+    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE); /* a failure changes only the speed */
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 /* Returns memory aligned to CPU_ALIGN, with zeros or uninitialised. What free() takes is stored before it. */
 static inline void *cpu_new(bool zeroed, size_t bytes, const char *what, Error *e) {
     enum { CPU_ALIGN = 64 };
@@ -84,6 +98,7 @@ static inline void *cpu_new(bool zeroed, size_t bytes, const char *what, Error *
         error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
         return NULL;
     }
+    if (!zeroed) cpu_huge_pages(base, all);
     char *memory = base + 2 * CPU_ALIGN - (uintptr_t)base % CPU_ALIGN;
     memcpy(memory - sizeof base, &base, sizeof base);
     return memory;
