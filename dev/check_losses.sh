@@ -1,0 +1,120 @@
+#!/bin/sh
+# check_losses.sh [SEED...] - learning curves of the losses and advantages of train_grpo that are not TRL's, beside dapo: five
+# seeds, some minutes.
+#
+# The task is that of scripts/demo.sh, sorting, with four digits and a smaller model: a transformer of two layers is trained
+# on worked examples, but stopped while it makes many mistakes; then each method trains it on the reward of the verifier
+# alone, with two passes of two mini-batches over each generation, forty in all. Prints, as mean and standard deviation over
+# the seeds: the reward over the last ten generations, its difference from dapo's with the same seed, the greedy accuracy on
+# held-out problems, the probability that one of eight samples is right, and entropy and length at the end. METHODS="dapo opo"
+# runs some of the methods. OUT=FOLDER keeps the metrics; runs that it has are not made again.
+set -eu
+cd "$(dirname "$0")/.."
+make -s train_sft train_grpo train_ppo data/make_tasks >&2
+work=${OUT:-$(mktemp -d)}
+mkdir -p "$work"
+[ -n "${OUT-}" ] || trap 'rm -rf "$work"' EXIT
+[ $# -gt 0 ] || set -- 1 2 3 4 5
+tasks() { data/make_tasks --task sort --items 4 --largest 9 "$@" 2>/dev/null; }
+all="dapo max_rl pass_k grpo_passk opo gpg optimal_token_baseline dppo clip_cov kl_cov positive_nll gfpo_length gfpo_efficiency reset a2po"
+
+options() {
+    case $1 in
+    dapo) ;;
+    max_rl | grpo_passk | opo | gpg | optimal_token_baseline) echo "--advantage-estimator $1" ;;
+    pass_k) echo "--advantage-estimator pass_k --pass-k 4" ;;
+    dppo) echo "--loss-type dppo" ;;
+    clip_cov) echo "--loss-type clip_cov --clip-cov-ratio 0.02 --clip-cov-lb 0.1" ;;
+    kl_cov) echo "--loss-type kl_cov --kl-cov-ratio 0.02" ;;
+    positive_nll) echo "--positive-nll-coef 0.1" ;;
+    gfpo_length) echo "--num-remains-in-group 4" ;;
+    gfpo_efficiency) echo "--num-remains-in-group 4 --group-filter token_efficiency" ;;
+    reset) echo "--beta 0.05 --ref-reset-steps 80" ;;
+    a2po) echo "--algo a2po" ;;
+    *) echo "check_losses.sh: $1: unknown" >&2; return 1 ;;
+    esac
+}
+
+# Trains by a method, with options $3. a2po, of train_ppo, has one completion of each of eight times as many prompts.
+improve() {
+    program="./train_grpo --num-prompts 16 --num-generations 8 --num-iterations 2 --steps-per-generation 2"
+    [ "$1" != a2po ] || program="./train_ppo --num-prompts 128"
+    # shellcheck disable=SC2086
+    $program $3 -c "$work/sft-$2.bin" -i "$work/train-$2.shard" -j "$work/heldout-$2.shard" -o "$work/out-$2.bin" \
+        --max-completion-length 12 --max-steps "${STEPS:-160}" --temperature 0.6 --learning-rate 7e-4 --warmup-steps 20 \
+        --micro-tokens 4096 --slots 128 --eval-steps 1000 --eval-samples 8 --sample-count 0 --seed "$2" \
+        --metrics "$work/$1-$2.jsonl"
+}
+
+for seed; do
+    tasks --count 2000 --seed $((seed * 10 + 1)) --format chat -o "$work/sft-$seed.shard"
+    tasks --count 2000 --seed $((seed * 10 + 2)) -o "$work/train-$seed.shard"
+    tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$work/heldout-$seed.shard"
+    ./train_sft --layers 2 --width 64 --heads 2 --context 32 -i "$work/sft-$seed.shard" -o "$work/sft-$seed.bin" --max-steps "${SFT_STEPS:-110}" \
+        --batch-tokens 2048 --learning-rate 3e-3 --warmup-steps 20 --seed "$seed" 2>"$work/log-$seed"
+    for method in ${METHODS:-$all}; do
+        more=$(options "$method")
+        grep -qs '"record":"end"' "$work/$method-$seed.jsonl" && continue
+        improve "$method" "$seed" "$more" 2>"$work/log-$seed" || { tail -n 1 "$work/log-$seed" >&2; exit 1; }
+        echo "seed $seed  $method" >&2
+    done
+done
+
+# The mean of a key over the last `last` lines that have it, of one run.
+value() {
+    awk -v key="\"$2\":" -v last="$3" '{
+        at = index($0, key)
+        if (!at || $0 !~ /^{"step"/) next
+        x = substr($0, at + length(key)) + 0
+        all[n++] = x
+    }
+    END {
+        from = n > last ? n - last : 0
+        for (i = from; i < n; i++) sum += all[i]
+        if (n) print sum / (n - from)
+    }' "$1"
+}
+
+# Mean and standard deviation of numbers, one a line, times $1.
+moments() {
+    awk -v factor="$1" -v form="$2" '{
+        x[n++] = factor * $1
+        sum += factor * $1
+    }
+    END {
+        if (!n) {
+            printf "-"
+            exit
+        }
+        for (i = 0; i < n; i++) squares += (x[i] - sum / n) ^ 2
+        deviation = n > 1 ? sqrt(squares / (n - 1)) : 0
+        printf form " ± " form, sum / n, deviation
+    }'
+}
+
+# These of a key over the seeds.
+spread() {
+    key=$1 last=$2 method=$3 factor=$4 form=$5
+    shift 5
+    for seed; do value "$work/$method-$seed.jsonl" "$key" "$last"; done | moments "$factor" "$form"
+}
+
+# These of the reward, key $2, minus that of dapo with the same seed.
+gain() {
+    method=$1 key=$2
+    shift 2
+    for seed; do
+        [ -f "$work/dapo-$seed.jsonl" ] || continue
+        echo "$(value "$work/$method-$seed.jsonl" "$key" 10) $(value "$work/dapo-$seed.jsonl" reward 10)" | awk '{ print $1 - $2 }'
+    done | moments 100 %.1f
+}
+
+echo "| method | options | reward % | minus dapo's | greedy % | pass@8 % | entropy | length |"
+echo "|---|---|---|---|---|---|---|---|"
+for method in ${METHODS:-$all}; do
+    more=$(options "$method") reward=reward entropy=entropy
+    [ "$method" != a2po ] || reward=objective/scores entropy=policy/entropy_avg
+    echo "| $method | ${more:+\`$more\`} | $(spread $reward 10 "$method" 100 %.1f "$@") |" \
+        "$(gain "$method" $reward "$@") | $(spread eval_accuracy 1 "$method" 100 %.1f "$@") | $(spread eval_pass@8 1 "$method" 100 %.1f "$@") |" \
+        "$(spread $entropy 10 "$method" 1 %.3f "$@") | $(spread completions/mean_length 10 "$method" 1 %.2f "$@") |"
+done
