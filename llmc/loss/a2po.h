@@ -1,15 +1,17 @@
 /* a2po.h - A*-PO: regression of the policy's log-ratio on the optimal advantage (Brantley et al. 2025, "Accelerating RL for LLM
  * Reasoning with Optimal Advantage Regression", 2505.20686).
  *
- *   V(x)   beta1 log mean_i exp(r_i / beta1)           over n completions of x that the reference drew               eq. 4
- *   loss   mean_y (beta2 log(pi(y) / ref(y)) - (r(x, y) - V(x)))^2      over completions y that the policy drew      eq. 6
+ *   V(x)   beta1 log mean_i exp(r_i / beta1)           over n completions of x that the reference drew
+ *   loss   mean_y (beta2 log(pi(y) / ref(y)) - (r(x, y) - V(x)))^2      over completions y that the policy drew
  *
- * Formulas and defaults are those of TRL's A2POTrainer (beta1 0.5, beta2 1e-3, 8 completions); tests/golden/losses_peers.txt holds values
- * that its code computed. The mean is over the completions of the WHOLE optimizer batch, so that the parts of micro-batches add
- * up. log pi(y) is the sum over the tokens of a completion.
+ * Formulas and defaults are those of TRL's A2POTrainer (beta1 0.5, beta2 1e-3, 8 completions);
+ * tests/golden/losses_peers.txt holds values that its code computed. The mean is over the completions of the WHOLE
+ * optimizer batch, so that the parts of micro-batches add up. log pi(y) is the sum over the tokens of a completion.
  *
+ *     A2poBatch b;
+ *     A2poStats stats = {0};
  *     double V = a2po_value(0.5, reward, 8);
- *     loss += a2po_loss(1e-3, completions, &b, dlogp, &stats);
+ *     loss += a2po_loss(1e-3, 128, &b, dlogp, &stats);                  // 128 completions in the optimizer batch
  */
 #ifndef LLMC_LOSS_A2PO_H
 #define LLMC_LOSS_A2PO_H

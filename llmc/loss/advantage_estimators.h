@@ -40,9 +40,9 @@ typedef enum {
 /* in the order of GROUP_FILTER_CHOICES */
 typedef enum { GROUP_FILTER_LENGTH, GROUP_FILTER_EFFICIENCY } GroupFilter;
 
-/* GFPO (Shrivastava et al. 2025, 2508.09726): the k completions of a group that are shortest, or have the highest reward per token,
- * keep their rewards; kept is NaN for the others, which then are in no mean or deviation and have the advantage 0. Of equal ones
- * the earlier is kept. reward, length, kept: (G) */
+/* GFPO (Shrivastava et al. 2025, 2508.09726): the k completions of a group that are shortest, or have the highest reward per
+ * token, keep their rewards; kept is NaN for the others, which then are in no mean or deviation and have the advantage 0. Of
+ * equal ones the earlier is kept. reward, length, kept: (G) */
 static inline void advantage_filter(GroupFilter filter, const float *reward, const int32_t *length, int64_t G,
                                     int64_t k, float *kept) {
     double value[G];
@@ -103,7 +103,8 @@ static inline double advantage_length_baseline(const float *r, const int32_t *of
     return sum / tokens;
 }
 
-/* Every other estimator than optimal_token_baseline. reward, advantage: (groups, G); offset: (groups * G + 1) of the completions' tokens; k: of pass_k. */
+/* Every other estimator than optimal_token_baseline. reward, advantage: (groups, G); offset: (groups * G + 1) of the
+ * completions' tokens; k: of pass_k. */
 static inline void advantage_estimate(AdvantageEstimator kind, const float *reward, const int32_t *offset,
                                       int64_t groups, int64_t G, int64_t k, float *advantage, AdvantageStats *stats) {
     int64_t equal = 0;

@@ -1,23 +1,25 @@
 /* covariance.h - the tokens of an optimizer step that Clip-Cov and KL-Cov treat in another way (Cui et al. 2025, "The Entropy
  * Mechanism of Reinforcement Learning for Reasoning Language Models", 2505.22617).
  *
- * The entropy of a policy falls by the covariance of the log-probabilities of its actions with their advantages (Theorem 1),
+ * The entropy of a policy falls by the covariance of the log-probabilities of its actions with their advantages,
  * and a few tokens hold most of it:
  *
- *   cov_t      (A_t - mean A) (log pi_t - mean log pi)                                                   eq. 10
+ *   cov_t      (A_t - mean A) (log pi_t - mean log pi)
  *   clip_cov   among the tokens with low < cov_t < high that grpo's clip has not removed, max(1, ratio N)
- *              are drawn at random; they lose their gradient                                             eq. 11, 12
- *   kl_cov     the max(1, ratio N) tokens with the largest cov_t have a KL penalty                       eq. 13, 14
+ *              are drawn at random; they lose their gradient
+ *   kl_cov     the max(1, ratio N) tokens with the largest cov_t have a KL penalty
  *
  * N is the number of tokens. The formulas and their defaults are those of verl (core_algos.py). verl takes means and chooses in
  * each micro-batch; here, both are over all tokens of the optimizer step, so that the choice does not depend on how the step is
  * divided among micro-batches and ranks. The draw is by a random number of each token (random.h), of which the smallest are
  * taken: neither the order of the completions nor a token that joins or leaves the candidates changes it for the others.
  *
- *     uint8_t chosen[tokens];
- *     CovarianceStats s = covariance_choose(&c, &b, id, seed, step, chosen);   // b: the whole optimizer step
- *     b.chosen = chosen;
- *     loss = policy_loss(&c, &n, &b, dlogp, NULL, &stats);
+ *     PolicyLossConfig c = policy_loss_config(POLICY_CLIP_COV);
+ *     PolicyBatch b;                                                     // the whole optimizer step, of 512 tokens
+ *     uint64_t id[16];                                                   // of its 16 completions
+ *     uint8_t chosen[512];
+ *     CovarianceStats s = covariance_choose(&c, &b, id, seed, 7, chosen);
+ *     b.chosen = chosen;                                                 // for policy_loss()
  */
 #ifndef LLMC_LOSS_COVARIANCE_H
 #define LLMC_LOSS_COVARIANCE_H
@@ -57,9 +59,9 @@ static inline bool covariance_is_clipped(const PolicyLossConfig *c, const Policy
 static inline bool covariance_counts(const PolicyBatch *b, int32_t i) { return !b->counts || b->counts[i]; }
 static inline bool covariance_keeps(const PolicyBatch *b, int32_t t) { return !b->keep || b->keep[t]; }
 
-/* Chooses tokens of the optimizer step that b describes, for loss clip_cov or kl_cov. b: logp, advantages and, if rho is not 1,
- * old_logp of all its tokens; offsets need not begin at 0. id: (completions) their sequence ids. chosen: written for tokens [offset[0], offset[completions]), 0 or 1. A
- * NaN is not chosen. */
+/* Chooses tokens of the optimizer step that b describes, for loss clip_cov or kl_cov. b: logp, advantages and, if rho is
+ * not 1, old_logp of all its tokens; offsets need not begin at 0. id: (completions) their sequence ids. chosen: written for
+ * tokens [offset[0], offset[completions]), 0 or 1. A NaN is not chosen. */
 static inline CovarianceStats covariance_choose(const PolicyLossConfig *c, const PolicyBatch *b, const uint64_t *id,
                                                 uint64_t seed, uint64_t step, uint8_t *chosen) {
     const int32_t first = b->offset[0], count = b->offset[b->completions] - first;

@@ -253,7 +253,7 @@ static inline PolicyTerm policy_sapo(const PolicyLossConfig *c, double rho, doub
     return (PolicyTerm){.l = -4 / tau * sigmoid * A, .drho = -4 * sigmoid * (1 - sigmoid) * A};
 }
 
-/* DPPO (Qi et al. 2026): l = -rho A + tau d^2 with d = log rho; a token whose probability has left the trust region
+/* DPPO (2602.04879): l = -rho A + tau d^2 with d = log rho; a token whose probability has left the trust region
  * [-eps, eps_high] in the direction of A has only the last term. far: pi - pi_old */
 static inline PolicyTerm policy_dppo(const PolicyLossConfig *c, double d, double far, double A) {
     const bool gone = (A > 0 && far > c->epsilon_high) || (A < 0 && far < -c->epsilon);

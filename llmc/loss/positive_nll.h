@@ -1,12 +1,14 @@
-/* positive_nll.h - the negative log-likelihood of right completions as a term beside the loss of a policy (VAPO: Yue et al. 2025,
- * 2504.05118, sec. 4.3, "positive example LM loss").
+/* positive_nll.h - the negative log-likelihood of right completions as a term beside the loss of a policy (VAPO: Yue et
+ * al. 2025, 2504.05118, "positive example LM loss").
  *
  *   coef mean_t -log pi(y_t)      over the tokens of the right completions that count, in the WHOLE optimizer batch
  *
- * so that the parts of micro-batches add up. A completion is right if its reward, without a KL penalty, is at least a threshold.
+ * so that the parts of micro-batches add up. A completion is right if its reward, without a KL penalty, is at least a
+ * threshold.
  *
  *     PositiveNll p = {.coef = 0.1, .reward = 1};
- *     positive_nll_begin(&p, reward, counts, offset, completions);      // of the whole step
+ *     PositiveBatch b;
+ *     positive_nll_begin(&p, reward, counts, offset, 128);              // of the whole step, which has 128 completions
  *     loss += positive_nll_add(&p, &b, dlogp);                          // for each micro-batch, after the policy's loss
  */
 #ifndef LLMC_LOSS_POSITIVE_NLL_H
