@@ -48,7 +48,7 @@ typedef enum TilesEpilogue {
 typedef struct TilesHead {
     float inverse_temperature, cap;
     int first, vocab;
-    const int32_t *target; /* (rows) */
+    const int32_t *target;  /* (rows) */
     const float *reference; /* (rows) near the maximum logit */
     /* (TILES_HEAD_GROUPS, rows, 4, 16) over the tokens so far, of every 16th token: the maximum, sum of e^y with
      * y = (z - reference) / temperature, sum of y e^y, and the token (int32) of the maximum */
