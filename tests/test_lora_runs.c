@@ -45,15 +45,16 @@ static void quantised_runs_resume(void **state) {
 }
 
 /* New adapters change nothing: after a step at rate 0 the output has the values of the blocks, with which evaluate finds
- * the same loss, up to the order of sums. The blocks of 24,576 weights take 34 bytes for 32 of them; embeddings of 384
- * rows, 48 positions, norms and biases take 4 * (384 * 32 + 48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32)), and
- * gradients of adapters 4 * 4096 bytes. */
+ * the same loss, up to the order of sums. The blocks of 24,576 weights and of embeddings of 384 rows take 34 bytes for 32
+ * of them; 48 positions, norms and biases take 4 * (48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32)), and adapters
+ * and their gradients 4 * 4096 bytes each. */
 static void quantised_values(void **state) {
     (void)state;
     sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --lora-rank 4 -l 0 --quantize q8_0 -o $T/values.bin "
        "--adapter-output $T/adapter");
     assert_holds(said, "values.bin: it will hold the float values of the quantised weights");
-    const double blocks = 24576 / 32 * 34, rest = 4 * (384 * 32 + 48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32));
+    const double blocks = (24576 + 384 * 32) / 32 * 34,
+                 rest = 4 * (48 * 32 + 2 * 32 + 2 * (4 * 32 + 96 + 32 + 128 + 32));
     char text[64];
     snprintf(text, sizeof text, "weights and gradients %.1f kB", (blocks + rest + 2 * 4 * 4096) / 1e3);
     assert_holds(said, text);
