@@ -662,7 +662,11 @@ static void terminal_shows(int terminal, TextBuffer *seen, const char *part) {
     fail_msg("the terminal did not show %s: %s", part, seen->length ? seen->text : "");
 }
 
+/* Types keys at a prompt, which the program shows when the terminal gives it single keys. */
 static void type(int terminal, const char *keys) {
+    struct termios modes;
+    assert_int_equal(tcgetattr(terminal, &modes), 0);
+    assert_false(modes.c_lflag & ICANON);
     assert_int_equal(write(terminal, keys, strlen(keys)), strlen(keys));
 }
 

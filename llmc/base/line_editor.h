@@ -75,9 +75,11 @@ static inline bool line_editor_open(LineEditor *l, const char *prompt) {
     return true;
 }
 
-/* Returns the next line with its newline, which is valid until the next call, and adds it to the history. */
+/* Returns the next line with its newline, which is valid until the next call, and adds it to the history. The terminal gives
+ * single keys before the prompt is shown: a Ctrl-D that is typed before would arrive as a NUL character. */
 static inline const char *line_editor_read(LineEditor *l) {
     int n = 0;
+    el_set(l->edit, EL_PREP_TERM, 1);
     const char *line = el_gets(l->edit, &n);
     if (!line || n <= 0) return NULL;
     if (line[0] != '\n') history(l->history, &l->event, H_ENTER, line);

@@ -60,20 +60,26 @@ static inline void program_on_bus_error(int number, siginfo_t *about, void *cont
     _exit(1);
 }
 
-/* The handler runs on its own stack. oneDNN's generated code seems to keep values beyond the stack pointer: with the
- * signal's frame on the same stack, one interrupted run in ten ended with a corrupted heap. */
+/* Has program_on_signal() called at a signal. `flags` is SA_RESTART, or 0 if a read that waits is to end. The handler runs on
+ * the stack of program_start(). oneDNN's generated code keeps values beyond the stack pointer: with the signal's frame on the
+ * same stack, one interrupted run in ten ended with a corrupted heap. */
+static inline void program_catch(int number, int flags) {
+    struct sigaction stop = {.sa_handler = program_on_signal, .sa_flags = flags | SA_ONSTACK};
+    sigemptyset(&stop.sa_mask);
+    sigaction(number, &stop, NULL);
+}
+
+/* Notes signals that ask a program to end, and ignores SIGPIPE. Called once, by the main thread. */
 static inline void program_start(void) {
     static char aside[1 << 16];
     const stack_t stack = {.ss_sp = aside, .ss_size = sizeof aside};
     sigaltstack(&stack, NULL);
-    struct sigaction stop = {.sa_handler = program_on_signal}, ignore = {.sa_handler = SIG_IGN};
-    stop.sa_flags = SA_RESTART | SA_ONSTACK;
-    sigemptyset(&stop.sa_mask);
-    sigemptyset(&ignore.sa_mask);
     static const int stops[] = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ, SIGPWR};
-    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) sigaction(stops[i], &stop, NULL);
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) program_catch(stops[i], SA_RESTART);
     struct sigaction hangup;
-    if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &stop, NULL);
+    if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN) program_catch(SIGHUP, SA_RESTART);
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigemptyset(&ignore.sa_mask);
     sigaction(SIGPIPE, &ignore, NULL);
     struct sigaction bus = {.sa_sigaction = program_on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigemptyset(&bus.sa_mask);

@@ -17,7 +17,7 @@
 #include "../base/error.h"         /* Error, error_set, xrealloc */
 #include "../base/line_editor.h"   /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "../base/options.h"       /* option_choice_index */
-#include "../base/program.h"       /* program_signal, program_stopping, program_on_signal */
+#include "../base/program.h"       /* program_catch, program_signal, program_stopping */
 #include "../base/text.h"          /* token_list_extend, TokenList, token_list_free, TextBuffer, ... */
 #include "../model/model.h"        /* Model, model_set_longest */
 #include "../model/model_text.h"   /* ModelText */
@@ -167,10 +167,8 @@ static inline bool chat_turn(Chat *c, Error *e) {
 
 /* A signal ends the wait for a line; at other times it only requests that generation stop. */
 static inline void chat_signals(bool waiting) {
-    struct sigaction stop = {.sa_handler = program_on_signal, .sa_flags = waiting ? 0 : SA_RESTART};
-    sigemptyset(&stop.sa_mask);
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
+    program_catch(SIGINT, waiting ? 0 : SA_RESTART);
+    program_catch(SIGTERM, waiting ? 0 : SA_RESTART);
 }
 
 /* Reads a line from a terminal or a file into *line, with its newline. Returns its length, or -1. */
