@@ -352,27 +352,27 @@ static inline void row_turns_add(RowTurns *t, const char *role, const char *cont
 /* Adds the parts of an assistant's content: texts, each encoded by itself, and calls with their results. flags: of the
  * message. */
 static inline void row_turns_parts(RowTurns *t, const json_t *content, int flags) {
-    const int trained = flags & CHAT_UNTRAINED;
+    const int untrained = flags & CHAT_UNTRAINED;
     const size_t n = json_array_size(content);
-    if (row_is_call(json_array_get(content, 0))) row_turns_add(t, "assistant", "", CHAT_CONTINUED | trained);
+    if (row_is_call(json_array_get(content, 0))) row_turns_add(t, "assistant", "", CHAT_CONTINUED | untrained);
     for (size_t i = 0; i < n; i++) {
         const json_t *part = json_array_get(content, i);
         const char *text = json_string_value(json_is_string(part) ? part : json_object_get(part, "text"));
         if (row_is_call(part))
-            row_turns_add(t, json_string_value(json_object_get(part, "type")), text, CHAT_PART | trained);
-        else row_turns_add(t, "assistant", text, i + 1 < n ? CHAT_CONTINUED | trained : flags);
+            row_turns_add(t, json_string_value(json_object_get(part, "type")), text, CHAT_PART | untrained);
+        else row_turns_add(t, "assistant", text, i + 1 < n ? CHAT_CONTINUED | untrained : flags);
     }
     if (row_is_call(json_array_get(content, n - 1))) row_turns_add(t, "assistant", "", flags);
 }
 
-/* The first `count` messages as a template with sections writes them. If it has a section for calls, each part of an
- * assistant's content is encoded by itself, as nanochat does. The caller frees them with row_turns_free(). */
+/* The first `count` messages as a template with sections writes them. If it has a section for calls, or the content has
+ * results, each part of an assistant's content is encoded by itself, as nanochat does. The caller frees them with row_turns_free(). */
 static inline RowTurns row_turns(const RowMessages *m, const ChatTemplate *c, int count) {
     RowTurns t = {0};
     for (int i = 0; i < count; i++) {
         const json_t *content = json_object_get(json_array_get(m->list, (size_t)i), "content");
-        const bool parts = chat_part_section(c, "python") && !strcmp(m->items[i].role, "assistant");
-        if (parts && json_array_size(content)) row_turns_parts(&t, content, m->flags[i]);
+        const bool parts = chat_part_section(c, "python") || row_has_calls(content);
+        if (parts && row_said_by_assistant(m, i) && json_array_size(content)) row_turns_parts(&t, content, m->flags[i]);
         else row_turns_add(&t, m->items[i].role, m->items[i].content, m->flags[i]);
     }
     return t;

@@ -102,6 +102,14 @@ static void test_rows(void **state) {
         "<|bos|><|user_start|>q<|user_end|><|assistant_start|>|<|python_start|>1+1<|python_end|><|assistant_end|>"
         "|2<|assistant_end|>");
     shard_close(&s);
+    /* a template that has results but no calls */
+    put("a.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":["
+                   "{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"python_output\",\"text\":\"2\"},\"b\"]}]}\n");
+    run(0, "data/make_shard --kind chat -i $T/a.jsonl -o $T/x.shard "
+           "--template '{user}{content}{assistant}{content}<|end|>{python_output}<|out|>{content}<|/out|>'");
+    s = open_shard("x.shard", RECORD_CHAT, 1);
+    assert_record(&s, 0, "q[a]<|out|>2<|/out|>[b<|end|>]");
+    shard_close(&s);
     static const char *const bad[][3] = {
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}," CALL "}]}", "--template chatml",
          "line 1: field 'messages[1].content': part 0 is of type python, for which this chat template has no section "
