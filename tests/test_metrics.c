@@ -2,19 +2,19 @@
  * wrote, the report's structure and escaping, charts, the progress line, and outputs that cannot be written. */
 #include "../llmc/base/clock.h"             /* clock_date, clock_seconds */
 #include "../llmc/base/error.h"             /* Error, xstrdup, xcalloc, xmalloc */
-#include "../llmc/base/json_text.h"         /* json_number_text, json_dump_short */
+#include "../llmc/base/json_text.h"         /* json_number_text, json_dump_short, json_finite */
 #include "../llmc/base/text.h"              /* utf8_copy */
 #include "../llmc/report/chart.h"           /* chart_round, chart_smooth, chart_path, Chart, ... */
 #include "../llmc/report/chart_data.h"      /* chart_data */
 #include "../llmc/report/chart_text.h"      /* chart_tick, chart_value */
 #include "../llmc/report/curve_catalogue.h" /* curve_catalogue, curve_info */
 #include "../llmc/report/curves.h"          /* curve_list, CurveList */
-#include "../llmc/report/history.h"         /* history_value, History, history_free, history_row, ... */
+#include "../llmc/report/history.h"         /* history_value, history_free, History, history_line, ... */
 #include "../llmc/report/progress.h"        /* progress_draw, progress_duration */
 #include "../llmc/report/report.h"          /* report_page */
 #include "../llmc/report/report_samples.h"  /* REPORT_PROMPTS */
 #include "../llmc/report/run_facts.h"       /* RUN_SAMPLING, phase_enter, process_age, run_file, ... */
-#include "../llmc/report/tensorboard.h"     /* tensorboard_crc32c, tensorboard_step, TensorBoard, ... */
+#include "../llmc/report/tensorboard.h"     /* tensorboard_crc32c, tensorboard_histogram, tensorboard_step, ... */
 #include "files.h"                          /* files_path, text_of, files_assert_error, files_put, ... */
 #include "page.h"                           /* occurrences, assert_page */
 
@@ -694,6 +694,23 @@ static void test_report_mix(void **state) {
     assert_non_null(strstr(page, "d='M52.0 12.0L211.0 12.0L370.0 12.0L370.0 59.0L211.0 59.0L52.0 12.0Z'"));
     assert_non_null(strstr(page, "</i>a&lt;b</td><td>75.0%</td><td>1.500</td>"));
     assert_non_null(strstr(page, "</i>c</td><td>25.0%</td><td>6</td>"));
+    free(page);
+    history_free(&h);
+    for (int64_t at = 1; at <= 2; at++) { /* names are cut between characters; the files after the 26th are curves */
+        char key[40];
+        history_line(&h, at, (double)at);
+        history_value(&h, "mix/aaaaaaaaaaaaaaaaaaaaaaa\xC3\xA9z/share", at, 0.5);
+        for (int k = 1; k < 30; k++) {
+            snprintf(key, sizeof key, "mix/f%d/share", k);
+            history_value(&h, key, at, 0.5 / 29);
+        }
+    }
+    page = page_of(&h, false);
+    assert_page(page, strlen(page));
+    assert_non_null(strstr(page, "'>aaaaaaaaaaaaaaaaaaaaaaa</text>"));
+    assert_non_null(strstr(page, "</i>f25</td>"));
+    assert_null(strstr(page, "</i>f26</td>"));
+    assert_int_equal(occurrences(page, "<figure"), 4);
     free(page);
     history_free(&h);
     history_line(&h, 1, 1); /* a single step has a table alone; a run without a mixture has no section */

@@ -17,7 +17,7 @@
 #include "curve_catalogue.h" /* CURVES_OPTIMISATION, CURVES_POLICY, CURVES_REWARD, CURVE_LOG, ... */
 #include "history.h"         /* Series, History, history_find */
 #include "html.h"            /* html_text */
-#include "report_mix.h"      /* shares_is_metric */
+#include "report_mix.h"      /* ShareFiles, shares_files */
 #include <ctype.h>
 
 typedef struct Curve {
@@ -61,8 +61,12 @@ static inline const char *curve_base(const char *key) { return strncmp(key, "eva
 /* Marks the series that are drawn elsewhere: in the chart of another one the edges of its band and held-out values, and in a
  * section of their own the shares of a mixture. */
 static inline void curve_take(const History *h, bool *taken) {
+    const ShareFiles mixed = shares_files(h);
+    for (int k = 0; k < mixed.count; k++) {
+        taken[mixed.share[k] - h->series] = true;
+        if (mixed.epoch[k]) taken[mixed.epoch[k] - h->series] = true;
+    }
     for (size_t i = 0; i < h->series_count; i++) {
-        if (shares_is_metric(h->series[i].key)) taken[i] = true;
         const Series *s = &h->series[i], *edges[2] = {curve_sibling(h, s, "min"), curve_sibling(h, s, "max")};
         for (int k = 0; k < 2; k++)
             if (edges[k]) taken[edges[k] - h->series] = true;

@@ -3,17 +3,17 @@
  *     report_mix(f, &history);
  *
  * The metrics mix/NAME/share are the shares of the files in the records drawn so far, mix/NAME/epoch the passes over each file.
- * The shares are drawn as layers that fill the height, in the order of the legend. The section is omitted if the run has no
- * mixture.
+ * The shares are drawn as layers that fill the height, in the order of the table. Files beyond the first SHARES_FILES are
+ * curves. The section is omitted if the run has no mixture.
  */
 #ifndef LLMC_REPORT_REPORT_MIX_H
 #define LLMC_REPORT_REPORT_MIX_H
 
 #include "../base/error.h" /* xstrdup */
-#include "chart.h"         /* ChartScale, chart_x, chart_y, CHART_COLOURS */
+#include "chart.h"         /* chart_y, ChartScale, CHART_COLOURS, chart_x */
 #include "chart_text.h"    /* chart_value */
-#include "history.h"       /* History, Series, history_find, series_at */
-#include "html.h"          /* html_bytes */
+#include "history.h"       /* Series, History, history_find, series_at */
+#include "html.h"          /* html_bytes, html_shown */
 
 enum { SHARES_FILES = 26, SHARES_POINTS = 200 };
 
@@ -28,18 +28,17 @@ static inline const char *shares_name(const Series *share, size_t *n) {
     return share->key + strlen("mix/");
 }
 
-/* Whether a metric is drawn by this section, not as a curve of its own. */
-static inline bool shares_is_metric(const char *key) {
+static inline bool shares_is_share(const char *key) {
     const size_t n = strlen(key);
-    return !strncmp(key, "mix/", 4) && n > 10 && (!strcmp(key + n - 6, "/share") || !strcmp(key + n - 6, "/epoch"));
+    return !strncmp(key, "mix/", 4) && n > 10 && !strcmp(key + n - 6, "/share");
 }
 
-/* The series of the files, at most SHARES_FILES. */
+/* The series of the files, at most SHARES_FILES, which are not drawn as curves of their own. */
 static inline ShareFiles shares_files(const History *h) {
     ShareFiles all = {0};
     for (size_t i = 0; i < h->series_count && all.count < SHARES_FILES; i++) {
         const Series *s = &h->series[i];
-        if (!shares_is_metric(s->key) || strcmp(s->key + strlen(s->key) - 6, "/share")) continue;
+        if (!shares_is_share(s->key)) continue;
         char *key = xstrdup(s->key);
         strcpy(key + strlen(key) - 6, "/epoch");
         all.epoch[all.count] = history_find(h, key);
@@ -85,9 +84,10 @@ static inline void shares_labels(FILE *f, const ShareFiles *m, const ChartScale 
         const double low = shares_below(m, k, last), high = shares_below(m, k + 1, last);
         size_t n;
         const char *name = shares_name(m->share[k], &n);
+        const size_t shown = html_shown(name, 24);
         if (chart_y(s, low) - chart_y(s, high) < 11) continue;
         fprintf(f, "<text x='%.1f' y='%.1f'>", s->right + 6, (chart_y(s, low) + chart_y(s, high)) / 2 + 3.5);
-        html_bytes(f, name, n < 24 ? n : 24);
+        html_bytes(f, name, n < shown ? n : shown);
         fputs("</text>", f);
     }
     for (int k = 0; k <= 4; k++)
