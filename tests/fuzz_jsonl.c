@@ -73,14 +73,11 @@ static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
     require(fd >= 0 && write(fd, data, n) == (ssize_t)n);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     require(tokenizer_bytes(&rows.tokenizer, &e));
-    const char *calls = mode & 1 ? "nanochat" : "plain"; /* with parts for calls */
-    require(chat_template_parse(&rows.chat,
-                                (mode & 48) == 48   ? own
-                                : (mode & 48) == 16 ? calls
-                                : mode & 1          ? "chatml"
-                                                    : "plain",
-                                &e) &&
-            chat_add_specials(&rows.chat, &rows.tokenizer, &e));
+    const char *spec = (mode & 48) == 48   ? own
+                       : !(mode & 1)       ? "plain"
+                       : (mode & 48) == 16 ? "nanochat" /* with parts for calls */
+                                           : "chatml";
+    require(chat_template_parse(&rows.chat, spec, &e) && chat_add_specials(&rows.chat, &rows.tokenizer, &e));
     rows.stop = chat_stop_token(&rows.chat, &rows.tokenizer);
     if (!jsonl_open(&j, path, mode & 2, &e)) {
         require_error(&e);

@@ -73,10 +73,9 @@ static inline double pair_option(const json_t *args, const char *name, double st
  * train_dpo with a beta: the log-ratio to the reference is the reward divided by beta. */
 static inline void pair_data(FILE *f, const History *h) {
     const json_t *args = json_object_get(json_array_get(h->starts, 0), "args");
-    const char *beta = json_string_value(json_object_get(args, "beta")),
-               *loss = json_string_value(json_object_get(args, "loss-type"));
-    const double b = beta ? atof(beta) : 0;
-    if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0) || !isfinite(b)) return;
+    const char *loss = json_string_value(json_object_get(args, "loss-type"));
+    const double b = pair_option(args, "beta", 0);
+    if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0)) return;
     fputs("<div class='widget' data-widget='pairs'></div>\n<script type='application/json' id='pairs-data'>", f);
     fprintf(f, "{\"beta\":%.6g,\"smoothing\":%.6g,\"tau\":%.6g,\"lambda\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
             pair_option(args, "label-smoothing", 0), pair_option(args, "discopop-tau", 0.05),

@@ -642,7 +642,7 @@ if (typeof document !== 'undefined') (function () {
             if (names.length > 1)
                 out.appendChild(el('p', {class: 'note'}, 'gdpo normalises each of the rewards ' + names.map(R.visible).join(', ') +
                     ' within the group, with equal weights.'));
-            if (rates()) out.appendChild(rates());
+            add(out, rates());
             var said = el('output', {class: 'said'}, 'Point at a token, or move along the tokens by the arrow keys.');
             out.appendChild(said);
             var boxes = el('div', {class: 'pair'}), seen = {};

@@ -697,7 +697,7 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
     if (!q->how.max_new && !q->echo) return serve_refuse(f, 400, "max_tokens", "max_tokens 0 is used only with echo");
     for (int i = 0; i < q->prompts; i++) {
         const int64_t n = q->prompt[i].count, most = q->limited && !m->gateway ? q->how.max_new : 1;
-        if (n + (most > 0) > m->length && q->kind == SERVE_CHAT)
+        if (n + 1 > m->length && q->kind == SERVE_CHAT)
             return serve_refuse(f, 400, name,
                                 "the conversation has %lld tokens, but at most %d fit, the answer included",
                                 (long long)n, m->length);
