@@ -28,6 +28,8 @@ def merge(left, right):
 
 
 for phrase in sys.argv[1:]:
+    if any(c in "0123456789" for c in phrase):
+        sys.exit(f"phrases.py: {phrase!r}: a phrase cannot have a digit, since numbers are divided into pairs of digits")
     text = "".join(letter[b] for b in phrase.replace("\\n", "\n").encode())
     for i in range(1, len(text)):
         merge(text[:i], text[i])

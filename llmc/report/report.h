@@ -1,10 +1,11 @@
 /* report.h - self-contained HTML report of a run.
  *
  * The page uses neither the network nor other files. It shows, from top to bottom: program, run time and model; the
- * final numbers, before and after; the curves in groups; completions of the same prompts side by side, before on the
- * left and after on the right, with their rewards; preference pairs with the scores of both answers; labelled solutions
- * with the scores of their steps; the facts of the run; the configuration; all metrics as a table. Curves are SVG. A short script adds the values under the pointer;
- * without it the page is complete. The colours, light or dark, follow the reader's system.
+ * final numbers, before and after; the curves in groups; the shares of a mixture's files; completions of the same prompts
+ * side by side, before on the left and after on the right, with their rewards; preference pairs with the scores of both
+ * answers; labelled solutions with the scores of their steps; the facts of the run; the configuration; all metrics as a
+ * table. Curves are SVG. A short script adds the values under the pointer; without it the page is complete. The colours,
+ * light or dark, follow the reader's system.
  *
  *     if (!report_write(&history, "run/report.html", false, &e)) die("%s", e.text);
  *

@@ -69,8 +69,7 @@ typedef struct ChatMessage {
 enum {
     CHAT_UNTRAINED = 1, /* an assistant's message that is not trained on */
     CHAT_CONTINUED = 2, /* the next message, or what the model generates, continues this one: its turn does not end */
-    CHAT_PART = 4, /* a part of the assistant's turn that the message before began: the role is that of its section,
-                           and the turn does not end */
+    CHAT_PART = 4,      /* a part of the turn that the message before began: its role names a section of the template */
 };
 
 /* A piece of a template text. */
@@ -465,9 +464,9 @@ static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *
 
 /* Appends the tokens of `count` messages to `out`. With generation_prompt, the template's text before an assistant's
  * content is also appended, unless the last message is continued. flags: (count) of CHAT_UNTRAINED, CHAT_CONTINUED and
- * CHAT_PART, or NULL; a template of a model's own has its flags in the conversation, and no parts. If `mask` is not NULL, *mask is extended to
- * out->count entries: 1 on trained assistant contents and on the tokens that end them, else 0. Entries for ids that were
- * already in `out` are kept. */
+ * CHAT_PART, or NULL; a template of a model's own has its flags in the conversation, and no parts. If `mask` is not NULL,
+ * *mask is extended to out->count entries: 1 on trained assistant contents, on their calls and on the tokens that end them,
+ * else 0. Entries for ids that were already in `out` are kept. */
 static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
                                      const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
                                      uint8_t **mask, Error *e) {
