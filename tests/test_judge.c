@@ -287,7 +287,6 @@ static int specials_in(const TokenList *ids) {
     return n;
 }
 
-/* A completion with the template's names and tokens remains text, and is not read as a template again. */
 /* With longrope a question's own length selects the list, with its longest label or with its rationale: labels have the
  * probabilities, and greedy rationales the tokens, of a pass over that question alone with that list. */
 static void longrope_serves_each_question(void **state) {
@@ -342,6 +341,7 @@ static void longrope_serves_each_question(void **state) {
     free(j.logp), free(j.asked), model_free(&m);
 }
 
+/* A completion with the template's names and tokens remains text, and is not read as a template again. */
 static void injected_text_stays_text(void **state) {
     (void)state;
     Error e;

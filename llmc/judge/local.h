@@ -277,8 +277,8 @@ static inline bool judge_local_rationales(JudgeLocal *j, const JudgePrompt *q, i
     token_list_free(&end);
     RolloutRequest *request = (RolloutRequest *)xcalloc((size_t)n + 1, sizeof *request);
     Completion *drawn = (Completion *)xcalloc((size_t)(n * S) + 1, sizeof *drawn);
-    int64_t *from = (int64_t *)xcalloc((size_t)n + 1, sizeof *from), count = 0,
-            shorter = 0; /* those before the long ones */
+    int64_t *from = (int64_t *)xcalloc((size_t)n + 1, sizeof *from), count = 0;
+    int64_t first[3] = {0}; /* requests first[k] ... first[k+1] - 1 need longrope's short (0) or long (1) list */
     int longest = 1;
     Sampling how = sampling_default();
     how.temperature = S > 1 ? (float)r->temperature : 0;
@@ -288,23 +288,24 @@ static inline bool judge_local_rationales(JudgeLocal *j, const JudgePrompt *q, i
     how.texts = (StopTexts){.tokenizer = &j->text.tokenizer, .text = {r->end}, .count = 1};
     bool ok = sampling_add_stops(&how, &j->text.ends, e);
     for (int64_t i = 0; i < n * S; i++) out[i] = (JudgePrompt){.shared = -1};
-    for (int64_t turn = 0; turn < 2 * n; turn++) { /* first those that need longrope's short list */
-        const int64_t i = turn % n;
-        const TokenList *ids = &q[i].ids;
-        const bool is_long = judge_local_long(j, (int64_t)ids->count + r->tokens);
-        if (turn == n) shorter = count;
-        if (!ids->count || ids->count > most || is_long != (turn >= n)) continue;
-        if (ids->count > longest) longest = ids->count;
-        const uint64_t key = XXH3_64bits(ids->ids, (size_t)ids->count * sizeof *ids->ids) >> 9;
-        request[count] = (RolloutRequest){
-            .prompt = ids->ids, .prompt_len = ids->count, .samples = S, .id = key, .out = drawn + count * S};
-        from[count++] = i;
+    for (int is_long = 0; is_long < 2; is_long++) {
+        for (int64_t i = 0; i < n; i++) {
+            const TokenList *ids = &q[i].ids;
+            if (!ids->count || ids->count > most || judge_local_long(j, (int64_t)ids->count + r->tokens) != is_long)
+                continue;
+            if (ids->count > longest) longest = ids->count;
+            const uint64_t key = XXH3_64bits(ids->ids, (size_t)ids->count * sizeof *ids->ids) >> 9;
+            request[count] = (RolloutRequest){
+                .prompt = ids->ids, .prompt_len = ids->count, .samples = S, .id = key, .out = drawn + count * S};
+            from[count++] = i;
+        }
+        first[is_long + 1] = count;
     }
     ok = ok && judge_local_engine(j, longest, r->tokens, e);
     for (int is_long = 0; ok && is_long < 2; is_long++) {
-        const int64_t first = is_long ? shorter : 0, of_list = is_long ? count - shorter : shorter;
+        const int64_t at = first[is_long];
         judge_local_set_list(j, is_long);
-        ok = rollout_run(&j->engine, &how, request + first, of_list, NULL, NULL, e);
+        ok = rollout_run(&j->engine, &how, request + at, first[is_long + 1] - at, NULL, NULL, e);
     }
     for (int64_t i = 0; i < count * S; i++) {
         const int64_t at = from[i / S];
