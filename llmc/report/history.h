@@ -301,6 +301,12 @@ static inline HistoryLine history_read_line(History *h, const char *line, size_t
     return LINE_KEPT;
 }
 
+/* Whether a record of the samples file is kept by a run that continues after step `last`. One with "after" was made at the end
+ * of an earlier part, which is not the end of the run. */
+static inline HistoryLine history_when(int64_t step, const char *when, int64_t last) {
+    return step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+}
+
 /* Adds a pair of the samples file, which is taken over, to h, in the same way as history_read_line(). */
 static inline HistoryLine history_read_pair(History *h, json_t *object, int64_t last, Error *e) {
     json_error_t why;
@@ -313,7 +319,7 @@ static inline HistoryLine history_read_pair(History *h, json_t *object, int64_t 
                        "rejected_reward", &reward[1]))
         error_set(e, "not a pair: %s", why.text);
     else {
-        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+        result = history_when(step, when, last);
         if (result == LINE_KEPT)
             history_pair(h, step, when, prompt, chosen, rejected, history_number(reward[0]), history_number(reward[1]));
     }
@@ -345,7 +351,7 @@ static inline HistoryLine history_read_solution(History *h, json_t *object, int6
         error_set(e, "not a solution: %s", why.text);
     else if (!history_is_steps(steps)) error_set(e, "not a solution: \"steps\" is no list of texts, labels and scores");
     else {
-        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+        result = history_when(step, when, last);
         if (result == LINE_KEPT) history_solution(h, step, when, prompt, json_incref(steps));
     }
     json_decref(object);
@@ -366,8 +372,7 @@ static inline HistoryLine history_read_sample(History *h, const char *line, size
                             &prompt, "completion", &completion, "answer", &answer, "reward", &reward))
         error_set(e, "not a sample: %s", why.text);
     else {
-        /* an "after" sample was taken at the end of an earlier part, which is not the end of the run */
-        result = step > last || (!strcmp(when, "after") && last != INT64_MAX) ? LINE_LATER : LINE_KEPT;
+        result = history_when(step, when, last);
         if (result == LINE_KEPT) history_sample(h, step, when, prompt, completion, answer, history_number(reward));
     }
     json_decref(object);
