@@ -52,8 +52,8 @@ static Inputs inputs;        /* the files of --input and --mix */
 static bool mixes;           /* the training records are a mixture of the files */
 static int64_t *made;        /* (inputs.count) training records of each file, before they are mixed */
 static char *model_template; /* of --model, or NULL */
-static ChatTemplate
-    given_template; /* of --template, --chat-template-path or --model; without a spec if none is given */
+/* Of --template, --chat-template-path or --model; without a spec if none is given. */
+static ChatTemplate given_template;
 
 static Rows rows = {.step_separator = "\\n"};
 static RowWorkers workers;
