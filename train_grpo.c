@@ -71,8 +71,8 @@ static struct {
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
-    PositiveNll positive;   /* the options --positive-nll-coef and --positive-reward */
-    PolicyLossConfig shape; /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
+    PositiveNll positive; /* the options --positive-nll-coef and --positive-reward */
+    PolicyShape shape;    /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
     int64_t pass_k;
     int64_t remains; /* completions of a group that GFPO keeps; 0: all */
     int filter;      /* a GroupFilter */
@@ -597,18 +597,7 @@ static void log_kl(Run *r, double reward) {
 static PolicyLossConfig loss_options(void) {
     PolicyLossConfig c = policy_loss_config((PolicyLossKind)o.loss);
     if (option_given(&o.importance)) c.importance = (Importance)o.importance;
-    c.sapo_temperature_positive = o.shape.sapo_temperature_positive;
-    c.sapo_temperature_negative = o.shape.sapo_temperature_negative;
-    c.vespo_k_positive = o.shape.vespo_k_positive;
-    c.vespo_lambda_positive = o.shape.vespo_lambda_positive;
-    c.vespo_k_negative = o.shape.vespo_k_negative;
-    c.vespo_lambda_negative = o.shape.vespo_lambda_negative;
-    c.kl_tau = o.shape.kl_tau;
-    c.clip_cov_ratio = o.shape.clip_cov_ratio;
-    c.clip_cov_low = o.shape.clip_cov_low;
-    c.clip_cov_high = o.shape.clip_cov_high;
-    c.kl_cov_ratio = o.shape.kl_cov_ratio;
-    c.kl_cov_coef = o.shape.kl_cov_coef;
+    c.shape = o.shape;
     if (o.epsilon >= 0) {
         c.epsilon = o.epsilon;
         if (o.loss != POLICY_CISPO) c.epsilon_high = o.epsilon;
@@ -954,7 +943,7 @@ int main(int argc, char **argv) {
     o.entropy_coef_delta = entropy.delta;
     o.entropy_coef_min = entropy.low;
     o.entropy_coef_max = entropy.high;
-    o.shape = policy_loss_config(POLICY_GRPO);
+    o.shape = policy_loss_config(POLICY_GRPO).shape;
     o.sync = reference_sync_options();
     o.rollouts = rollout_dump_options();
     o.distill = distiller_options();

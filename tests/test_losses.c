@@ -286,7 +286,7 @@ static void test_policy_finite_differences(void **state) {
             c.epsilon_high = loss == POLICY_CISPO ? 1.2 : 0.28;
             if (loss == POLICY_DPPO) {
                 c.epsilon = 0.05;
-                c.kl_tau = 0.3;
+                c.shape.kl_tau = 0.3;
             }
             FdBatch b;
             float dlogp[FD_TOKENS], dentropy[FD_TOKENS];

@@ -31,7 +31,7 @@ static void check_choice(const PolicyLossConfig *c, const Golden *g, PolicyBatch
     uint8_t all[MOST_TOKENS];
     int64_t count = 0;
     PolicyLossConfig every = *c;
-    every.clip_cov_ratio = 1;
+    every.shape.clip_cov_ratio = 1;
     const CovarianceStats s = covariance_choose(c, b, ids, 1, 2, chosen);
     check_near(s.mean, *golden(g, "mean"), 1e-3, 1e-6, "mean covariance");
     assert_true(s.tokens == n);
@@ -61,12 +61,12 @@ static void test_policy_golden(void **state) {
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         c.epsilon = config[0];
         c.epsilon_high = config[1];
-        c.kl_tau = config[2];
-        c.clip_cov_ratio = config[3];
-        c.clip_cov_low = config[4];
-        c.clip_cov_high = config[5];
-        c.kl_cov_ratio = config[6];
-        c.kl_cov_coef = config[7];
+        c.shape.kl_tau = config[2];
+        c.shape.clip_cov_ratio = config[3];
+        c.shape.clip_cov_low = config[4];
+        c.shape.clip_cov_high = config[5];
+        c.shape.kl_cov_ratio = config[6];
+        c.shape.kl_cov_coef = config[7];
         int32_t offset[MOST_COMPLETIONS] = {0};
         uint8_t chosen[MOST_TOKENS];
         for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)length[i];
@@ -337,10 +337,10 @@ static void test_draw_is_uniform(void **state) {
     static int count[TOKENS];
     step_make(&s, 5);
     PolicyLossConfig c = policy_loss_config(POLICY_CLIP_COV);
-    c.clip_cov_low = 0.2;
-    c.clip_cov_ratio = 1;
+    c.shape.clip_cov_low = 0.2;
+    c.shape.clip_cov_ratio = 1;
     const double candidates = (double)covariance_choose(&c, &s.batch, ids, 1, 0, all).chosen;
-    c.clip_cov_ratio = 0.0205; /* 20.5 of the tokens: rounded down */
+    c.shape.clip_cov_ratio = 0.0205; /* 20.5 of the tokens: rounded down */
     for (int step = 0; step < STEPS; step++) {
         const CovarianceStats stats = covariance_choose(&c, &s.batch, ids, 9, (uint64_t)step, chosen);
         int64_t drawn = 0;
@@ -366,8 +366,8 @@ static void test_choice_is_local(void **state) {
     static uint8_t chosen[TOKENS], again[TOKENS + LENGTH];
     step_make(&s, 6);
     PolicyLossConfig c = policy_loss_config(POLICY_CLIP_COV);
-    c.clip_cov_low = 0.2;
-    c.clip_cov_ratio = 0.03;
+    c.shape.clip_cov_low = 0.2;
+    c.shape.clip_cov_ratio = 0.03;
     covariance_choose(&c, &s.batch, ids, 1, 3, chosen);
     static float logp[TOKENS + LENGTH], old[TOKENS + LENGTH];
     memcpy(logp + LENGTH, s.logp, sizeof s.logp);
@@ -433,7 +433,7 @@ static void test_choice_leaves_out(void **state) {
     CovarianceStats stats = covariance_choose(&c, &s.batch, ids, 1, 3, chosen);
     check_near(stats.mean, mean, 0, 1e-9, "mean");
     assert_true(stats.tokens == n && stats.chosen == 1 && chosen[place]);
-    c.kl_cov_ratio = 1;
+    c.shape.kl_cov_ratio = 1;
     assert_true(covariance_choose(&c, &s.batch, ids, 1, 3, chosen).chosen == n);
     for (int t = 0; t < TOKENS; t++) assert_true(chosen[t] == (counts[t / LENGTH] && keep[t]));
     memset(counts, 0, sizeof counts);

@@ -85,7 +85,7 @@ static inline CovarianceStats covariance_choose(const PolicyLossConfig *c, const
             s.mean += covariance / (double)s.tokens;
             const bool candidate = c->loss == POLICY_KL_COV
                                        ? !isnan(covariance)
-                                       : covariance > c->clip_cov_low && covariance < c->clip_cov_high &&
+                                       : covariance > c->shape.clip_cov_low && covariance < c->shape.clip_cov_high &&
                                              !covariance_is_clipped(c, b, t, A);
             if (!candidate) continue;
             token[candidates++] = (CovarianceToken){
@@ -95,7 +95,8 @@ static inline CovarianceStats covariance_choose(const PolicyLossConfig *c, const
         }
     if (!s.tokens) s.mean = NAN;
     qsort(token, (size_t)candidates, sizeof *token, covariance_compare);
-    s.chosen = (int64_t)((c->loss == POLICY_CLIP_COV ? c->clip_cov_ratio : c->kl_cov_ratio) * (double)s.tokens);
+    s.chosen =
+        (int64_t)((c->loss == POLICY_CLIP_COV ? c->shape.clip_cov_ratio : c->shape.kl_cov_ratio) * (double)s.tokens);
     s.chosen = s.chosen < 1 ? 1 : s.chosen;
     s.chosen = s.chosen < candidates ? s.chosen : candidates;
     for (int64_t k = 0; k < s.chosen; k++) chosen[token[k].token] = 1;

@@ -79,6 +79,16 @@ typedef enum {
 #define IMPORTANCE_CHOICES "token|sequence"
 typedef enum { IMPORTANCE_TOKEN, IMPORTANCE_SEQUENCE } Importance; /* in the order of IMPORTANCE_CHOICES */
 
+/* The constants of single losses. */
+typedef struct PolicyShape {
+    double sapo_temperature_positive, sapo_temperature_negative;
+    double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
+    double kl_tau;                      /* dppo: weight of (log rho)^2 */
+    double clip_cov_ratio;              /* clip_cov: fraction of the tokens */
+    double clip_cov_low, clip_cov_high; /* clip_cov: range of their covariance */
+    double kl_cov_ratio, kl_cov_coef;   /* kl_cov: fraction of the tokens, weight of |log rho| */
+} PolicyShape;
+
 typedef struct PolicyLossConfig {
     PolicyLossKind loss;
     LossAggregation aggregation;  /* set by `loss`; train_ppo may choose another */
@@ -95,12 +105,7 @@ typedef struct PolicyLossConfig {
     double off_policy_mask;       /* completions with A < 0 and mean(log mu - log pi) above this are excluded
                                 (DeepSeek-V3.2, eq. 9); 0: none */
     double max_completion_length; /* norm of seq-mean-token-sum-norm (dr_grpo) */
-    double sapo_temperature_positive, sapo_temperature_negative;
-    double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
-    double kl_tau; /* dppo: weight of (log rho)^2 */
-    double clip_cov_ratio, clip_cov_low,
-        clip_cov_high;                /* clip_cov: fraction of the tokens, range of their covariance */
-    double kl_cov_ratio, kl_cov_coef; /* kl_cov: fraction of the tokens, weight of |log rho| */
+    PolicyShape shape;            /* the constants of single losses */
 } PolicyLossConfig;
 
 /* Whether the mean of a loss is over the tokens of all completions sampled together (PolicyNormaliser). */
@@ -127,18 +132,18 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
                           .kl = KL_K3,
                           .kl_bias_correction = true,
                           .max_completion_length = 512,
-                          .sapo_temperature_positive = 1.0,
-                          .sapo_temperature_negative = 1.05,
-                          .vespo_k_positive = 2,
-                          .vespo_lambda_positive = 3,
-                          .vespo_k_negative = 3,
-                          .vespo_lambda_negative = 2,
-                          .kl_tau = 1e-3,
-                          .clip_cov_ratio = 2e-4,
-                          .clip_cov_low = 1,
-                          .clip_cov_high = 5,
-                          .kl_cov_ratio = 2e-4,
-                          .kl_cov_coef = 1};
+                          .shape = {.sapo_temperature_positive = 1.0,
+                                    .sapo_temperature_negative = 1.05,
+                                    .vespo_k_positive = 2,
+                                    .vespo_lambda_positive = 3,
+                                    .vespo_k_negative = 3,
+                                    .vespo_lambda_negative = 2,
+                                    .kl_tau = 1e-3,
+                                    .clip_cov_ratio = 2e-4,
+                                    .clip_cov_low = 1,
+                                    .clip_cov_high = 5,
+                                    .kl_cov_ratio = 2e-4,
+                                    .kl_cov_coef = 1}};
     if (loss == POLICY_GSPO) {
         c.importance = IMPORTANCE_SEQUENCE;
         c.epsilon = 3e-4;
@@ -248,22 +253,22 @@ static inline PolicyTerm policy_cispo(const PolicyLossConfig *c, double rho, dou
 
 /* SAPO: l = -4/tau sigmoid(tau (rho - 1)) A; the slope is -A at rho = 1. */
 static inline PolicyTerm policy_sapo(const PolicyLossConfig *c, double rho, double A) {
-    const double tau = A > 0 ? c->sapo_temperature_positive : c->sapo_temperature_negative;
+    const double tau = A > 0 ? c->shape.sapo_temperature_positive : c->shape.sapo_temperature_negative;
     const double sigmoid = 1 / (1 + exp(-tau * (rho - 1)));
     return (PolicyTerm){.l = -4 / tau * sigmoid * A, .drho = -4 * sigmoid * (1 - sigmoid) * A};
 }
 
 /* DPPO (2602.04879): l = -rho A + tau d^2 with d = log rho; a token whose probability has left the trust region
- * [-eps, eps_high] in the direction of A has only the last term. far: pi - pi_old */
-static inline PolicyTerm policy_dppo(const PolicyLossConfig *c, double d, double far, double A) {
-    const bool gone = (A > 0 && far > c->epsilon_high) || (A < 0 && far < -c->epsilon);
-    const PolicyTerm p = {.l = c->kl_tau * d * d, .dlogp = 2 * c->kl_tau * d};
-    return gone ? p : (PolicyTerm){.l = p.l - exp(d) * A, .dlogp = p.dlogp, .drho = -A};
+ * [-eps, eps_high] in the direction of A has only the last term. change: pi - pi_old */
+static inline PolicyTerm policy_dppo(const PolicyLossConfig *c, double d, double change, double A) {
+    const bool left = (A > 0 && change > c->epsilon_high) || (A < 0 && change < -c->epsilon);
+    const PolicyTerm p = {.l = c->shape.kl_tau * d * d, .dlogp = 2 * c->shape.kl_tau * d};
+    return left ? p : (PolicyTerm){.l = p.l - exp(d) * A, .dlogp = p.dlogp, .drho = -A};
 }
 
 /* KL-Cov (Cui et al. 2025): l = -rho A, + coef |d| with d = log rho for a chosen token. The slope of |d| at 0 is 0. */
 static inline PolicyTerm policy_kl_cov(const PolicyLossConfig *c, double d, double A, bool chosen) {
-    const double coef = chosen ? c->kl_cov_coef : 0;
+    const double coef = chosen ? c->shape.kl_cov_coef : 0;
     return (PolicyTerm){.l = coef * fabs(d) - exp(d) * A, .dlogp = d > 0 ? coef : d < 0 ? -coef : 0, .drho = -A};
 }
 
@@ -331,8 +336,8 @@ static inline double policy_share(const PolicyLossConfig *c, const PolicyBatch *
 /* phi(W) = W^k e^(lambda (1 - W)) in log space; W is clamped to [1e-8, e^20], each log rho_t to [-20, 20]. */
 static inline double policy_vespo_phi(const PolicyLossConfig *c, const PolicyBatch *b, int32_t i) {
     const bool positive = b->advantage[i] >= 0;
-    const double k = positive ? c->vespo_k_positive : c->vespo_k_negative;
-    const double lambda = fmax(positive ? c->vespo_lambda_positive : c->vespo_lambda_negative, 1e-4);
+    const double k = positive ? c->shape.vespo_k_positive : c->shape.vespo_k_negative;
+    const double lambda = fmax(positive ? c->shape.vespo_lambda_positive : c->shape.vespo_lambda_negative, 1e-4);
     double log_W = 0;
     for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) log_W += clamp(policy_log_ratio(b, t), -20, 20);
     log_W = clamp(log_W, log(1e-8), 20);
@@ -368,12 +373,16 @@ static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int3
     }
 }
 
-/* Determines whether rho is outside the clip range on the side that removes the gradient. *low and *high use strict
- * comparisons, as TRL's metrics do. */
-static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double A, bool *low, bool *high) {
+/* Determines whether rho, or the change of the probability, is outside the clip range on the side that removes the gradient.
+ * change: pi - pi_old, of dppo. *low and *high use strict comparisons, as TRL's metrics do. */
+static inline void policy_is_clipped(const PolicyLossConfig *c, double rho, double change, double A, bool *low,
+                                     bool *high) {
     const bool gmpo = c->loss == POLICY_GMPO, cispo = c->loss == POLICY_CISPO;
-    if (c->loss == POLICY_DPPO || c->loss == POLICY_KL_COV) { /* no clip of rho */
-        *low = *high = false;
+    *low = *high = false;
+    if (c->loss == POLICY_KL_COV) return;
+    if (c->loss == POLICY_DPPO) {
+        *low = A < 0 && change < -c->epsilon;
+        *high = A > 0 && change > c->epsilon_high;
         return;
     }
     const double x = gmpo ? log(rho) : clamp(rho, -INFINITY, c->delta > 0 && !cispo ? c->delta : INFINITY);
@@ -402,7 +411,7 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
     for (int32_t t = begin; t < end; t++) {
         const double token_rho = exp(policy_log_ratio(b, t)), rho = by_sequence ? s : token_rho;
         const double A = policy_token_advantage(b, i, t);
-        const double far = c->loss == POLICY_DPPO ? policy_probability_change(b, t) : 0;
+        const double change = c->loss == POLICY_DPPO ? policy_probability_change(b, t) : 0;
         const bool chosen = b->chosen && b->chosen[t];
         PolicyTerm p;
         switch (c->loss) {
@@ -410,7 +419,7 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
         case POLICY_SAPO: p = policy_sapo(c, rho, A); break;
         case POLICY_VESPO: p = policy_vespo(phi, A, b->logp[t]); break;
         case POLICY_GMPO: p = (PolicyTerm){.l = -rho * A, .drho = -A}; break;
-        case POLICY_DPPO: p = policy_dppo(c, policy_log_ratio(b, t), far, A); break;
+        case POLICY_DPPO: p = policy_dppo(c, policy_log_ratio(b, t), change, A); break;
         case POLICY_CLIP_COV: p = chosen ? (PolicyTerm){0} : policy_clip(c, rho, A); break;
         case POLICY_KL_COV: p = policy_kl_cov(c, policy_log_ratio(b, t), A, chosen); break;
         default: p = policy_clip(c, rho, A);
@@ -437,11 +446,7 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
             stats->sum.kept_entropy += b->entropy[t];
         }
         bool is_low, is_high;
-        policy_is_clipped(c, metric_by_sequence ? s : token_rho, A, &is_low, &is_high);
-        if (c->loss == POLICY_DPPO) {
-            is_low = A < 0 && far < -c->epsilon;
-            is_high = A > 0 && far > c->epsilon_high;
-        }
+        policy_is_clipped(c, metric_by_sequence ? s : token_rho, change, A, &is_low, &is_high);
         low += is_low;
         high += is_high;
         policy_count_token(stats, b, t);
