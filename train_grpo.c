@@ -441,7 +441,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
-        loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats) + credit_llds(&r->credit, &x, &b, n.tokens);
+        loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
+        loss += credit_llds(&r->credit, &x, &b, n.tokens);
         const PositiveBatch right = {x.count, x.offset, r->plain_reward + x.first, x.counts, x.logp};
         loss += positive_nll_add(&r->positive, &right, x.dlogp);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);

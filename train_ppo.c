@@ -18,9 +18,9 @@
  *   reinforce++-baseline  -        return to go, whitened                 1        mean of its group
  *   a2po                  -        r - V, a regression's target           1        V from samples of the reference
  *
- * All of them have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4; a2po has a loss of its own, too, and
- * estimates V before the first step (loss/a2po.h). The score is the reward of
- * the completion's last token, which is the stop token if the completion is finished; no value or reward follows it.
+ * All of them but a2po have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. a2po also has a loss of
+ * its own, and estimates V before the first step (loss/a2po.h). The score is the reward of the completion's last token,
+ * which is the stop token if the completion is finished; no value or reward follows it.
  *
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
@@ -571,7 +571,8 @@ static double rloo_loss(Run *r, const GenerationSlice *x, const PolicyNormaliser
                            .entropy = x->entropy};
     PolicyStats s = policy_stats();
     if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
-    const double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s) + credit_llds(&r->credit, x, &b, N->tokens);
+    double loss = policy_loss(&c, N, &b, x->dlogp, x->dentropy, &s);
+    loss += credit_llds(&r->credit, x, &b, N->tokens);
     stats->sum.tokens += s.sum.tokens;
     stats->sum.ratio += s.sum.ratio;
     stats->sum.square_log += s.sum.square_log;
@@ -682,7 +683,10 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     }
     for (int32_t m = 0; m < plan->micros; m++) {
         const GenerationSlice x = generation_pack(g, plan->first[m], plan->first[m + 1]);
-        if (!warming) loss += policy_loss_of(r, &x, &all, &N, &part) + positive_loss(r, &x);
+        if (!warming) {
+            loss += policy_loss_of(r, &x, &all, &N, &part);
+            loss += positive_loss(r, &x);
+        }
         value_loss += value_loss_of(r, &x, &all, &part);
         loss += backward(r, &x, warming);
     }
