@@ -16,7 +16,8 @@ mkdir -p "$work"
 [ -n "${OUT-}" ] || trap 'rm -rf "$work"' EXIT
 [ $# -gt 0 ] || set -- 1 2 3 4 5
 tasks() { data/make_tasks --task sort --items 4 --largest 9 "$@" 2>/dev/null; }
-all="dapo max_rl pass_k grpo_passk opo gpg optimal_token_baseline dppo clip_cov kl_cov positive_nll gfpo_length gfpo_efficiency reset a2po"
+all="dapo max_rl pass_k grpo_passk opo gpg optimal_token_baseline dppo clip_cov kl_cov positive_nll"
+all="$all gfpo_length gfpo_efficiency reset a2po"
 
 options() {
     case $1 in
@@ -50,8 +51,9 @@ for seed; do
     tasks --count 2000 --seed $((seed * 10 + 1)) --format chat -o "$work/sft-$seed.shard"
     tasks --count 2000 --seed $((seed * 10 + 2)) -o "$work/train-$seed.shard"
     tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$work/heldout-$seed.shard"
-    ./train_sft --layers 2 --width 64 --heads 2 --context 32 -i "$work/sft-$seed.shard" -o "$work/sft-$seed.bin" --max-steps "${SFT_STEPS:-110}" \
-        --batch-tokens 2048 --learning-rate 3e-3 --warmup-steps 20 --seed "$seed" 2>"$work/log-$seed"
+    ./train_sft --layers 2 --width 64 --heads 2 --context 32 -i "$work/sft-$seed.shard" -o "$work/sft-$seed.bin" \
+        --max-steps "${SFT_STEPS:-110}" --batch-tokens 2048 --learning-rate 3e-3 --warmup-steps 20 --seed "$seed" \
+        2>"$work/log-$seed"
     for method in ${METHODS:-$all}; do
         more=$(options "$method")
         grep -qs '"record":"end"' "$work/$method-$seed.jsonl" && continue
@@ -92,20 +94,21 @@ moments() {
     }'
 }
 
-# These of a key over the seeds.
+# Mean and standard deviation of a key over the seeds.
 spread() {
     key=$1 last=$2 method=$3 factor=$4 form=$5
     shift 5
     for seed; do value "$work/$method-$seed.jsonl" "$key" "$last"; done | moments "$factor" "$form"
 }
 
-# These of the reward, key $2, minus that of dapo with the same seed.
+# Mean and standard deviation of the reward, key $2, minus that of dapo with the same seed.
 gain() {
     method=$1 key=$2
     shift 2
     for seed; do
         [ -f "$work/dapo-$seed.jsonl" ] || continue
-        echo "$(value "$work/$method-$seed.jsonl" "$key" 10) $(value "$work/dapo-$seed.jsonl" reward 10)" | awk '{ print $1 - $2 }'
+        echo "$(value "$work/$method-$seed.jsonl" "$key" 10) $(value "$work/dapo-$seed.jsonl" reward 10)" |
+            awk '{ print $1 - $2 }'
     done | moments 100 %.1f
 }
 
@@ -115,6 +118,7 @@ for method in ${METHODS:-$all}; do
     more=$(options "$method") reward=reward entropy=entropy
     [ "$method" != a2po ] || reward=objective/scores entropy=policy/entropy_avg
     echo "| $method | ${more:+\`$more\`} | $(spread $reward 10 "$method" 100 %.1f "$@") |" \
-        "$(gain "$method" $reward "$@") | $(spread eval_accuracy 1 "$method" 100 %.1f "$@") | $(spread eval_pass@8 1 "$method" 100 %.1f "$@") |" \
+        "$(gain "$method" $reward "$@") | $(spread eval_accuracy 1 "$method" 100 %.1f "$@") |" \
+        "$(spread eval_pass@8 1 "$method" 100 %.1f "$@") |" \
         "$(spread $entropy 10 "$method" 1 %.3f "$@") | $(spread completions/mean_length 10 "$method" 1 %.2f "$@") |"
 done

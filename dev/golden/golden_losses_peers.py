@@ -1,12 +1,14 @@
-"""Golden values of losses and advantages that TRL 1.16 has not, computed by the code of verl, prime-rl and TRL 0.27, and those
-of A*-PO by TRL 1.16: writes tests/golden/losses_peers.txt.
+"""Golden values of losses and advantages that TRL 1.16 does not have, computed by the code of verl, prime-rl and TRL 0.27, and
+those of A*-PO by TRL 1.16: writes tests/golden/losses_peers.txt.
 
     pip install trl==1.16 && pip install --no-deps --target peers verl==0.9.1 trl==0.27.0
     curl -LO https://raw.githubusercontent.com/PrimeIntellect-ai/prime-rl/559b447/src/prime_rl/trainer/rl/loss.py
     python dev/golden/golden_losses_peers.py peers loss.py
 
-The functions run unchanged; only those that are needed are taken from the files, because these import much else. Autograd gives the gradient with respect to the log-probabilities. All values are computed in float64 on inputs
-rounded to float32. The draw of Clip-Cov is verl's; the tokens that it chose are part of the values. GFPO: the lines of GFPOTrainer._generate_and_score_completions from the rewards to the advantages.
+The functions run unchanged; only those that are needed are taken from the files, because these import much else. Autograd
+gives the gradient with respect to the log-probabilities. All values are computed in float64 on inputs rounded to float32. The
+draw of Clip-Cov is verl's; the tokens that it chose are part of the values. GFPO runs the lines of
+GFPOTrainer._generate_and_score_completions from the rewards to the advantages.
 
 Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
