@@ -36,7 +36,7 @@
 #include "../dist/dist.h"            /* DIST_FIELDS, dist_sum */
 #include "../loss/advantage.h"       /* spread_of */
 #include "../loss/clip_histogram.h"  /* CLIP_BINS, ClipHistogram, CLIP_ROWS, clip_histogram, ... */
-#include "../loss/policy.h"          /* PolicyLossConfig, POLICY_GMPO, policy_by_sequence */
+#include "../loss/policy.h"          /* PolicyLossConfig, POLICY_GMPO, POLICY_LOSS_CHOICES, policy_by_sequence */
 #include "../model/micro_plan.h"     /* micro_plan_free */
 #include "../model/model.h"          /* Model */
 #include "../model/model_text.h"     /* model_text_decode_bytes */
@@ -530,9 +530,6 @@ static inline json_t *rollout_dump_tokens(const RolloutDump *d, int32_t first, i
 static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end, const RolloutValues *x) {
     Trainer *t = d->g->t;
     ClipHistogram *h = d->clip;
-    static const char *const losses[] = {
-        "grpo",  "bnpo",  "dr_grpo", "dapo", "gspo", "cispo",    "sapo",
-        "luspo", "vespo", "gmpo",    "rloo", "dppo", "clip_cov", "kl_cov"}; /* in the order of PolicyLossKind */
     if (!h) return;
     d->clip = NULL;
     if (!x->old_logp) return; /* the ratio is 1 */
@@ -549,10 +546,12 @@ static inline void rollout_dump_clip(RolloutDump *d, int32_t first, int32_t end,
     }
     for (int i = 0; i < CLIP_BINS; i++) json_array_append_new(zero, json_integer((json_int_t)h->sum.zero[i]));
     const bool by_sequence = policy_by_sequence(&d->loss) && d->loss.loss != POLICY_GMPO;
+    char loss[32];
+    option_choice_name(POLICY_LOSS_CHOICES, d->loss.loss, loss, sizeof loss);
     json_object_set_new(o, "record", json_string("clip"));
     json_object_set_new(o, "step", json_integer(t->step));
     json_object_set_new(o, "unit", json_string(by_sequence ? "completion" : "token"));
-    json_object_set_new(o, "loss", json_string(d->method ? d->method : losses[d->loss.loss]));
+    json_object_set_new(o, "loss", json_string(d->method ? d->method : loss));
     json_object_set_new(o, "epsilon", json_finite(d->loss.epsilon));
     json_object_set_new(o, "epsilon_high", json_finite(d->loss.epsilon_high));
     json_object_set_new(o, "delta", json_finite(d->loss.delta));
