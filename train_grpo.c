@@ -32,7 +32,7 @@
 #include "llmc/loss/covariance.h"           /* CovarianceStats, covariance_choose */
 #include "llmc/loss/kl.h"                   /* KL_K3, KlEstimator, KL_CHOICES, KL_K1, ... */
 #include "llmc/loss/kl_control.h"           /* KL_ADAPTIVE, KlControl, KL_CONTROL_CHOICES, KL_FIXED, ... */
-#include "llmc/loss/policy.h"               /* POLICY_VESPO, POLICY_RLOO, PolicyLossConfig, EntropyControl, ... */
+#include "llmc/loss/policy.h"               /* POLICY_VESPO, POLICY_RLOO, EntropyControl, POLICY_GMPO, ... */
 #include "llmc/loss/positive_nll.h"         /* PositiveNll, PositiveBatch, positive_is_right, positive_nll_add, ... */
 #include "llmc/loss/scalar.h"               /* LossMetric */
 #include "llmc/model/micro_plan.h"          /* MicroPlan */

@@ -30,7 +30,7 @@
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* dist_sum, DIST_FIELDS, dist_total, dist_complete, ... */
 #include "llmc/dist/grads.h"               /* dist_grads_begin */
-#include "llmc/judge/judge_options.h"      /* JUDGE_OPTIONS */
+#include "llmc/judge/judge_options.h"      /* JUDGE_BY_GROUP, JUDGE_BY_PAIR, JUDGE_OPTIONS */
 #include "llmc/loss/a2po.h"                /* A2poStats, A2poBatch, a2po_loss, a2po_value */
 #include "llmc/loss/advantage.h"           /* spread_of, AdvantageStats, Spread, advantage_rloo */
 #include "llmc/loss/aggregation.h"         /* LossNormaliser, AGG_SEQ_MEAN_TOKEN_MEAN, AGG_TOKEN_MEAN, ... */
@@ -49,9 +49,9 @@
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, metrics_warn, Metrics, ... */
 #include "llmc/report/overoptimisation.h"  /* GaoFit, gao_reward, overoptimisation_fit */
-#include "llmc/report/run_facts.h"         /* RUN_REWARD, RUN_SAMPLING, RunPhase */
+#include "llmc/report/run_facts.h"         /* RUN_SAMPLING, RunPhase, RUN_REWARD */
 #include "llmc/reward/reward_model.h"      /* RewardItem, RewardModel, reward_model_close, reward_model_score */
-#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_models, rewards_open_in, ... */
+#include "llmc/reward/rewards.h"           /* Rewards, rewards_close, rewards_judge_modes, rewards_models, ... */
 #include "llmc/reward/verify_answer.h"     /* RewardInput */
 #include "llmc/rollout/episodes.h"         /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"       /* Evaluation */
@@ -252,8 +252,8 @@ typedef struct Run {
     Credit credit; /* of turns */
     PpoConfig loss;
     int64_t generation;     /* number of generations so far */
-    double *optimal_value;  /* (prompts) a2po: V; NaN: the prompt is left out */
-    uint8_t *left_out;      /* (prompts) 1: never sampled */
+    double *optimal_value;  /* (prompts) a2po: V; 0: the prompt is left out */
+    uint8_t *left_out;      /* (prompts) a2po: 1: never sampled */
     A2poStats a2po;         /* of the generation */
     PositiveNll positive;   /* of the step */
     double positive_nll[2]; /* over the steps of a generation: nats, tokens */
@@ -359,9 +359,9 @@ static void score_greedy(Run *r) {
     free(scored), free(q);
 }
 
-/* A*-PO's samples of m prompts, `prompt`, from the policy, which is the reference before the first step: writes V to
- * optimal_value, 0 for prompts to be left out, and 1 to left_out for these. Collective: every rank has prompts of its own, maybe
- * none. */
+/* Samples of m prompts, `prompt`, from the policy, which is the reference before the first step, for A*-PO: writes V to
+ * optimal_value, 0 for prompts to be left out, and 1 to left_out for these. Collective: every rank has prompts of its own,
+ * maybe none. */
 static void estimate_part(Run *r, const int64_t *prompt, int32_t m) {
     Error e;
     Generation *g = &r->g;
@@ -381,9 +381,9 @@ static void estimate_part(Run *r, const int64_t *prompt, int32_t m) {
     score_completions(r, scored, m * n, score);
     for (int32_t i = 0; i < m; i++) {
         const double V = a2po_value(o.beta1, score + i * n, n);
-        double sum = 0;
-        for (int32_t k = 0; k < n; k++) sum += isnan(score[i * n + k]) ? 0 : (double)score[i * n + k];
-        r->left_out[prompt[i]] = isnan(V) || (o.filter_all_incorrect && sum == 0);
+        bool any = false;
+        for (int32_t k = 0; k < n; k++) any = any || (!isnan(score[i * n + k]) && score[i * n + k] != 0);
+        r->left_out[prompt[i]] = isnan(V) || (o.filter_all_incorrect && !any);
         r->optimal_value[prompt[i]] = r->left_out[prompt[i]] ? 0 : V;
     }
     for (int32_t i = 0; i < m * n; i++) {
@@ -397,6 +397,7 @@ static void estimate_part(Run *r, const int64_t *prompt, int32_t m) {
 static void estimate_values(Run *r) {
     Trainer *t = &r->t;
     const int64_t count = r->g.train.count, ranks = t->dist.ranks;
+    const RunPhase phase = metrics_phase(&t->metrics, RUN_SAMPLING);
     enum { PART = 64 }; /* prompts of a rank at a time */
     for (int64_t first = 0; first < count; first += PART * ranks) {
         int64_t prompt[PART];
@@ -424,13 +425,14 @@ static void estimate_values(Run *r) {
     if (!t->dist.rank && !o.t.quiet)
         fprintf(stderr, "a2po    V of %lld prompts from %lld samples each: mean %.3f; %.0f prompts are left out\n",
                 (long long)count, (long long)o.value_samples, mean / ((double)count - dropped), dropped);
+    metrics_phase(&t->metrics, phase);
 }
 
 /* Takes V from the state of a resumed run. */
 static void load_values(Run *r) {
     const json_t *all = json_object_get(r->t.state, "optimal_values");
     if (json_array_size(all) != (size_t)r->g.train.count)
-        die("%s: its state has optimal values of %zu prompts, not of %lld", o.t.output, json_array_size(all),
+        die("%s: it has optimal values of %zu prompts, not of %lld", o.t.resume, json_array_size(all),
             (long long)r->g.train.count);
     for (int64_t i = 0; i < r->g.train.count; i++) {
         const json_t *V = json_array_get(all, (size_t)i);
@@ -610,7 +612,9 @@ static double policy_loss_of(Run *r, const GenerationSlice *x, const LossNormali
                          .counts = x->counts,
                          .logp = x->logp,
                          .ref_logp = x->ref_logp};
-    return loss + a2po_loss(o.beta2, all->completions, &y, x->dlogp, &r->a2po);
+    const double regression = a2po_loss(o.beta2, all->completions, &y, x->dlogp, &r->a2po);
+    stats->sum.policy_loss += regression;
+    return loss + regression;
 }
 
 /* VAPO's likelihood of right completions in a micro-batch, whose gradient is added to x->dlogp. */
@@ -850,9 +854,9 @@ static void refuse_unused(void) {
         {&o.critic_rate, o.critic, "used only with --critic"},
         {&o.critic_warmup, o.critic, "used only with --critic"},
         {&o.critic_output, o.critic, "used only with --critic"},
-        {&o.cliprange, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
-        {&o.cliprange_high, ratio, "--algo a2c and reinforce have no importance ratio to clip"},
-        {&o.dual_clip, clip, "not used by --algo a2c, reinforce and rloo"},
+        {&o.cliprange, ratio, "--algo a2c, reinforce and a2po have no importance ratio to clip"},
+        {&o.cliprange_high, ratio, "--algo a2c, reinforce and a2po have no importance ratio to clip"},
+        {&o.dual_clip, clip, "not used by --algo a2c, reinforce, rloo and a2po"},
         {&o.target_kl, o.epochs > 1, "used only with several passes, --num-ppo-epochs above 1"},
         {&o.beta1, a2po, "used only by --algo a2po"},
         {&o.beta2, a2po, "used only by --algo a2po"},
@@ -883,8 +887,8 @@ static void refuse_unused(void) {
 
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
 static void check_options(void) {
-    const char *algo[] = {"ppo", "a2c", "reinforce", "rloo", "remax", "reinforce++", "reinforce++-baseline", "a2po"};
-    const char *name = algo[o.algo];
+    char name[32];
+    option_choice_name(ALGO_CHOICES, o.algo, name, sizeof name);
     if (!o.g.generations) o.g.generations = algos[o.algo].group;
     if (!o.epochs) o.epochs = algos[o.algo].epochs;
     if (o.lambda < 0) o.lambda = algos[o.algo].lambda;
@@ -1036,12 +1040,22 @@ static void dump_rollouts(Run *r) {
     rollout_dump_step(&r->dump, n - size, n, &values);
 }
 
+/* Rejects judges that compare the completions of a prompt, as --reward-group does. */
+static void check_no_comparison(const Rewards *rewards) {
+    const unsigned modes = rewards_judge_modes(rewards);
+    const bool pairs = modes & 1u << JUDGE_BY_PAIR && strcmp(o.g.judge.opponents, "answer") != 0;
+    if (pairs || modes & 1u << JUDGE_BY_GROUP)
+        usage_error("--reward judge: --algo a2po compares a completion with V, not with others; give judge=score, "
+                    "judge=rubric, or judge=pair with --judge-opponents answer");
+}
+
 /* Opens everything that a run needs. */
 static void open_run(Run *r) {
     Trainer *t = &r->t;
     Generation *g = &r->g;
     Error e;
     generation_open_data(g, &o.g, t, (uint64_t)o.t.seed, o.g.reward != NULL);
+    if (o.algo == A2PO) check_no_comparison(&g->rewards);
     if ((o.gold_reward || o.gold_cmd) &&
         !rewards_open_in(&r->gold_reward, o.gold_reward, o.gold_cmd, o.g.reward_timeout, generation_sandbox(&o.g),
                          (uint64_t)o.t.seed + 1, (int32_t)o.g.max_completion, &e))
@@ -1051,6 +1065,7 @@ static void open_run(Run *r) {
     g->parts = (int32_t)o.mini_batches;
     generation_open_prompts(g, steps_of_generation());
     generation_check_group(g);
+    if (o.algo == A2PO) generation_check_samples(g, "num-value-samples", o.value_samples);
     const char *start = o.t.checkpoint ? o.t.checkpoint : "the model";
     if (has_head() && !o.t.resume) value_head_start(&t->model, &t->file, start);
     generation_open_models(g, NULL);
@@ -1080,9 +1095,11 @@ static void open_run(Run *r) {
     r->loss = loss_options();
     r->positive = o.positive;
     r->beta = (KlControl){(KlControlKind)o.controller, o.kl_target, o.kl_horizon, o.kl_coef};
-    r->optimal_value = (double *)xcalloc((size_t)g->train.count + 1, sizeof *r->optimal_value);
-    r->left_out = (uint8_t *)xcalloc((size_t)g->train.count + 1, 1);
-    if (o.algo == A2PO) g->left_out = r->left_out;
+    if (o.algo == A2PO) {
+        r->optimal_value = (double *)xcalloc((size_t)g->train.count, sizeof *r->optimal_value);
+        r->left_out = (uint8_t *)xcalloc((size_t)g->train.count, 1);
+        g->left_out = r->left_out;
+    }
     load_counters(r);
     open_rollouts(r);
 }

@@ -224,6 +224,7 @@ static void a2po_learns(void **state) {
         assert_near(metric("m.jsonl", 3, "advantage"),
                     metric("m.jsonl", 3, "objective/scores") - metric("m.jsonl", 3, "v_star"), 1e-6);
         assert_near(metric("m.jsonl", 0, "implicit_reward"), 0, 1e-6);
+        assert_near(metric("m.jsonl", 3, "loss/policy_avg"), metric("m.jsonl", 3, "loss"), 1e-6);
         assert_true(metric("m.jsonl", 89, "objective/kl") > 0.1);
     }
     if (!(end > start + 0.15)) fail_msg("%g, then %g", start, end);
@@ -240,6 +241,12 @@ static void a2po_learns(void **state) {
     refused(2, A2PO "-x 1 --reward-model $T/rm.bin -o $T/kept",
             "--reward-model: --algo a2po takes rewards of verifiers");
     refused(2, PPO "-x 1 --beta2 0.1 -o $T/kept", "--beta2: used only by --algo a2po");
+    refused(2, A2PO "-x 1 --reward judge=pair --judge $T/sft.bin -o $T/kept",
+            "--algo a2po compares a completion with V, not with others");
+    refused(2, A2PO "-x 1 --reward judge=group --judge $T/sft.bin -o $T/kept",
+            "--algo a2po compares a completion with V, not with others");
+    refused(1, A2PO "-x 1 --num-value-samples 4096 --slots 8 -o $T/kept",
+            "--num-value-samples: 4096 completions of one prompt");
 }
 
 static void identities(void **state) {

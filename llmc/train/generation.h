@@ -380,14 +380,19 @@ static inline size_t generation_tokens_max(const Generation *g) {
     return (size_t)(g->o->prompts * g->o->generations) * (size_t)g->o->max_completion;
 }
 
+/* Checks that the samples of a prompt fit into the engine. option: that has their number. */
+static inline void generation_check_samples(const Generation *g, const char *option, int64_t samples) {
+    const int slots = (int)g->o->slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
+    if (samples > most)
+        die("--%s: %lld completions of one prompt, at most %d can be sampled at once", option, (long long)samples,
+            most);
+}
+
 /* Checks that a group of completions fits into the engine. Call it before trainer_announce(), to fail early. */
 static inline void generation_check_group(const Generation *g) {
     if (g->o->agent.command) return; /* each has a prompt of its own */
-    const int64_t group = g->o->generations > g->o->eval_samples ? g->o->generations : g->o->eval_samples;
-    const int slots = (int)g->o->slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
-    if (group > most)
-        die("--num-generations: %lld completions of one prompt, at most %d can be sampled at once", (long long)group,
-            most);
+    generation_check_samples(g, "num-generations", g->o->generations);
+    generation_check_samples(g, "eval-samples", g->o->eval_samples);
 }
 
 /* Allocates the engine, unless completions come from --agent-cmd, and the arrays, and continues from the counters of the
@@ -514,9 +519,11 @@ static inline int32_t generation_prompt_length(const Generation *g, const Scored
     return g->o->agent.command ? 0 : prompts_length(&g->train, s->prompt);
 }
 
-/* The next training prompt in the mixture's order that is not left out. */
+/* The next training prompt in the mixture's order that is not left out. A file with a small share may be drawn from long after
+ * the others. */
 static inline int64_t generation_next_prompt(Generation *g) {
-    for (int64_t passed = 0; passed <= 2 * g->train.count; passed++) {
+    const int64_t most = 2 * g->train.count + (1 << 20);
+    for (int64_t passed = 0; passed <= most; passed++) {
         const int64_t prompt = mix_next(&g->mixture);
         if (!g->left_out || !g->left_out[prompt]) return prompt;
     }
