@@ -225,7 +225,6 @@ typedef struct Run {
     uint8_t *chosen;            /* (tokens) those of clip_cov and kl_cov */
     CovarianceStats covariance; /* of the step */
     PositiveNll positive;       /* of the step */
-    float *plain_reward;        /* (completions) without a KL penalty */
     float *kept_reward;         /* (completions) those of the advantages: NaN for completions that GFPO drops */
     float *log_square;          /* (tokens) optimal_token_baseline: of the old policy */
     float *addition;            /* (tokens) to the advantage of the completion */
@@ -331,6 +330,7 @@ static void score_old_policy(Run *r) {
 
 /* ---- 3. advantages ----------------------------------------------------------------------------------------------- */
 
+/* Computes the advantages of a generation. Rewards with a KL penalty are rewards alone again afterwards. */
 static AdvantageStats compute_advantages(Run *r) {
     Generation *g = &r->g;
     AdvantageStats stats;
@@ -358,9 +358,7 @@ static AdvantageStats compute_advantages(Run *r) {
     } else if (o.loss == POLICY_RLOO) advantage_rloo(reward, P, G, false, r->advantage, &stats);
     else advantage_group(reward, P, G, (ScaleRewards)o.scale, r->advantage, &stats);
     credit_advantages(&r->credit, g, (ScaleRewards)o.scale, penalised ? r->penalty : NULL, r->advantage);
-    if (penalised) { /* the metrics are those of the rewards alone */
-        for (int32_t i = 0; i < g->completions; i++) g->reward[i] = g->scored[i].reward;
-    }
+    for (int32_t i = 0; penalised && i < g->completions; i++) g->reward[i] = g->scored[i].reward;
     if (penalised || o.remains) advantage_batch_stats(g->reward, g->completions, &stats);
     return stats;
 }
@@ -418,8 +416,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     n.window_tokens = all.tokens / (double)o.steps_per_generation;
     double loss = 0;
     int32_t mine, last;
-    for (int32_t i = first; i < end; i++) r->plain_reward[i] = g->scored[i].reward;
-    positive_nll_begin(&r->positive, r->plain_reward + first, g->counts + first, g->offset + first, end - first);
+    positive_nll_begin(&r->positive, g->reward + first, g->counts + first, g->offset + first, end - first);
     credit_begin(&r->credit, g, first, end);
     generation_mine(g, first, end, &mine, &last);
     const MicroPlan *plan = generation_plan(g, mine, last);
@@ -443,7 +440,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
         loss += credit_llds(&r->credit, &x, &b, n.tokens);
-        const PositiveBatch right = {x.count, x.offset, r->plain_reward + x.first, x.counts, x.logp};
+        const PositiveBatch right = {x.count, x.offset, g->reward + x.first, x.counts, x.logp};
         loss += positive_nll_add(&r->positive, &right, x.dlogp);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
@@ -538,7 +535,7 @@ static bool any_advantage(const Run *r) {
     for (int32_t t = 0; token_baseline() && t < r->g.offset[r->g.completions]; t++)
         if (fabs((double)r->token_advantage[t]) > 1e-6) return true;
     for (int32_t i = 0; o.positive.coef > 0 && i < r->g.completions; i++)
-        if (positive_is_right(&r->positive, r->g.scored[i].reward, r->g.counts[i])) return true;
+        if (positive_is_right(&r->positive, r->g.reward[i], r->g.counts[i])) return true;
     return credit_any(&r->credit, &r->g, r->advantage);
 }
 
@@ -677,7 +674,6 @@ static void open_run(Run *r) {
     distiller_begin(&r->distiller, g->rows);
     if (exact_kl()) distiller_penalise(&r->distiller, &r->reference, g->rows, (float)o.g.temperature, o.kl_in != 0);
     r->penalty = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
-    r->plain_reward = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->kept_reward = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->advantage = (float *)xcalloc((size_t)(o.g.prompts * o.g.generations), sizeof(float));
     r->keep = (uint8_t *)xcalloc(generation_tokens_max(g), 1);
@@ -974,6 +970,6 @@ int main(int argc, char **argv) {
     generation_close(&r->g);
     trainer_close(&r->t, stopped);
     free(r->advantage), free(r->penalty), free(r->keep), free(r->chosen);
-    free(r->plain_reward), free(r->kept_reward), free(r->log_square), free(r->addition), free(r->token_advantage);
+    free(r->kept_reward), free(r->log_square), free(r->addition), free(r->token_advantage);
     return 0;
 }
