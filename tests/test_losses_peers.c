@@ -22,6 +22,16 @@ enum { MOST_TOKENS = 512, MOST_COMPLETIONS = 64 };
 
 static uint64_t ids[MOST_COMPLETIONS]; /* of sequences */
 
+/* Sets offset to the first tokens of a case's completions, and to the end of the last one. Returns their number. */
+static int offsets_of(const Golden *g, int32_t offset[MOST_COMPLETIONS]) {
+    const int n = golden_count(g, "length");
+    assert_true(n < MOST_COMPLETIONS);
+    offset[0] = 0;
+    for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)golden(g, "length")[i];
+    assert_true(offset[n] <= MOST_TOKENS);
+    return n;
+}
+
 /* ---- losses ---- */
 
 /* Sets the choice of clip_cov to verl's, after checks of ours: all candidates if verl took all, else as many among them. */
@@ -55,8 +65,9 @@ static void test_policy_golden(void **state) {
     int cases = 0;
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "policy")) continue;
-        const int loss = option_choice_index(POLICY_LOSS_CHOICES, g.family), n = golden_count(&g, "length");
-        const double *config = golden(&g, "config"), *expected = golden(&g, "dlogp"), *length = golden(&g, "length");
+        int32_t offset[MOST_COMPLETIONS];
+        const int loss = option_choice_index(POLICY_LOSS_CHOICES, g.family), n = offsets_of(&g, offset);
+        const double *config = golden(&g, "config"), *expected = golden(&g, "dlogp");
         assert_true(loss >= POLICY_DPPO);
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
         c.epsilon = config[0];
@@ -67,9 +78,7 @@ static void test_policy_golden(void **state) {
         c.shape.clip_cov_high = config[5];
         c.shape.kl_cov_ratio = config[6];
         c.shape.kl_cov_coef = config[7];
-        int32_t offset[MOST_COMPLETIONS] = {0};
         uint8_t chosen[MOST_TOKENS];
-        for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)length[i];
         float *advantage = golden_floats(&g, "advantage"), *logp = golden_floats(&g, "logp"),
               *old = golden_floats(&g, "old"), dlogp[MOST_TOKENS];
         PolicyBatch b = {.completions = n, .offset = offset, .advantage = advantage, .logp = logp, .old_logp = old};
@@ -104,10 +113,9 @@ static void test_token_baseline_golden(void **state) {
     int cases = 0;
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "advantage")) continue;
-        const int n = golden_count(&g, "length"), G = (int)*golden(&g, "group");
-        const double *length = golden(&g, "length"), *expected = golden(&g, "advantage");
-        int32_t offset[MOST_COMPLETIONS] = {0};
-        for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)length[i];
+        int32_t offset[MOST_COMPLETIONS];
+        const int n = offsets_of(&g, offset), G = (int)*golden(&g, "group");
+        const double *expected = golden(&g, "advantage");
         float *reward = golden_floats(&g, "reward"), *logp = golden_floats(&g, "logp"),
               *square = golden_floats(&g, "log_square"), A[MOST_TOKENS], addition[MOST_TOKENS],
               completion[MOST_COMPLETIONS];
@@ -127,8 +135,8 @@ static void test_token_baseline_golden(void **state) {
     assert_int_equal(cases, 4);
 }
 
-/* GFPO: distinct lengths, for TRL's choice among equal ones is not defined; equal rewards per token are in no choice where 0 and
- * 1 are chosen from. */
+/* GFPO. TRL's choice among equal completions is not defined: the lengths of a group are distinct, and where rewards are 0 and 1, at
+ * least as many are 1 as are kept. */
 static void test_filter_golden(void **state) {
     (void)state;
     FILE *f = golden_open("losses_peers.txt");
@@ -177,14 +185,13 @@ static void test_a2po_golden(void **state) {
     int cases = 0;
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "a2po")) continue;
-        const int n = golden_count(&g, "length"), samples = golden_count(&g, "samples") / n;
-        const double *length = golden(&g, "length"), *beta = golden(&g, "beta"), *expected = golden(&g, "dlogp");
-        int32_t offset[MOST_COMPLETIONS] = {0};
+        int32_t offset[MOST_COMPLETIONS];
+        const int n = offsets_of(&g, offset), samples = golden_count(&g, "samples") / n;
+        const double *beta = golden(&g, "beta"), *expected = golden(&g, "dlogp");
         uint8_t counts[MOST_COMPLETIONS];
         float *reward = golden_floats(&g, "samples"), *target = golden_floats(&g, "target"),
               *logp = golden_floats(&g, "logp"), *ref = golden_floats(&g, "ref"), dlogp[MOST_TOKENS] = {0};
         for (int i = 0; i < n; i++) {
-            offset[i + 1] = offset[i] + (int32_t)length[i];
             counts[i] = 1;
             check_near(a2po_value(beta[0], reward + i * samples, samples), golden(&g, "v_star")[i], 1, 1e-8, "V");
         }
