@@ -135,8 +135,8 @@ static void test_token_baseline_golden(void **state) {
     assert_int_equal(cases, 4);
 }
 
-/* GFPO. TRL's choice among equal completions is not defined: the lengths of a group are distinct, and where rewards are 0 and 1, at
- * least as many are 1 as are kept. */
+/* GFPO. TRL's choice among equal completions is not defined: the lengths of a group are distinct, and where rewards are 0 and
+ * 1, at least as many are 1 as are kept. */
 static void test_filter_golden(void **state) {
     (void)state;
     FILE *f = golden_open("losses_peers.txt");
