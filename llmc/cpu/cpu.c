@@ -25,7 +25,7 @@
 #include "attention_forward.h"  /* cpu_attention_forward */
 #include "cpu.h"                /* CPU_CODE_BYTES */
 #include "head_tiles.h"         /* head_tiles_decoded, head_tiles_floats, head_tiles_halves, head_tiles_kept */
-#include "tiles.h"              /* CPU_TILES, tiles_available, tiles_count */
+#include "tiles.h"              /* tiles_available, CPU_TILES, tiles_count */
 #include "tiles_activation.h"   /* TilesActivation */
 #include "tiles_product.h"      /* TilesProduct, TILES_ACTIVATION, TILES_GELU, tiles_sums_count */
 
@@ -74,8 +74,8 @@ static inline void cpu_close(Device *d) {
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
 
-/* Asks for huge pages for memory that will be used as a whole: filling it has fewer page faults, and a stream of reads fewer
- * misses of the table of pages. Linux gives them by itself only if it is set to `always`. */
+/* Asks for huge pages for memory that will be used as a whole: filling it causes fewer page faults, and reading it fewer TLB
+ * misses. Linux uses huge pages unasked only if /sys/kernel/mm/transparent_hugepage/enabled is `always`. */
 static inline void cpu_huge_pages(void *memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
     enum { HUGE_PAGE = 2 << 20 };

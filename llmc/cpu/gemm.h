@@ -56,8 +56,8 @@ typedef struct GemmPack {
 enum {
     GEMM_PLANS = 2048,
     GEMM_KEPT_ROWS = 128, /* products of more rows in bfloat16 do not keep packed weights */
-    GEMM_WIDE = 4,        /* the first of those buffers that products use */
-    CPU_WIDE = 6,         /* buffers of floats for operations that compute with those */
+    GEMM_WIDE = 2,        /* the first of those buffers that products use */
+    CPU_WIDE = 4,         /* buffers of floats for operations that compute with those */
     GEMM_WIDE_ROWS = 512
 };
 
@@ -84,7 +84,7 @@ struct Device {
     size_t partial_count;
     float *panel; /* decoded blocks of quantised matrices */
     size_t panel_count;
-    float *low; /* gradients of the inner activations of low-rank adapters */
+    float *low; /* low-rank adapters: inner activations, their gradients, transposed matrices and blocks of threads */
     size_t low_count;
     float *work; /* sampling: two rows of the vocabulary per thread */
     size_t work_count;

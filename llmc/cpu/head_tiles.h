@@ -18,7 +18,7 @@
 
 #include "../model/backend.h" /* Head, Acts */
 #include "act.h"              /* ACT_HALF, Act */
-#include "gemm.h"             /* Device, cpu_tiles_pack, cpu_tiles_product, cpu_narrow, ... */
+#include "gemm.h"             /* cpu_tiles_product, Device, cpu_tiles_pack, cpu_narrow, ... */
 #include "quantized.h"        /* quant_rows */
 #include "tiles.h"            /* TILES_BLOCK, tiles_count, tiles_blocks, TILES_BLOCK_SIZE, ... */
 #include "tiles_product.h"    /* TILES_HEAD_STATISTICS, TILES_HEAD_GROUPS, TilesHead, TilesProduct, ... */

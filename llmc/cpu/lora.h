@@ -12,9 +12,10 @@
 #define LLMC_CPU_LORA_H
 
 #include "../model/backend.h" /* Lora */
-#include "act.h"              /* Act, ACT_HALF, act_floats, act_store */
+#include "act.h"              /* Act, ACT_HALF, act_floats, act_get, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
-#include "product.h"          /* cpu_product_set, cpu_product_add, CPU_MR */
+#include "product.h"          /* cpu_product_add, CPU_MR, cpu_product_set */
+#include "tiles_product.h"    /* tiles_least */
 
 enum {
     LORA_ROWS = 48,     /* rows of a block */
@@ -57,12 +58,10 @@ static inline void lora_transpose_team(float *to, const float *from, int rows, i
     }
 }
 
-static inline int lora_least(int a, int b) { return a < b ? a : b; }
-
 /* The rows of a thread's block: at most LORA_ROWS, and no more than leave work for all threads. */
 static inline int lora_block_rows(int N) {
     const int share = (N + omp_get_max_threads() - 1) / omp_get_max_threads();
-    return lora_least(LORA_ROWS, (share + CPU_MR - 1) / CPU_MR * CPU_MR);
+    return tiles_least(LORA_ROWS, (share + CPU_MR - 1) / CPU_MR * CPU_MR);
 }
 
 static inline int lora_outputs(const Lora *l) {
@@ -92,7 +91,7 @@ static inline void lora_forward_rows(const Lora *l, const float *at, const float
     const Act *x = (const Act *)l->x + (size_t)first * in;
     h += i;
     for (int k = 0; k < l->in; k += LORA_COLUMNS) {
-        const int depth = lora_least(LORA_COLUMNS, l->in - k);
+        const int depth = tiles_least(LORA_COLUMNS, l->in - k);
         const LoraBlock left = lora_open(buffer, x + k, in, rows, depth);
         const float *right = at + (size_t)k * (size_t)all;
         if (k) cpu_product_add(rows, all, depth, left.at, left.ld, 1, right, (size_t)all, h, (size_t)all);
@@ -104,7 +103,7 @@ static inline void lora_forward_rows(const Lora *l, const float *at, const float
     }
     for (int p = 0; p < l->parts; bt += (size_t)l->count[p] * (size_t)l->rank, p++)
         for (int j = 0; j < l->count[p]; j += LORA_COLUMNS) {
-            const int width = lora_least(LORA_COLUMNS, l->count[p] - j);
+            const int width = tiles_least(LORA_COLUMNS, l->count[p] - j);
             Act *to = (Act *)l->out + (size_t)first * stride + (size_t)(l->first[p] + j);
             const LoraBlock out = lora_open(buffer, to, stride, rows, width);
             cpu_product_add(rows, width, l->rank, h + p * l->rank, (size_t)all, 1, bt + j, (size_t)l->count[p], out.at,
@@ -128,7 +127,7 @@ static inline void cpu_lora_forward(Device *d, const Lora *l) {
 #pragma omp for schedule(static)
         for (int first = 0; first < N; first += block)
             lora_forward_rows(l, at, bt, h, buffers + (size_t)omp_get_thread_num() * LORA_BUFFER, first,
-                              lora_least(block, N - first));
+                              tiles_least(block, N - first));
     }
 }
 
@@ -141,7 +140,7 @@ static inline void lora_backward_rows(const Lora *l, float *low, float *h, float
     for (int j = 0; j < rows * all; j++) h[i + (size_t)j] = act_get(((const Act *)l->h)[i + (size_t)j]);
     for (int p = 0; p < l->parts; b += (size_t)l->count[p] * (size_t)l->rank, p++)
         for (int k = 0; k < l->count[p]; k += LORA_COLUMNS) {
-            const int depth = lora_least(LORA_COLUMNS, l->count[p] - k);
+            const int depth = tiles_least(LORA_COLUMNS, l->count[p] - k);
             const Act *from = (const Act *)l->dout + (size_t)first * stride + (size_t)(l->first[p] + k);
             const LoraBlock left = lora_open(buffer, from, stride, rows, depth);
             const float *right = b + (size_t)k * (size_t)l->rank;
@@ -151,7 +150,7 @@ static inline void lora_backward_rows(const Lora *l, float *low, float *h, float
         }
     for (int j = 0; j < rows * all; j++) low[j] *= l->scale;
     for (int k = 0; k < l->in; k += LORA_COLUMNS) {
-        const int width = lora_least(LORA_COLUMNS, l->in - k);
+        const int width = tiles_least(LORA_COLUMNS, l->in - k);
         Act *to = (Act *)l->dx + (size_t)first * in + k;
         const LoraBlock dx = lora_open(buffer, to, in, rows, width);
         cpu_product_add(rows, width, all, low, (size_t)all, 1, (const float *)l->a + k, in, dx.at, dx.ld);
@@ -163,7 +162,7 @@ static inline void lora_backward_rows(const Lora *l, float *low, float *h, float
 static inline void lora_add_rows(int N, int m, int width, const float *left, int all, const Act *x, size_t stride,
                                  float *sums, size_t ld, float *buffer) {
     for (int n = 0; n < N; n += LORA_DEPTH) {
-        const int rows = lora_least(LORA_DEPTH, N - n);
+        const int rows = tiles_least(LORA_DEPTH, N - n);
         const LoraBlock right = lora_open(buffer, x + (size_t)n * stride, stride, rows, width);
         cpu_product_add(m, width, rows, left + (size_t)n * (size_t)all, 1, (size_t)all, right.at, right.ld, sums, ld);
     }
@@ -190,14 +189,14 @@ static inline void cpu_lora_backward(Device *d, const Lora *l) {
         float *buffer = buffers + (size_t)omp_get_thread_num() * own;
 #pragma omp for schedule(static)
         for (int first = 0; first < N; first += block)
-            lora_backward_rows(l, low, h, buffer, first, lora_least(block, N - first));
+            lora_backward_rows(l, low, h, buffer, first, tiles_least(block, N - first));
         for (int p = 0, index = 0; p < l->parts; index += l->count[p++])
 #pragma omp for schedule(static) nowait
             for (int j = 0; j < l->count[p]; j += LORA_STRIP)
-                lora_backward_b(l, h, p, index, j, lora_least(LORA_STRIP, l->count[p] - j), buffer);
+                lora_backward_b(l, h, p, index, j, tiles_least(LORA_STRIP, l->count[p] - j), buffer);
 #pragma omp for schedule(static)
         for (int k = 0; k < l->in; k += LORA_STRIP)
-            lora_add_rows(N, all, lora_least(LORA_STRIP, l->in - k), low, all, (const Act *)l->x + k, (size_t)l->in,
+            lora_add_rows(N, all, tiles_least(LORA_STRIP, l->in - k), low, all, (const Act *)l->x + k, (size_t)l->in,
                           (float *)l->da + k, (size_t)l->in, buffer);
     }
 }

@@ -152,11 +152,10 @@ typedef enum TilesForm {
     TILES_PAIRS_TRANSPOSED /* of x [n, depth]: a right operand x^T */
 } TilesForm;
 
-/* Reads up to TILES_RUN blocks of 32 rows and 32 columns of x, of which `rows` and `columns` remain, into blocks in rows that
- * are `block` elements apart. A row is read over all of these blocks before the next one, which the processor prefetches
+/* Reads up to TILES_RUN blocks of 32 rows and 32 columns of x, of which `rows` and `columns` remain, into blocks in rows, one
+ * after another. A row is read over all of these blocks before the next one, which the processor prefetches
  * better than short pieces of 32 rows. half: x is bfloat16; otherwise it is float and is rounded. */
-TILES_INLINE void tiles_read_run(uint16_t *to, size_t block, const void *x, bool half, size_t ld, int rows,
-                                 int columns) {
+TILES_INLINE void tiles_read_run(uint16_t *to, const void *x, bool half, size_t ld, int rows, int columns) {
     for (int i = 0; i < TILES_BLOCK; i++)
         for (int column = 0; column < columns && column < TILES_RUN * TILES_BLOCK; column += TILES_BLOCK) {
             const size_t at = (size_t)i * ld + (size_t)column;
@@ -168,7 +167,7 @@ TILES_INLINE void tiles_read_run(uint16_t *to, size_t block, const void *x, bool
             } else if (i < rows)
                 row = tiles_round(_mm512_maskz_loadu_ps(tiles_mask16(left), (const float *)x + at),
                                   _mm512_maskz_loadu_ps(tiles_mask16(left - 16), (const float *)x + at + 16));
-            _mm512_store_si512(to + (size_t)(column / TILES_BLOCK) * block + (size_t)(i * TILES_BLOCK), row);
+            _mm512_store_si512(to + column / TILES_BLOCK * TILES_BLOCK_SIZE + i * TILES_BLOCK, row);
         }
 }
 
@@ -190,9 +189,9 @@ static inline void tiles_pack_team(uint16_t *to, TilesForm form, const void *x, 
             const size_t at = (size_t)row * ld + (size_t)column;
             const void *from = half ? (const void *)((const uint16_t *)x + at) : (const void *)((const float *)x + at);
             const bool plain = form == TILES_ROWS;
-            tiles_read_run(plain ? out : run, plain ? next : TILES_BLOCK_SIZE, from, half, ld, rows - row,
-                           columns - column);
-            for (int b = 0; !plain && b < TILES_RUN && column + b * TILES_BLOCK < columns; b++, out += next) {
+            tiles_read_run(plain ? out : run, from, half, ld, rows - row, columns - column);
+            if (plain) continue;
+            for (int b = 0; b < TILES_RUN && column + b * TILES_BLOCK < columns; b++, out += next) {
                 const uint16_t *block = run + b * TILES_BLOCK_SIZE;
                 if (form == TILES_PAIRS) tiles_interleave(out, block);
                 if (form == TILES_PAIRS_TRANSPOSED) tiles_transpose_pairs(out, block);

@@ -16,7 +16,7 @@
 #define LLMC_CPU_TILES_PRODUCT_H
 
 #include "tiles.h"            /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
-#include "tiles_activation.h" /* tiles_act, tiles_act_backward, tiles_narrow, TilesActivation, ... */
+#include "tiles_activation.h" /* tiles_act, tiles_act_backward, tiles_narrow, tiles_widen_high, ... */
 #include <math.h>
 #include <omp.h>
 #include <stdbool.h>
@@ -165,8 +165,8 @@ TILES_INLINE __m512 tiles_head_gradient(const TilesHead *h, int r, __m512 z, __m
     return g;
 }
 
-/* The same from e^y of 16 tokens that were kept in bfloat16. That of the target, lane `hit`, is known exactly: it counts
- * where its probability is near 1. */
+/* The same from e^y of 16 tokens that were kept in bfloat16. The probability of the target, lane `hit`, comes from its
+ * log-probability instead: if it is near 1, the rounding of e^y would be most of its gradient. */
 TILES_INLINE __m512 tiles_head_kept(const TilesHead *h, int r, __m512 e, int hit) {
     const __mmask16 target = hit >= 0 && hit < 16 ? (__mmask16)(1 << hit) : 0;
     const float a = h->dlogp[r] * h->inverse_temperature;
