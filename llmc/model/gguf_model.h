@@ -305,7 +305,8 @@ static inline bool gguf_load(const Gguf *g, const ModelConfig *c, GgufPut put, v
 /* Gives the rows of the embeddings and of the output matrix beyond the vocabulary, which no file has, a range of their own:
  * as floats, which can also hold tokens that are added. */
 static inline void gguf_plan_padding(const ModelConfig *c, QuantMatrix *plan) {
-    for (int i = LINEAR_MATRICES; i < MATRIX_COUNT && c->padded_vocab > c->vocab; i++) {
+    if (c->padded_vocab == c->vocab) return;
+    for (int i = LINEAR_MATRICES; i < MATRIX_COUNT; i++) {
         QuantMatrix *q = &plan[i * c->layers];
         if (!q->parts) continue;
         q->type[q->parts] = QUANT_F32;

@@ -231,8 +231,8 @@ static inline bool model_new_quantized(Model *m, const ModelConfig *c, QuantMatr
                                        const Backend *b, Device *d, Error *e) {
     *m = (Model){.config = *c, .backend = b, .device = d, .matrix = plan, .borrowed = owner != NULL};
     m->parameters = model_tensors(c, m->tensor);
-    for (int i = LINEAR_MATRICES; i < MATRIX_COUNT && plan && !b->quant_embed_forward; i++)
-        model_matrix(m, i, 0)->parts = 0;
+    if (plan && !b->quant_embed_forward)
+        for (int i = LINEAR_MATRICES; i < MATRIX_COUNT; i++) model_matrix(m, i, 0)->parts = 0;
     m->block_bytes = model_place(m, NULL);
     if (plan) {
         m->blocks = owner ? owner->blocks : (Blocks *)b->alloc(d, m->block_bytes, "quantised weights", e);
