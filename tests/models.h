@@ -18,7 +18,7 @@
 #include "../llmc/model/model_file.h"  /* model_save */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
-#include "../llmc/model/tensors.h"     /* INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, TENSOR_wte, ... */
+#include "../llmc/model/tensors.h"     /* INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, TENSOR_ln1w, ... */
 #include "../llmc/model/transformer.h" /* model_logits */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/shard.h"     /* ShardWriter, Record, RecordKind, shard_add, ... */
@@ -58,19 +58,24 @@ static inline Model models_new(int layers, int width, int context) {
     return m;
 }
 
+/* Multiplies the initial matrices, and clears the rows of the output matrix whose tokens are not printable. */
+static inline void models_multiply(Model *m, float by) {
+    float *w = (float *)xmalloc(m->parameters * sizeof *w);
+    model_download(m, 0, w, m->parameters);
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        for (size_t k = 0; k < m->tensor[i].size; k++) {
+            float *x = &w[m->tensor[i].offset + k];
+            if (m->tensor[i].init == INIT_NORMAL || m->tensor[i].init == INIT_RESIDUAL) *x *= by;
+            const size_t token = k / m->tensor[i].columns;
+            if (i == model_output_tensor(&m->config) && (token < 32 || token > 126)) *x = 0;
+        }
+    model_upload(m, 0, w, m->parameters);
+    free(w);
+}
+
 static inline Model models_random(int context) {
     Model m = models_new(2, 32, context);
-    float *w = (float *)xmalloc(m.parameters * sizeof *w);
-    m.backend->weights_download(m.device, w, m.weights, m.parameters);
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        for (size_t k = 0; k < m.tensor[i].size; k++) {
-            float *x = &w[m.tensor[i].offset + k];
-            if (m.tensor[i].init == INIT_NORMAL || m.tensor[i].init == INIT_RESIDUAL) *x *= 8;
-            const size_t token = k / m.tensor[i].columns;
-            if (i == TENSOR_wte && (token < 32 || token > 126)) *x = 0;
-        }
-    m.backend->weights_upload(m.device, m.weights, w, m.parameters);
-    free(w);
+    models_multiply(&m, 8);
     return m;
 }
 
@@ -95,17 +100,7 @@ static inline Model models_longrope(int context, int original) {
     }
     if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
     model_init(&m, 11);
-    float *w = (float *)xmalloc(m.parameters * sizeof *w);
-    model_download(&m, 0, w, m.parameters);
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        for (size_t k = 0; k < m.tensor[i].size; k++) {
-            float *x = &w[m.tensor[i].offset + k];
-            if (m.tensor[i].init == INIT_NORMAL || m.tensor[i].init == INIT_RESIDUAL) *x *= 12;
-            const size_t token = k / m.tensor[i].columns;
-            if (i == TENSOR_headw && (token < 32 || token > 126)) *x = 0;
-        }
-    model_upload(&m, 0, w, m.parameters);
-    free(w);
+    models_multiply(&m, 12);
     return m;
 }
 

@@ -1,10 +1,10 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
-#include "../llmc/base/error.h"        /* xmalloc, Error */
+#include "../llmc/base/error.h"        /* Error, xmalloc */
 #include "../llmc/base/random.h"       /* random_below, Random, random_start */
 #include "../llmc/model/backend.h"     /* QUANT_Q8_0, QuantType, QUANT_Q4_0, QuantMatrix, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
-#include "../llmc/model/model.h"       /* model_free, Model, model_download, model_new, ... */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_check_matrices, ... */
 #include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load_as, MODEL_Q8_0, ... */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelLoad, ModelFile, QUANTIZE_KEEP, ... */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_step */
@@ -14,7 +14,7 @@
 #include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, TENSOR_wte, matrix_tensor, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
-#include "adapted.h"                   /* adapted_pass, adapted_randomize, ROWS, adapted_batch, ... */
+#include "adapted.h"                   /* adapted_pass, ROWS, adapted_batch, adapted_randomize, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
 #include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
 #include "variants.h"                  /* VARIANTS, variant_of */
@@ -143,22 +143,29 @@ static float *values_of(const Model *m, size_t n) {
     return host;
 }
 
-/* A GGUF file's blocks are kept as they are, with the rows of queries and keys in the model's order: the values are those
- * of a model that is read as float32. A type that is made while loading is what quant_encode() makes of each row. Adapters
- * stay apart, in files and in models that are not trained. */
-static void test_files(void **state) {
-    (void)state;
+/* A random model whose shape every format of files can hold, with rows of padding after the vocabulary. */
+static Model model_for_files(void) {
     Error e;
+    Model m;
     ModelConfig c = config_of(1);
     c.layer[1] = 0;
     c.lora.rank = 0;
     c.vocab = 100;
     c.padded_vocab = 128;
     c.norm_eps = 1e-5f;
-    Model m, n;
-    ModelFile f = {.lineage = json_array()}, g;
-    assert_true(model_new(&m, &c, B, D, false, &e));
+    if (!model_new(&m, &c, B, D, false, &e)) fail_msg("%s", e.text);
     adapted_randomize(&m, 12);
+    return m;
+}
+
+/* A GGUF file's blocks are kept as they are, with the rows of queries and keys in the model's order: the values are those
+ * of a model that is read as float32. A type that is made while loading is what quant_encode() makes of each row. Adapters
+ * stay apart, in files and in models that are not trained. */
+static void test_files(void **state) {
+    (void)state;
+    Error e;
+    Model m = model_for_files(), n;
+    ModelFile f = {.lineage = json_array()}, g;
     char gguf[256], ours[256], adapter[256], state_file[256];
     snprintf(gguf, sizeof gguf, "%s", files_path("base.gguf"));
     snprintf(ours, sizeof ours, "%s", files_path("base.safetensors"));
@@ -253,17 +260,9 @@ static void test_files(void **state) {
 static void test_keep(void **state) {
     (void)state;
     Error e;
-    ModelConfig c = config_of(1);
-    c.layer[1] = 0;
-    c.lora.rank = 0;
-    c.vocab = 100;
-    c.padded_vocab = 128;
-    c.norm_eps = 1e-5f;
-    Model m, n;
+    Model m = model_for_files(), n;
     ModelFile f = {.lineage = json_array()}, g;
     const ModelLoad how = {.quantize = QUANTIZE_KEEP};
-    assert_true(model_new(&m, &c, B, D, false, &e));
-    adapted_randomize(&m, 12);
     static const ModelDtype dtypes[] = {MODEL_F16, MODEL_BF16, MODEL_Q8_0};
     static const QuantType types[] = {QUANT_F16, QUANT_BF16, QUANT_Q8_0};
     for (int i = 0; i < 3; i++) {
@@ -273,7 +272,7 @@ static void test_keep(void **state) {
         const QuantMatrix *wte = model_blocks_of(&n, TENSOR_wte, 0);
         assert_true(wte && wte->parts == 2 && wte->type[0] == (int)types[i] && wte->type[1] == QUANT_F32);
         assert_true(model_output_blocks(&n) && !model_output_weights(&n) && wte->rows[0] == 100 && wte->rows[1] == 28);
-        const size_t C = (size_t)c.width, all = n.parameters;
+        const size_t C = (size_t)n.config.width, all = n.parameters;
         float *before = values_of(&n, all);
         model_grow_vocab(&n, 110, 5);
         float *after = values_of(&n, all);
