@@ -24,13 +24,15 @@ nothing is reported. Prints one JSON line: optimizer steps/s of the median step,
 """
 
 
-def options(doc, steps):
+def options(doc, steps, shape=True):
+    """shape: with the options of GPT-2's shape."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--vocab", type=int, default=260)
+    if shape:
+        parser.add_argument("--layers", type=int, default=6)
+        parser.add_argument("--heads", type=int, default=6)
+        parser.add_argument("--width", type=int, default=384)
+        parser.add_argument("--vocab", type=int, default=260)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
     parser.add_argument("--steps", type=int, default=steps, help="timed steps, after one untimed step")
     return parser
@@ -42,6 +44,31 @@ def pair_options(doc):
     parser.add_argument("--data", required=True, help="JSON lines with prompt, chosen, rejected")
     parser.add_argument("--batch", type=int, default=8, help="pairs per step")
     return parser
+
+
+def lora_option(parser):
+    parser.add_argument("--lora-rank", type=int, default=0, help="train PEFT's adapters of this rank; 0 trains all weights")
+
+
+def adapters(o):
+    """The trainer's peft_config for --lora-rank."""
+    if not o.lora_rank:
+        return None
+    from peft import LoraConfig
+    return LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def byte_tokenizer():
+    """A tokenizer with one token per byte of ASCII text, an end token and padding."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    words = {chr(i): i for i in range(256)}
+    words.update({"<eos>": EOS, "<pad>": PAD})
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    assert tokenizer("ab:<eos>")["input_ids"] == [97, 98, 58, EOS]
+    return tokenizer
 
 
 def pairs(o):

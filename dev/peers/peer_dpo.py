@@ -15,18 +15,12 @@ from peer import EOS, PAD
 o = peer.start(peer.pair_options(__doc__))
 
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl import DPOConfig, DPOTrainer
 
 rows = peer.pairs(o)
 data = Dataset.from_dict({key: [r[key] for r in rows] for key in ("prompt", "chosen", "rejected")})
-words = {chr(i): i for i in range(256)}
-words.update({"<eos>": EOS, "<pad>": PAD})
-backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-assert tokenizer("ab:<eos>")["input_ids"] == [97, 98, 58, EOS]
+tokenizer = peer.byte_tokenizer()
 model = GPT2LMHeadModel(GPT2Config(
     **peer.shape(o), pad_token_id=PAD, bos_token_id=EOS, eos_token_id=EOS))
 with tempfile.TemporaryDirectory() as folder:

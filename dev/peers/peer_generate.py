@@ -3,7 +3,8 @@
     pip install -r dev/requirements.txt
     python dev/peers/peer_generate.py [--dtype float32|bfloat16] [--threads 2] [--model FOLDER]
 
-Random weights, or the model of a folder (peer_folder.py makes one), random prompts, with KV cache and without an end token, so every sequence has the full length.
+Random weights, or the model of a folder (peer_folder.py makes one), and random prompts, with KV cache and without an end
+token, so every sequence has the full length.
 Prints one JSON line: new tokens/s of the median run, peak resident memory in MiB.
 """
 

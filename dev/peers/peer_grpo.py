@@ -23,7 +23,7 @@ parser.add_argument("--prompt", type=int, default=32, help="tokens per prompt")
 parser.add_argument("--new", type=int, default=64, help="tokens per sample")
 parser.add_argument("--beta", type=float, help="strength of the KL penalty; 0 uses no reference model (default as in TRL: 0; rloo: 0.05)")
 parser.add_argument("--model", help="folder of the model, in place of GPT-2 with --layers, --heads, --width and --vocab")
-parser.add_argument("--lora-rank", type=int, default=0, help="train PEFT's adapters of this rank; 0 trains all weights")
+peer.lora_option(parser)
 o = peer.start(parser)
 if o.beta is None:
     o.beta = 0.0 if o.algo == "grpo" else 0.05
@@ -45,13 +45,10 @@ backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
 backend.decoder = decoders.Fuse()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 if o.model:
-    model = AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32, bos_token_id=o.vocab - 1, eos_token_id=o.vocab - 1)
+    model = AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32, bos_token_id=o.vocab - 1,
+                                                 eos_token_id=o.vocab - 1)
 else:
     model = GPT2LMHeadModel(GPT2Config(**peer.shape(o), bos_token_id=o.vocab - 1, eos_token_id=o.vocab - 1))
-adapters = None
-if o.lora_rank:
-    from peft import LoraConfig
-    adapters = LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 draw = torch.randint(o.vocab - 2, (o.prompts * (o.steps + 1), o.prompt)).tolist()
 data = Dataset.from_dict({"prompt": ["".join(chr(0x100 + i) for i in ids) for ids in draw]})
 assert len(tokenizer(data[0]["prompt"])["input_ids"]) == o.prompt
@@ -68,6 +65,6 @@ with tempfile.TemporaryDirectory() as folder:
                     beta=o.beta)
     model.save_pretrained(folder + "/model")  # TRL loads its reference model from the model's path
     model = type(model).from_pretrained(folder + "/model")
-    trainer = Trainer(model, reward, config, train_dataset=data, processing_class=tokenizer, peft_config=adapters)
+    trainer = Trainer(model, reward, config, train_dataset=data, processing_class=tokenizer, peft_config=peer.adapters(o))
     peer.measure(trainer, o, tokens=o.prompts * o.samples * o.new, algo=o.algo, prompts=o.prompts, samples=o.samples,
                  prompt=o.prompt, new=o.new, beta=o.beta)

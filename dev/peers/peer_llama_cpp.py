@@ -4,8 +4,7 @@
 
 The model is mapped and its weights are repacked as llama.cpp does by default; the end of text does not end the completion.
 The rate is that of the tokens after the first one, as llama.cpp counts it, of the best of some runs after an untimed one.
-Prints one JSON line: new tokens/s, peak resident memory in MiB, which includes the mapped file, and what llama.cpp says of
-the processor.
+Prints one JSON line: new tokens/s, peak resident memory in MiB, which includes the mapped file.
 """
 
 import argparse

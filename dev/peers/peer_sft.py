@@ -14,44 +14,33 @@ tokens/s without padding over all timed steps, peak resident memory in MiB.
 import tempfile
 
 import peer
-from peer import EOS, PAD
 
-parser = peer.options(__doc__, steps=4)
+parser = peer.options(__doc__, steps=4, shape=False)
 parser.add_argument("--data", required=True, help="JSON lines with prompt and chosen")
 parser.add_argument("--model", required=True, help="folder of the model")
-parser.add_argument("--lora-rank", type=int, default=0, help="train PEFT's adapters of this rank; 0 trains all weights")
+peer.lora_option(parser)
 parser.add_argument("--batch", type=int, default=4, help="rows per step")
 o = peer.start(parser)
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 rows = peer.pairs(o)
 data = Dataset.from_dict({"prompt": [r["prompt"] for r in rows], "completion": [r["chosen"] for r in rows]})
-words = {chr(i): i for i in range(256)}
-words.update({"<eos>": EOS, "<pad>": PAD})
-backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+tokenizer = peer.byte_tokenizer()
 model = AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32)
-adapters = None
-if o.lora_rank:
-    from peft import LoraConfig
-    adapters = LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 counts = []
 
 
 class Trainer(SFTTrainer):
     def training_step(self, model, inputs, *rest):
-        mask = inputs["attention_mask"]
-        counts.append(int(mask.sum()))
+        counts.append(int(inputs["attention_mask"].sum()))
         return super().training_step(model, inputs, *rest)
 
 
 with tempfile.TemporaryDirectory() as folder:
     config = SFTConfig(**peer.settings(o, folder), per_device_train_batch_size=o.batch, max_length=None)
-    trainer = Trainer(model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=adapters)
+    trainer = Trainer(model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=peer.adapters(o))
     peer.measure(trainer, o, tokens=counts, batch=o.batch, lora_rank=o.lora_rank)

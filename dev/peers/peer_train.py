@@ -47,13 +47,14 @@ else:
                                        embd_pdrop=0, attn_pdrop=0, use_cache=False, bos_token_id=None, eos_token_id=None))
 if o.lora_rank:
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(model, LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(model, LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear",
+                                             task_type="CAUSAL_LM"))
 if o.pure:
     model = model.to(torch.bfloat16)
 model.train()
-vocab = model.config.vocab_size
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-tokens = torch.randint(vocab, (o.batch, o.length))
+trained = [p for p in model.parameters() if p.requires_grad]
+optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+tokens = torch.randint(model.config.vocab_size, (o.batch, o.length))
 times = []
 for step in range(o.steps + 1):
     start = time.perf_counter()
@@ -65,8 +66,8 @@ for step in range(o.steps + 1):
     optimizer.zero_grad(set_to_none=True)
     times.append(time.perf_counter() - start)
 seconds = statistics.median(times[1:])
-print(json.dumps({"peer": f"torch {torch.__version__}, transformers {transformers.__version__}", "dtype": o.dtype, "pure": o.pure, "lora_rank": o.lora_rank,
-                  "threads": o.threads, "batch": o.batch, "length": o.length,
+print(json.dumps({"peer": f"torch {torch.__version__}, transformers {transformers.__version__}", "dtype": o.dtype,
+                  "pure": o.pure, "lora_rank": o.lora_rank, "threads": o.threads, "batch": o.batch, "length": o.length,
                   "parameters": sum(p.numel() for p in model.parameters()), "seconds_per_step": round(seconds, 4),
                   "tokens_per_second": round(o.batch * o.length / seconds, 1),
                   "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
