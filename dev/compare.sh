@@ -13,8 +13,8 @@
 #                             likewise, and sft-lora-smollm2 and sft-lora-smollm2-bf16 for adapters of rank 16
 #   generate-smollm2          generate with SmolLM2-135M's shape; generate-smollm2-bf16 likewise
 #   grpo-smollm2              grpo with SmolLM2-135M's shape, 4 prompts x 8 samples; grpo-smollm2-bf16 likewise
-#   llama-cpp                 decode of one sequence, greedy, from the same GGUF file, for each file of $GGUF, or for SmolLM2-135M
-#                             in Q4_1 (dev/real_model.sh), F16 and Q8_0: llama.cpp, with its defaults
+#   llama-cpp                 decode of one sequence, greedy, from the same GGUF file, for each file of $GGUF, or for
+#                             SmolLM2-135M in Q4_1 (dev/real_model.sh), F16 and Q8_0: llama.cpp, with its defaults
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -51,6 +51,11 @@ rate() { # TOPIC OURS PEER: each side is a JSON line with tokens_per_second and 
         "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)"
 }
 
+steps_rate() { # of $topic, whose steps/s are $ours and whose peer's JSON line is $theirs
+    row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
+        "$(field "$theirs" peak_rss_mib)"
+}
+
 # Runs a trainer: writes its peak memory in MiB to $work/rss and prints the steps/s of the median step after the first two.
 trainer() { # PROGRAM OPTIONS...
     "$@" -o /dev/null --metrics "$work/m.jsonl" 2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
@@ -62,11 +67,11 @@ trainer() { # PROGRAM OPTIONS...
 }
 
 # Both sides train on the same pairs.
-pairs_topic() { # rm|dpo DTYPE PEERS_DTYPE OPTIONS...
+pairs_topic() { # rm|dpo OPTIONS...
     data/make_prefs --count 200 --prompt-length 256 --min-length 16 --max-length 96 -o "$work/prefs.jsonl" 2>/dev/null
     data/make_shard --quiet -i "$work/prefs.jsonl" -o "$work/prefs.shard"
-    method=$1 dtype=$2 peers_dtype=$3
-    shift 3
+    method=$1
+    shift
     ours=$(trainer "./train_$method" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 1024 \
         -i "$work/prefs.shard" --per-device-train-batch-size 8 --max-steps 12 "$@")
     theirs=$(peer "dev/peers/peer_$method.py" --data "$work/prefs.jsonl" --dtype "$peers_dtype")
@@ -80,9 +85,7 @@ sampled() { # VOCABULARY PROMPTS PROGRAM OPTION...
     trainer "$@" -i "$work/prompts.shard" --reward random --num-prompts "$prompts" --num-generations 8 \
         --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 2048
 }
-steps() { # DTYPE PROGRAM [OPTION...]
-    dtype=$1
-    shift
+steps() { # PROGRAM [OPTION...]
     sampled 260 8 "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128
 }
 
@@ -131,57 +134,47 @@ decode() { # FILE
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 make -s all bench >&2
 for topic in "$@"; do
+    case $topic in *-bf16) dtype=bf16 peers_dtype=bfloat16 ;; *) dtype=float32 peers_dtype=float32 ;; esac
+    case $topic in lora-* | sft-lora-*) rank="--lora-rank 16" ;; *) rank= ;; esac
     case $topic in
-    train) rate train "$(build/bench_train 2>/dev/null | tail -n 1)" "$(peer dev/peers/peer_train.py)" ;;
-    train-bf16) rate train-bf16 "$(build/bench_train --dtype bf16 2>/dev/null | tail -n 1)" \
-        "$(peer dev/peers/peer_train.py --dtype bfloat16)" ;;
-    generate) rate generate "$(build/bench_decode --no-single 2>/dev/null | tail -n 1)" "$(peer dev/peers/peer_generate.py)" ;;
-    generate-bf16) rate generate-bf16 "$(build/bench_decode --no-single --dtype bf16 2>/dev/null | tail -n 1)" \
-        "$(peer dev/peers/peer_generate.py --dtype bfloat16)" ;;
+    train | train-bf16)
+        rate "$topic" "$(build/bench_train --dtype $dtype 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_train.py --dtype $peers_dtype)" ;;
+    generate | generate-bf16)
+        rate "$topic" "$(build/bench_decode --no-single --dtype $dtype 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_generate.py --dtype $peers_dtype)" ;;
     grpo | grpo-bf16)
-        case $topic in *-bf16) ours=$(steps bf16 ./train_grpo) ;; *) ours=$(steps float32 ./train_grpo) ;; esac
-        case $topic in *-bf16) theirs=$(peer dev/peers/peer_grpo.py --dtype bfloat16) ;; *) theirs=$(peer dev/peers/peer_grpo.py) ;; esac
-        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-            "$(field "$theirs" peak_rss_mib)" ;;
+        ours=$(steps ./train_grpo)
+        theirs=$(peer dev/peers/peer_grpo.py --dtype $peers_dtype)
+        steps_rate ;;
     rm | rm-bf16)
-        case $topic in *-bf16) pairs_topic rm bf16 bfloat16 --normalize none ;;
-        *) pairs_topic rm float32 float32 --normalize none ;; esac
-        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-            "$(field "$theirs" peak_rss_mib)" ;;
+        pairs_topic rm --normalize none
+        steps_rate ;;
     dpo | dpo-bf16)
-        case $topic in *-bf16) pairs_topic dpo bf16 bfloat16 ;; *) pairs_topic dpo float32 float32 ;; esac
-        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-            "$(field "$theirs" peak_rss_mib)" ;;
+        pairs_topic dpo
+        steps_rate ;;
     rloo | rloo-bf16)
-        case $topic in *-bf16) ours=$(steps bf16 ./train_ppo --algo rloo --temperature 1) ;;
-        *) ours=$(steps float32 ./train_ppo --algo rloo --temperature 1) ;; esac
-        case $topic in *-bf16) theirs=$(peer dev/peers/peer_grpo.py --algo rloo --dtype bfloat16) ;; *) theirs=$(peer dev/peers/peer_grpo.py --algo rloo) ;; esac
-        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-            "$(field "$theirs" peak_rss_mib)" ;;
+        ours=$(steps ./train_ppo --algo rloo --temperature 1)
+        theirs=$(peer dev/peers/peer_grpo.py --algo rloo --dtype $peers_dtype)
+        steps_rate ;;
     train-smollm2 | train-smollm2-bf16 | lora-smollm2 | lora-smollm2-bf16)
         smollm2
-        case $topic in lora-*) rank="--lora-rank 16" ;; *) rank= ;; esac
-        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
-        rate "$topic" "$(build/bench_train --model smollm2-135m $rank --dtype $ours 2>/dev/null | tail -n 1)" \
-            "$(peer dev/peers/peer_train.py --model "$work/smollm2" $rank --dtype $theirs)" ;;
+        rate "$topic" "$(build/bench_train --model smollm2-135m $rank --dtype $dtype 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_train.py --model "$work/smollm2" $rank --dtype $peers_dtype)" ;;
     sft-smollm2 | sft-smollm2-bf16 | sft-lora-smollm2 | sft-lora-smollm2-bf16)
         smollm2
-        case $topic in sft-lora-*) rank="--lora-rank 16" ;; *) rank= ;; esac
-        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
-        ours=$(rows_of_sft -c "$work/smollm2" $rank --dtype $ours)
-        rate "$topic" "$ours" "$(peer dev/peers/peer_sft.py --model "$work/smollm2" --data "$work/prefs.jsonl" $rank --dtype $theirs)" ;;
+        ours=$(rows_of_sft -c "$work/smollm2" $rank --dtype $dtype)
+        theirs=$(peer dev/peers/peer_sft.py --model "$work/smollm2" --data "$work/prefs.jsonl" $rank --dtype $peers_dtype)
+        rate "$topic" "$ours" "$theirs" ;;
     generate-smollm2 | generate-smollm2-bf16)
         smollm2
-        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
-        rate "$topic" "$(build/bench_decode --model smollm2-135m --no-single --dtype $ours 2>/dev/null | tail -n 1)" \
-            "$(peer dev/peers/peer_generate.py --model "$work/smollm2" --dtype $theirs)" ;;
+        rate "$topic" "$(build/bench_decode --model smollm2-135m --no-single --dtype $dtype 2>/dev/null | tail -n 1)" \
+            "$(peer dev/peers/peer_generate.py --model "$work/smollm2" --dtype $peers_dtype)" ;;
     grpo-smollm2 | grpo-smollm2-bf16)
         smollm2
-        case $topic in *-bf16) ours=bf16 theirs=bfloat16 ;; *) ours=float32 theirs=float32 ;; esac
-        ours=$(sampled 49150 4 ./train_grpo -c "$work/smollm2" --dtype $ours)
-        theirs=$(peer dev/peers/peer_grpo.py --model "$work/smollm2" --prompts 4 --dtype $theirs)
-        row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-            "$(field "$theirs" peak_rss_mib)" ;;
+        ours=$(sampled 49150 4 ./train_grpo -c "$work/smollm2" --dtype $dtype)
+        theirs=$(peer dev/peers/peer_grpo.py --model "$work/smollm2" --prompts 4 --dtype $peers_dtype)
+        steps_rate ;;
     llama-cpp)
         gguf_files >"$work/files"
         while read -r file; do
