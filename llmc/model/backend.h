@@ -375,8 +375,8 @@ typedef struct Backend {
     /* dx = dout w, dw += dout^T x, db += sum of rows of dout; any of the three results may be NULL and is then skipped */
     void (*linear_backward)(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                             const Weights *w, int N, int IC, int OC);
-    /* Declares that the gradient dw of a matrix counts as 0, whatever its memory holds: the next linear_backward or head
-     * that adds to dw, of at least one row, stores instead. NULL: dw must hold zeros. */
+    /* Declares that the gradient dw of a matrix counts as 0, whatever its memory holds: the next linear_backward, head
+     * or divergence that adds to dw, of at least one row, stores instead. NULL: dw must hold zeros. */
     void (*store_next)(Device *d, const Floats *dw);
     /* pre = x w^T + b, out = gelu(pre), tanh approximation (Hendrycks and Gimpel 2016, as in GPT-2) */
     void (*linear_gelu_forward)(Device *d, Acts *pre, Acts *out, const Acts *x, const Weights *w, const Weights *b,

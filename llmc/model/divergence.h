@@ -28,8 +28,8 @@
 #include "backend.h"       /* TokenDivergence, Floats, floats_at, Backend, ... */
 #include "batch.h"         /* Batch */
 #include "config.h"        /* ModelConfig */
-#include "model.h"         /* Model, model_grad, model_output_blocks, model_output_tensor, ... */
-#include "transformer.h"   /* ModelOutput, model_forward, model_trunk_backward, model_head */
+#include "model.h"         /* Model, model_output_blocks, model_output_weights */
+#include "transformer.h"   /* ModelOutput, model_forward, model_trunk_backward, model_head, ... */
 #include "workspace.h"     /* work_floats, Workspace, WORK_argmax, WORK_dentropy, ... */
 #include <assert.h>
 
@@ -170,7 +170,7 @@ static inline void divergence_gradient(TokenDivergence *a, const Model *m, const
         a->head.dentropy = work_floats(w, WORK_dentropy, 0);
     }
     a->head.dh = work_acts(w, WORK_dh, 0);
-    a->head.dweight = model_grad(m, model_output_tensor(&m->config), 0);
+    a->head.dweight = model_head_grad(m, a->head.rows);
 }
 
 /* Runs both trunks and the operation. weight: NULL, or the gradient is computed up to the head's input. */

@@ -29,7 +29,7 @@
 #include "backend.h"       /* Acts, Backend, acts_at, Norm, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
-#include "model.h"         /* Model, model_weight, model_grad, model_blocks_of, ... */
+#include "model.h"         /* Model, model_weight, model_grad, model_grad_product, ... */
 #include "tensors.h"       /* TENSOR_wte, TensorInfo, TENSOR_valuew, TENSOR_wpe, ... */
 #include "workspace.h"     /* work_acts, Workspace, work_floats, work_ints, ... */
 
@@ -468,10 +468,10 @@ static inline Head model_head(const Model *m, const Workspace *w, const Batch *b
     return head;
 }
 
-/* The gradient of the output matrix, for the head over the batch's targets. */
-static inline Floats *model_head_grad(const Model *m, const Batch *batch) {
+/* The gradient of the output matrix, for the head or the divergence over this number of targets. */
+static inline Floats *model_head_grad(const Model *m, int targets) {
     const int output = model_output_tensor(&m->config);
-    return batch->targets ? model_grad_product(m, output, 0) : model_grad(m, output, 0);
+    return targets ? model_grad_product(m, output, 0) : model_grad(m, output, 0);
 }
 
 /* Computes what `out` requests for the batch's targets: log-probabilities (at the given temperature), entropies, most
@@ -493,7 +493,7 @@ static inline void model_forward_known(const Model *m, const Workspace *w, const
         b->upload(d, work_floats(w, WORK_dlogp, 0), dlogp, R * sizeof(float));
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dweight = model_head_grad(m, batch);
+        head.dweight = model_head_grad(m, batch->targets);
     }
     if (out->logp || out->entropy || out->argmax || dlogp) b->head(d, &head); /* values alone need no logits */
     if (out->logp) b->download(d, out->logp, head.logp, R * sizeof(float));
@@ -651,7 +651,7 @@ static inline void model_backward(const Model *m, const Workspace *w, const Batc
         head.dlogp = work_floats(w, WORK_dlogp, 0);
         head.dentropy = dentropy ? work_floats(w, WORK_dentropy, 0) : NULL;
         head.dh = work_acts(w, WORK_dh, 0);
-        head.dweight = model_head_grad(m, batch);
+        head.dweight = model_head_grad(m, batch->targets);
         b->head(d, &head);
     } else b->zero(d, work_acts(w, WORK_dh, 0), (size_t)batch->targets * (size_t)m->config.width * b->act_size);
     if (dvalue) {
