@@ -6,7 +6,8 @@
 #           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
 #           are the seeds of the runs; the controls have the first one
 #   guess   a model trains with the game of scripts/guess.py after demonstrations of which half guess at random: its mean
-#           reward, the share of games that it wins, and the mean turns of those, beside the figures of bisection
+#           reward, which must be within that of a tenth of a turn of bisection's, the share of games that it wins, and the mean
+#           turns of those
 #   faults  a program of --tool-cmd is killed at random, 200 times: every completion is what it is without that and has the same
 #           reward, or has none; without episodes no completion is lost
 #   turns   the share of the time in which the engine computes while tools take 0.1 s, and the time of a turn in long
@@ -115,14 +116,30 @@ lookup() {
     cp "$work/grpo$seed.bin" "$work/grpo.bin"
 }
 
-games() { # TEXT MODEL: 500 games
-    ./generate -c "$work/$2.bin" -i "$work/guess.shard" -g 140 --tool-cmd 'python3 scripts/guess.py' -o "$work/$2.jsonl" 2>/dev/null
-    python3 - "$1" "$work/$2.jsonl" <<'END'
+games() { # TEXT MODEL [1]: 500 games; 1: bisection plays them too, and a model that is more than a tenth of a turn worse fails
+    ./generate -c "$work/$2.bin" -i "$work/guess.shard" -g 140 --temperature 1 --tool-cmd 'python3 scripts/guess.py' \
+        -o "$work/$2.jsonl" 2>/dev/null
+    python3 - "$1" "$work/$2.jsonl" "${3:-0}" <<'END'
 import json, sys
-# the reward of the last turn is 1 - turns/8 if the game was won, else 0 or null
-rewards = [json.loads(line)["turn_rewards"][-1] or 0 for line in open(sys.argv[2])]
-won = [8 * (1 - reward) for reward in rewards if reward]
-print(f"{sys.argv[1]} {sum(rewards) / len(rewards):.3f}   {len(won) / len(rewards):.3f}   {sum(won) / max(len(won), 1):.2f}")
+
+def bisection(number):
+    low, high, turns = 1, 31, 1
+    while (low + high) // 2 != number:
+        low, high = (low, (low + high) // 2 - 1) if number < (low + high) // 2 else ((low + high) // 2 + 1, high)
+        turns += 1
+    return turns
+
+def line(name, rewards):  # the reward of the last turn is 1 - turns/8 if the game was won, else 0 or null
+    won = [8 * (1 - reward) for reward in rewards if reward]
+    print(f"{name:18} {sum(rewards) / len(rewards):.3f}   {len(won) / len(rewards):.3f}   {sum(won) / max(len(won), 1):.2f}")
+
+rows = [json.loads(row) for row in open(sys.argv[2])]
+rewards = [row["turn_rewards"][-1] or 0 for row in rows]
+line(sys.argv[1], rewards)
+if sys.argv[3] == "1":
+    best = [1 - bisection(int(row["answer"])) / 8 for row in rows]
+    line("bisection:", best)
+    if sum(rewards) / len(rewards) < sum(best) / len(best) - 0.1 / 8: sys.exit("FAILED: more than a tenth of a turn worse than bisection")
 END
 }
 
@@ -130,14 +147,15 @@ guess() {
     echo "== guess: mean reward, games won, turns of those, of 500 samples"
     data/make_tasks --task guess --count 4000 --format chat --noise 0.5 --template chatml -o "$work/guess_sft.shard" 2>/dev/null
     data/make_tasks --task guess --count 500 --seed 2 --template chatml -o "$work/guess.shard" 2>/dev/null
-    ./train_sft --layers 2 --width 64 --heads 4 --context 256 -i "$work/guess_sft.shard" -o "$work/guess_sft.bin" -x 250 --quiet \
+    ./train_sft --layers 2 --width 64 --heads 4 --context 256 -i "$work/guess_sft.shard" -o "$work/guess_sft.bin" -x 800 --quiet \
         --batch-tokens 4096 -l 4e-3 --warmup-steps 10 2>/dev/null
-    games "fine-tuned:       " guess_sft
-    ./train_grpo -c "$work/guess_sft.bin" -i "$work/guess.shard" -o "$work/guess.bin" -p 16 -G 8 -g 140 -l 5e-4 --slots 128 -x 60 \
-        --warmup-steps 3 --adam-beta2 0.99 --tool-cmd 'python3 scripts/guess.py' --reward none --quiet 2>"$work/guess.log" ||
-        { tail -n 1 "$work/guess.log" >&2; exit 1; }
-    games "60 steps of GRPO: " guess
-    echo "bisection:         0.480   1.000   4.16"
+    games "fine-tuned:" guess_sft
+    for seed in ${SEEDS:-42 43}; do
+        ./train_grpo -c "$work/guess_sft.bin" -i "$work/guess.shard" -o "$work/guess.bin" -p 16 -G 8 -g 140 -l 1e-3 --slots 128 \
+            -x 150 --seed "$seed" --warmup-steps 3 --adam-beta2 0.99 --tool-cmd 'python3 scripts/guess.py' --reward none --quiet \
+            2>"$work/guess.log" || { tail -n 1 "$work/guess.log" >&2; exit 1; }
+        games "GRPO, seed $seed:" guess 1 || status=1
+    done
 }
 
 # Kills COUNT workers, each a while after it has started.
