@@ -92,12 +92,12 @@ static inline void clip_histogram_add(ClipHistogram *h, double log_rho, double a
     h->sum.count[advantage > 0 ? CLIP_ROWS / 2 + size : CLIP_ROWS / 2 - 1 - size][bin]++;
 }
 
-/* Counts the tokens of a micro-batch, or its completions if rho is per completion. */
+/* Counts the tokens of a micro-batch, or its completions if rho is per completion; not those of another policy. */
 static inline void clip_histogram_policy(ClipHistogram *h, const PolicyLossConfig *c, const PolicyBatch *b) {
     const bool by_sequence = policy_by_sequence(c) && c->loss != POLICY_GMPO;
     for (int32_t i = 0; i < b->completions; i++) {
         double share;
-        if (b->counts && !b->counts[i]) continue;
+        if ((b->counts && !b->counts[i]) || (b->off_policy && b->off_policy[i])) continue;
         if (by_sequence) {
             clip_histogram_add(h, log(policy_sequence_ratio(c, b, i, &share)), (double)b->advantage[i]);
             continue;

@@ -35,6 +35,11 @@
  * and kl_cov are those of verl (compute_policy_loss_clip_cov, compute_policy_loss_kl_cov). covariance.h chooses the tokens
  * of the last two. tests/golden/losses_peers.txt holds values computed by the code of both.
  *
+ * Completions that another policy wrote (PolicyBatch.off_policy) have the ratio of off_policy.h with any loss, beside the
+ * same weight, KL term and entropy bonus; no ratio to pi_old, clip or mask applies to them. With grpo's clip for the others,
+ * this is LUFFY's loss (2504.14945). Its normaliser Z, the tokens of all completions, is that of dapo. tests/golden/off_policy.txt
+ * holds values computed by its code.
+ *
  * B and the token counts are those of the WHOLE optimizer batch (PolicyNormaliser). The losses and gradients of
  * micro-batches therefore add up to those of the batch, wherever it is split between completions.
  *
@@ -54,6 +59,7 @@
 #include "../base/error.h" /* xmalloc */
 #include "aggregation.h"   /* AGG_SEQ_MEAN_TOKEN_MEAN, AGG_SEQ_MEAN_TOKEN_SUM, AGG_SEQ_MEAN_TOKEN_SUM_NORM, ... */
 #include "kl.h"            /* KL_K3, KlEstimator, kl_estimate */
+#include "off_policy.h"    /* OffPolicy, off_policy_default, off_policy_ratio */
 #include "scalar.h"        /* METRIC, clamp, LossMetric */
 #include <assert.h>
 
@@ -106,6 +112,7 @@ typedef struct PolicyLossConfig {
                                 (DeepSeek-V3.2, eq. 9); 0: none */
     double max_completion_length; /* norm of seq-mean-token-sum-norm (dr_grpo) */
     PolicyShape shape;            /* the constants of single losses */
+    OffPolicy off_policy;         /* the ratio of completions that another policy wrote */
 } PolicyLossConfig;
 
 /* Whether the mean of a loss is over the tokens of all completions sampled together (PolicyNormaliser). */
@@ -132,6 +139,7 @@ static inline PolicyLossConfig policy_loss_config(PolicyLossKind loss) {
                           .kl = KL_K3,
                           .kl_bias_correction = true,
                           .max_completion_length = 512,
+                          .off_policy = off_policy_default(),
                           .shape = {.sapo_temperature_positive = 1.0,
                                     .sapo_temperature_negative = 1.05,
                                     .vespo_k_positive = 2,
@@ -179,6 +187,7 @@ typedef struct PolicyBatch {
     const float *entropy;         /* of pi at each token, or NULL if entropy_coef is 0 */
     const uint8_t *keep;          /* top-entropy mask from policy_entropy_keep(); NULL: keeps all */
     const uint8_t *chosen;        /* clip_cov, kl_cov: 1 for the tokens of covariance_choose(); NULL: none */
+    const uint8_t *off_policy;    /* (completions) 1: another policy wrote it; NULL: the policy sampled all */
 } PolicyBatch;
 
 /* Sums over the whole optimizer batch. */
@@ -213,6 +222,8 @@ typedef struct PolicyStats {
         double phi;                            /* vespo */
         double ratio, square_log;              /* per token: rho, (log rho)^2 */
         double sampled, sampler_gap;           /* tokens with a log mu; |log pi_old - log mu| */
+        double off_tokens, off_ratio, off_p;   /* tokens of another policy, in no other sum but the losses and `kept`;
+                                                  f(p), p */
     } sum;
     struct {
         double high;                /* fraction of the tokens of a completion that are clipped above */
@@ -465,6 +476,34 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
     return policy - bonus;
 }
 
+/* The same for a completion that another policy wrote. The KL term is not multiplied by a ratio. */
+static inline double policy_off_policy_sequence(const PolicyLossConfig *c, const PolicyNormaliser *n,
+                                                const PolicyBatch *b, int32_t i, float *dlogp, float *dentropy,
+                                                PolicyStats *stats) {
+    const double w = policy_token_weight(c, n, b->offset[i + 1] - b->offset[i]);
+    const double coef = c->entropy_coef / fmax(n->kept_tokens, 1);
+    double policy = 0, bonus = 0;
+    for (int32_t t = b->offset[i]; t < b->offset[i + 1]; t++) {
+        const double A = policy_token_advantage(b, i, t);
+        double slope, dk = 0, k = 0;
+        const double ratio = off_policy_ratio(&c->off_policy, (double)b->logp[t], &slope);
+        if (b->ref_logp) k = kl_estimate(c->kl, (double)b->logp[t] - b->ref_logp[t], &dk);
+        policy += w * (c->beta * k - ratio * A);
+        if (dlogp) dlogp[t] = (float)(w * (c->beta * dk - slope * A));
+        if (c->entropy_coef != 0) bonus += coef * b->entropy[t];
+        if (dentropy) dentropy[t] = (float)-coef;
+        if (b->entropy) {
+            stats->sum.kept++;
+            stats->sum.kept_entropy += b->entropy[t];
+        }
+        stats->sum.off_tokens++;
+        stats->sum.off_ratio += ratio;
+        stats->sum.off_p += exp((double)b->logp[t]);
+    }
+    stats->sum.policy_loss += policy;
+    return policy - bonus;
+}
+
 /* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
  * dlogp and dentropy are written per token, like b->logp (0 for excluded completions); NULL skips them. dentropy is
  * required if entropy_coef is not 0 and dlogp is given. NaN in, NaN out. */
@@ -474,14 +513,17 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
     assert(c->entropy_coef == 0 || (b->entropy && (dentropy || !dlogp)));
     double loss = 0;
     for (int32_t i = 0; i < b->completions; i++) {
-        stats->sum.completions++;
+        const bool off_policy = b->off_policy && b->off_policy[i];
+        stats->sum.completions += !off_policy;
         if (!b->counts || b->counts[i]) {
-            loss += policy_loss_sequence(c, n, b, i, dlogp, dentropy, stats);
+            loss +=
+                (off_policy ? policy_off_policy_sequence : policy_loss_sequence)(c, n, b, i, dlogp, dentropy, stats);
             continue;
         }
         const int32_t begin = b->offset[i], length = b->offset[i + 1] - begin;
         if (dlogp && length) memset(dlogp + begin, 0, (size_t)length * sizeof *dlogp);
         if (dentropy && length) memset(dentropy + begin, 0, (size_t)length * sizeof *dentropy);
+        if (off_policy) continue;
         if (policy_by_sequence(c) && c->loss != POLICY_GMPO) { /* TRL counts it, with rho = 1 */
             stats->min.low = fmin(stats->min.low, 0);
             stats->max.high = fmax(stats->max.high, 0);
@@ -497,7 +539,8 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
 enum { POLICY_METRICS = 20 };
 
 /* Computes the metrics that apply, under TRL's names, and returns their number. Not in TRL: ratio/mean, ratio/max,
- * onpolicy/max_abs_ratio_minus_1 (all per token) and policy/approxkl_avg = mean (log rho)^2 / 2. */
+ * onpolicy/max_abs_ratio_minus_1 (all per token), policy/approxkl_avg = mean (log rho)^2 / 2, and off_policy/...: of the
+ * tokens that another policy wrote, their fraction of all, and the means of p and f(p). */
 static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s, LossMetric out[POLICY_METRICS]) {
     int n = 0;
     const double tokens = fmax(s->sum.tokens, 1);
@@ -522,6 +565,11 @@ static inline int policy_metrics(const PolicyLossConfig *c, const PolicyStats *s
     if (s->sum.sampled) {
         METRIC("sampling/sampling_logp_difference/mean", s->sum.sampler_gap / s->sum.sampled);
         METRIC("sampling/sampling_logp_difference/max", s->max.sampler_gap);
+    }
+    if (s->sum.off_tokens > 0) {
+        METRIC("off_policy/tokens", s->sum.off_tokens / (s->sum.tokens + s->sum.off_tokens));
+        METRIC("off_policy/prob", s->sum.off_p / s->sum.off_tokens);
+        METRIC("off_policy/ratio_mean", s->sum.off_ratio / s->sum.off_tokens);
     }
     return n;
 }
