@@ -13,6 +13,8 @@
  * the sampler's log-probabilities are due to rounding and logged as sampling/sampling_logp_difference. With several
  * steps, the log-probabilities of pi_old are computed before the first one.
  *
+ * With --n-prefix, demonstrations join the samples of their prompts' groups (train/off_policy.h).
+ *
  * With --teacher, a second model's distributions at the sampled tokens are learned, beside the reward or, with --reward
  * none, alone (train/distiller.h).
  *
@@ -51,6 +53,7 @@
 #include "llmc/train/generation_options.h"  /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"   /* generation_evaluate, generation_log, generation_show, ... */
 #include "llmc/train/mixing.h"              /* mixing_check */
+#include "llmc/train/off_policy.h"          /* OFF_POLICY_OPTIONS, OffPolicyOptions, off_policy_check, ... */
 #include "llmc/train/reference.h"           /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, ... */
 #include "llmc/train/rollout_dump.h"        /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
 #include "llmc/train/teacher.h"             /* teacher_bytes, teacher_guard */
@@ -68,6 +71,7 @@ static struct {
     RolloutDumpOptions rollouts;
     DistillerOptions distill;
     CreditOptions credit;
+    OffPolicyOptions off_policy;
     int64_t iterations, steps_per_generation, resample;
     double epsilon, epsilon_high, delta, beta, entropy_coef, entropy_target, top_entropy, off_policy_mask;
     double entropy_coef_delta, entropy_coef_min, entropy_coef_max, kl_target, kl_horizon;
@@ -185,6 +189,7 @@ static const Option options[] = {
     OPTION_REAL  ("positive-reward",           0, &o.positive.reward, -1e9, 1e9,
                   "reward from which a completion is right for --positive-nll-coef"),
     CREDIT_LOSS_OPTIONS(o.credit),
+    OFF_POLICY_OPTIONS(o.off_policy),
     DISTILLER_OPTIONS(o.distill),
     JUDGE_OPTIONS(o.g.judge),
     TRAINER_MODEL_OPTIONS(o.t),
@@ -278,7 +283,7 @@ static void sample_and_score(Run *r) {
         metrics_phase(&r->t.metrics, RUN_SAMPLING);
         g->reward_seconds += clock_seconds() - scoring;
         for (int32_t i = kept * G; i < P * G; i++) {
-            if (isnan(g->scored[i].reward)) continue;
+            if (isnan(g->scored[i].reward) || g->scored[i].off_policy) continue;
             r->drawn++;
             r->drawn_reward += g->scored[i].reward;
         }
@@ -360,6 +365,7 @@ static AdvantageStats compute_advantages(Run *r) {
     credit_advantages(&r->credit, g, (ScaleRewards)o.scale, penalised ? r->penalty : NULL, r->advantage);
     for (int32_t i = 0; penalised && i < g->completions; i++) g->reward[i] = g->scored[i].reward;
     if (penalised || o.remains) advantage_batch_stats(g->reward, g->completions, &stats);
+    off_policy_stats(g, &stats);
     return stats;
 }
 
@@ -433,7 +439,8 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .sampler_logp = x.sampler_logp,
                          .entropy = x.entropy,
                          .keep = keep ? keep + x.at : NULL,
-                         .chosen = by_covariance() ? r->chosen + x.at : NULL};
+                         .chosen = by_covariance() ? r->chosen + x.at : NULL,
+                         .off_policy = g->given.count ? x.off_policy : NULL};
         if (token_baseline()) b.token_advantage = r->addition + x.at;
         if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
@@ -452,7 +459,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     dist_sum(&t->dist, &r->positive.sum, 1);
     all_stats(t, stats);
     distiller_sum(&r->distiller);
-    t->trained += (int64_t)stats->sum.tokens;
+    t->trained += (int64_t)(stats->sum.tokens + stats->sum.off_tokens);
     if (c.beta > 0 || exact_kl()) {
         r->kl += exact_kl() ? r->distiller.stats.value : stats->sum.kl;
         r->kl_completions += stats->sum.counted;
@@ -555,6 +562,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
         metrics_set(m, "dynamic_sampling/reward", r->drawn > 0 ? r->drawn_reward / r->drawn : NAN);
     }
     generation_log(&r->g);
+    off_policy_log(&r->g);
     log_agents(r);
     if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !any_advantage(r))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
@@ -608,6 +616,7 @@ static PolicyLossConfig loss_options(void) {
     c.entropy_coef = o.entropy_coef;
     c.off_policy_mask = o.off_policy_mask;
     c.max_completion_length = (double)o.g.max_completion;
+    c.off_policy = o.off_policy.ratio;
     return c;
 }
 
@@ -665,6 +674,7 @@ static void open_run(Run *r) {
                          teacher_bytes(&r->distiller.teacher, distiller_rows(&r->distiller, g->rows)));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
+    off_policy_open(&o.off_policy, g);
     open_agents(r);
     if (o.beta > 0 && follows())
         reference_open_following(&r->reference, t, o.reference, g->rows, generation_longest(g),
@@ -717,7 +727,9 @@ static bool train(Run *r) {
                                       .ref_logp = o.beta > 0 && !exact_kl()};
         int32_t dumped = 0; /* the first completion of the last step */
         for (int64_t i = 0; i < steps && t->step < t->steps; i++) {
-            const int32_t n = g->completions, size = n / (int32_t)o.steps_per_generation;
+            const int32_t size = g->completions / (int32_t)o.steps_per_generation;
+            int32_t drawn;
+            const double tokens = (double)generation_drawn(g, &drawn);
             const int32_t at = (int32_t)(i % o.steps_per_generation) * size;
             PolicyStats stats = policy_stats();
             if (i) trainer_begin_step(t);
@@ -742,9 +754,8 @@ static bool train(Run *r) {
                 after = generation_evaluate(g, NULL);
             trainer_log(t, loss, "%s %.3f | length %.1f | entropy %.3f | %.0f tok/s",
                         rewarded() ? "reward" : "divergence", rewarded() ? advantages.reward : divergence,
-                        (double)g->offset[n] / n,
-                        stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
-                        g->offset[n] / (g->gen_seconds + 1e-9));
+                        tokens / drawn, stats.max.has_entropy ? stats.sum.entropy / fmax(stats.sum.tokens, 1) : 0,
+                        tokens / (g->gen_seconds + 1e-9));
         }
         rollout_dump_step(&r->dump, dumped, dumped + g->completions / (int32_t)o.steps_per_generation, &values);
         generation_forget(g, 0);
@@ -816,6 +827,30 @@ static void check_credit(void) {
     if (o.credit.level == CREDIT_GIGPO) o.scale = o.credit.norm ? SCALE_NONE : SCALE_GROUP;
 }
 
+/* Rejects what demonstrations among the samples cannot be combined with. */
+static void check_off_policy(void) {
+    const struct {
+        bool given;
+        const char *what;
+    } others[] = {
+        {episodes_on(&o.g.episodes), "--tools and --tool-cmd: a demonstration is a text, without results of calls"},
+        {o.g.agent.command != NULL, "--agent-cmd, whose programs draw the completions"},
+        {!rewarded(), "--reward none: there is no advantage"},
+        {o.distill.teacher.path != NULL, "--teacher"},
+        {exact_kl(), "--kl-estimator exact; give k3"},
+        {o.beta > 0 && o.kl_in, "--kl-in reward, which needs samples of the policy; give --kl-in loss"},
+        {by_covariance(), "--loss-type clip_cov and kl_cov, which choose among the tokens that the policy drew"},
+        {token_baseline(), "--advantage-estimator optimal_token_baseline"},
+        {o.remains > 0, "--num-remains-in-group"},
+        {o.top_entropy < 1, "--top-entropy-quantile"},
+        {o.positive.coef > 0, "--positive-nll-coef"},
+        {o.credit.llds > 0, "--llds-coef"},
+    };
+    off_policy_check(&o.off_policy, options, o.g.generations);
+    for (size_t i = 0; o.off_policy.most && i < sizeof others / sizeof *others; i++)
+        if (others[i].given) usage_error("--n-prefix: cannot be combined with %s", others[i].what);
+}
+
 /* Rejects what completions that programs draw cannot be combined with. */
 static void check_agents(void) {
     agent_refuse_unused(&o.g.agent, options);
@@ -885,6 +920,7 @@ static void check_options(void) {
     check_distillation();
     check_agents();
     check_credit();
+    check_off_policy();
     mixing_check(&o.g.mix, &o.g.input, options, o.t.steps);
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd != NULL);
@@ -945,6 +981,7 @@ int main(int argc, char **argv) {
     o.rollouts = rollout_dump_options();
     o.distill = distiller_options();
     o.credit = credit_defaults();
+    o.off_policy = off_policy_options();
     o.kl_target = 6;
     o.kl_horizon = 10000;
     o.top_entropy = 1;

@@ -4,7 +4,8 @@
  * is already in the file, is drawn again: no file contains a prompt twice, and the splits have no problem in common
  * (llmc/reward/task.h). Each demonstration is checked, before it is written, by the verifier that will score the model.
  *
- *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate
+ *   --format prompt   {"prompt","answer","task", fields}     records of kind prompt, for train_grpo and evaluate; with
+ *                                                            --target-key, the demonstration is one of the fields
  *   --format chat     {"prompt","completion"}                records of kind chat, for train_sft
  */
 #include "../llmc/base/error.h"           /* usage_error, Error, die, checked_object, ... */
@@ -31,7 +32,7 @@ enum { AS_AUTO, AS_JSONL, AS_SHARD };
 enum { DRAWS_MAX = 200000 }; /* draws for one record before its task counts as exhausted */
 
 static struct {
-    const char *task, *output, *corpus, *tokenizer, *template, *tool_format;
+    const char *task, *output, *corpus, *tokenizer, *template, *tool_format, *target;
     int64_t count, seed, level, digits, min_digits, items, largest;
     int split, format, as, style;
     double noise;
@@ -70,6 +71,8 @@ static const Option table[] = {
     OPTION_CHOICE("style", 0, &o.style, TASK_STYLES,
                   "answer alone, its digits reversed, or the work first; auto: scratchpad for word, else direct"),
     OPTION_REAL("noise", 0, &o.noise, 0, 1, "fraction of demonstrations with a wrong answer"),
+    OPTION_TEXT("target-key", 0, &o.target, "NAME",
+                "with --format prompt: write the demonstration, too, as this field, which train_grpo --n-prefix reads"),
     OPTION_TEXT("tool-format", 0, &o.tool_format, "NAME",
                 "bigmul, lookup: how calls are written: " TOOL_FORMATS " (default: that of the template)"),
     OPTION_GROUP("Output"),
@@ -334,6 +337,25 @@ static void check_corpus(const Mix *mix) {
     output_free(&files);
 }
 
+/* Refuses --target-key where no demonstration can be a field. calls: a task has calls in its demonstrations. */
+static void check_target(bool calls) {
+    static const char *const taken[] = {"", "prompt", "answer", "task"};
+    if (!o.target) return;
+    if (o.format == FORMAT_CHAT) usage_error("--target-key: used only with --format prompt");
+    if (calls) usage_error("--target-key: a demonstration with calls and their results is not a text");
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+        if (!strcmp(o.target, taken[i])) usage_error("--target-key '%s': give another name", o.target);
+}
+
+/* Adds the demonstration to the fields of the record. */
+static bool add_target(Task *t, const char *name, Error *e) {
+    if (!o.target) return true;
+    if (json_object_get(t->fields, o.target))
+        return error_set(e, "--target-key: the records of %s have a field '%s'; give another name", name, o.target);
+    json_object_set_new(t->fields, o.target, json_string(t->completion.text));
+    return true;
+}
+
 /* ---- the records ----------------------------------------------------------------------------------------------- */
 
 /* Draws a problem of the split that is not in this file yet; false if DRAWS_MAX draws gave none. The prompt of guess is
@@ -354,7 +376,8 @@ int main(int argc, char **argv) {
     const TaskOptions options = {(int)o.level, (int)o.digits, (int)o.min_digits,
                                  (int)o.items, o.largest,     (TaskStyle)o.style};
     Mix mix = mix_parse(o.task, &options);
-    if (o.noise > 0 && o.format != FORMAT_CHAT) usage_error("--noise applies to demonstrations; give --format chat");
+    if (o.noise > 0 && o.format != FORMAT_CHAT && !o.target)
+        usage_error("--noise applies to demonstrations; give --format chat or --target-key");
     check_corpus(&mix);
     signal(SIGPIPE, SIG_IGN);
     if (o.corpus) write_corpus(&options);
@@ -365,6 +388,7 @@ int main(int argc, char **argv) {
     int64_t wrong_count = 0;
     bool calls = false;
     for (int i = 0; i < mix.count; i++) calls = calls || mix.kind[i] >= TASK_BIGMUL;
+    check_target(calls);
     output_open(&out, calls);
     for (int64_t i = 0; i < o.count; i++) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
@@ -377,7 +401,7 @@ int main(int argc, char **argv) {
             die("%s: no new problem in %d draws after %lld records; lower --count or raise the difficulty", name,
                 DRAWS_MAX, (long long)mix.records[which]);
         }
-        if (!task_solve(&t, &options, wrong, &r, &e)) {
+        if (!task_solve(&t, &options, wrong, &r, &e) || !add_target(&t, name, &e)) {
             output_abort(&out);
             die("%s", e.text);
         }
@@ -410,7 +434,7 @@ int main(int argc, char **argv) {
         option_choice_name(TASK_NAMES, (int)mix.kind[i], name, sizeof name);
         fprintf(stderr, "%s %lld %s", i ? "," : " |", (long long)mix.records[i], name);
     }
-    if (o.format == FORMAT_CHAT) fprintf(stderr, " | %lld deliberately wrong", (long long)wrong_count);
+    if (o.format == FORMAT_CHAT || o.target) fprintf(stderr, " | %lld deliberately wrong", (long long)wrong_count);
     fprintf(stderr, " | prompt and demonstration up to %zu bytes\n", longest);
     task_free(&t);
     free(seen.slot);

@@ -36,11 +36,15 @@ static inline void rollout_append(TextBuffer *out, const char *name, double valu
     if (!isnan(value)) text_format(out, "%s%s %.4g", out->length ? "  " : "", name, value);
 }
 
-/* The first line of a completion: its number, verdict, reward, gold reward and advantage. */
+/* The first line of a completion: its number, whether it is a demonstration, verdict, reward, gold reward and advantage. */
 static inline void rollout_cell_head(RolloutCell *cell, size_t k, const json_t *sample) {
     const json_t *right = json_object_get(sample, "right");
     text_clear(&cell->text);
-    text_format(&cell->text, "[%zu]%s", k, json_is_true(right) ? " right" : json_is_false(right) ? " wrong" : "");
+    const char *whose = json_is_true(json_object_get(sample, "off_policy")) ? " demonstration" : "";
+    text_format(&cell->text, "[%zu]%s%s", k, whose,
+                json_is_true(right)    ? " right"
+                : json_is_false(right) ? " wrong"
+                                       : "");
     rollout_append(&cell->text, "reward", rollout_value(sample, "reward"));
     rollout_append(&cell->text, "gold", rollout_value(sample, "gold"));
     rollout_append(&cell->text, "A", rollout_value(sample, "advantage"));

@@ -1,12 +1,13 @@
 /* test_off_policy.c - demonstrations among the completions of a group: the loss (loss/off_policy.h, loss/policy.h) and the
  * advantages against values from LUFFY's code (golden/off_policy.txt, written by dev/golden/golden_off_policy.py), and
- * against central differences. */
+ * against central differences; demonstrations in records (rollout/off_policy.h), with their tokens against chat_encode(). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include "../llmc/base/error.h"          /* Error */
 #include "../llmc/base/options.h"        /* option_choice_index */
 #include "../llmc/base/random.h"         /* random_real, Random, random_normal, random_start */
 #include "../llmc/loss/advantage.h"      /* AdvantageStats, SCALE_NONE, advantage_group */
@@ -14,6 +15,12 @@
 #include "../llmc/loss/off_policy.h"     /* OFF_POLICY_RESHAPE_CHOICES, off_policy_default, off_policy_ratio, ... */
 #include "../llmc/loss/policy.h"         /* PolicyBatch, PolicyLossConfig, policy_loss_config, ... */
 #include "../llmc/loss/scalar.h"         /* LossMetric */
+#include "../llmc/model/model_text.h"    /* ModelText, model_text_close */
+#include "../llmc/rollout/off_policy.h"  /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
+#include "../llmc/rollout/prompts.h"     /* Prompts, PromptText */
+#include "../llmc/rollout/rollout.h"     /* Completion, Sampling, completion_free, sampling_add_stops, ... */
+#include "../llmc/text/chat.h"           /* ChatMessage, chat_encode, chat_add_specials, chat_stop_token, ... */
+#include "../llmc/text/tokenizer.h"      /* tokenizer_bytes */
 #include "golden.h"                      /* check_near, golden, golden_floats, Golden, ... */
 
 enum { MOST_TOKENS = 64, MOST_COMPLETIONS = 16 };
@@ -224,10 +231,201 @@ static void test_metrics(void **state) {
     assert_true(tokens == 4 * T);
 }
 
+/* ---- records ---- */
+
+enum { CONTEXT = 48, LONGEST = 30 };
+
+/* A model's text with a template, how it samples, and prompts with these fields. */
+typedef struct Given {
+    ModelText text;
+    Sampling how;
+    Prompts prompts;
+} Given;
+
+static const char question[] = "2+3=";
+
+static void given_open(Given *x, const char *template, const char *const *fields, int count) {
+    Error e;
+    *x = (Given){.text.present = true, .text.has_template = true};
+    ModelText *t = &x->text;
+    Prompts *p = &x->prompts;
+    assert_true(tokenizer_bytes(&t->tokenizer, &e) && chat_template_parse(&t->chat, template, &e) &&
+                chat_add_specials(&t->chat, &t->tokenizer, &e));
+    t->stop = chat_stop_token(&t->chat, &t->tokenizer);
+    token_list_add(&t->ends, t->stop);
+    x->how = sampling_default();
+    x->how.max_new = LONGEST;
+    assert_true(sampling_add_stops(&x->how, &t->ends, &e));
+    p->shard.name = strdup("tasks.shard");
+    p->offset = (int64_t *)xcalloc((size_t)count + 1, sizeof *p->offset);
+    p->what = (PromptText *)xcalloc((size_t)count, sizeof *p->what);
+    TokenList ids = {0};
+    for (int i = 0; i < count; i++) {
+        const ChatMessage m = {"user", question};
+        if (!chat_encode(&t->chat, &t->tokenizer, &m, 1, true, &ids, NULL, &e)) fail_msg("%s", e.text);
+        p->what[i].fields = fields[i];
+        p->offset[i + 1] = ids.count;
+    }
+    p->tokens = ids.ids;
+    p->count = count;
+}
+
+static void given_close(Given *x) {
+    model_text_close(&x->text);
+    free(x->prompts.tokens), free(x->prompts.offset), free(x->prompts.what), free(x->prompts.shard.name);
+}
+
+static bool given_read(Given *x, Demonstrations *d, Error *e) {
+    return demonstrations_read(d, &x->prompts, &x->text, &x->how, CONTEXT, e);
+}
+
+/* The prompt with its demonstration is the conversation of both, up to the token that ends the turn. */
+static void test_tokens(void **state) {
+    (void)state;
+    static const char *const templates[] = {
+        "plain", "chatml", "llama", "{user}Q: {content}\\n{assistant}A:{content} end{eos}\\n", "{any}{content}\\n"};
+    static const char *const fields[] = {"{\"target\":\"It is 5\"}"};
+    for (size_t i = 0; i < sizeof templates / sizeof *templates; i++) {
+        Given x;
+        Error e;
+        TokenList all = {0};
+        uint8_t *mask = NULL;
+        Demonstrations d = {.key = "target", .most = 1};
+        const ChatMessage m[] = {{"user", question}, {"assistant", "It is 5"}};
+        given_open(&x, templates[i], fields, 1);
+        if (!given_read(&x, &d, &e)) fail_msg("%s: %s", templates[i], e.text);
+        if (!chat_encode(&x.text.chat, &x.text.tokenizer, m, 2, false, &all, &mask, &e)) fail_msg("%s", e.text);
+        const int32_t prompt = (int32_t)x.prompts.offset[1];
+        Completion c = demonstrations_completion(&d, 0, 0);
+        assert_true(prompt + c.count <= all.count && c.finished && !c.trajectory);
+        assert_memory_equal(all.ids, x.prompts.tokens, (size_t)prompt * sizeof *all.ids);
+        assert_memory_equal(all.ids + prompt, c.tokens, (size_t)c.count * sizeof *all.ids);
+        assert_int_equal(c.tokens[c.count - 1], x.text.stop);
+        for (int32_t t = 0; t < c.count; t++) assert_true(isnan(c.logp[t]));
+        for (int32_t t = 0; t < all.count; t++) /* what train_sft would train on */
+            if (strcmp(templates[i], templates[3])) assert_true(mask[t] == (t >= prompt && t < prompt + c.count));
+        completion_free(&c);
+        token_list_free(&all);
+        free(mask);
+        demonstrations_free(&d);
+        given_close(&x);
+    }
+}
+
+/* The forms of the field; demonstrations that are too long or too many; prompts without one. */
+static void test_forms(void **state) {
+    (void)state;
+    static const char *const fields[] = {"",
+                                         "{\"target\":\"one\",\"other\":1}",
+                                         "{\"target\":{\"role\":\"assistant\",\"content\":\"two\"}}",
+                                         "{\"target\":[{\"content\":\"three\",\"role\":\"assistant\"}]}",
+                                         "{\"target\":[\"four\",\"five\",\"six\"]}",
+                                         "{\"target\":null}",
+                                         "{\"target\":[]}",
+                                         "{\"target\":[\"this one has more than thirty bytes\",\"seven\"]}",
+                                         "{\"target\":\"thirty bytes without its ending.\"}",
+                                         "{\"target\":\"a\\u0000b\"}"};
+    static const int32_t number[] = {0, 1, 1, 1, 2, 0, 0, 1, 0, 1};
+    static const char *const first[] = {"", "one", "two", "three", "four", "", "", "seven", "", "a\0b"};
+    Given x;
+    Error e;
+    Demonstrations d = {.key = "target", .most = 2};
+    given_open(&x, "plain", fields, 10);
+    if (!given_read(&x, &d, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < 10; i++) {
+        assert_int_equal(demonstrations_of(&d, i), number[i]);
+        if (!number[i]) continue;
+        Completion c = demonstrations_completion(&d, i, 0);
+        size_t n;
+        char *text = model_text_decode_bytes(&x.text, c.tokens, c.count, false, &n);
+        assert_true(n == (i == 9 ? 3 : strlen(first[i])));
+        assert_memory_equal(text, first[i], n);
+        free(text);
+        completion_free(&c);
+    }
+    assert_true(d.count == 7 && d.prompts == 6 && d.too_long == 2 && d.beyond == 1 && d.shortened == 0);
+    assert_true(demonstrations_offered(&x.prompts, "target") && !demonstrations_offered(&x.prompts, "other"));
+    assert_false(demonstrations_offered(&x.prompts, "none"));
+    demonstrations_free(&d);
+    given_close(&x);
+}
+
+/* A demonstration ends where a sample would; the context leaves less room than --max-completion-length; an opening tag that
+ * the prompt has is not repeated. */
+static void test_ends(void **state) {
+    (void)state;
+    static const char *const lines[] = {"{\"t\":\"5\\nand so on\"}"};
+    static const char *const thought[] = {"{\"t\":\"<think>\\nx</think>5\"}"};
+    Given x;
+    Error e;
+    Demonstrations d = {.key = "t", .most = 1};
+    given_open(&x, "{any}{content}\\n", lines, 1); /* a turn ends with the newline */
+    assert_true(given_read(&x, &d, &e) && d.count == 1 && d.shortened == 1 && d.offset[1] == 2);
+    demonstrations_free(&d);
+    given_close(&x);
+    for (int stop = 0; stop < 2; stop++) { /* --stop TEXT */
+        static const char *const words[] = {"{\"t\":\"so 5. Right\"}"};
+        given_open(&x, "plain", words, 1);
+        x.how.texts = (StopTexts){.tokenizer = &x.text.tokenizer, .text = {". "}, .count = stop};
+        d = (Demonstrations){.key = "t", .most = 1};
+        assert_true(given_read(&x, &d, &e) && d.shortened == stop && d.offset[1] == (stop ? 6 : 12));
+        demonstrations_free(&d);
+        given_close(&x);
+    }
+    for (int room = 11; room <= 12; room++) { /* 11 bytes and the end */
+        static const char *const words[] = {"{\"t\":\"so 5. Right\"}"};
+        given_open(&x, "plain", words, 1);
+        d = (Demonstrations){.key = "t", .most = 1};
+        const bool ok = demonstrations_read(&d, &x.prompts, &x.text, &x.how, (int32_t)strlen(question) + room, &e);
+        assert_true(ok == (room == 12) && d.too_long == (room == 11));
+        if (!ok) assert_non_null(strstr(e.text, "none of the 1 demonstrations fits"));
+        demonstrations_free(&d);
+        given_close(&x);
+    }
+    for (int open = 0; open < 2; open++) {
+        given_open(&x, open ? "{user}{content}{assistant}<think>\\n{content}{eos}" : "plain", thought, 1);
+        d = (Demonstrations){.key = "t", .most = 1};
+        assert_true(given_read(&x, &d, &e) && d.offset[1] == (open ? 11 : 19));
+        demonstrations_free(&d);
+        given_close(&x);
+    }
+}
+
+static void test_bad_fields(void **state) {
+    (void)state;
+    static const struct {
+        const char *fields, *part;
+    } bad[] = {
+        {"{\"target\":24}", "prompt 1: field 'target' has a number, expected a demonstration"},
+        {"{\"target\":[true]}", "has true or false, expected a demonstration"},
+        {"{\"target\":[[\"a\"]]}", "has a list, expected a demonstration"},
+        {"{\"target\":\"\"}", "has an empty demonstration"},
+        {"{\"target\":[{\"role\":\"user\",\"content\":\"a\"}]}", "a message whose role is not assistant"},
+        {"{\"target\":[{\"content\":\"a\"}]}", "a message whose role is not assistant"},
+        {"{\"target\":[{\"role\":\"assistant\",\"content\":[]}]}", "a message without a text in 'content'"},
+        {"{\"targets\":\"a\"}", "no prompt has the field 'target' with a demonstration"},
+        {"", "no prompt has the field 'target' with a demonstration"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        Given x;
+        Error e;
+        Demonstrations d = {.key = "target", .most = 3};
+        given_open(&x, "plain", &bad[i].fields, 1);
+        assert_false(given_read(&x, &d, &e));
+        if (!strstr(e.text, bad[i].part) || strncmp(e.text, "tasks.shard: ", 13) || strchr(e.text, '\n'))
+            fail_msg("%s: %s", bad[i].fields, e.text);
+        demonstrations_free(&d);
+        given_close(&x);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_golden), cmocka_unit_test(test_advantage_golden), cmocka_unit_test(test_ratio),
-        cmocka_unit_test(test_gradient),    cmocka_unit_test(test_metrics),
+        cmocka_unit_test(test_loss_golden), cmocka_unit_test(test_advantage_golden),
+        cmocka_unit_test(test_ratio),       cmocka_unit_test(test_gradient),
+        cmocka_unit_test(test_metrics),     cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_forms),       cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_bad_fields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

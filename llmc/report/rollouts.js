@@ -557,7 +557,7 @@ if (typeof document !== 'undefined') (function () {
     }
 
     function passRate(group) {
-        var known = group.samples.filter(function (s) { return s.right != null || s.reward != null; });
+        var known = group.samples.filter(function (s) { return !s.off_policy && (s.right != null || s.reward != null); });
         /* the scores of a reward model say nothing of right and wrong */
         if (known.some(function (s) { return s.right == null && (s.reward < 0 || s.reward > 1); })) return NaN;
         return R.mean(known.map(function (s) { return (s.right != null ? s.right : s.reward >= 0.5) ? 1 : 0; }));
@@ -655,7 +655,7 @@ if (typeof document !== 'undefined') (function () {
                     s.turns > 1 ? s.turns + ' turns' : null, s.calls ? s.calls + (s.calls === 1 ? ' call' : ' calls') : null,
                     s.failed_calls ? s.failed_calls + ' failed' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
                 boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},
-                    el('div', {class: 'got'}, i + ': ' + verdict + 'reward ' + number(s.reward) +
+                    el('div', {class: 'got'}, i + ': ' + (s.off_policy ? 'demonstration, ' : '') + verdict + 'reward ' + number(s.reward) +
                         more.filter(Boolean).map(function (t) { return ', ' + t; }).join('')),
                     timeline(s), tokensOf(s, color.get(), said)));
             });

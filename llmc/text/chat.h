@@ -484,6 +484,21 @@ static inline bool chat_encode(const ChatTemplate *c, const Tokenizer *t, const 
     return chat_encode_flags(c, t, messages, NULL, count, generation_prompt, out, mask, e);
 }
 
+/* Appends what the template writes after an assistant's content, up to the token that ends the turn. */
+static inline bool chat_encode_end(const ChatTemplate *c, const Tokenizer *t, TokenList *out, Error *e) {
+    const int32_t stop = chat_stop_token(c, t), first = out->count;
+    const ChatSection *assistant = c->model ? NULL : chat_find_section(c, "assistant", e);
+    if (stop < 0) return error_set(e, "chat template: the assistant's turn does not end with one token");
+    if (c->model) {
+        token_list_append(out, stop);
+        return true;
+    }
+    if (!assistant || !chat_encode_text(&assistant->suffix, t, "assistant", out, e)) return false;
+    for (int32_t i = first; i < out->count; i++)
+        if (out->ids[i] == stop) out->count = i + 1;
+    return true;
+}
+
 /* Appends the tokens that follow the token that ends an assistant's turn, up to the content of the assistant's next one:
  * the rest of what the template writes after a turn, then `messages`, a list of {role, content}, then the template's text
  * before an assistant's content. */

@@ -68,6 +68,7 @@
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/episodes.h"     /* episodes_on, episodes_check, Episodes, episodes_close, ... */
+#include "../rollout/off_policy.h"   /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
 #include "../rollout/prompts.h"      /* Prompts, prompts_length, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
@@ -85,6 +86,7 @@ typedef struct ScoredCompletion {
     size_t text_length; /* bytes, among which there may be NULs */
     int64_t prompt;     /* index of the prompt */
     uint64_t id;
+    bool off_policy; /* a demonstration, which the policy did not draw */
     float reward, parts[REWARDS_MAX];
 } ScoredCompletion;
 
@@ -106,14 +108,16 @@ typedef struct Generation {
     EvalSets held;           /* those of the held-out prompts, which have their order */
     Mix mixture;             /* order of the training prompts */
     const uint8_t *left_out; /* (train.count) 1: a prompt that is never sampled; NULL: all are */
+    Demonstrations given;    /* demonstrations of the training prompts, which replace samples */
     int64_t steps;           /* of the run: --max-steps, or the optimizer steps that --num-train-epochs takes */
     uint64_t next_id;        /* id of the next completion to be sampled */
     /* completions: P groups of G adjacent ones */
     int32_t completions;
     ScoredCompletion *scored;
-    float *reward;   /* (completions) */
-    uint8_t *counts; /* (completions) 0: left out of the loss */
-    int32_t *offset; /* (completions + 1) */
+    float *reward;       /* (completions) */
+    uint8_t *counts;     /* (completions) 0: left out of the loss */
+    uint8_t *off_policy; /* (completions) 1: a demonstration */
+    int32_t *offset;     /* (completions + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
     bool observe;          /* batches have room for the observed tokens as targets: generation_observe() */
     MicroPlan plan;        /* the result of generation_plan() */
@@ -129,9 +133,10 @@ typedef struct Generation {
 /* Completions first ... first+count-1 of a generation. */
 typedef struct GenerationSlice {
     int32_t first, count;
-    int32_t at;            /* index of its first token in the arrays of the whole generation */
-    const int32_t *offset; /* (count + 1) as in the generation, but from 0; valid until the next slice is made */
-    const uint8_t *counts; /* (count) */
+    int32_t at;                /* index of its first token in the arrays of the whole generation */
+    const int32_t *offset;     /* (count + 1) as in the generation, but from 0; valid until the next slice is made */
+    const uint8_t *counts;     /* (count) */
+    const uint8_t *off_policy; /* (count) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens of the slice) */
 } GenerationSlice;
 
@@ -410,6 +415,7 @@ static inline void generation_open(Generation *g) {
     g->scored = (ScoredCompletion *)xcalloc(n, sizeof *g->scored);
     g->reward = (float *)xcalloc(n, sizeof(float));
     g->counts = (uint8_t *)xcalloc(n, 1);
+    g->off_policy = (uint8_t *)xcalloc(n, 1);
     g->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     g->slice_offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     for (int i = 0; generation_token_arrays(g, i); i++)
@@ -451,6 +457,8 @@ static inline void generation_close(Generation *g) {
     generation_forget(g, 0);
     for (int i = 0; generation_token_arrays(g, i); i++) free(*generation_token_arrays(g, i));
     free(g->scored), free(g->reward), free(g->counts), free(g->offset), free(g->slice_offset);
+    free(g->off_policy);
+    demonstrations_free(&g->given);
     micro_plan_free(&g->plan);
     free(g->cut), free(g->owner), free(g->cost);
     mix_free(&g->mixture);
@@ -530,8 +538,25 @@ static inline int64_t generation_next_prompt(Generation *g) {
     die("%s: every prompt that the mixture draws is left out", g->train.shard.name);
 }
 
-/* Samples G completions of each of the next n prompts, into groups first ... first+n-1. Their tokens count as processed
- * (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
+/* The number of completions of a group that are sampled; its demonstrations are the others. */
+static inline int32_t generation_samples(const Generation *g, int64_t prompt) {
+    return (int32_t)g->o->generations - demonstrations_of(&g->given, prompt);
+}
+
+/* The number of tokens that the policy drew in this generation, and of the completions that they are in. */
+static inline int64_t generation_drawn(const Generation *g, int32_t *completions) {
+    int64_t tokens = 0;
+    *completions = 0;
+    for (int32_t i = 0; i < g->completions; i++) {
+        if (g->scored[i].off_policy) continue;
+        tokens += g->offset[i + 1] - g->offset[i];
+        ++*completions;
+    }
+    return tokens;
+}
+
+/* Fills groups of G completions, first ... first+n-1, with samples of the next n prompts, followed by the prompt's
+ * demonstrations. Their tokens count as processed (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
     const int32_t G = (int32_t)g->o->generations;
@@ -541,13 +566,20 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Completion *out = (Completion *)xcalloc((size_t)n * (size_t)G, sizeof *out);
     for (int32_t i = 0; i < n; i++) {
         const int64_t prompt = generation_next_prompt(g);
-        for (int32_t k = 0; k < G; k++) scored[i * G + k] = (ScoredCompletion){.prompt = prompt, .id = g->next_id++};
+        for (int32_t k = 0; k < G; k++)
+            scored[i * G + k] = (ScoredCompletion){
+                .prompt = prompt, .id = g->next_id++, .off_policy = k >= generation_samples(g, prompt)};
         g->cost[first + i] = prompts_length(&g->train, prompt) + (double)G * (double)g->o->max_completion;
     }
     dist_share(g->cost + first, n, g->t->dist.ranks, owner);
-    for (int32_t i = 0; i < n; i++)
-        if (owner[i] == g->t->dist.rank)
-            q[own++] = prompts_request(&g->train, scored[i * G].prompt, G, scored[i * G].id, out + i * G);
+    for (int32_t i = 0; i < n; i++) {
+        const int64_t prompt = scored[i * G].prompt;
+        const int32_t samples = generation_samples(g, prompt);
+        if (owner[i] != g->t->dist.rank) continue;
+        q[own++] = prompts_request(&g->train, prompt, samples, scored[i * G].id, out + i * G);
+        for (int32_t k = samples; k < G; k++)
+            out[i * G + k] = demonstrations_completion(&g->given, prompt, k - samples);
+    }
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
@@ -687,6 +719,7 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
             !c->trajectory || !g->o->episodes.mask_errors || trajectory_mask_errors(c->trajectory, c->tokens, c->count);
         g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
+        g->off_policy[i] = g->scored[i].off_policy;
         if (c->trajectory && !episodes_count_in_loss(&g->episodes, c->trajectory)) g->counts[i] = 0;
         if (!left || g->offset[i + 1] == g->offset[i]) g->counts[i] = 0;
         g->reward[i] = g->scored[i].reward;
@@ -725,6 +758,7 @@ static inline GenerationSlice generation_slice(Generation *g, int32_t first, int
                              .at = at,
                              .offset = g->slice_offset,
                              .counts = g->counts + first,
+                             .off_policy = g->off_policy + first,
                              .logp = g->logp + at,
                              .old_logp = g->old_logp + at,
                              .ref_logp = g->ref_logp + at,

@@ -310,17 +310,23 @@ static inline void generation_log_judge(Generation *g) {
     }
 }
 
-/* Sets TRL's metrics of each reward and of the completion lengths. Warns if no completion ended. */
+/* Sets TRL's metrics of each reward and of the completion lengths, of the completions that the policy drew. Warns if none of
+ * them ended. */
 static inline void generation_log(Generation *g) {
     Metrics *m = &g->t->metrics;
     char key[128];
     float *part = (float *)xmalloc((size_t)g->completions * sizeof *part);
     double *each = (double *)xcalloc((size_t)g->completions + 1, sizeof *each);
     for (int k = 0; k < g->rewards.count; k++) {
-        for (int32_t i = 0; i < g->completions; i++) each[i] = part[i] = g->scored[i].parts[k];
+        int32_t n = 0;
+        for (int32_t i = 0; i < g->completions; i++) {
+            if (g->scored[i].off_policy) continue;
+            each[n] = part[n] = g->scored[i].parts[k];
+            n++;
+        }
         snprintf(key, sizeof key, "rewards/%s", g->rewards.name[k]);
-        metrics_distribution(m, key, each, (size_t)g->completions);
-        const Spread s = spread_of(part, g->completions, 1);
+        metrics_distribution(m, key, each, (size_t)n);
+        const Spread s = spread_of(part, n, 1);
         snprintf(key, sizeof key, "rewards/%s/mean", g->rewards.name[k]);
         metrics_set(m, key, s.mean);
         snprintf(key, sizeof key, "rewards/%s/std", g->rewards.name[k]);
@@ -331,15 +337,15 @@ static inline void generation_log(Generation *g) {
     for (int32_t i = 0; i < g->completions; i++)
         for (int ended = 0; ended < 2; ended++) {
             const Completion *c = &g->scored[i].completion;
-            if (ended && !c->finished) continue;
+            if (g->scored[i].off_policy || (ended && !c->finished)) continue;
             const int32_t n = completion_drawn(c) + (c->trajectory ? c->trajectory->masked : 0);
-            each[i] = n;
+            if (!ended) each[(size_t)count[0]] = n;
             sum[ended] += n;
             count[ended]++;
             least[ended] = fmin(least[ended], n);
             most[ended] = fmax(most[ended], n);
         }
-    metrics_distribution(m, "completions/length", each, (size_t)g->completions);
+    metrics_distribution(m, "completions/length", each, (size_t)count[0]);
     free(each);
     metrics_set(m, "completions/mean_length", sum[0] / count[0]);
     metrics_set(m, "completions/min_length", least[0]);

@@ -178,6 +178,7 @@ static inline void rollout_dump_open_fixed(RolloutDump *d) {
     v->scored = (ScoredCompletion *)xcalloc(n, sizeof *v->scored);
     v->reward = (float *)xcalloc(n, sizeof(float));
     v->counts = (uint8_t *)xcalloc(n, 1);
+    v->off_policy = (uint8_t *)xcalloc(n, 1);
     v->offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     v->slice_offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     v->cut = (int64_t *)xcalloc((size_t)g->t->dist.ranks + 1, sizeof *v->cut);
@@ -204,8 +205,8 @@ static inline void rollout_dump_open(RolloutDump *d, const RolloutDumpOptions *o
 static inline void rollout_dump_close(RolloutDump *d) {
     Generation *v = &d->fixed;
     for (int i = 0; v->o && generation_token_arrays(v, i); i++) free(*generation_token_arrays(v, i));
-    free(v->scored), free(v->reward), free(v->counts), free(v->offset), free(v->slice_offset), free(v->cut);
-    free(v->owner);
+    free(v->scored), free(v->reward), free(v->counts), free(v->off_policy), free(v->offset), free(v->slice_offset);
+    free(v->cut), free(v->owner);
     micro_plan_free(&v->plan);
     free(d->fixed_score), free(d->fixed_gold), free(d->steps);
     *d = (RolloutDump){0};
@@ -309,6 +310,7 @@ static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_
     snprintf(id, sizeof id, "%lld.%d", (long long)s->prompt, k);
     json_t *o = json_object();
     json_object_set_new(o, "id", json_string(id));
+    if (s->off_policy) json_object_set_new(o, "off_policy", json_true());
     json_object_set_new(o, "text", json_utf8(s->text, s->text_length));
     json_object_set_new(o, "tokens", rollout_dump_texts(g, c));
     json_object_set_new(o, "drawn", rollout_dump_runs(c));
@@ -406,8 +408,9 @@ static inline void rollout_dump_fixed(RolloutDump *d) {
     *v = *g; /* the parts that are shared: the prompts, the rewards, the batch */
     v->o = own.o;
     v->parts = 1;
-    v->scored = own.scored, v->reward = own.reward, v->counts = own.counts, v->offset = own.offset;
-    v->slice_offset = own.slice_offset, v->cut = own.cut, v->owner = own.owner, v->plan = own.plan;
+    v->scored = own.scored, v->reward = own.reward, v->counts = own.counts, v->off_policy = own.off_policy;
+    v->offset = own.offset, v->slice_offset = own.slice_offset, v->cut = own.cut, v->owner = own.owner,
+    v->plan = own.plan;
     for (int i = 0; generation_token_arrays(v, i); i++)
         *generation_token_arrays(v, i) = *generation_token_arrays(&own, i);
     rollout_dump_sample_fixed(d);
@@ -504,14 +507,17 @@ static inline json_t *rollout_dump_token(const Generation *g, int32_t i, int32_t
     return o;
 }
 
-/* Tokens of completions [first, end), drawn in proportion to |log rho|, each at most once. */
+/* Tokens of completions [first, end), drawn in proportion to |log rho|, each at most once; not those of another policy, which
+ * have no rho. */
 static inline json_t *rollout_dump_tokens(const RolloutDump *d, int32_t first, int32_t end, const RolloutValues *x) {
     const Generation *g = d->g;
     Random random = random_start((uint64_t)g->t->o->seed, RANDOM_DUMP + (1ull << 55) + (uint64_t)g->t->step);
     const int32_t from = g->offset[first], n = g->offset[end] - from;
     json_t *all = json_array();
     double *weight = (double *)xcalloc((size_t)n + 1, sizeof *weight), sum = 0;
-    for (int32_t i = 0; i < n; i++) sum += weight[i] = fabs((double)g->logp[from + i] - g->old_logp[from + i]);
+    for (int32_t i = first; i < end; i++)
+        for (int32_t t = g->offset[i]; t < g->offset[i + 1] && !g->scored[i].off_policy; t++)
+            sum += weight[t - from] = fabs((double)g->logp[t] - g->old_logp[t]);
     for (int drawn = 0; drawn < ROLLOUT_CLIP_TOKENS && sum > 1e-12 && isfinite(sum); drawn++) {
         double left = sum * random_real(&random);
         int32_t t = 0, i = first;
