@@ -662,6 +662,7 @@ static void open_run(Run *r) {
     generation_check_group(g);
     generation_open_models(g, o.reward_model);
     generation_check_evaluation(g);
+    off_policy_open(&o.off_policy, g);
     r->loss = loss_options();
     r->entropy = entropy_options();
     r->positive = o.positive;
@@ -674,7 +675,6 @@ static void open_run(Run *r) {
                          teacher_bytes(&r->distiller.teacher, distiller_rows(&r->distiller, g->rows)));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
-    off_policy_open(&o.off_policy, g);
     open_agents(r);
     if (o.beta > 0 && follows())
         reference_open_following(&r->reference, t, o.reference, g->rows, generation_longest(g),

@@ -45,6 +45,7 @@ static int setup(void **state) {
     if (fclose(chat) | fclose(tasks)) return 1;
     sh("data/make_shard --quiet -i $T/chat.jsonl -o $T/chat.shard");
     sh("data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard");
+    sh("sed '1~3!s/}$/,\"target\":[\"7\",\"12\"]}/' $T/tasks.jsonl | data/make_shard --quiet -i - -o $T/given.shard");
     sh("./train_sft --layers 1 --width 32 --heads 2 --context 24 -i $T/chat.shard -o $T/base.bin -x 30 -l 0.02 "
        "--batch-tokens 512 --micro-tokens 512");
     return 0;
@@ -272,7 +273,8 @@ static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
         "-x 5 --beta 0.1 --kl-in reward --loss-type gspo --top-entropy-quantile 0.5",
         "-x 6 --steps-per-generation 3 --loss-type clip_cov --clip-cov-ratio 0.1 --clip-cov-lb 0.01",
         "-x 6 --steps-per-generation 3 --loss-type kl_cov --kl-cov-ratio 0.2",
-        "-x 6 --advantage-estimator optimal_token_baseline --positive-nll-coef 0.1 --num-remains-in-group 3"};
+        "-x 6 --advantage-estimator optimal_token_baseline --positive-nll-coef 0.1 --num-remains-in-group 3",
+        "-x 6 -i $T/given.shard --n-prefix 2 --steps-per-generation 3 --beta 0.1 --num-iterations 2"};
     for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
         sh(GRPO "%s -o $T/one.bin --metrics $T/one.jsonl", how[i]);
         sh("$RANKS %d " GRPO "%s -o $T/many.bin --metrics $T/many.jsonl --zero %d", i == 1 ? 4 : 2, how[i], (int)i % 3);

@@ -400,6 +400,24 @@ static inline void generation_check_group(const Generation *g) {
     generation_check_samples(g, "eval-samples", g->o->eval_samples);
 }
 
+/* How completions are sampled. Call it after trainer_open(). */
+static inline Sampling generation_sampling(const Generation *g) {
+    Error e;
+    const GenerationOptions *o = g->o;
+    Sampling s = {.temperature = (float)o->temperature,
+                  .top_p = (float)o->top_p,
+                  .min_p = (float)o->min_p,
+                  .top_k = (int)o->top_k,
+                  .repetition_penalty = (float)o->repetition_penalty,
+                  .max_new = (int)o->max_completion,
+                  .seed = (uint64_t)g->t->o->seed,
+                  .stream = RANDOM_ROLLOUT,
+                  .scope = (RewardScope)o->reward_scope};
+    if (!sampling_add_stops(&s, &g->t->text.ends, &e)) die("%s", e.text);
+    if (!sampling_add_words(&s, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
+    return s;
+}
+
 /* Allocates the engine, unless completions come from --agent-cmd, and the arrays, and continues from the counters of the
  * trainer's state. */
 static inline void generation_open(Generation *g) {
@@ -420,17 +438,7 @@ static inline void generation_open(Generation *g) {
     g->slice_offset = (int32_t *)xcalloc(n + 1, sizeof(int32_t));
     for (int i = 0; generation_token_arrays(g, i); i++)
         *generation_token_arrays(g, i) = (float *)xcalloc(tokens, sizeof(float));
-    g->sampling = (Sampling){.temperature = (float)o->temperature,
-                             .top_p = (float)o->top_p,
-                             .min_p = (float)o->min_p,
-                             .top_k = (int)o->top_k,
-                             .repetition_penalty = (float)o->repetition_penalty,
-                             .max_new = (int)o->max_completion,
-                             .seed = (uint64_t)g->t->o->seed,
-                             .stream = RANDOM_ROLLOUT,
-                             .scope = (RewardScope)o->reward_scope};
-    if (!sampling_add_stops(&g->sampling, &g->t->text.ends, &e)) die("%s", e.text);
-    if (!sampling_add_words(&g->sampling, &g->t->text, &o->stop, &e)) usage_error("--stop: %s", e.text);
+    g->sampling = generation_sampling(g);
     g->cut = (int64_t *)xcalloc((size_t)g->parts * (size_t)(g->t->dist.ranks + 1), sizeof *g->cut);
     g->owner = (int32_t *)xcalloc((size_t)o->prompts, sizeof *g->owner);
     g->cost = (double *)xcalloc((size_t)o->prompts, sizeof *g->cost);

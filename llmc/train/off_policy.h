@@ -7,7 +7,7 @@
  * The metrics reward, rewards/... and completions/... are those of the samples.
  *
  *     OffPolicyOptions o = off_policy_options();                    // before options_parse_all()
- *     off_policy_open(&o, &g);                                      // after generation_open()
+ *     off_policy_open(&o, &g);                                      // after generation_open_prompts()
  *     off_policy_stats(&g, &stats);                                 // after the advantages of each generation
  *     off_policy_log(&g);
  */
@@ -20,7 +20,8 @@
 #include "../loss/off_policy.h"    /* OffPolicy, OFF_POLICY_RESHAPE_CHOICES, off_policy_default, ... */
 #include "../report/metrics.h"     /* metrics_set */
 #include "../rollout/off_policy.h" /* Demonstrations, demonstrations_read, demonstrations_offered */
-#include "generation.h"            /* Generation */
+#include "../rollout/rollout.h"    /* Sampling */
+#include "generation.h"            /* Generation, generation_sampling */
 
 typedef struct OffPolicyOptions {
     int64_t most; /* demonstrations of a group */
@@ -79,6 +80,7 @@ static inline void off_policy_open(const OffPolicyOptions *o, Generation *g) {
     Error e;
     Demonstrations *d = &g->given;
     const bool says = g->t->dist.rank == 0;
+    const Sampling how = generation_sampling(g);
     *d = (Demonstrations){.key = o->key, .most = (int32_t)o->most};
     if (!o->most) {
         if (says && demonstrations_offered(&g->train, o->key))
@@ -86,8 +88,7 @@ static inline void off_policy_open(const OffPolicyOptions *o, Generation *g) {
                  g->train.shard.name, o->key);
         return;
     }
-    if (!demonstrations_read(d, &g->train, &g->t->text, &g->sampling, g->t->model.config.context, &e))
-        die("%s", e.text);
+    if (!demonstrations_read(d, &g->train, &g->t->text, &how, g->t->model.config.context, &e)) die("%s", e.text);
     if (says) off_policy_warn(g);
     if (says && !g->t->o->quiet)
         fprintf(stderr, "target  %s: %lld of %lld prompts have a demonstration, %lld in all; %lld prompts have none\n",
