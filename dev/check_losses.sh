@@ -8,6 +8,11 @@
 # the seeds: the reward over the last ten generations, its difference from dapo's with the same seed, the greedy accuracy on
 # held-out problems, the probability that one of eight samples is right, and entropy and length at the end. METHODS="dapo opo"
 # runs some of the methods. OUT=FOLDER keeps the metrics; runs that it has are not made again.
+#
+# GUIDED=1 runs the methods that learn from demonstrations, on a task that the model cannot do by itself: it is fine-tuned to
+# sort two digits, and the prompts have three, so that no sample is right. luffy has a demonstration in each group
+# (--n-prefix 1), mixed_policy the same without policy shaping, sft_dapo is dapo after fine-tuning on as many demonstrations
+# as luffy has; 300 generations of one step.
 set -eu
 cd "$(dirname "$0")/.."
 make -s train_sft train_grpo train_ppo data/make_tasks >&2
@@ -18,10 +23,13 @@ mkdir -p "$work"
 tasks() { data/make_tasks --task sort --items 4 --largest 9 "$@" 2>/dev/null; }
 all="dapo max_rl pass_k grpo_passk opo gpg optimal_token_baseline dppo clip_cov kl_cov positive_nll"
 all="$all gfpo_length gfpo_efficiency reset a2po"
+[ -z "${GUIDED-}" ] || all="dapo mixed_policy luffy sft_dapo"
 
 options() {
     case $1 in
-    dapo) ;;
+    dapo | sft_dapo) ;;
+    luffy) echo "--n-prefix 1" ;;
+    mixed_policy) echo "--n-prefix 1 --off-policy-reshape no_reshape" ;;
     max_rl | grpo_passk | opo | gpg | optimal_token_baseline) echo "--advantage-estimator $1" ;;
     pass_k) echo "--advantage-estimator pass_k --pass-k 4" ;;
     dppo) echo "--loss-type dppo" ;;
@@ -47,7 +55,47 @@ improve() {
         --metrics "$work/$1-$2.jsonl"
 }
 
+# Fine-tunes model $1 on shard $2 for $3 steps, into model $4.
+tune() {
+    # shellcheck disable=SC2086
+    ./train_sft $1 -i "$work/$2.shard" -o "$work/$4.bin" --max-steps "$3" --batch-tokens 1024 --learning-rate 5e-3 \
+        --warmup-steps 10 --seed "$seed" 2>"$work/log-$seed"
+}
+
+# The models and the prompts of GUIDED=1. 66 steps of 1024 tokens have the 4800 demonstrations of 300 generations.
+prepare_guided() {
+    data/make_tasks --task sort --items 2 --largest 9 --split all --count 80 --seed $((seed * 10 + 1)) --format chat \
+        -o "$work/sft-$seed.shard" 2>"$work/log-$seed"
+    three="data/make_tasks --task sort --items 3 --largest 9"
+    $three --count 500 --seed $((seed * 10 + 2)) --target-key target -o "$work/train-$seed.shard" 2>"$work/log-$seed"
+    $three --count 500 --seed $((seed * 10 + 2)) --format chat -o "$work/demonstrations-$seed.shard" 2>"$work/log-$seed"
+    $three --count 80 --seed $((seed * 10 + 3)) --split heldout -o "$work/heldout-$seed.shard" 2>"$work/log-$seed"
+    tune "--layers 1 --width 32 --heads 2 --context 24" "sft-$seed" 150 "sft-$seed"
+    tune "-c $work/sft-$seed.bin" "demonstrations-$seed" 66 "tuned-$seed"
+}
+
+# Trains by a method of GUIDED=1, with options $3.
+improve_guided() {
+    model=sft
+    [ "$1" != sft_dapo ] || model=tuned
+    # shellcheck disable=SC2086
+    ./train_grpo --num-prompts 16 --num-generations 8 $3 -c "$work/$model-$2.bin" -i "$work/train-$2.shard" \
+        -j "$work/heldout-$2.shard" -o "$work/out-$2.bin" --max-completion-length 8 --max-steps "${STEPS:-300}" \
+        --learning-rate 3e-3 --micro-tokens 4096 --slots 128 --eval-steps 1000 --eval-samples 8 --sample-count 0 --seed "$2" \
+        --metrics "$work/$1-$2.jsonl"
+}
+
 for seed; do
+    if [ -n "${GUIDED-}" ]; then
+        prepare_guided
+        for method in ${METHODS:-$all}; do
+            more=$(options "$method")
+            grep -qs '"record":"end"' "$work/$method-$seed.jsonl" && continue
+            improve_guided "$method" "$seed" "$more" 2>"$work/log-$seed" || { tail -n 1 "$work/log-$seed" >&2; exit 1; }
+            echo "seed $seed  $method" >&2
+        done
+        continue
+    fi
     tasks --count 2000 --seed $((seed * 10 + 1)) --format chat -o "$work/sft-$seed.shard"
     tasks --count 2000 --seed $((seed * 10 + 2)) -o "$work/train-$seed.shard"
     tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$work/heldout-$seed.shard"

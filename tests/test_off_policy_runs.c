@@ -1,8 +1,8 @@
 /* test_off_policy_runs.c - ./train_grpo with demonstrations in the groups, as a user runs it: learning what the model cannot
  * do by itself, the metrics and the dump of a group, resuming, micro-batches, what is said and what is refused.
  *
- * Needs the trainers, data/make_shard, data/make_tasks and data/show. The task of most tests has six prompts "a=" ... "f=". The model is fine-tuned to
- * answer each with any of ten digits; the letter z, which it never draws, is right. */
+ * Needs the trainers, data/make_shard, data/make_tasks and data/show. The task of most tests has six prompts "a=" ... "f=".
+ * The model is fine-tuned to answer each with any of ten digits; the letter z, which it never draws, is right. */
 #include "../llmc/base/error.h" /* Error */
 #include "../llmc/base/io.h"    /* XXH3_64bits */
 #include "files.h"              /* files_path, text_of */

@@ -78,7 +78,8 @@ def advantage_case(name, reward, G):
 folder = sys.argv[1]
 verl_F = functions(folder + "/utils/torch_functional.py", ["masked_mean"])
 luffy = functions(folder + "/mix_src/mix_core_alg.py", ["compute_token_on_off_policy_loss"], torch=torch, verl_F=verl_F)
-verl = functions(folder + "/trainer/ppo/core_algos.py", ["compute_grpo_outcome_advantage"], torch=torch, defaultdict=defaultdict)
+verl = functions(folder + "/trainer/ppo/core_algos.py", ["compute_grpo_outcome_advantage"], torch=torch,
+                 defaultdict=defaultdict)
 out = golden.start("off_policy.txt", seed=5)
 print(f"# made by dev/golden/golden_off_policy.py with LUFFY 01f4ae0, torch {torch.__version__}", file=out)
 loss_case("default", "p_div_p", 0.1)

@@ -10,8 +10,8 @@
  *
  * The gradient of p_div_p is largest at p = gamma, so that tokens that the policy finds unlikely count most; that of
  * no_reshape vanishes for them. No clip applies, as in LUFFY's compute_token_on_off_policy_loss(), whose
- * off_policy_reshape p_div_p_0.1 is p_div_p with gamma 0.1. The paper's objective without shaping has the clip of GRPO around p,
- * too; p is at most 1, so that this clip could act on demonstrations with a negative advantage only.
+ * off_policy_reshape p_div_p_0.1 is p_div_p with gamma 0.1. The paper's objective without shaping has the clip of GRPO
+ * around p, too; p is at most 1, so that this clip could act on demonstrations with a negative advantage only.
  *
  *     const OffPolicy o = off_policy_default();
  *     double slope;

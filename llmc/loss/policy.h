@@ -37,8 +37,8 @@
  *
  * Completions that another policy wrote (PolicyBatch.off_policy) have the ratio of off_policy.h with any loss, beside the
  * same weight, KL term and entropy bonus; no ratio to pi_old, clip or mask applies to them. With grpo's clip for the others,
- * this is LUFFY's loss (2504.14945). Its normaliser Z, the tokens of all completions, is that of dapo. tests/golden/off_policy.txt
- * holds values computed by its code.
+ * this is LUFFY's loss (2504.14945). Its normaliser Z, the tokens of all completions, is that of dapo.
+ * tests/golden/off_policy.txt holds values computed by its code.
  *
  * B and the token counts are those of the WHOLE optimizer batch (PolicyNormaliser). The losses and gradients of
  * micro-batches therefore add up to those of the batch, wherever it is split between completions.

@@ -4,12 +4,12 @@
  *     {"prompt":"2+3=","answer":"5","target":"2+3 is 5"}
  *     {"prompt":"2+3=","answer":"5","target":[{"role":"assistant","content":"2+3 is 5"}, "It is 5"]}
  *
- * A text, a message of the assistant, or a list of these: each is one demonstration. Its tokens are those that the policy would
- * have drawn to write it: the text, encoded after the prompt without special tokens, and the token that ends the assistant's
- * turn. If an earlier token or text ends a completion (--stop), the demonstration ends there and is counted in `shortened`.
- * Demonstrations of more tokens than a completion may have are left out and counted in `too_long`, those beyond the first `most`
- * of a prompt in `beyond`. (LUFFY truncates long ones; those of its data fit.) As in LUFFY, a text that begins with "<think>\n" is
- * written without it after a prompt that ends with it.
+ * A text, a message of the assistant, or a list of these: each is one demonstration. Its tokens are those that the policy
+ * would have drawn to write it: the text, encoded after the prompt without special tokens, and the token that ends the
+ * assistant's turn. If an earlier token or text ends a completion (--stop), the demonstration ends there and is counted in
+ * `shortened`. Demonstrations of more tokens than a completion may have are left out and counted in `too_long`, those beyond
+ * the first `most` of a prompt in `beyond`. (LUFFY truncates long ones; those of its data fit.) As in LUFFY, a text that
+ * begins with "<think>\n" is written without it after a prompt that ends with it.
  *
  *     Demonstrations d = {.key = "target", .most = 1};
  *     if (!demonstrations_read(&d, &prompts, &text, &sampling, context, &e)) die("%s", e.text);

@@ -564,7 +564,8 @@ static inline int64_t generation_drawn(const Generation *g, int32_t *completions
 }
 
 /* Fills groups of G completions, first ... first+n-1, with samples of the next n prompts, followed by the prompt's
- * demonstrations. Their tokens count as processed (num_tokens; TRL counts them at the same place, grpo_trainer.py). Collective. */
+ * demonstrations. Their tokens count as processed (num_tokens; TRL counts them at the same place, grpo_trainer.py).
+ * Collective. */
 static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
     Error e;
     const int32_t G = (int32_t)g->o->generations;

@@ -75,7 +75,8 @@ static inline void off_policy_warn(const Generation *g) {
              (long long)d->beyond, d->most);
 }
 
-/* Reads the demonstrations of the training prompts, and says how many there are. Without --n-prefix, says so if there are any. */
+/* Reads the demonstrations of the training prompts, and prints how many there are. Without --n-prefix, warns if there are
+ * some. */
 static inline void off_policy_open(const OffPolicyOptions *o, Generation *g) {
     Error e;
     Demonstrations *d = &g->given;
