@@ -2,8 +2,7 @@
  *
  * The first byte chooses the template, a stop text, how many demonstrations are read and the room for one; the rest is the
  * fields. Invariants: what is read fits, ends as a sample does and nowhere earlier, and has tokens of the vocabulary. */
-#include "../llmc/base/error.h"         /* Error, xmalloc */
-#include "../llmc/base/text.h"          /* TokenList, token_list_free */
+#include "../llmc/base/error.h"         /* Error, xstrndup */
 #include "../llmc/model/model_text.h"   /* ModelText, model_text_close */
 #include "../llmc/rollout/off_policy.h" /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
 #include "../llmc/rollout/prompts.h"    /* Prompts, PromptText */

@@ -3,12 +3,10 @@
  *
  * Needs the trainers, data/make_shard, data/make_tasks and data/show. The task of most tests has six prompts "a=" ... "f=".
  * The model is fine-tuned to answer each with any of ten digits; the letter z, which it never draws, is right. */
-#include "../llmc/base/error.h" /* Error */
-#include "../llmc/base/io.h"    /* XXH3_64bits */
-#include "files.h"              /* files_path, text_of */
-#include "models.h"             /* assert_near, refused, json_line_of, models_setup, ... */
-#include "run.h"                /* metric, sh, weights_gap, metric_mean, ... */
-#include "shell.h"              /* assert_holds, said, put */
+#include "files.h"  /* files_path, text_of */
+#include "models.h" /* assert_near, refused, json_line_of, models_setup, ... */
+#include "run.h"    /* metric, sh, weights_gap, metric_mean, ... */
+#include "shell.h"  /* assert_holds, said, put */
 
 #define GRPO                                                                                                           \
     "./train_grpo -c $T/sft.bin -g 4 -p 6 -G 8 --micro-tokens 512 --sample-count 0 --lr-scheduler-type constant "

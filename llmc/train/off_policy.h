@@ -14,7 +14,7 @@
 #ifndef LLMC_TRAIN_OFF_POLICY_H
 #define LLMC_TRAIN_OFF_POLICY_H
 
-#include "../base/error.h"         /* die, warn, Error, PLURAL, ... */
+#include "../base/error.h"         /* die, warn, Error, usage_error, ... */
 #include "../base/options.h"       /* OPTION_INT, OPTION_TEXT, OPTION_CHOICE, OPTION_REAL, ... */
 #include "../loss/advantage.h"     /* AdvantageStats, advantage_batch_stats */
 #include "../loss/off_policy.h"    /* OffPolicy, OFF_POLICY_RESHAPE_CHOICES, off_policy_default, ... */
@@ -81,7 +81,6 @@ static inline void off_policy_open(const OffPolicyOptions *o, Generation *g) {
     Error e;
     Demonstrations *d = &g->given;
     const bool says = g->t->dist.rank == 0;
-    const Sampling how = generation_sampling(g);
     *d = (Demonstrations){.key = o->key, .most = (int32_t)o->most};
     if (!o->most) {
         if (says && demonstrations_offered(&g->train, o->key))
@@ -89,6 +88,7 @@ static inline void off_policy_open(const OffPolicyOptions *o, Generation *g) {
                  g->train.shard.name, o->key);
         return;
     }
+    const Sampling how = generation_sampling(g);
     if (!demonstrations_read(d, &g->train, &g->t->text, &how, g->t->model.config.context, &e)) die("%s", e.text);
     if (says) off_policy_warn(g);
     if (says && !g->t->o->quiet)
