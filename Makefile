@@ -174,8 +174,8 @@ unit: all $(TESTS) ## build and run the tests
 # do little but start programs are left out, and those of the CUDA backend: to compile it for the processor with sanitizers
 # takes minutes. `make kernels` has its largest kernels, `make sanitize-cuda` all. The tests are compiled by -O0, which takes
 # a quarter of the time of -O1.
-UNSANITIZED = badinput best_model cuda_backend cuda_ops dist install loops lora_runs make_shard output_runs readme resume \
-              run_folder stops text
+UNSANITIZED = badinput best_model cuda_backend cuda_ops dist install loops lora_runs make_shard off_policy_runs \
+              output_runs readme resume run_folder stops text
 SANITIZE    = $(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so \
               ARCH="$(ARCH)" CFLAGS="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS=-O1 \
               TEST_CFLAGS=
