@@ -550,64 +550,71 @@ static void bad_requests_are_refused(void **state) {
     static const struct {
         const char *path, *body, *part;
         int status;
+        const char *code; /* NULL: null */
     } bad[] = {
-        {"/v1/completions", "", "is not JSON", 400},
-        {"/v1/completions", "[1]", "expected an object", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"prompt\":\"b\"}", "is not JSON", 400},
-        {"/v1/completions", "{}", "prompt is required", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"frobnicate\":1}", "'frobnicate' is not supported", 400},
+        {"/v1/completions", "", "is not JSON", 400, NULL},
+        {"/v1/completions", "[1]", "expected an object", 400, NULL},
+        {"/v1/completions", "{\"prompt\":\"a\",\"prompt\":\"b\"}", "is not JSON", 400, NULL},
+        {"/v1/completions", "{}", "prompt is required", 400, "missing_required_parameter"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"frobnicate\":1}", "'frobnicate' is not supported", 400,
+         "unknown_parameter"},
         {"/v1/completions", "{\"prompt\":\"a\",\"presence_penalty\":0.5}",
-         "'presence_penalty' is not supported with this", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"messages\":[]}", "'messages' is not supported", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"model\":\"gpt-9\"}", "does not exist", 404},
-        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":0}", "only with echo", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":192}", "at most 192 tokens fit", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1.5}", "is a number, expected an integer", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":-1}", "temperature is -1", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":0.001}", "neither 0 (greedy)", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"top_p\":\"x\"}", "is a text, expected a number", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"n\":0}", "expected 1 to 1024", 400},
-        {"/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"n\":1024}", "more than 1024 completions", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\"]}", "at most 4", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":\"\"}", "is empty", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"logprobs\":6}", "expected 0 to 5", 400},
-        {"/v1/completions", "{\"prompt\":\"a\",\"stream_options\":{}}", "only with stream", 400},
-        {"/v1/completions", "{\"prompt\":[1,\"a\"]}", "a text at place 1", 400},
-        {"/v1/completions", "{\"prompt\":[1,260]}", "outside the vocabulary of 260", 400},
-        {"/v1/completions", "{\"prompt\":[[]]}", "is empty", 400},
-        {"/v1/completions", "{\"prompt\":[]}", "empty list", 400},
-        {"/v1/completions", "{\"prompt\":7}", "expected a text or a list", 400},
+         "'presence_penalty' is not supported with this", 400, "unsupported_value"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"messages\":[]}", "'messages' is not supported", 400,
+         "unknown_parameter"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"model\":\"gpt-9\"}", "does not exist", 404, "model_not_found"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":0}", "only with echo", 400, NULL},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":192}", "maximum context length is 192 tokens", 400,
+         "context_length_exceeded"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":1.5}", "is a number, expected an integer", 400,
+         "invalid_type"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":-1}", "temperature is -1", 400,
+         "decimal_below_min_value"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"temperature\":0.001}", "neither 0 (greedy)", 400, NULL},
+        {"/v1/completions", "{\"prompt\":\"a\",\"top_p\":\"x\"}", "is a text, expected a number", 400, "invalid_type"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"n\":0}", "expected 1 to 1024", 400, "integer_below_min_value"},
+        {"/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"n\":1024}", "more than 1024 completions", 400, NULL},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":[\"1\",\"2\",\"3\",\"4\",\"5\"]}", "at most 4", 400,
+         "array_above_max_length"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stop\":\"\"}", "is empty", 400, NULL},
+        {"/v1/completions", "{\"prompt\":\"a\",\"logprobs\":6}", "expected 0 to 5", 400, "integer_above_max_value"},
+        {"/v1/completions", "{\"prompt\":\"a\",\"stream_options\":{}}", "only with stream", 400, NULL},
+        {"/v1/completions", "{\"prompt\":[1,\"a\"]}", "a text at place 1", 400, NULL},
+        {"/v1/completions", "{\"prompt\":[1,260]}", "outside the vocabulary of 260", 400, NULL},
+        {"/v1/completions", "{\"prompt\":[[]]}", "is empty", 400, NULL},
+        {"/v1/completions", "{\"prompt\":[]}", "empty list", 400, "empty_array"},
+        {"/v1/completions", "{\"prompt\":7}", "expected a text or a list", 400, "invalid_type"},
         {"/v1/chat/completions",
          "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":1024,\"max_tokens\":150,\"logprobs\":true,"
          "\"top_logprobs\":20}",
-         "up to 3225600 log-probabilities", 400},
-        {"/v1/chat/completions", "{\"messages\":[]}", "at least one message", 400},
+         "up to 3225600 log-probabilities", 400, NULL},
+        {"/v1/chat/completions", "{\"messages\":[]}", "at least one message", 400, "empty_array"},
 #define A40 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"" A40 A40 A40 A40 A40 "\"}]}",
-         "tokens, but at most 192 fit, the answer included", 400},
-        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"king\",\"content\":\"a\"}]}", "has no role", 400},
-        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "has no content", 400},
+         "maximum context length is 192 tokens", 400, "context_length_exceeded"},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"king\",\"content\":\"a\"}]}", "has no role", 400, NULL},
+        {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\"}]}", "has no content", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
-         "is not {\"type\"", 400},
+         "is not {\"type\"", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"audio\":1}]}",
-         "'audio' of message 0", 400},
+         "'audio' of message 0", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"name\":\"b\"}]}",
-         "'name' of message 0 has no place", 400},
+         "'name' of message 0 has no place", 400, NULL},
         {"/v1/chat/completions",
          "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"reasoning_content\":\"b\"}]}",
-         "'reasoning_content' of message 0 has no place", 400},
+         "'reasoning_content' of message 0 has no place", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"refusal\":\"b\"}]}",
-         "'refusal' of message 0 is not supported", 400},
+         "'refusal' of message 0 is not supported", 400, NULL},
         {"/v1/chat/completions",
          "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"max_tokens\":2,\"max_completion_tokens\":3}",
-         "give only one of them", 400},
-        {"/v1/chat/completions", ADD ",\"tool_choice\":\"required\"}", "auto or none", 400},
+         "give only one of them", 400, NULL},
+        {"/v1/chat/completions", ADD ",\"tool_choice\":\"required\"}", "auto or none", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]," TOOLS "}",
-         "cannot show tools", 400},
+         "cannot show tools", 400, NULL},
         {"/v1/chat/completions", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_logprobs\":1}",
-         "only with logprobs", 400},
-        {"/v1/embeddings", "{}", "no /v1/embeddings here", 404},
-        {"/v1/models", "{}", "is no method of", 405},
+         "only with logprobs", 400, NULL},
+        {"/v1/embeddings", "{}", "no /v1/embeddings here", 404, NULL},
+        {"/v1/models", "{}", "is no method of", 405, NULL},
     };
     start(&chance, NULL);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -616,7 +623,8 @@ static void bad_requests_are_refused(void **state) {
         assert_holds(json_text_of(error, "message"), bad[i].part);
         assert_string_equal(json_text_of(error, "type"), "invalid_request_error");
         assert_non_null(json_object_get(error, "param"));
-        assert_non_null(json_object_get(error, "code"));
+        if (bad[i].code) assert_string_equal(json_text_of(error, "code"), bad[i].code);
+        else assert_true(json_is_null(json_object_get(error, "code")));
         json_decref(a);
     }
     /* fields that are null or change nothing */
@@ -775,7 +783,8 @@ static void a_key_is_needed(void **state) {
     settings.key = "secret";
     start(&chance, NULL);
     json_t *a = answer_of("/v1/completions", "{\"prompt\":\"a\"}", 401);
-    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "authentication_error");
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "invalid_request_error");
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "code"), "invalid_api_key");
     json_decref(a);
     char *text = ask_with("GET", "/v1/models", HEAD "Authorization: Bearer secreT\r\n", "", &status);
     assert_int_equal(status, 401);
@@ -837,7 +846,8 @@ static void clients_that_leave_end_their_jobs(void **state) {
         if (!i) wait_for_slot();
     }
     json_t *a = answer_of("/v1/completions", "{\"prompt\":\"a\"}", 429);
-    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "rate_limit_error");
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "type"), "requests");
+    assert_string_equal(json_text_of(json_object_get(a, "error"), "code"), "rate_limit_exceeded");
     json_decref(a);
     for (int i = 0; i < 3; i++) close(s[i]);
     await_idle();

@@ -37,12 +37,9 @@ static inline char *serve_dump(const json_t *value) {
     return (char *)checked_object(json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(9)), "a JSON text");
 }
 
-/* {"error": ...} of a fault. */
+/* {"error": ...} of a fault, with OpenAI's types: a wrong key is an invalid request, and "requests" is what a limit counts. */
 static inline json_t *serve_error(const ServeFault *f) {
-    const char *type = f->status == 401   ? "authentication_error"
-                       : f->status == 429 ? "rate_limit_error"
-                       : f->status >= 500 ? "server_error"
-                                          : "invalid_request_error";
+    const char *type = f->status == 429 ? "requests" : f->status >= 500 ? "server_error" : "invalid_request_error";
     return json_pack("{s:{s:o,s:s,s:o,s:s?}}", "error", "message", json_utf8(f->e.text, strlen(f->e.text)), "type",
                      type, "param", *f->param ? json_utf8(f->param, strlen(f->param)) : json_null(), "code", f->code);
 }

@@ -228,7 +228,10 @@ static inline ServeTrajectory *serve_gateway_enter(ServeGateway *g, const char *
     }
     if (y) y->busy = true;
     pthread_mutex_unlock(&x->lock);
-    if (!y) serve_refuse(f, 401, "", "this is the key of no trajectory, or of one that has ended");
+    if (!y) {
+        serve_refuse(f, 401, "", "this is the key of no trajectory, or of one that has ended");
+        serve_code(f, "invalid_api_key");
+    }
     return y;
 }
 
@@ -266,11 +269,11 @@ static inline bool serve_trajectory_prepare(const ServeGateway *g, ServeTrajecto
         const int32_t n = q->prompt[0].count, before = y->continued < 0 ? 0 : y->branch[y->continued].count;
         const int32_t left = g->most - y->tokens - (n - before), room = m->length - n;
         if (left < 1 || room < 1) {
-            ok = serve_refuse(f, 400, q->kind == SERVE_CHAT ? "messages" : "prompt",
+            ok = serve_refuse(f, 400, serve_prompt_name(q),
                               "the prompt has %d tokens, of which %d are new; a trajectory has at most %d tokens, and "
                               "this one has %d (--max-completion-length)",
-                              n, n - before, g->most, y->tokens);
-            f->code = "context_length_exceeded";
+                              n, n - before, g->most, y->tokens) ||
+                 serve_code(f, "context_length_exceeded");
             y->full = true;
         }
         y->lowered = q->how.max_new >= left || q->how.max_new >= room;

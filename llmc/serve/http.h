@@ -314,7 +314,10 @@ static inline enum MHD_Result serve_post(ServeHttp *h, struct MHD_Connection *c,
     job->trajectory = y;
     if (serve_engine_submit(x, job)) return stream ? serve_stream(h, x, c, job) : serve_whole(h, x, c, job);
     if (job->failed) serve_refuse(&f, 503, "", "the server is stopping");
-    else serve_refuse(&f, 429, "", "%d requests are waiting, which is the limit; try again later", x->queue);
+    else {
+        serve_refuse(&f, 429, "", "%d requests are waiting, which is the limit; try again later", x->queue);
+        serve_code(&f, "rate_limit_exceeded");
+    }
     serve_job_free(job);
     if (y) serve_gateway_leave(h->gateway, y);
     return serve_send_fault(c, &f);
@@ -364,7 +367,8 @@ static inline bool serve_allowed(const ServeHttp *h, struct MHD_Connection *c, b
             "this server is for its own machine: ask for localhost or 127.0.0.1, or start it with --serve-any");
     if (h->key && !page && (!key || strncasecmp(key, "Bearer ", 7) || !serve_same_key(key + 7, h->key)))
         return serve_refuse(f, 401, "",
-                            "the header Authorization: Bearer KEY with the server's key is missing or wrong");
+                            "the header Authorization: Bearer KEY with the server's key is missing or wrong") ||
+               serve_code(f, "invalid_api_key");
     if (post && (!type || strncasecmp(type, "application/json", 16)))
         return serve_refuse(f, 415, "", "the header Content-Type is not application/json");
     return !length || strtoull(length, NULL, 10) <= SERVE_BODY ||

@@ -110,6 +110,12 @@ static inline bool serve_refuse(ServeFault *f, int status, const char *param, co
     return false;
 }
 
+/* Gives a fault one of OpenAI's codes. */
+static inline bool serve_code(ServeFault *f, const char *code) {
+    f->code = code;
+    return false;
+}
+
 /* ---- values ---------------------------------------------------------------------------------------------------- */
 
 static inline const char *serve_type(const json_t *value) {
@@ -118,9 +124,14 @@ static inline const char *serve_type(const json_t *value) {
     return names[json_typeof(value)];
 }
 
+/* Refuses a value of another type than is expected. */
+static inline bool serve_wrong_type(ServeFault *f, const char *name, const json_t *value, const char *expected) {
+    return serve_refuse(f, 400, name, "%s is %s, expected %s", name, serve_type(value), expected) ||
+           serve_code(f, "invalid_type");
+}
+
 static inline bool serve_flag(const json_t *value, const char *name, bool *flag, ServeFault *f) {
-    if (!json_is_boolean(value))
-        return serve_refuse(f, 400, name, "%s is %s, expected true or false", name, serve_type(value));
+    if (!json_is_boolean(value)) return serve_wrong_type(f, name, value, "true or false");
     *flag = json_is_true(value);
     return true;
 }
@@ -128,20 +139,21 @@ static inline bool serve_flag(const json_t *value, const char *name, bool *flag,
 static inline bool serve_integer(const json_t *value, const char *name, int64_t low, int64_t high, int64_t *out,
                                  ServeFault *f) {
     *out = 0;
-    if (!json_is_integer(value))
-        return serve_refuse(f, 400, name, "%s is %s, expected an integer", name, serve_type(value));
+    if (!json_is_integer(value)) return serve_wrong_type(f, name, value, "an integer");
     *out = json_integer_value(value);
-    return (*out >= low && *out <= high) || serve_refuse(f, 400, name, "%s is %lld, expected %lld to %lld", name,
-                                                         (long long)*out, (long long)low, (long long)high);
+    return (*out >= low && *out <= high) ||
+           serve_refuse(f, 400, name, "%s is %lld, expected %lld to %lld", name, (long long)*out, (long long)low,
+                        (long long)high) ||
+           serve_code(f, *out < low ? "integer_below_min_value" : "integer_above_max_value");
 }
 
 static inline bool serve_number(const json_t *value, const char *name, double low, double high, float *out,
                                 ServeFault *f) {
-    if (!json_is_number(value))
-        return serve_refuse(f, 400, name, "%s is %s, expected a number", name, serve_type(value));
+    if (!json_is_number(value)) return serve_wrong_type(f, name, value, "a number");
     const double x = json_number_value(value);
     *out = (float)x;
-    return (x >= low && x <= high) || serve_refuse(f, 400, name, "%s is %g, expected %g to %g", name, x, low, high);
+    return (x >= low && x <= high) || serve_refuse(f, 400, name, "%s is %g, expected %g to %g", name, x, low, high) ||
+           serve_code(f, x < low ? "decimal_below_min_value" : "decimal_above_max_value");
 }
 
 /* ---- the fields of both kinds ---------------------------------------------------------------------------------- */
@@ -152,13 +164,12 @@ static inline bool serve_read_model(ServeRequest *q, const ServeModel *m, const 
     const char *name = json_string_value(value);
     char other[128] = "";
     (void)q;
-    if (!name) return serve_refuse(f, 400, "model", "model is %s, expected a text", serve_type(value));
+    if (!name) return serve_wrong_type(f, "model", value, "a text");
     if (m->gateway || !strcmp(name, m->name)) return true;
     if (m->other) snprintf(other, sizeof other, " and '%.100s'", m->other);
-    serve_refuse(f, 404, "model", "the model '%.100s' does not exist; this server has '%.100s'%s", name, m->name,
-                 other);
-    f->code = "model_not_found";
-    return false;
+    return serve_refuse(f, 404, "model", "the model '%.100s' does not exist; this server has '%.100s'%s", name, m->name,
+                        other) ||
+           serve_code(f, "model_not_found");
 }
 
 static inline bool serve_read_max(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
@@ -167,7 +178,8 @@ static inline bool serve_read_max(ServeRequest *q, const ServeModel *m, const js
     if (n > m->length && m->gateway) n = m->length;
     if (n > m->length)
         return serve_refuse(f, 400, "max_tokens", "max_tokens is %lld, and at most %d tokens fit with the prompt",
-                            (long long)n, m->length);
+                            (long long)n, m->length) ||
+               serve_code(f, "integer_above_max_value");
     if (q->limited && q->how.max_new != n)
         return serve_refuse(f, 400, "max_completion_tokens",
                             "max_tokens is %d and max_completion_tokens is %lld; give only one of them", q->how.max_new,
@@ -215,9 +227,10 @@ static inline bool serve_read_n(ServeRequest *q, const ServeModel *m, const json
 static inline bool serve_read_stop(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
     const size_t n = json_is_string(value) ? 1 : json_array_size(value);
     if (!json_is_string(value) && !json_is_array(value))
-        return serve_refuse(f, 400, "stop", "stop is %s, expected a text or a list of texts", serve_type(value));
+        return serve_wrong_type(f, "stop", value, "a text or a list of texts");
     if (n > SERVE_STOPS || q->how.texts.count + (int)n > STOP_TEXTS_MAX)
-        return serve_refuse(f, 400, "stop", "stop has %zu texts, expected at most %d", n, SERVE_STOPS);
+        return serve_refuse(f, 400, "stop", "stop has %zu texts, expected at most %d", n, SERVE_STOPS) ||
+               serve_code(f, "array_above_max_length");
     for (size_t i = 0; i < n; i++) {
         const char *text = json_string_value(json_is_string(value) ? value : json_array_get(value, i));
         if (!text || !*text) return serve_refuse(f, 400, "stop", "stop has an entry that is not a text, or is empty");
@@ -260,7 +273,7 @@ static inline bool serve_read_token_ids(ServeRequest *q, const ServeModel *m, co
 /* The end user's name, which changes nothing by its definition. */
 static inline bool serve_read_user(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
     (void)q, (void)m;
-    return json_is_string(value) || serve_refuse(f, 400, "user", "user is %s, expected a text", serve_type(value));
+    return json_is_string(value) || serve_wrong_type(f, "user", value, "a text");
 }
 
 /* ---- the fields of completions --------------------------------------------------------------------------------- */
@@ -309,10 +322,11 @@ static inline bool serve_read_prompt(ServeRequest *q, const ServeModel *m, const
     const bool list = json_is_array(value) && !json_is_integer(json_array_get(value, 0));
     const size_t n = list ? json_array_size(value) : 1;
     if (!json_is_array(value) && !json_is_string(value))
-        return serve_refuse(f, 400, "prompt", "prompt is %s, expected a text or a list", serve_type(value));
-    if (!n) return serve_refuse(f, 400, "prompt", "prompt is an empty list");
+        return serve_wrong_type(f, "prompt", value, "a text or a list");
+    if (!n) return serve_refuse(f, 400, "prompt", "prompt is an empty list") || serve_code(f, "empty_array");
     if (n > SERVE_SAMPLES)
-        return serve_refuse(f, 400, "prompt", "prompt has %zu prompts, at most %d", n, SERVE_SAMPLES);
+        return serve_refuse(f, 400, "prompt", "prompt has %zu prompts, at most %d", n, SERVE_SAMPLES) ||
+               serve_code(f, "array_above_max_length");
     q->prompt = (TokenList *)xcalloc(n, sizeof *q->prompt);
     q->text = (char **)xcalloc(n, sizeof *q->text);
     for (size_t i = 0; i < n; i++) {
@@ -363,7 +377,7 @@ static inline bool serve_shows_tools(const ServeModel *m) {
 }
 
 static inline bool serve_read_tools(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
-    if (!json_is_array(value)) return serve_refuse(f, 400, "tools", "tools is %s, expected a list", serve_type(value));
+    if (!json_is_array(value)) return serve_wrong_type(f, "tools", value, "a list");
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *tool = json_array_get(value, i);
         const char *type = json_string_value(json_object_get(tool, "type"));
@@ -583,7 +597,8 @@ static inline bool serve_encode(const ServeRequest *q, const ServeModel *m, json
 
 static inline bool serve_read_messages(ServeRequest *q, const ServeModel *m, const json_t *value, ServeFault *f) {
     if (!json_is_array(value) || !json_array_size(value))
-        return serve_refuse(f, 400, "messages", "messages is not a list of at least one message");
+        return serve_refuse(f, 400, "messages", "messages is not a list of at least one message") ||
+               serve_code(f, json_is_array(value) ? "empty_array" : "invalid_type");
     if (!m->text->present)
         return serve_refuse(f, 400, "messages",
                             "messages: the model has no tokenizer; use /v1/completions with token ids");
@@ -677,15 +692,34 @@ static inline bool serve_unread(const ServeRequest *q, json_t *body, ServeFault 
         for (size_t i = 0; i < sizeof serve_fields / sizeof *serve_fields; i++)
             found = found || (serve_fields[i].kinds & q->kind && !strcmp(key, serve_fields[i].name));
         if (found || serve_is_neutral(q, key, value, &known)) continue;
-        return serve_refuse(f, 400, key, "the field '%.60s' is not supported%s", key, known ? " with this value" : "");
+        return serve_refuse(f, 400, key, "the field '%.60s' is not supported%s", key,
+                            known ? " with this value" : "") ||
+               serve_code(f, known ? "unsupported_value" : "unknown_parameter");
     }
     return true;
 }
 
+/* The name of the field with the prompt. */
+static inline const char *serve_prompt_name(const ServeRequest *q) {
+    return q->kind == SERVE_CHAT ? "messages" : "prompt";
+}
+
+/* Refuses prompt i, with which a completion of `most` tokens does not fit. Clients know the code, or the first words. */
+static inline bool serve_too_long(const ServeRequest *q, const ServeModel *m, int i, int64_t most, ServeFault *f) {
+    const char *name = serve_prompt_name(q);
+    const int64_t n = q->prompt[i].count;
+    return serve_refuse(f, 400, name,
+                        "this model's maximum context length is %d tokens, but prompt %d needs %lld (%lld in the %s, "
+                        "%lld in the completion)",
+                        m->length, i, (long long)(n + most), (long long)n, name, (long long)most) ||
+           serve_code(f, "context_length_exceeded");
+}
+
 /* Checks what no field can check alone. */
 static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault *f) {
-    const char *name = q->kind == SERVE_CHAT ? "messages" : "prompt";
-    if (!q->prompts) return serve_refuse(f, 400, name, "%s is required", name);
+    if (!q->prompts)
+        return serve_refuse(f, 400, serve_prompt_name(q), "%s is required", serve_prompt_name(q)) ||
+               serve_code(f, "missing_required_parameter");
     if (q->prompts * q->samples > SERVE_SAMPLES)
         return serve_refuse(f, 400, "n", "%d prompts with n %d are more than %d completions", q->prompts, q->samples,
                             SERVE_SAMPLES);
@@ -696,15 +730,8 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
                             (long long)(listed * (1 + q->top)), SERVE_LOGPROBS);
     if (!q->how.max_new && !q->echo) return serve_refuse(f, 400, "max_tokens", "max_tokens 0 is used only with echo");
     for (int i = 0; i < q->prompts; i++) {
-        const int64_t n = q->prompt[i].count, most = q->limited && !m->gateway ? q->how.max_new : 1;
-        if (n + 1 > m->length && q->kind == SERVE_CHAT)
-            return serve_refuse(f, 400, name,
-                                "the conversation has %lld tokens, but at most %d fit, the answer included",
-                                (long long)n, m->length);
-        if (n + most > m->length)
-            return serve_refuse(f, 400, q->limited && n + 1 <= m->length ? "max_tokens" : name,
-                                "prompt %d has %lld tokens and max_tokens is %lld, but at most %d tokens fit in all", i,
-                                (long long)n, (long long)most, m->length);
+        const int64_t most = q->limited && !m->gateway ? q->how.max_new : 1;
+        if (q->prompt[i].count + most > m->length) return serve_too_long(q, m, i, most, f);
     }
     return true;
 }
