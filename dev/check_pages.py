@@ -9,13 +9,15 @@ light and in dark colours, with script and without. It fails if
 
   - the script throws, the console has an error, a dialog opens, or anything but the page itself is asked for;
   - text became markup: an element that loads something, or an attribute that handles an event;
-  - the page is wider than the window;
+  - the page is wider than the window, or a word of a drawing is cut off by the edge of its section;
   - a widget has no drawing, or its script failed; without script, if it has no table;
   - a control has no label, a slider does not move by the arrow keys, or a drawing has no name for screen readers.
 
-Prints how long each page took to open (navigation start to the end of the load event, without the browser's start), and the
-processor time of the page's main thread until then, which other work on the machine does not change.
---pictures writes a PNG of each state. Needs Chromium (apt-get install chromium); Python's standard library only.
+Prints how long each page took to open (navigation start to the end of the load event, without the browser's start), the
+processor time of the page's main thread until then, which other work on the machine changes less, its parts, and the processor
+time of the rest: the widgets, which are drawn after that, and the layout of what is outside of the window.
+--pictures writes a PNG of each state; pages of one name in several folders are told apart by their folders. Needs Chromium
+(apt-get install chromium); Python's standard library only.
 """
 
 import argparse
@@ -26,6 +28,13 @@ import subprocess
 import sys
 import tempfile
 
+# Draws what waits until the reader is near to it, or has printed the page.
+COMPLETE = """(() => {
+  dispatchEvent(new Event('beforeprint'));
+  for (const e of document.querySelectorAll('section')) e.style.contentVisibility = 'visible';
+  return document.documentElement.scrollHeight;
+})()"""
+
 STATE = """(() => {
   const bad = [], all = document.querySelectorAll('*');
   const loads = 'img, iframe, object, embed, link[href], video, audio, base';
@@ -34,6 +43,11 @@ STATE = """(() => {
   for (const e of all) for (const a of e.attributes) if (/^on/i.test(a.name)) bad.push('an attribute ' + a.name);
   if (document.documentElement.scrollWidth > innerWidth)
     bad.push('the page is ' + document.documentElement.scrollWidth + ' pixels wide in a window of ' + innerWidth);
+  for (const e of document.querySelectorAll('main > section svg text')) {
+    const word = e.getBoundingClientRect(), section = e.closest('main > section').getBoundingClientRect();
+    if (word.width && (word.right > section.right + 1 || word.left < section.left - 1) && !e.closest('.scroll'))
+      bad.push('a word of a drawing is cut off: ' + e.textContent);
+  }
   const scripted = SCRIPTED;
   for (const w of document.querySelectorAll('[data-widget]')) {
     const name = 'the widget ' + w.dataset.widget;
@@ -69,6 +83,10 @@ FOCUS = """(() => {
 })()"""
 
 VALUE = "(() => { const e = document.activeElement; return {at: e.value, said: e.parentNode.textContent}; })()"
+
+
+TALLEST = 12000  # pixels of a picture, below the limit of Chromium
+PARTS = ("Script", "RecalcStyle", "Layout")
 
 
 class Browser:
@@ -136,9 +154,9 @@ class Browser:
         return result["result"].get("value")
 
     def busy(self):
-        """Milliseconds of processor time of the page's main thread so far."""
-        metrics = self.call("Performance.getMetrics")["metrics"]
-        return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+        """Milliseconds of processor time of the page's main thread so far: all of it, and by PARTS."""
+        metrics = {m["name"]: 1000 * m["value"] for m in self.call("Performance.getMetrics")["metrics"]}
+        return [metrics[name + "Duration"] for name in ("Task",) + PARTS]
 
     def load(self, url):
         self.events.clear()
@@ -147,12 +165,16 @@ class Browser:
             self.events.append(self.message())
 
     def open(self, url):
-        """Opens a page; returns the processor time that this took, in milliseconds."""
+        """Opens a page and then completes it; returns the processor times of both, as busy() does, in milliseconds."""
         self.load("about:blank")
         before = self.busy()
         self.load(url)
-        after = self.busy()
-        return after - before if after >= before else after
+        opened = self.busy()
+        self.evaluate(COMPLETE)
+        complete = self.busy()
+        if opened[0] < before[0]:  # another process has the page
+            before = [0] * len(before)
+        return [[b - a for a, b in zip(x, y)] for x, y in ((before, opened), (opened, complete))]
 
     def close(self):
         self.process.terminate()
@@ -189,8 +211,28 @@ def move_sliders(browser):
             yield f"the slider '{before['name']}' does not show its new value"
 
 
-def check(browser, page, o):
-    failures, times, busy = {}, [], []  # failures: the states in which each was seen
+def photograph(browser, path, width):
+    """Writes a page as PATH.png, what is below its first TALLEST pixels as PATH-2.png and so on."""
+    height = browser.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
+    for number, top in enumerate(range(0, int(height), TALLEST), 1):
+        clip = {"x": 0, "y": top, "width": width, "height": min(height - top, TALLEST), "scale": 1}
+        picture = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        with open(f"{path}{'' if number == 1 else f'-{number}'}.png", "wb") as f:
+            f.write(base64.b64decode(picture["data"]))
+
+
+def middle(values):
+    return sorted(values)[len(values) // 2]
+
+
+def picture_names(pages):
+    """The beginning of each page's pictures: its name, with its folders if another page has the same name."""
+    short = [os.path.basename(page.rstrip("/")) for page in pages]
+    return [name if short.count(name) == 1 else page.strip("/.").replace("/", "-") for name, page in zip(short, pages)]
+
+
+def check(browser, page, stem, o):
+    failures, times, busy, rest = {}, [], [], []  # failures: the states in which each was seen
     url = page if page.startswith("http") else "file://" + os.path.abspath(page)
     for width in (1280, 400):
         for scheme in ("light", "dark"):
@@ -198,7 +240,9 @@ def check(browser, page, o):
                 browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
                 browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
                 browser.call("Emulation.setScriptExecutionDisabled", value=not script)
-                busy.append(browser.open(url))
+                opened, completed = browser.open(url)
+                busy.append(opened)
+                rest.append(completed[0])
                 state = browser.evaluate(STATE.replace("SCRIPTED", "true" if script else "false"))
                 where = f"{width} {scheme}{'' if script else ' without script'}"
                 bad = state["bad"] + (list(move_sliders(browser)) if script else [])
@@ -206,19 +250,16 @@ def check(browser, page, o):
                     failures.setdefault(b, []).append(where)
                 times.append(state["ms"])
                 if o.pictures:
-                    size = browser.call("Page.getLayoutMetrics")["cssContentSize"]
-                    clip = {"x": 0, "y": 0, "width": width, "height": min(size["height"], 16000), "scale": 1}
-                    picture = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-                    name = f"{os.path.basename(page) or 'page'}-{width}-{scheme}{'' if script else '-plain'}.png"
-                    with open(os.path.join(o.pictures, name), "wb") as f:
-                        f.write(base64.b64decode(picture["data"]))
+                    name = f"{stem}-{width}-{scheme}{'' if script else '-plain'}"
+                    photograph(browser, os.path.join(o.pictures, name), width)
     size = "" if page.startswith("http") else f"{os.path.getsize(page) / 1e6:.2f} MB, "
-    times.sort()
-    busy.sort()
-    print(f"{page}: {size}opens in {times[0]} to {times[-1]} ms, median {times[len(times) // 2]}, with {busy[0]:.0f} to "
-          f"{busy[-1]:.0f} ms of processor time, median {busy[len(busy) // 2]:.0f}; {len(failures)} failure{'s' if len(failures) != 1 else ''}")
-    if o.limit and times[len(times) // 2] > o.limit:
-        failures[f"the median of {times[len(times) // 2]} ms is above the limit of {o.limit:g}"] = ["all states"]
+    all_, *parts = zip(*busy)
+    parts = ", ".join(f"{name} {middle(values):.0f}" for name, values in zip(("script", "style", "layout"), parts))
+    print(f"{page}: {size}opens in {min(times)} to {max(times)} ms, median {middle(times)}, with {min(all_):.0f} to {max(all_):.0f} ms of "
+          f"processor time, median {middle(all_):.0f} ({parts}), and {middle(rest):.0f} until all of it is drawn; {len(failures)} "
+          f"failure{'s' if len(failures) != 1 else ''}")
+    if o.limit and middle(times) > o.limit:
+        failures[f"the median of {middle(times)} ms is above the limit of {o.limit:g}"] = ["all states"]
     for what, where in failures.items():
         print(f"  {what} ({', '.join(where)})")
     return not failures
@@ -237,7 +278,7 @@ def main():
         if not o.pages:
             subprocess.run(["build/sample_report", "nasty", folder], check=True)
             o.pages = [os.path.join(folder, "report.html")]
-        ok = all([check(browser, page, o) for page in o.pages])
+        ok = all([check(browser, page, stem, o) for page, stem in zip(o.pages, picture_names(o.pages))])
     browser.close()
     sys.exit(0 if ok else 1)
 

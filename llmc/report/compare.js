@@ -28,9 +28,10 @@
             to: to === '' ? Infinity : +to};
     }
 
-    /* Draws a chart again. */
+    /* Draws a chart again, for which its points are read, the first time. */
     function draw(c) {
         var s = settings(), svg = c.svg, y;
+        if (!c.d) c.d = JSON.parse(c.script.textContent);
         var lists = c.d.lines.map(function (l) { return plot.points(l, s.mode, s.log, s.from, s.to); });
         var x = plot.extent(lists, 0);
         while (svg.firstChild) svg.removeChild(svg.firstChild);
@@ -110,7 +111,7 @@
     }
 
     document.querySelectorAll('figure script').forEach(function (script) {
-        var c = {svg: script.previousElementSibling, d: JSON.parse(script.textContent), range: null};
+        var c = {svg: script.previousElementSibling, script: script, d: null, range: null};
         charts.push(c);
         listen(c);
     });

@@ -66,37 +66,44 @@ static inline void compute_axis_y(FILE *f, const ChartScale *s) {
     }
 }
 
-static inline void compute_svg(FILE *f) {
-    fputs(
-        "<div class='scroll'><svg viewBox='0 0 720 320' class='plot' role='img' aria-label='accuracy against the FLOPs of a "
-        "prompt, a curve for each method'>",
-        f);
+/* The name of a curve, and the height of the curve's end, which becomes that of the name. */
+typedef struct ComputeName {
+    const char *text;
+    int curve;
+    double y;
+} ComputeName;
+
+static inline int compute_name_order(const void *a, const void *b) {
+    const double x = ((const ComputeName *)a)->y, y = ((const ComputeName *)b)->y;
+    return (x > y) - (x < y);
 }
 
-/* The name of a curve, at its end. taken: heights of the names so far, which keep a distance. */
-static inline void compute_name(FILE *f, const char *name, int colour, double x, double y, double *taken, int *names) {
-    for (bool moved = true; moved;) {
-        moved = false;
-        for (int i = 0; i < *names; i++)
-            if (fabs(taken[i] - y) < 10.5) {
-                y = taken[i] + 11;
-                moved = true;
-            }
+/* Writes the names of n curves, each with a piece of its line, at the heights of their ends, or so far from there that they do
+ * not overlap and none is below the axis. */
+static inline void compute_names(FILE *f, const ChartScale *s, ComputeName *name, int n) {
+    const double apart = 11, x = s->right + 8;
+    qsort(name, (size_t)n, sizeof *name, compute_name_order);
+    for (int i = 1; i < n; i++) name[i].y = fmax(name[i].y, name[i - 1].y + apart);
+    for (int i = n; i-- > 0;) name[i].y = fmin(name[i].y, s->bottom - apart * (n - 1 - i));
+    for (int i = 0; i < n; i++) {
+        const int colour = name[i].curve % CHART_COLOURS;
+        fprintf(f, "<g class='d%d'><path class='line a%d' d='M%.1f %.1fh20'/></g>", name[i].curve % CHART_DASHES,
+                colour, x, name[i].y);
+        fprintf(f, "<text class='name' style='fill:var(--a%d)' x='%.1f' y='%.1f'>", colour, x + 24, name[i].y + 3);
+        html_text(f, name[i].text);
+        fputs("</text>\n", f);
     }
-    taken[(*names)++] = y;
-    fprintf(f, "<text class='name' style='fill:var(--a%d)' x='%.1f' y='%.1f'>", colour, x, y + 3);
-    html_text(f, name);
-    fputs("</text>\n", f);
 }
 
 /* One method's curve of n points x, y, with intervals if low is given. */
 static inline void compute_curve(FILE *f, const ChartScale *s, const double *x, const double *y, const double *low,
-                                 const double *high, int n, int colour) {
+                                 const double *high, int n, int curve) {
+    const int colour = curve % CHART_COLOURS;
     int drawn = 0;
-    fprintf(f, "<path class='line a%d' d='", colour);
+    fprintf(f, "<g class='d%d'><path class='line a%d' d='", curve % CHART_DASHES, colour);
     for (int i = 0; i < n; i++)
         if (isfinite(y[i])) fprintf(f, "%c%.1f %.1f", drawn++ ? 'L' : 'M', chart_x(s, x[i]), chart_y(s, y[i]));
-    fputs("'/>", f);
+    fputs("'/></g>", f);
     for (int i = 0; i < n; i++) {
         if (!isfinite(y[i])) continue;
         if (low && isfinite(low[i]))
@@ -118,11 +125,12 @@ static inline double compute_top(const ComputePoint *p, int n) {
     return top > 0.5 || top <= 0 ? 1 : top;
 }
 
-static inline void compute_by_flops(FILE *f, const ComputePoint *p, int n) {
-    ChartScale s = {.left = 46, .right = 600, .top = 12, .bottom = 270, .x0 = INFINITY, .x1 = -INFINITY};
-    double *x = (double *)xcalloc(4 * (size_t)n + 1, sizeof *x), *y = x + n, *low = y + n, *high = low + n,
-           *taken = (double *)xcalloc((size_t)n + 1, sizeof *taken);
-    int colour = 0, names = 0;
+/* Draws accuracy by FLOPs, a curve for each method, up to the place `right`. */
+static inline void compute_by_flops(FILE *f, const ComputePoint *p, int n, double right) {
+    ChartScale s = {.left = 46, .right = right, .top = 12, .bottom = 270, .x0 = INFINITY, .x1 = -INFINITY};
+    double *x = (double *)xcalloc(4 * (size_t)n + 1, sizeof *x), *y = x + n, *low = y + n, *high = low + n;
+    ComputeName *name = (ComputeName *)xcalloc((size_t)n + 1, sizeof *name);
+    int curve = 0, names = 0;
     for (int i = 0; i < n; i++) {
         if (!(p[i].flops > 0)) continue;
         s.x0 = fmin(s.x0, log2(p[i].flops));
@@ -135,10 +143,10 @@ static inline void compute_by_flops(FILE *f, const ComputePoint *p, int n) {
     }
     s.y1 = compute_top(p, n);
     s.tick = chart_round(s.y1, 5);
-    compute_svg(f);
     compute_axis_y(f, &s);
-    for (double at = ceil(s.x0), step = ceil((s.x1 - s.x0) / 8); at <= s.x1; at += step)
-        fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>2^%.0f</text>", chart_x(&s, at), s.bottom + 14, at);
+    for (double at = ceil(s.x0), step = ceil((s.x1 - s.x0) * 70 / (s.right - s.left)); at <= s.x1; at += step)
+        fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>2<tspan dy='-4' font-size='8'>%.0f</tspan></text>",
+                chart_x(&s, at), s.bottom + 15, at);
     fprintf(f, "<text class='axis' x='%.1f' y='%.1f' text-anchor='end'>FLOPs per prompt</text>\n", s.right,
             s.bottom + 30);
     for (int i = 0; i < n; i++) {
@@ -151,23 +159,22 @@ static inline void compute_by_flops(FILE *f, const ComputePoint *p, int n) {
             low[count] = p[k].low;
             high[count++] = p[k].high;
         }
-        compute_curve(f, &s, x, y, low, high, count, colour % CHART_COLOURS);
+        compute_curve(f, &s, x, y, low, high, count, curve);
         if (count && isfinite(y[count - 1]))
-            compute_name(f, p[i].method, colour % CHART_COLOURS, s.right + 8, chart_y(&s, y[count - 1]), taken, &names);
-        colour++;
+            name[names++] = (ComputeName){p[i].method, curve, chart_y(&s, y[count - 1])};
+        curve++;
     }
-    fputs("</svg></div>\n", f);
-    free(x), free(taken);
+    compute_names(f, &s, name, names);
+    free(x), free(name);
 }
 
-/* The last point of each method, by difficulty. */
-static inline void compute_by_difficulty(FILE *f, const ComputePoint *p, int n) {
+/* Draws the last point of each method by difficulty, up to the place `right`. */
+static inline void compute_by_difficulty(FILE *f, const ComputePoint *p, int n, double right) {
     static const char *const parts[COMPUTE_PARTS] = {"easiest", "2", "3", "4", "hardest"};
     const double x[COMPUTE_PARTS] = {1, 2, 3, 4, 5};
-    ChartScale s = {.left = 46, .right = 600, .top = 12, .bottom = 270, .x0 = 0.8, .x1 = 5.2, .y1 = 1, .tick = 0.2};
-    double *taken = (double *)xcalloc((size_t)n + 1, sizeof *taken);
-    int colour = 0, names = 0;
-    compute_svg(f);
+    ChartScale s = {.left = 46, .right = right, .top = 12, .bottom = 270, .x0 = 0.8, .x1 = 5.2, .y1 = 1, .tick = 0.2};
+    ComputeName *name = (ComputeName *)xcalloc((size_t)n + 1, sizeof *name);
+    int curve = 0, names = 0;
     compute_axis_y(f, &s);
     for (int i = 0; i < COMPUTE_PARTS; i++)
         fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='middle'>%s</text>", chart_x(&s, x[i]), s.bottom + 14,
@@ -177,14 +184,29 @@ static inline void compute_by_difficulty(FILE *f, const ComputePoint *p, int n) 
         if (!compute_first(p, i)) continue;
         for (int k = i; k < n; k++)
             if (!strcmp(p[k].method, p[i].method)) last = k;
-        compute_curve(f, &s, x, p[last].part, NULL, NULL, COMPUTE_PARTS, colour % CHART_COLOURS);
+        compute_curve(f, &s, x, p[last].part, NULL, NULL, COMPUTE_PARTS, curve);
         if (isfinite(p[last].part[COMPUTE_PARTS - 1]))
-            compute_name(f, p[i].method, colour % CHART_COLOURS, s.right + 8,
-                         chart_y(&s, p[last].part[COMPUTE_PARTS - 1]), taken, &names);
-        colour++;
+            name[names++] = (ComputeName){p[i].method, curve, chart_y(&s, p[last].part[COMPUTE_PARTS - 1])};
+        curve++;
     }
-    fputs("</svg></div>\n", f);
-    free(taken);
+    compute_names(f, &s, name, names);
+    free(name);
+}
+
+typedef void (*ComputeDraw)(FILE *f, const ComputePoint *p, int n, double right);
+
+/* Writes a drawing in two widths, of which the style shows the one that fits the window. label: for screen readers. */
+static inline void compute_figure(FILE *f, const ComputePoint *p, int n, const char *label, ComputeDraw draw) {
+    static const struct {
+        const char *name;
+        int width;
+    } sizes[] = {{"broad", 730}, {"narrow", 380}};
+    for (int i = 0; i < 2; i++) {
+        fprintf(f, "<svg viewBox='0 0 %d 320' class='plot %s' role='img' aria-label='%s'>", sizes[i].width,
+                sizes[i].name, label);
+        draw(f, p, n, sizes[i].width - 118);
+        fputs("</svg>\n", f);
+    }
 }
 
 /* Writes the page of n points. what: the model and the data. */
@@ -198,19 +220,19 @@ static inline void compute_page(FILE *f, const char *what, const ComputePoint *p
         "</p></header>\n<section><h2>Accuracy by compute</h2>\n<p class='note'>FLOPs of the model and of the reward model for "
         "one prompt; a vertical line is a 95 % interval.</p>\n",
         f);
-    compute_by_flops(f, p, n);
+    compute_figure(f, p, n, "accuracy against the FLOPs of a prompt, a curve for each method", compute_by_flops);
     fputs("</section>\n", f);
     if (parts) {
         fputs(
             "<section><h2>Accuracy by difficulty</h2>\n<p class='note'>Fifths of the prompts by how often one sample is right; "
             "each method at its largest compute.</p>\n",
             f);
-        compute_by_difficulty(f, p, n);
+        compute_figure(f, p, n, "accuracy by difficulty, a curve for each method", compute_by_difficulty);
         fputs("</section>\n", f);
     }
     fputs(
-        "<section><h2>Figures</h2><div class='scroll'><table><thead><tr><th>method</th><th>parameter</th><th>tokens</th>"
-        "<th>tokens read by the reward model</th><th>FLOPs</th><th>accuracy</th></tr></thead><tbody>\n",
+        "<section><h2>Figures</h2><div class='scroll'><table class='all compute'><thead><tr><th>method</th><th>parameter</th>"
+        "<th>tokens drawn</th><th>tokens read by the reward model</th><th>FLOPs</th><th>accuracy, %</th></tr></thead><tbody>\n",
         f);
     for (int i = 0; i < n; i++) {
         fputs("<tr><td>", f);
@@ -218,7 +240,7 @@ static inline void compute_page(FILE *f, const char *what, const ComputePoint *p
         if (isfinite(p[i].parameter)) fprintf(f, "</td><td>%g", p[i].parameter);
         else fputs("</td><td>", f);
         fprintf(f, "</td><td>%.1f</td><td>%.1f</td><td>%.3g</td>", p[i].tokens, p[i].prm_tokens, p[i].flops);
-        if (isfinite(p[i].accuracy)) fprintf(f, "<td>%.2f %%</td></tr>\n", 100 * p[i].accuracy);
+        if (isfinite(p[i].accuracy)) fprintf(f, "<td>%.1f</td></tr>\n", 100 * p[i].accuracy);
         else fputs("<td></td></tr>\n", f);
     }
     fputs("</tbody></table></div></section>\n", f);

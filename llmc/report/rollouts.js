@@ -321,7 +321,7 @@ var rollouts = (function () {
 })();
 
 if (typeof document !== 'undefined') (function () {
-    var R = rollouts, holder = document.getElementById('rollouts-data'), data = holder ? JSON.parse(holder.textContent) : null;
+    var R = rollouts, data = null;
 
     /* An element with attributes and contents: texts, or elements. */
     function el(tag, o) {
@@ -345,6 +345,7 @@ if (typeof document !== 'undefined') (function () {
     }
 
     function number(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v); }
+    function seconds(v) { return v < 1 ? +(1000 * v).toPrecision(3) + ' ms' : number(v) + ' s'; }
     function percent(v) { return v == null || !isFinite(v) ? '\u2013' : plot.say(v, true); }
 
     var controlCount = 0;
@@ -437,6 +438,15 @@ if (typeof document !== 'undefined') (function () {
         if (o.x) draw(svg, 'text', {class: 'axis', x: b[1], y: b[3] + 27, 'text-anchor': 'end'}, o.x);
         if (o.y) draw(svg, 'text', {class: 'axis', x: b[0] - 5, y: b[2] - 8}, o.y);
         return {X: X, Y: Y};
+    }
+
+    /* Writes the names of curves at x, each at the height of its curve's end, {text, curve, y}, or so far from there that they do not
+     * overlap, and none is below `bottom`. */
+    function names(svg, x, list, bottom) {
+        var apart = 12, all = list.slice().sort(function (s, t) { return s.y - t.y; }), i;
+        all.forEach(function (n, k) { n.at = k ? Math.max(n.y, all[k - 1].at + apart) : n.y; });
+        for (i = all.length - 1; i >= 0; i--) all[i].at = Math.min(all[i].at, bottom - apart * (all.length - 1 - i));
+        all.forEach(function (n) { draw(svg, 'text', {class: 'name a' + n.curve, x: x, y: n.at + 3}, n.text); });
     }
 
     /* The width of a drawing: a narrow window gets a narrower one, so that its words stay legible. */
@@ -549,7 +559,7 @@ if (typeof document !== 'undefined') (function () {
         });
         svg.setAttribute('class', 'turns');
         return el('div', {}, svg, el('details', {}, el('summary', {}, turns.length + ' turns' +
-            (timed ? ', ' + number(end) + ' s, of which ' + number(waited) + ' s waiting for answers' : '')),
+            (timed ? ', ' + seconds(end) + ', of which ' + seconds(waited) + ' waiting for answers' : '')),
         table(['turn', 'tokens', 'text'].concat(timed ? ['ended, s', 'waited, s'] : [], ['tokens', 'answer']), turns.map(function (t, i) {
             return [i + 1, t.drawn, el('span', {class: 'mono'}, short(t.text, 80))].concat(
                 timed ? [number(t.ended), number(t.waited)] : [], [t.observed, el('span', {class: 'mono'}, short(t.answer, 80))]);
@@ -744,8 +754,8 @@ if (typeof document !== 'undefined') (function () {
             var at = axes(svg, b, x, y, {y: 'surrogate', ticks: few, say: function (v) { return plot.say(Math.exp(v)); }});
             draw(svg, 'path', {class: 'line a0', d: plot.path(curve, at.X, at.Y)});
             draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a1', d: plot.path(slope, at.X, at.Y)});
-            draw(svg, 'text', {class: 'name a0', x: b[1] + 6, y: at.Y(curve[160][1]) + 3}, 'surrogate');
-            draw(svg, 'text', {class: 'name a1', x: b[1] + 6, y: at.Y(slope[160][1]) + 14}, kind.get() === 'cispo' ? 'weight' : 'slope');
+            names(svg, b[1] + 6, [{text: 'surrogate', curve: 0, y: at.Y(curve[160][1])},
+                {text: kind.get() === 'cispo' ? 'weight' : 'slope', curve: 1, y: at.Y(slope[160][1])}], b[3]);
             histogram(svg, c, at.X, [b[0], b[1], 250, 328], from, to, b[3]);
             mu.box.hidden = kind.get() !== 'dppo';
             delta.box.hidden = kind.get() !== 'ppo' && kind.get() !== 'gspo';
@@ -862,8 +872,10 @@ if (typeof document !== 'undefined') (function () {
                 say: function (i) { return String(points[i].step); }});
             lists.forEach(function (list, k) {
                 draw(draw(svg, 'g', {class: 'd' + k}), 'path', {class: 'line a' + k, d: plot.path(list, a.X, a.Y)});
-                draw(svg, 'text', {class: 'name a' + k, x: b[1] + 6, y: a.Y(list[list.length - 1][1]) + 3}, k ? 'gold' : lists.length > 1 ? 'proxy' : 'reward');
             });
+            names(svg, b[1] + 6, lists.map(function (list, k) {
+                return {text: k ? 'gold' : lists.length > 1 ? 'proxy' : 'reward', curve: k, y: a.Y(list[list.length - 1][1])};
+            }), b[3]);
             draw(svg, 'path', {class: 'hair', d: 'M' + a.X(at).toFixed(1) + ' ' + b[2] + 'V' + b[3]});
             return svg;
         }
@@ -924,7 +936,8 @@ if (typeof document !== 'undefined') (function () {
             var taken = keys.map(function (key) {
                 return course.map(function (p) { return [Math.max(0, p.kl), p[key]]; }).filter(function (p) { return p[1] != null; });
             });
-            var x = [0, Math.max.apply(null, lists[0].concat(taken[0]).map(function (p) { return p[0]; })) || 1];
+            var most = Math.max.apply(null, lists[0].concat(taken[0]).map(function (p) { return p[0]; })) || 1;
+            var x = [-most / 50, most];
             var a = axes(svg, b, x, plot.extent(lists.concat(taken), 1), {x: 'KL to the reference, nats per completion', y: 'reward'});
             keys.forEach(function (key, k) {
                 var sure = curve.map(function (t) { return t.effective >= 5; });
@@ -933,13 +946,14 @@ if (typeof document !== 'undefined') (function () {
                 if (solid.length) draw(svg, 'path', {class: 'line a' + k, d: plot.path(solid, a.X, a.Y)});
                 if (dashed.length) draw(draw(svg, 'g', {class: 'd1'}), 'path', {class: 'line a' + k, d: plot.path(dashed, a.X, a.Y)});
                 draw(svg, 'circle', {class: 'a' + k, cx: a.X(now.kl), cy: a.Y(now[key]), r: 5});
-                draw(svg, 'text', {class: 'name a' + k, x: a.X(lists[k][lists[k].length - 1][0]) + 7,
-                    y: a.Y(lists[k][lists[k].length - 1][1]) + 3}, k ? 'gold' : 'reward');
                 taken[k].forEach(function (p) {
                     draw(svg, 'path', {class: 'cross a' + k, d: 'M' + (a.X(p[0]) - 3).toFixed(1) + ' ' + (a.Y(p[1]) - 3).toFixed(1) +
                         'l6 6m0 -6l-6 6'});
                 });
             });
+            names(svg, b[1] + 8, keys.map(function (key, k) {
+                return {text: key, curve: k, y: a.Y(lists[k][lists[k].length - 1][1])};
+            }), b[3]);
             empty(out);
             out.appendChild(el('div', {class: 'scroll'}, svg));
             out.appendChild(el('p', {class: 'summary', role: 'status'}, 'reward ', el('b', {}, number(now.reward)),
@@ -1023,15 +1037,33 @@ if (typeof document !== 'undefined') (function () {
         show();
     }
 
-    /* A widget that fails keeps its table. */
     var widgets = {pairs: pairsWidget, group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
-    document.querySelectorAll('[data-widget]').forEach(function (root) {
-        var made = el('div', {});
+    var waiting = [].slice.call(document.querySelectorAll('[data-widget]'));
+
+    /* Draws a widget in the place of its table. One that fails keeps the table. */
+    function put(root) {
+        var made = el('div', {}), holder = document.getElementById('rollouts-data');
         try {
+            if (!data && holder) data = JSON.parse(holder.textContent);
             if (widgets[root.getAttribute('data-widget')](made) === false) return;
             empty(root).appendChild(made);
         } catch (why) {
             root.appendChild(el('p', {class: 'note'}, 'This part of the script failed: ' + R.visible(String(why)) + '. The table is complete.'));
         }
-    });
+    }
+
+    function putAll() {
+        while (waiting.length) put(waiting.shift());
+    }
+
+    function putNext() {
+        if (waiting.length) put(waiting.shift());
+        if (waiting.length) setTimeout(putNext, 0);
+    }
+
+    /* The page opens with the tables. The widgets are drawn after that, one at a time, all at once before the page is printed,
+     * and at once if the address names a place in the page, which would move. */
+    window.addEventListener('beforeprint', putAll);
+    if (location.hash) putAll();
+    else window.addEventListener('load', function () { setTimeout(putNext, 0); });
 })();
