@@ -122,7 +122,8 @@ static const Option options[] = {
                 "write all completions to this file as JSON lines; .zst is compressed"),
     OPTION_TEXT("compute-curve",        0, &o.compute,        "FILE",
                 "write accuracy by tokens and FLOPs as JSON lines: of all k, methods of --search, and budgets"),
-    OPTION_TEXT("report",               0, &o.report,         "PAGE", "the same as an HTML page with charts"),
+    OPTION_TEXT("report",               0, &o.report,         "PAGE",
+                "write an HTML page: with --compute-curve its charts, with --reference the texts, token by token"),
     CODE_OPTIONS(o.code),
     OPTION_END
     // clang-format on

@@ -52,7 +52,7 @@ STATE = """(() => {
   for (const w of document.querySelectorAll('[data-widget]')) {
     const name = 'the widget ' + w.dataset.widget;
     if (/This part of the script failed/.test(w.textContent)) bad.push(name + ': ' + w.textContent.slice(-200));
-    const drawn = w.querySelector('svg') && w.querySelector('input, select');
+    const drawn = w.querySelector('svg, .tokens') && w.querySelector('input, select');
     if (scripted && !drawn && !/every rho is 1/.test(w.textContent)) bad.push(name + ' has no drawing');
     if (!scripted && w.dataset.widget !== 'pairs' && !w.querySelector('table, article, p')) bad.push(name + ' has no table');
   }

@@ -16,6 +16,7 @@
 #include "../llmc/model/workspace.h"       /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/shard.h"         /* Record, Shard, record_free, shard_close, ... */
 #include "../llmc/records/teacher_table.h" /* teacher_table_open, TeacherTable, TeacherRow, teacher_row_bytes, ... */
+#include "../llmc/report/token_page.h"     /* TOKEN_PAGE_TOKENS, TokenRow, token_page_add, TokenPage, ... */
 #include "../llmc/train/distiller.h"       /* DISTILL_MINILLM, DISTILL_SAMPLED, Distiller, distiller_advantages */
 #include "../llmc/train/generation.h"      /* GenerationSlice */
 #include "../llmc/train/teacher_lists.h"   /* teacher_row_of */
@@ -23,8 +24,9 @@
 #include "files.h"                         /* files_path, text_of, files_put, files_get, ... */
 #include "letters.h"                       /* letters_setup */
 #include "models.h"                        /* refused, assert_near, MODELS_VOCAB, models_new, ... */
+#include "page.h"                          /* assert_page */
 #include "run.h"                           /* sh, metric, metric_mean, weights_gap, ... */
-#include "shell.h"                         /* assert_holds, said, put, run */
+#include "shell.h"                         /* assert_holds, put, run */
 
 /* ---- the model's gradients ------------------------------------------------------------------------------------- */
 
@@ -549,6 +551,85 @@ static Model loaded(const char *name) {
     return m;
 }
 
+/* The texts in a page of tokens; the caller owns them. */
+static json_t *page_texts(const char *page) {
+    json_error_t why;
+    const char *data = strstr(page, "id='tokens-data'>");
+    assert_non_null(data);
+    json_t *texts = json_loads(data + strlen("id='tokens-data'>"), JSON_DISABLE_EOF_CHECK, &why);
+    if (!texts) fail_msg("the data of the page: %s", why.text);
+    return texts;
+}
+
+/* Checks that a page has the tokens of a file of --tokens in their order, with four digits of their values. */
+static void page_has_rows(const char *page_name, const char *rows) {
+    static const char *const keys[][2] = {
+        {"exact", "kl"}, {"logp", "logp"}, {"ref_logp", "reference_logp"}, {"entropy", "entropy"}, {"rank", "rank"}};
+    char *page = text_of(files_path(page_name)), *lines = text_of(files_path(rows));
+    json_t *texts = page_texts(page);
+    int line = 0;
+    assert_page(page, strlen(page));
+    for (size_t i = 0; i < json_array_size(texts); i++) {
+        const json_t *text = json_array_get(texts, i), *tokens = json_object_get(text, "tokens");
+        assert_true(json_string_length(json_object_get(text, "before")) > 0);
+        for (size_t k = 0; k < json_array_size(tokens); k++) {
+            json_t *row = json_line_of(lines, line++);
+            assert_int_equal(json_integer_value(json_object_get(text, "index")),
+                             json_integer_value(json_object_get(row, "index")));
+            assert_string_equal(json_string_value(json_array_get(tokens, k)),
+                                json_string_value(json_object_get(row, "text")));
+            for (size_t v = 0; v < sizeof keys / sizeof *keys; v++) {
+                const double want = json_number_value(json_object_get(row, keys[v][1]));
+                assert_near(json_number_value(json_array_get(json_object_get(text, keys[v][0]), k)), want,
+                            5.1e-4 * fabs(want));
+            }
+            json_decref(row);
+        }
+    }
+    assert_int_equal(line, lines_of(lines));
+    json_decref(texts), free(page), free(lines);
+}
+
+/* A page of hostile texts; a character of several tokens; the tokens that are left out. */
+static void page_of_tokens(void **state) {
+    (void)state;
+    static const char *const words[] = {"</script><b onclick='x'>", "&\xE2\x80\xAE", "\xE2\x82", "\xAC", "end\xE2"};
+    TokenPage p = {0};
+    char *page = NULL;
+    size_t n;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        token_page_add(&p, &(TokenRow){.text = 7,
+                                       .bytes = words[i],
+                                       .n = strlen(words[i]),
+                                       .kl = i ? 0.25 : NAN,
+                                       .top = json_pack("[[s,f]]", "<!--", 0.5),
+                                       .before = i ? NULL : json_string("<script>")});
+    for (int text = 8; text < 10; text++)
+        for (int i = 0; i < 2 * TOKEN_PAGE_TOKENS; i++)
+            token_page_add(&p, &(TokenRow){.text = text, .bytes = "a", .n = 1, .kl = 1});
+    token_page_figure(&p, "<i>KL", 0.125);
+    FILE *f = open_memstream(&page, &n);
+    token_page_write(f, "a<b", &p);
+    assert_int_equal(fclose(f), 0);
+    token_page_free(&p);
+    assert_page(page, n);
+    assert_null(strstr(page, "<b onclick"));
+    assert_null(strstr(page, "<i>"));
+    assert_non_null(strstr(page, "<td>0.125000</td>"));
+    /* all of a text that was begun, up to twice the limit; what follows is counted */
+    char said[200];
+    snprintf(said, sizeof said, "The first %d tokens; %d more are not in the page.", 2 * TOKEN_PAGE_TOKENS,
+             2 * TOKEN_PAGE_TOKENS + 5);
+    assert_non_null(strstr(page, said));
+    json_t *texts = page_texts(page), *tokens = json_object_get(json_array_get(texts, 0), "tokens");
+    assert_int_equal(json_array_size(texts), 2);
+    assert_int_equal(json_array_size(tokens), 5);
+    assert_string_equal(json_string_value(json_array_get(tokens, 2)), "");
+    assert_string_equal(json_string_value(json_array_get(tokens, 3)), "\u20AC");
+    assert_string_equal(json_string_value(json_array_get(tokens, 4)), "end\uFFFD");
+    json_decref(texts), free(page);
+}
+
 /* The figures of evaluate --reference, and a token's line in the file of --tokens, from the logits in float64. */
 static void evaluation_compares_models(void **state) {
     (void)state;
@@ -561,7 +642,8 @@ static void evaluation_compares_models(void **state) {
     Batch b = batch_new(ROWS, ROWS, ROWS);
     double kl = 0, reverse = 0, js = 0, entropy[2] = {0}, nll[2] = {0}, agreement = 0, targets = 0, unused[V];
     float *z = (float *)xmalloc(ROWS * V * sizeof *z);
-    sh("./evaluate -c $T/base.bin -i $T/chat.shard --reference $T/teacher.bin --tokens $T/tokens.jsonl >$T/e.json");
+    sh("./evaluate -c $T/base.bin -i $T/chat.shard --reference $T/teacher.bin --tokens $T/tokens.jsonl "
+       "--report $T/tokens.html >$T/e.json");
     if (!shard_open(&s, files_path("chat.shard"), &e)) fail_msg("%s", e.text);
     for (int k = 0; k < 2; k++) assert_true(workspace_new(&w[k], &m[k], ROWS, ROWS, ROWS, false, 0, &e));
     for (int64_t i = 0; i < s.count; i++) {
@@ -625,6 +707,7 @@ static void evaluation_compares_models(void **state) {
     }
     assert_near(tenths / targets, kl / targets, 1e-5);
     assert_int_equal(metric_lines("tokens.jsonl"), (int)targets);
+    page_has_rows("tokens.html", "tokens.jsonl");
     json_decref(all), free(text), free(z);
     for (int k = 0; k < 2; k++) workspace_free(&w[k], &m[k]), model_free(&m[k]);
     batch_free(&b), record_free(&rec), shard_close(&s);
@@ -661,6 +744,12 @@ static void estimates_are_unbiased(void **state) {
 static void bad_input(void **state) {
     (void)state;
     refused(2, "./evaluate -c $T/base.bin -i $T/chat.shard --tokens $T/kept", "used only with --reference");
+    refused(2, "./evaluate -c $T/base.bin -i $T/chat.shard --report $T/kept", "with --compute-curve or --reference");
+    refused(
+        2,
+        "./evaluate -c $T/base.bin -i $T/tasks.shard --reference $T/teacher.bin --compute-curve $T/c.jsonl --report "
+        "$T/kept",
+        "give only one of them");
     refused(2,
             "./evaluate -c $T/base.bin -i $T/tasks.shard --num-samples 0 --reference $T/teacher.bin --tokens $T/kept",
             "used only for a loss, or for samples of a prompt shard");
@@ -708,6 +797,7 @@ int main(void) {
         cmocka_unit_test(exact_kl),
         cmocka_unit_test(self_distillation),
         cmocka_unit_test(on_policy_runs_resume),
+        cmocka_unit_test(page_of_tokens),
         cmocka_unit_test(evaluation_compares_models),
         cmocka_unit_test(estimates_are_unbiased),
         cmocka_unit_test(bad_input),

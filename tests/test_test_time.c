@@ -748,7 +748,7 @@ static void search_refusals(void **state) {
     assert_holds(out, "\"think_ablation\":{\"completions\":");
     refused(2, EVALUATE "--think-ablation --think-tokens 5", "--think-ablation: cannot be used with");
     refused(2, EVALUATE "--think-end x", "--think-end: used only with");
-    refused(2, EVALUATE "--report $T/x.html", "--report: used only with --compute-curve");
+    refused(2, EVALUATE "--report $T/x.html", "--report: used only with --compute-curve or --reference");
     refused(2, EVALUATE "--weight reward", "--weight: used only for the samples of a prompt shard; reward needs");
 #undef EVALUATE
 }

@@ -92,7 +92,9 @@ static inline void loss_open(Evaluator *ev, LossWork *w, LossSums *l, int rows, 
     const FitSide side = fit_model(ev->model.name, &ev->model.model.config, &ev->model.file);
     w->other = (Comparison *)xcalloc(1, sizeof *w->other);
     if (!comparison_open(w->other, o->reference, &ev->model.model, &side, rows, longest, &e)) die("%s", e.text);
-    if (o->tokens && !writer_open(&w->tokens, o->tokens, &e)) die("%s", e.text);
+    if ((o->tokens && !writer_open(&w->tokens, o->tokens, &e)) ||
+        (o->report && !writer_open(&w->page_file, o->report, &e)))
+        die("%s", e.text);
 }
 
 static inline void loss_close(LossWork *w, LossSums *l) {

@@ -157,7 +157,7 @@ static inline void tasks_open_outputs(Tasks *t) {
     Error e;
     if ((o->completions && !writer_open(&t->out, o->completions, &e)) ||
         (o->compute && !writer_open(&t->curve.rows, o->compute, &e)) ||
-        (o->report && !writer_open(&t->curve.page, o->report, &e)))
+        (o->report && o->compute && !writer_open(&t->curve.page, o->report, &e)))
         tasks_fail(t, e.text);
 }
 

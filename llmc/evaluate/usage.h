@@ -45,6 +45,8 @@ static inline void check_usage(Evaluator *ev) {
     for (size_t i = 0; i < sizeof out / sizeof *out; i++)
         if (out[i].path && !strcmp(out[i].path, "-"))
             usage_error("--%s: must be a file, because standard output receives the result", out[i].option);
+    if (o->report && o->compute && o->reference)
+        usage_error("--report: writes the page of --compute-curve or that of --reference; give only one of them");
     if (o->reference && !strcmp(o->reference, "-")) usage_error("--reference: must be a file, not standard input");
     if (o->reward_model && (o->reward || o->reward_cmd))
         usage_error("--reward-model and --reward: give only one of them");
@@ -136,7 +138,7 @@ static inline void check_unused(Evaluator *ev, bool chat, bool prompts, bool sco
         {&o->scope, episodes_on(&o->episodes), "used only with --tools or --tool-cmd"},
         {&o->aggregation, o->reward_model != NULL, "used only with --reward-model"},
         {&o->compute, draws, only_prompts},
-        {&o->report, o->compute != NULL, "used only with --compute-curve"},
+        {&o->report, o->compute || o->reference, "used only with --compute-curve or --reference"},
         {&o->completions, (prompts && runs) || (scored && judge_given(&o->judge)),
          "used only for a prompt shard, and for pairs with --judge"},
         CODE_USES(o->code, draws || o->audit, false, false, only_prompts),

@@ -14,7 +14,7 @@
 
 #include "../base/error.h"     /* xcalloc */
 #include "../base/json_text.h" /* json_finite */
-#include "chart.h"             /* chart_y, chart_x, CHART_COLOURS, ChartScale, ... */
+#include "chart.h"             /* chart_y, ChartScale, chart_x, CHART_COLOURS, ... */
 #include "chart_text.h"        /* chart_tick */
 #include "html.h"              /* html_text */
 #include "report_head.h"       /* report_begin, report_end */

@@ -481,7 +481,11 @@ if (typeof document !== 'undefined') (function () {
 
     var NAMES = {advantage: 'advantage', logp: 'log-probability', sampler_logp: "sampler's log-probability",
         old_logp: 'log-probability before the update', ref_logp: "reference's log-probability", entropy: 'entropy',
-        kl: 'log-probability minus that of the reference'};
+        kl: 'log-probability minus that of the reference', exact: 'KL to the reference', rank: 'rank'};
+
+    function legend() {
+        return el('div', {class: 'legend'}, el('span', {class: 'above'}, 'positive'), ' ', el('span', {class: 'below'}, 'negative'));
+    }
 
     /* A bar from the middle for a value in [-most, most]; a negative one is hollow. */
     function bar(v, most) {
@@ -507,6 +511,10 @@ if (typeof document !== 'undefined') (function () {
                 var v = R.values(sample, key)[at];
                 if (v != null) parts.push(NAMES[key] + ' ' + number(v));
             });
+            var likeliest = (sample.top || [])[at];
+            if (likeliest) parts.push('likeliest ' + likeliest.map(function (t) {
+                return JSON.stringify(R.visible(t[0])) + ' ' + percent(t[1]);
+            }).join(', '));
             said.textContent = parts.join(', ');
         }
         sample.tokens.forEach(function (text, i) {
@@ -669,8 +677,7 @@ if (typeof document !== 'undefined') (function () {
                         more.filter(Boolean).map(function (t) { return ', ' + t; }).join('')),
                     timeline(s), tokensOf(s, color.get(), said)));
             });
-            out.appendChild(el('div', {class: 'legend'}, el('span', {class: 'above'}, 'positive'), ' ',
-                el('span', {class: 'below'}, 'negative'), ' ', el('span', {class: 'observed'}, 'observed, not drawn by the model')));
+            out.appendChild(add(legend(), ' ', el('span', {class: 'observed'}, 'observed, not drawn by the model')));
             if (R.values(group.samples[0], color.get()).every(function (v) { return v == null; }))
                 out.appendChild(el('p', {class: 'note'}, 'These completions have no such values' +
                     (color.get() === 'kl' ? ': the run has no reference.' : ': they were not trained on.')));
@@ -1037,7 +1044,35 @@ if (typeof document !== 'undefined') (function () {
         show();
     }
 
-    var widgets = {pairs: pairsWidget, group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
+    /* ---- texts that two models read ---- */
+
+    function tokensWidget(root) {
+        var texts = JSON.parse(document.getElementById('tokens-data').textContent), out = el('div', {});
+        var color = select('tokens by', [['exact', 'KL to the reference'], ['kl', 'log-probability minus that of the reference'],
+            ['logp', 'log-probability'], ['ref_logp', 'reference\u2019s log-probability'], ['entropy', 'entropy']], show);
+        var order = select('texts', [['index', 'in their order'], ['exact', 'largest mean KL first']], show);
+
+        function show() {
+            var said = el('output', {class: 'said'}, 'Point at a token, or move along the tokens by the arrow keys.'), all = texts.slice();
+            if (order.get() === 'exact') all.sort(function (s, t) { return R.mean(t.exact) - R.mean(s.exact); });
+            empty(out);
+            add(out, said, legend());
+            all.forEach(function (t) {
+                out.appendChild(el('article', {class: 'prompt'}, el('div', {class: 'ask'}, el('span', {class: 'n'}, t.index),
+                    el('pre', {}, R.visible(t.before || ''))), el('div', {class: 'take'}, el('div', {class: 'got'}, 'mean KL ' +
+                    number(R.mean(t.exact)) + ', ' + t.tokens.length + (t.tokens.length === 1 ? ' token' : ' tokens')),
+                tokensOf(t, color.get(), said))));
+            });
+        }
+
+        if (!texts.length) return false;
+        root.appendChild(controls(color.box, order.box));
+        root.appendChild(out);
+        show();
+        return true;
+    }
+
+    var widgets = {tokens: tokensWidget, pairs: pairsWidget, group: groupWidget, clip: clipWidget, film: filmWidget, tilt: tiltWidget};
     var waiting = [].slice.call(document.querySelectorAll('[data-widget]'));
 
     /* Draws a widget in the place of its table. One that fails keeps the table. */

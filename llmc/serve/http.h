@@ -25,12 +25,12 @@
 
 #include "../base/clock.h" /* clock_seconds */
 #include "../base/error.h" /* error_set, Error, xcalloc */
-#include "../base/text.h"  /* text_free, TextBuffer, text_append */
+#include "../base/text.h"  /* TextBuffer, text_free, text_append */
 #include "answer.h"        /* ServePieces, serve_answer, serve_chat_choice, serve_dump, ... */
 #include "engine.h"        /* ServeEngine, ServeJob, serve_engine_forget, serve_job_wait, ... */
 #include "gateway.h"       /* ServeTrajectory, serve_gateway_leave, SERVE_KEY, serve_gateway_path, ... */
 #include "page.h"          /* SERVE_PAGE_POLICY, ServePage, serve_page */
-#include "request.h"       /* serve_refuse, ServeFault, SERVE_CHAT, ServeKind, ... */
+#include "request.h"       /* ServeFault, serve_refuse, SERVE_CHAT, ServeKind, ... */
 #include <arpa/inet.h>
 #include <microhttpd.h>
 #include <netdb.h>
