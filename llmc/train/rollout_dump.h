@@ -45,6 +45,7 @@
 #include "../report/metrics.h"       /* metrics_rollout, Metrics, metrics_fact, metrics_line, ... */
 #include "../report/rollouts.h"      /* RolloutTexts, rollout_texts, rollout_texts_add, rollout_texts_end */
 #include "../report/run_facts.h"     /* RUN_SAMPLES */
+#include "../reward/rewards.h"       /* REWARD_VERIFY */
 #include "../reward/verify_answer.h" /* RewardInput */
 #include "../rollout/evaluation.h"   /* evaluation_check */
 #include "../rollout/prompts.h"      /* PromptText, prompts_input, prompts_request */
@@ -298,14 +299,21 @@ static inline json_t *rollout_dump_rewards(const Generation *g, const ScoredComp
     return parts;
 }
 
+/* 1: a completion is right, 0: it is wrong, NaN: unknown. The reward `verify` has told already, also of programs. */
+static inline double rollout_dump_right(const Generation *g, const ScoredCompletion *s) {
+    for (int k = 0; k < g->rewards.count; k++)
+        if (g->rewards.part[k].kind == REWARD_VERIFY && !isnan(s->parts[k])) return s->parts[k] > 0.5f;
+    const RewardInput in = prompts_input(&g->train, s->prompt, s->text, s->text_length, &s->completion, s->id,
+                                         (int32_t)g->o->max_completion);
+    return evaluation_check(&in);
+}
+
 /* Completion i of a generation as an object; k: its number in the group. */
 static inline json_t *rollout_dump_sample(const Generation *g, int32_t i, int32_t k, const RolloutValues *x) {
     const ScoredCompletion *s = &g->scored[i];
     const Completion *c = &s->completion;
     const int32_t at = g->offset[i], n = g->offset[i + 1] - at;
-    const RewardInput in =
-        prompts_input(&g->train, s->prompt, s->text, s->text_length, c, s->id, (int32_t)g->o->max_completion);
-    const double right = evaluation_check(&in);
+    const double right = rollout_dump_right(g, s);
     char id[48];
     snprintf(id, sizeof id, "%lld.%d", (long long)s->prompt, k);
     json_t *o = json_object();
