@@ -2,26 +2,29 @@
  *
  *   --kind bt    preference shard   L = mean -log sigma(s_chosen - s_rejected - margin)
  *                                     + c mean (s_chosen + s_rejected)^2
- *                                   with --soft-labels the cross-entropy with the probabilities sigma(margin)
+ *                                   with --soft-labels the cross-entropy with the probabilities sigma(margin);
+ *                                   of a ranking of K completions the mean over its K (K-1) / 2 pairs, or with
+ *                                   --loss-type plackett_luce -log of the probability of the whole order
  *   --kind orm   unpaired shard     L = mean -log sigma(+-s)      s at the last token: is the completion right?
  *   --kind prm   step shard         L = mean -log sigma(+-s_k)    s_k at the last token of step k: is it right so far?
  *
  * s is a linear head on the output of the final layernorm (losses: llmc/loss/reward.h). One optimizer step takes
- * --per-device-train-batch-size pairs or completions, packed without padding into micro-batches of --micro-tokens. The
- * two completions of a pair share one copy of their prompt, unless --no-prefix-sharing is given. Packing and sharing
- * change the result only by rounding. At the end, the mean and the variance of s on a shard are stored in the
- * checkpoint (llmc/reward/reward_model.h); programs that score with it normalise s to mean 0 and variance 1.
+ * --per-device-train-batch-size rankings or completions, packed without padding into micro-batches of --micro-tokens.
+ * The completions of a ranking share one copy of their prompt, unless --no-prefix-sharing is given. A pair is a ranking
+ * of two. Packing and sharing change the result only by rounding. At the end, the mean and the variance of s on a shard
+ * are stored in the checkpoint (llmc/reward/reward_model.h); programs that score with it normalise s to mean 0 and
+ * variance 1.
  *
  *     ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin
  */
 #include "llmc/base/clock.h"            /* clock_seconds */
 #include "llmc/base/error.h"            /* xcalloc, warn, die, Error, ... */
-#include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, OPTION_REAL, ... */
+#include "llmc/base/options.h"          /* OPTION_FLAG, OPTION_INT, OPTION_GROUP, option_given, ... */
 #include "llmc/base/program.h"          /* program_start */
 #include "llmc/base/text.h"             /* TextBuffer, text_format, text_free */
 #include "llmc/dist/dist.h"             /* DIST_FIELDS, dist_add, dist_sum, Dist, ... */
 #include "llmc/dist/grads.h"            /* dist_grads_begin */
-#include "llmc/loss/reward.h"           /* RewardLoss, loss_binary, loss_bradley_terry */
+#include "llmc/loss/reward.h"           /* RewardLoss, RankingBatch, loss_binary, loss_ranking, ... */
 #include "llmc/model/batch.h"           /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"      /* MicroPlan, micro_plan_add, micro_plan_begin, micro_plan_free */
 #include "llmc/model/pack.h"            /* batch_clear, batch_free, batch_new */
@@ -33,7 +36,7 @@
 #include "llmc/records/labelled.h"      /* Labelled, labelled_positions, labelled_rows, FIT_DROP, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
-#include "llmc/records/pairs.h"         /* Pair, pair_pack_scores, pair_size */
+#include "llmc/records/rankings.h"      /* Ranking, ranking_pack_scores, ranking_pair, ranking_size */
 #include "llmc/records/shard.h"         /* step_share, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, ... */
 #include "llmc/report/metrics.h"        /* Metrics, metrics_phase, metrics_set, metrics_set_of, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
@@ -67,15 +70,18 @@ static const Option options[] = {
     OPTION_CHOICE("kind",                        0,   &o.kind,       REWARD_MODEL_CHOICES,
                   "Bradley-Terry on pairs, outcome (labelled completions), process (labelled steps)"),
     OPTION_INT   ("per-device-train-batch-size", 'd', &o.batch,      1, 1 << 24,
-                  "pairs or completions per optimizer step"),
+                  "pairs, rankings or completions per optimizer step"),
     OPTION_INT   ("max-length",                  0,   &o.max_length, 0, 1 << 20,
                   "leave out longer records (prm: drop their last steps); 0 uses the model's context"),
     OPTION_REAL  ("num-train-epochs",            0,   &o.epochs,     0.001, 1e6, "passes over the shard"),
     OPTION_INT   ("max-steps",                   'x', &o.t.steps,    1, 1e9,
                   "number of optimizer steps (default: those of --num-train-epochs)"),
     OPTION_FLAG  ("prefix-sharing",              0,   &o.sharing,
-                  "process the prompt of a pair once for both completions"),
+                  "process the prompt of a pair or ranking once for all its completions"),
     OPTION_GROUP("Loss"),
+    OPTION_CHOICE("loss-type",                0, &o.loss.ranking,         RANKING_LOSS_CHOICES,
+                "bt: loss of a ranking of more than two completions: the mean over its pairs, or -log of the probability of "
+                "its order; a pair has the same loss in both"),
     OPTION_FLAG("use-margin",                 0, &o.margin,
                 "bt: subtract each pair's margin from its score difference"),
     OPTION_FLAG("soft-labels",                0, &o.loss.soft,
@@ -103,7 +109,7 @@ static const Option options[] = {
 
 static const OptionAbout about = {
     "-c MODEL -i SHARD -o OUT [options]",
-    "Trains a reward model on preferences, on labelled completions or on labelled steps.\n\n"
+    "Trains a reward model on preferences or rankings, on labelled completions or on labelled steps.\n\n"
     "  ./data/make_shard -i prefs.jsonl -o prefs.shard --val-fraction 0.1 --val-output held_out.shard\n"
     "  ./train_rm -c sft.bin -i prefs.shard -j held_out.shard -o rm.bin\n"
     "  ./train_rm -c sft.bin -i steps.shard -o prm.bin --kind prm\n"
@@ -139,11 +145,14 @@ static void check_labels(const Labelled *d) {
 }
 
 /* Warns of pairs without the probability of --soft-labels: a margin of 0 is that of a coin toss. Ends the program if the
- * pairs to train on all lack it. */
+ * pairs to train on all lack it, or if the shard has longer rankings. */
 static void check_soft(const Labelled *d, bool trained) {
     int64_t unknown = 0;
     if (!o.loss.soft) return;
-    for (int64_t i = 0; i < d->count; i++) unknown += d->pairs.pair[i].margin == 0;
+    if (d->rankings.longer)
+        die("--soft-labels: %lld records of %s rank more than two completions; only pairs have probabilities",
+            (long long)d->rankings.longer, d->shard->name);
+    for (int64_t i = 0; i < d->count; i++) unknown += d->rankings.ranking[i].margin == 0;
     if (trained && unknown == d->count)
         die("--soft-labels: no pair of %s has a margin; data/pick --pairs p writes the log-odds of a judge's labels",
             d->shard->name);
@@ -182,8 +191,9 @@ static int32_t step_token(const Labelled *d) {
  * minima (dist.h). */
 typedef struct Stats {
     struct {
-        double loss, units, right;     /* units: pairs or labels; right: correctly ranked or classified, ties half */
-        double margin;                 /* bt: s_chosen - s_rejected */
+        double loss, records;          /* records: rankings or labels, whose mean the loss is */
+        double units, right;           /* units: pairs or labels; right: correctly ranked or classified, ties half */
+        double margin;                 /* bt: s_chosen - s_rejected of all pairs */
         double scores, total, squares; /* number of scores, s, s^2 */
     } sum;
     struct {
@@ -203,8 +213,9 @@ typedef struct Run {
     MicroPlan plan;
     float *score, *dscore;  /* (targets of a micro-batch) */
     float *label;           /* (targets of a micro-batch) */
-    float *margin;          /* (pairs of a micro-batch) */
-    int64_t pairs;          /* number of pairs in the batch */
+    float *margin;          /* (rankings of a micro-batch) */
+    int32_t *count;         /* (rankings of a micro-batch) number of completions of each */
+    int64_t rankings;       /* number of rankings in the batch */
     double *cost;           /* (records of a pass) tokens of each record */
     int32_t *owner;         /* (records of a pass) rank of each record */
     int64_t *own;           /* (records of a pass) the records of this rank */
@@ -212,6 +223,19 @@ typedef struct Run {
     const Labelled *normal; /* the records that scores are normalised on; NULL: they are not */
     int32_t step;           /* token that ends a step; -1: there is no such token */
 } Run;
+
+/* Counts the pairs of a ranking of n completions. */
+static void count_ranking(const float *score, int32_t n, Stats *s) {
+    for (int32_t i = 0; i < n; i++)
+        for (int32_t j = i + 1; j < n; j++) {
+            const double difference = (double)score[i] - score[j];
+            s->sum.margin += difference;
+            s->sum.right += difference > 0 ? 1 : difference == 0 ? 0.5 : 0;
+            s->sum.units++;
+            calibration_add_pair(&s->calibration, difference);
+        }
+    s->sum.records++;
+}
 
 static void count_batch(const Run *r, Stats *s) {
     for (int32_t i = 0; i < r->batch.targets; i++) {
@@ -221,35 +245,32 @@ static void count_batch(const Run *r, Stats *s) {
         s->sum.squares += score * score;
         s->min.score = fmin(s->min.score, score);
         s->max.score = fmax(s->max.score, score);
-        if (o.kind != REWARD_MODEL_BT) {
-            s->sum.right += score == 0 ? 0.5 : (score > 0) == (r->label[i] >= 0.5f);
-            s->sum.units++;
-            calibration_add_label(&s->calibration, score, r->label[i]);
-        } else if (i % 2 == 0) {
-            const double difference = score - r->score[i + 1];
-            s->sum.margin += difference;
-            s->sum.right += difference > 0 ? 1 : difference == 0 ? 0.5 : 0;
-            s->sum.units++;
-            calibration_add_pair(&s->calibration, difference);
-        }
+        if (o.kind == REWARD_MODEL_BT) continue;
+        s->sum.right += score == 0 ? 0.5 : (score > 0) == (r->label[i] >= 0.5f);
+        s->sum.units++;
+        s->sum.records++;
+        calibration_add_label(&s->calibration, score, r->label[i]);
     }
+    const float *score = r->score;
+    for (int64_t i = 0; i < r->rankings; score += r->count[i], i++) count_ranking(score, r->count[i], s);
 }
 
-/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: pairs or labels of the whole
+/* Adds one micro-batch's part of the loss to *s; if `train`, also its gradient. N: rankings or labels of the whole
  * step. */
 static void micro_batch(Run *r, bool train, double N, Stats *s) {
     Trainer *t = &r->t;
     const Batch *b = &r->batch;
     model_forward(&t->model, &r->work, b, 1.0f, &(ModelOutput){.value = r->score});
-    s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_bradley_terry(&o.loss, r->score, r->margin, r->pairs, N, r->dscore)
+    const RankingBatch x = {.rankings = r->rankings, .count = r->count, .score = r->score, .margin = r->margin};
+    s->sum.loss += o.kind == REWARD_MODEL_BT ? loss_ranking(&o.loss, &x, N, r->dscore)
                                              : loss_binary(&o.loss, r->score, r->label, b->targets, N, r->dscore);
     if (train) model_backward(&t->model, &r->work, b, 1.0f, NULL, NULL, r->dscore);
     t->flops += model_flops(&t->model.config, b->rows, 0, batch_pairs(b), train ? 3 : 1);
     count_batch(r, s);
 }
 
-/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of pairs
- * or labels of all records. */
+/* Distributes the records over the ranks and divides those of this rank into micro-batches. Returns the number of
+ * rankings or labels of all records. */
 static double plan_records(Run *r, const Labelled *d, const int64_t *records, int64_t n) {
     double N = 0;
     int64_t own = 0;
@@ -263,7 +284,7 @@ static double plan_records(Run *r, const Labelled *d, const int64_t *records, in
     for (int64_t i = 0; i < n; i++) {
         if (r->owner[i] != r->t.dist.rank) continue;
         const int64_t record = r->own[own++] = records ? records[i] : i;
-        micro_plan_add(&r->plan, o.kind == REWARD_MODEL_BT ? pair_size(&d->pairs.pair[record], o.sharing)
+        micro_plan_add(&r->plan, o.kind == REWARD_MODEL_BT ? ranking_size(&d->rankings.ranking[record], o.sharing)
                                                            : example_size(&d->examples.example[record]));
     }
     return N;
@@ -272,12 +293,13 @@ static double plan_records(Run *r, const Labelled *d, const int64_t *records, in
 /* Packs this rank's records first ... end-1 with their margins or labels. */
 static void pack_records(Run *r, const Labelled *d, int32_t first, int32_t end) {
     batch_clear(&r->batch);
-    r->pairs = 0;
+    r->rankings = 0;
     for (int32_t i = first; i < end; i++) {
         if (o.kind == REWARD_MODEL_BT) {
-            const Pair *p = &d->pairs.pair[r->own[i]];
-            r->margin[r->pairs++] = o.margin || o.loss.soft ? p->margin : 0;
-            pair_pack_scores(&r->batch, p, o.sharing);
+            const Ranking *q = &d->rankings.ranking[r->own[i]];
+            r->count[r->rankings] = q->count;
+            r->margin[r->rankings++] = o.margin || o.loss.soft ? q->margin : 0;
+            ranking_pack_scores(&r->batch, q, o.sharing);
         } else {
             const Example *x = &d->examples.example[r->own[i]];
             for (int32_t k = 0; k < x->labels; k++) r->label[r->batch.targets + k] = (float)step_share(x->label[k]);
@@ -326,7 +348,8 @@ static void set_metrics(Metrics *m, const char *prefix, const Stats *s) {
 static void count_tokens(Trainer *t, const Labelled *d, const int64_t *records, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         t->tokens += labelled_rows(d, records[i], false);
-        t->trained += o.kind == REWARD_MODEL_BT ? 2 : d->examples.example[records[i]].labels;
+        t->trained +=
+            o.kind == REWARD_MODEL_BT ? d->rankings.ranking[records[i]].count : d->examples.example[records[i]].labels;
     }
 }
 
@@ -349,10 +372,10 @@ static void say_validation(Run *r, const char *set, const Stats *s, double secon
         (long long)r->t.step, name, s->sum.loss, 100 * accuracy(s), 100 * calibration_error(&s->calibration), seconds);
 }
 
-/* Adds the scores of one set of records to those of others. The loss becomes the mean over all pairs or labels. */
+/* Adds the scores of one set of records to those of others. The loss becomes the mean over all rankings or labels. */
 static void add_stats(Stats *all, const Stats *part) {
-    const double units = all->sum.units + part->sum.units;
-    const double loss = (all->sum.loss * all->sum.units + part->sum.loss * part->sum.units) / units;
+    const double records = all->sum.records + part->sum.records;
+    const double loss = (all->sum.loss * all->sum.records + part->sum.loss * part->sum.records) / records;
     dist_add(DIST_FIELDS(all->sum), DIST_FIELDS(part->sum));
     dist_add(DIST_FIELDS(all->calibration.sum), DIST_FIELDS(part->calibration.sum));
     all->sum.loss = loss;
@@ -381,11 +404,13 @@ static Stats validate(Run *r, const Labelled *val) {
     return s;
 }
 
-static void show_pair(Run *r, const Pair *p, const char *when) {
+/* Shows the best and the worst completion of a ranking. */
+static void show_ranking(Run *r, const Ranking *q, const char *when) {
+    const Pair ends = ranking_pair(q);
     batch_clear(&r->batch);
-    pair_pack_scores(&r->batch, p, o.sharing);
+    ranking_pack_scores(&r->batch, q, o.sharing);
     model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
-    trainer_show_pair(&r->t, when, p, (double)r->score[0], (double)r->score[1]);
+    trainer_show_pair(&r->t, when, &ends, (double)r->score[0], (double)r->score[q->count - 1]);
 }
 
 static void show_solution(Run *r, const Example *x, const char *when) {
@@ -401,7 +426,7 @@ static void show_records(Run *r, const Labelled *d, const char *when) {
     if (!trainer_records(t)) return;
     const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
     for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++)
-        if (o.kind == REWARD_MODEL_BT) show_pair(r, &d->pairs.pair[i], when);
+        if (o.kind == REWARD_MODEL_BT) show_ranking(r, &d->rankings.ranking[i], when);
         else show_solution(r, &d->examples.example[i], when);
     trainer_go_on(t, pause);
 }
@@ -433,9 +458,12 @@ static void check_options(void) {
     const bool pairs = o.kind == REWARD_MODEL_BT;
     const OptionUse use[] = {
         {&o.loss.center, pairs, "used only with --kind bt"},
+        {&o.loss.ranking, pairs, "used only with --kind bt"},
         {&o.margin, pairs && !o.loss.soft, "used only with --kind bt, without --soft-labels"},
         {&o.loss.soft, pairs, "used only with --kind bt"},
         {&o.loss.label_smoothing, !o.loss.soft, "not used by --soft-labels, which has a probability for each label"},
+        {&o.loss.label_smoothing, o.loss.ranking != RANKING_PLACKETT_LUCE,
+         "not used by --loss-type plackett_luce, whose order has no wrong labels"},
         {&o.sharing, pairs, "used only with --kind bt"},
         {&o.last_step, o.kind == REWARD_MODEL_PRM, "used only with --kind prm"},
         {&o.eval_on_start, o.val.count > 0, "used only with --val"},
@@ -460,6 +488,7 @@ static void open_work(Run *r, int32_t longest, int64_t records) {
     r->score = (float *)xcalloc((size_t)rows, sizeof *r->score);
     r->dscore = (float *)xcalloc((size_t)rows, sizeof *r->dscore);
     r->margin = (float *)xcalloc((size_t)rows, sizeof *r->margin);
+    r->count = (int32_t *)xcalloc((size_t)rows, sizeof *r->count);
     r->label = (float *)xcalloc((size_t)rows, sizeof *r->label);
     r->cost = (double *)xcalloc((size_t)records, sizeof *r->cost);
     r->owner = (int32_t *)xcalloc((size_t)records, sizeof *r->owner);
@@ -471,7 +500,8 @@ static void close_run(Run *r, bool stopped) {
     batch_free(&r->batch);
     micro_plan_free(&r->plan);
     eval_sets_free(&r->held);
-    free(r->score), free(r->dscore), free(r->margin), free(r->label), free(r->cost), free(r->owner), free(r->own);
+    free(r->score), free(r->dscore), free(r->margin), free(r->count), free(r->label), free(r->cost), free(r->owner),
+        free(r->own);
     trainer_close(&r->t, stopped);
 }
 
@@ -582,6 +612,8 @@ int main(int argc, char **argv) {
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
     check_soft(&data, true);
+    if (option_given(&o.loss.ranking) && !data.rankings.longer)
+        warn("--loss-type: has no effect, because no record of %s ranks more than two completions", data.shard->name);
     if (o.val.count) check_soft(&val, false);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;
     if (o.kind == REWARD_MODEL_PRM && step < 0)

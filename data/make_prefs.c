@@ -1,12 +1,14 @@
-/* make_prefs.c - synthetic preferences with a known ground truth: pairs, labelled completions and stepwise solutions.
+/* make_prefs.c - synthetic preferences with a known ground truth: pairs, rankings, labelled completions and stepwise
+ * solutions.
  *
  * A hidden rule (llmc/reward/gold.h) scores each completion, and the one with the higher score is preferred. Labels can
- * be made noisy: flipped at a given rate, or drawn from a Bradley-Terry model of the scores. With --score the same
- * program is a reward program that scores completions by the rule, so reward models and the policies trained on them
- * can be measured against the ground truth.
+ * be made noisy: flipped at a given rate, or drawn from a Bradley-Terry model of the scores (rankings: Plackett-Luce). With
+ * --score the same program is a reward program that scores completions by the rule, so reward models and the policies
+ * trained on them can be measured against the ground truth.
  *
  *   --format     one JSON object per line
  *   preference   {"prompt","chosen","rejected"}; --margin adds "margin", the difference of the scores
+ *   ranking      {"prompt","completions"}           --num-completions of them, from the best to the worst
  *   unpaired     {"prompt","completion","label"}    label: true above the median score (rule sum: if the sum is right)
  *   step         {"prompt","completions","labels"}  a sum, solved step by step; all steps after a wrong one are wrong
  *   chat         {"prompt","completion"}            unfiltered completions, to train an initial policy
@@ -27,12 +29,12 @@
 #include <signal.h>
 
 enum { SPLIT_TRAIN, SPLIT_HELDOUT, SPLIT_ALL };
-enum { FORMAT_PREFERENCE, FORMAT_UNPAIRED, FORMAT_STEP, FORMAT_CHAT, FORMAT_PROMPT };
-enum { DRAWS_MAX = 10000, MEDIAN_DRAWS = 1001, STEPS_MAX = 64, ANSWER_MAX = 4096 };
+enum { FORMAT_PREFERENCE, FORMAT_RANKING, FORMAT_UNPAIRED, FORMAT_STEP, FORMAT_CHAT, FORMAT_PROMPT };
+enum { DRAWS_MAX = 10000, MEDIAN_DRAWS = 1001, STEPS_MAX = 64, ANSWER_MAX = 4096, RANKED_MAX = 64 };
 
 static struct {
     const char *rule, *output;
-    int64_t count, seed, letters, prompt_length, min_length, max_length, digits, terms;
+    int64_t count, seed, completions, letters, prompt_length, min_length, max_length, digits, terms;
     int split, format;
     double flip, temperature;
     bool margin, steps, score;
@@ -40,6 +42,7 @@ static struct {
        .output = "-",
        .count = 1000,
        .seed = 1,
+       .completions = 4,
        .letters = 6,
        .prompt_length = 4,
        .min_length = 1,
@@ -53,6 +56,7 @@ static const OptionAbout about = {
     "  make_prefs --count 2000 --rule char | make_shard -i - -o prefs.shard\n"
     "  make_prefs --count 200 --rule char --split heldout | make_shard -i - -o heldout.shard\n"
     "  make_prefs --count 2000 --rule char:1,length:-0.5 --flip 0.2 --margin\n"
+    "  make_prefs --count 1000 --format ranking --num-completions 6 | make_shard -i - -o rankings.shard\n"
     "  make_prefs --rule sum --format step --terms 4 --count 2000 | make_shard -i - -o steps.shard\n"
     "  train_grpo ... --reward-cmd 'make_prefs --score --rule char'\n\n"
     "A rule is a weighted sum of char (number of times the prompt's first letter occurs in the completion), char=x,\n"
@@ -61,10 +65,13 @@ static const OptionAbout about = {
 static const Option table[] = {
     OPTION_GROUP("Preferences"),
     OPTION_TEXT("rule", 0, &o.rule, "SPEC", "rule that scores completions, such as char:1,length:-0.5"),
-    OPTION_CHOICE("format", 0, &o.format, "preference|unpaired|step|chat|prompt", "contents of a line"),
+    OPTION_CHOICE("format", 0, &o.format, "preference|ranking|unpaired|step|chat|prompt", "contents of a line"),
+    OPTION_INT("num-completions", 0, &o.completions, 2, RANKED_MAX, "ranking: completions of a line"),
     OPTION_REAL("flip", 0, &o.flip, 0, 1, "fraction of the labels to flip"),
-    OPTION_REAL("temperature", 0, &o.temperature, 0, 1e6,
-                "prefer with probability sigmoid(difference of scores / X); 0: prefer the higher score"),
+    OPTION_REAL(
+        "temperature", 0, &o.temperature, 0, 1e6,
+        "prefer with probability sigmoid(difference of scores / X); 0: prefer the higher score; ranking: the next one "
+        "with probability proportional to exp(score / X)"),
     OPTION_FLAG("margin", 0, &o.margin, "write the difference of the scores as the margin of each pair"),
     OPTION_FLAG("steps", 0, &o.steps, "rule sum: write solutions with one step per line"),
     OPTION_FLAG("score", 0, &o.score,
@@ -230,6 +237,50 @@ static json_t *preference_line(const Prompt *p, Random *r, Tally *t) {
     return line;
 }
 
+/* A completion of a ranking. */
+typedef struct Ranked {
+    char answer[ANSWER_MAX + 1];
+    double score, key; /* the ranking has the largest key first */
+} Ranked;
+
+static int by_key(const void *a, const void *b) {
+    const double x = ((const Ranked *)a)->key, y = ((const Ranked *)b)->key;
+    return (x < y) - (x > y);
+}
+
+/* Draws completions with different scores; false if DRAWS_MAX draws gave too few. */
+static bool draw_ranked(const Prompt *p, Ranked *all, Random *r) {
+    int64_t n = 0;
+    for (int i = 0; i < DRAWS_MAX && n < o.completions; i++) {
+        draw_answer(p, all[n].answer, r);
+        all[n].score = gold_score(&gold, p->text, all[n].answer);
+        int64_t k = 0;
+        while (k < n && all[k].score != all[n].score) k++;
+        n += k == n;
+    }
+    return n == o.completions;
+}
+
+/* Draws a ranking; NULL if there are not enough different scores. With a temperature T, score / T plus Gumbel noise sorts
+ * the completions as a Plackett-Luce model of score / T would (Yellott 1977). */
+static json_t *ranking_line(const Prompt *p, Random *r, Tally *t) {
+    Ranked *all = xcalloc((size_t)o.completions, sizeof *all);
+    json_t *line = NULL;
+    if (draw_ranked(p, all, r)) {
+        for (int64_t k = 0; k < o.completions; k++)
+            all[k].key = o.temperature > 0 ? all[k].score / o.temperature - log(-log1p(-random_real(r))) : all[k].score;
+        qsort(all, (size_t)o.completions, sizeof *all, by_key);
+        json_t *completions = json_array();
+        for (int64_t k = 0; k < o.completions; k++) {
+            json_array_append_new(completions, json_string(all[k].answer));
+            for (int64_t i = 0; i < k; i++) t->flips += all[i].score < all[k].score;
+        }
+        line = json_pack("{s:s, s:o}", "prompt", p->text, "completions", completions);
+    }
+    free(all);
+    return line;
+}
+
 static json_t *unpaired_line(const Prompt *p, double threshold, Random *r, Tally *t) {
     char answer[ANSWER_MAX + 1];
     draw_answer(p, answer, r);
@@ -275,6 +326,7 @@ static json_t *prompt_line(const Prompt *p) {
 static json_t *any_line(const Prompt *p, double threshold, Random *r, Tally *t) {
     switch (o.format) {
     case FORMAT_PREFERENCE: return preference_line(p, r, t);
+    case FORMAT_RANKING: return ranking_line(p, r, t);
     case FORMAT_UNPAIRED: return unpaired_line(p, threshold, r, t);
     case FORMAT_STEP: return step_line(p, r, t);
     case FORMAT_CHAT: return chat_line(p, r);
@@ -293,11 +345,12 @@ static void write_lines(void) {
         Random r = random_start((uint64_t)o.seed, RANDOM_TASK + (uint64_t)i);
         json_t *line = draw(&p, &r) ? any_line(&p, threshold, &r, &t) : NULL;
         char *text = line ? json_dump_short(line, JSON_COMPACT) : NULL;
-        const bool ok = text ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
-                             : error_set(&e,
-                                         "record %lld: %d draws gave no prompt of the split or no two completions that "
-                                         "--rule scores differently; raise the lengths",
-                                         (long long)i, DRAWS_MAX);
+        const bool ok = text
+                            ? writer_write(&out, text, strlen(text), &e) && writer_write(&out, "\n", 1, &e)
+                            : error_set(&e,
+                                        "record %lld: %d draws gave no prompt of the split or too few completions that "
+                                        "--rule scores differently; raise the lengths",
+                                        (long long)i, DRAWS_MAX);
         free(text), json_decref(line);
         if (ok) continue;
         writer_abort(&out);
@@ -338,6 +391,9 @@ int main(int argc, char **argv) {
     for (int i = 0; i < gold.count; i++) sums |= gold.part[i].kind == GOLD_SUM;
     if (o.min_length > o.max_length) usage_error("--min-length is above --max-length");
     if (o.format == FORMAT_STEP && !sums) usage_error("--format step: only sums have steps; give --rule sum");
+    if (option_given(&o.completions) && o.format != FORMAT_RANKING)
+        usage_error("--num-completions requires --format ranking");
+    if (o.format == FORMAT_RANKING && o.flip > 0) usage_error("--flip: a ranking is not flipped; use --temperature");
     if (o.margin && o.format != FORMAT_PREFERENCE) usage_error("--margin requires --format preference");
     if (o.format > FORMAT_STEP && (o.flip > 0 || o.temperature > 0))
         usage_error("--flip and --temperature: --format chat and prompt have no labels");

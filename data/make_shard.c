@@ -449,7 +449,7 @@ static const char *note_text(RowNote i) {
         [NOTE_STOP_TEXT] = "completions that contain the text that ends the assistant's turn",
         [NOTE_SPACE_BEFORE] =
             "prompts that end in a space, which GPT-2's tokenizer expects at the start of the next word",
-        [NOTE_EQUAL] = "records dropped because chosen and rejected are the same",
+        [NOTE_EQUAL] = "records dropped because two of their completions are the same",
         [NOTE_NO_ANSWER] = "records with neither an answer nor a task for a verifier",
         [NOTE_NO_VERIFIER] = "records whose task has no verifier; only a reward program can score their completions",
         [NOTE_UNCHECKED] = "records whose task cannot check their answer; no verifier can score their completions",
@@ -565,11 +565,12 @@ static void settle_kind(const Jsonl *j, json_t *row) {
 static bool row_has_turns(json_t *row) {
     const RowFields *f = &rows.fields;
     const json_t *prompt = row_peek(f, row, FIELD_PROMPT), *chosen = row_peek(f, row, FIELD_CHOSEN),
-                 *completion = row_peek(f, row, FIELD_COMPLETION);
+                 *completion = row_peek(f, row, FIELD_COMPLETION),
+                 *ranked = json_array_get(row_peek(f, row, FIELD_COMPLETIONS), 0);
     char name[128];
     return row_peek(f, row, FIELD_MESSAGES) || row_peek(f, row, FIELD_HISTORY) || row_peek(f, row, FIELD_SYSTEM) ||
            json_is_array(prompt) || json_is_object(prompt) || json_is_array(chosen) || json_is_object(chosen) ||
-           json_is_array(completion) ||
+           json_is_array(completion) || json_is_array(ranked) || json_is_object(ranked) ||
            (!f->name[FIELD_PROMPT] && !strcmp(row_called(f, row, FIELD_PROMPT, name), "instruction"));
 }
 

@@ -94,6 +94,7 @@ static inline void row_made_free(RowMade *m) {
     free(m->error);
     free(m->record.tokens);
     free(m->record.mask);
+    free(m->record.length);
 }
 
 /* Empties a batch; short texts keep their memory for the next lines. */
@@ -180,7 +181,7 @@ static inline void row_made_bad(RowMade *m, const Error *e) {
     *m->error = *e;
 }
 
-/* Takes the record that was made last, with its tokens and its mask, and copies its texts. */
+/* Takes the record that was made last, with its arrays, and copies its texts. */
 static inline void row_made_take(RowMade *m, Rows *r, uint64_t seed) {
     Record *to = &m->record;
     m->result = ROW_MADE;
@@ -190,6 +191,7 @@ static inline void row_made_take(RowMade *m, Rows *r, uint64_t seed) {
     r->ids = (TokenList){0};
     const char **const texts[] = {&to->text, &to->task, &to->answer, &to->fields};
     for (int i = 0; i < 4; i++) *texts[i] = *texts[i] ? xstrdup(*texts[i]) : NULL;
+    if (to->length) r->length = NULL;
     if (!to->mask) return;
     r->mask = NULL;
     for (int32_t i = 0; i < to->count; i++) m->trained += to->mask[i] != 0;

@@ -5,6 +5,7 @@
  *
  *   TRL                  messages; prompt, completion; prompt, chosen, rejected; prompt, completion, label; prompt,
  *                        completions, labels; text; tools
+ *   here                 prompt, completions: a ranking
  *   LLaMA-Factory        alpaca: instruction, input, output, system, history, kto_tag; sharegpt: conversations, tools
  *   axolotl              the same; question, chosen, rejected; instruction, chosen_response, rejected_response
  *   OpenAI               messages; input.messages, preferred_output, non_preferred_output
@@ -47,7 +48,8 @@ typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNP
     X(CHOSEN, "chosen-field", "chosen|preferred_output|chosen_response", "preferred completion", true)                 \
     X(REJECTED, "rejected-field", "rejected|non_preferred_output|rejected_response", "other completion", true)         \
     X(MARGIN, "margin-field", "margin", "number: how much better the chosen completion is", false)                     \
-    X(COMPLETIONS, "completions-field", "completions", "list of steps", true)                                          \
+    X(COMPLETIONS, "completions-field", "completions", "list of steps; or of completions, from the best to the worst", \
+      true)                                                                                                            \
     X(LABELS, "labels-field", "labels", "list of true, false or shares, one per step", true)                           \
     X(LABEL, "label-field", "label|kto_tag", "whether the completion is good", true)                                   \
     X(TEXT, "text-field", "text", "text of a document", true)                                                          \
@@ -78,7 +80,8 @@ static const struct RowKindFields {
     const char *name, *fields;
 } row_kinds[] = {
     {ROW_PREFERENCE, "preference",
-     "chosen, rejected, and prompt or messages or neither (their common beginning); margin"},
+     "chosen, rejected, and prompt or messages or neither (their common beginning); or prompt, "
+     "completions; margin"},
     {ROW_STEP, "step", "prompt or messages, completions, labels"},
     {ROW_UNPAIRED, "unpaired", "prompt, completion, label; or messages that end with the assistant's, label"},
     {ROW_CHAT, "chat", "messages; or prompt or messages, completion; system, history, tools"},
@@ -413,6 +416,11 @@ static inline bool row_is_assistant(const char *role) {
     return false;
 }
 
+/* Whether a row of kind preference is a ranking: it has completions, and neither chosen nor rejected. */
+static inline bool row_is_ranking(const RowFields *f, json_t *row) {
+    return row_peek(f, row, FIELD_COMPLETIONS) && !row_has(f, row, FIELD_CHOSEN) && !row_has(f, row, FIELD_REJECTED);
+}
+
 /* Infers the kind of a row from its fields; ROW_AUTO if they do not determine it. */
 static inline RowKind row_kind(const RowFields *f, json_t *row) {
     const json_t *messages = row_peek(f, row, FIELD_MESSAGES);
@@ -423,6 +431,7 @@ static inline RowKind row_kind(const RowFields *f, json_t *row) {
     char name[128], task[64];
     if (row_has(f, row, FIELD_CHOSEN) && row_has(f, row, FIELD_REJECTED)) return ROW_PREFERENCE;
     if ((prompt || turns) && row_peek(f, row, FIELD_COMPLETIONS) && row_peek(f, row, FIELD_LABELS)) return ROW_STEP;
+    if ((prompt || turns) && row_is_ranking(f, row)) return ROW_PREFERENCE;
     if (((prompt && completion) || answered) && row_has(f, row, FIELD_LABEL) && !f->label_in_pattern)
         return ROW_UNPAIRED;
     if (messages && !completion && !answered && row_peek(f, row, FIELD_ANSWER)) return ROW_PROMPT;

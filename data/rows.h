@@ -6,6 +6,7 @@
  *   prompt       prompt or messages (+ answer, anything else)  the prompt, up to the start of the completion
  *   preference   prompt or messages + chosen + rejected        the prompt and both completions
  *                chosen + rejected                             the same; the prompt is their common beginning
+ *                prompt or messages + completions[]            a ranking: the completions from the best to the worst
  *   step         prompt or messages + completions[] + labels[] a step-by-step solution, a label at the end of each step
  *   unpaired     prompt or messages + completion + label       a completion that is good (true, 1) or bad (false, 0)
  *                messages + label                              the same; the completion is the last message
@@ -78,7 +79,8 @@ typedef struct Rows {
     int32_t notes[NOTE_COUNT]; /* occurrences in the row */
     TokenList ids;
     uint8_t *mask;
-    TextBuffer key; /* hashed to choose the training or validation split */
+    int32_t *length; /* of each completion of a preference */
+    TextBuffer key;  /* hashed to choose the training or validation split */
     TextBuffer text_of_prompt, text_of_answer;
     char task[64], *others; /* others: the fields of a prompt record */
     Record record;
@@ -91,6 +93,7 @@ static inline void rows_clear(Rows *r) {
     row_fields_clear(&r->fields);
     token_list_free(&r->ids);
     free(r->mask);
+    free(r->length);
     free(r->others);
     text_free(&r->key);
     text_free(&r->text_of_prompt);
@@ -604,68 +607,113 @@ static inline bool row_append_answer(Rows *r, const Jsonl *j, json_t *row, const
     return ok;
 }
 
-/* Truncates both completions to the room that the limit leaves after the prompt. */
+/* Truncates all completions to the room that the limit leaves after the prompt. */
 static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Error *e) {
-    const int64_t longest = p->prompt + (int64_t)(p->chosen > p->rejected ? p->chosen : p->rejected);
+    int64_t longest = 0;
+    for (int32_t k = 0; k < p->completions; k++) longest = p->length[k] > longest ? p->length[k] : longest;
+    longest += p->prompt;
     if (!r->max_tokens || longest <= r->max_tokens) return ROW_MADE;
     if (r->truncation != TRUNCATE_END || p->prompt >= r->max_tokens)
         return row_too_long(r, j, longest, "the prompt with a completion", e);
     r->notes[NOTE_TRUNCATED]++;
-    const int32_t room = (int32_t)r->max_tokens - p->prompt, was = p->chosen;
-    if (p->chosen > room) p->chosen = room;
-    if (p->rejected > room) p->rejected = room;
-    int32_t *ids = r->ids.ids + p->prompt;
-    memmove(ids + p->chosen, ids + was, (size_t)p->rejected * sizeof *ids);
+    const int32_t room = (int32_t)r->max_tokens - p->prompt;
+    const int32_t *from = r->ids.ids + p->prompt;
+    r->ids.count = p->prompt;
+    for (int32_t k = 0; k < p->completions; k++) {
+        const int32_t was = p->length[k], kept = was < room ? was : room;
+        memmove(r->ids.ids + r->ids.count, from, (size_t)kept * sizeof *from);
+        from += was;
+        p->length[k] = kept;
+        r->ids.count += kept;
+    }
     return ROW_MADE;
 }
 
+/* Whether two completions of a preference have the same tokens. */
+static inline bool row_answers_repeat(const Record *p) {
+    const int32_t *a = p->tokens + p->prompt;
+    for (int32_t i = 0; i < p->completions; a += p->length[i], i++) {
+        const int32_t *b = a + p->length[i];
+        for (int32_t k = i + 1; k < p->completions; b += p->length[k], k++)
+            if (p->length[i] == p->length[k] && !memcmp(a, b, (size_t)p->length[i] * sizeof *a)) return true;
+    }
+    return false;
+}
+
+/* Makes a record of `count` completions, from the best to the worst. */
 static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, const RowMessages *prompt,
-                                       const RowMessages answer[2], double margin, Error *e) {
-    Record p = {.margin = (float)margin};
+                                       const RowMessages *answer, int32_t count, double margin, Error *e) {
     if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
-    p.prompt = r->ids.count;
-    row_check_messages(r, &answer[0]);
-    row_check_messages(r, &answer[1]);
-    if (!row_append_answer(r, j, row, prompt, &answer[0], p.prompt, &p.chosen, e) ||
-        !row_append_answer(r, j, row, prompt, &answer[1], p.prompt, &p.rejected, e))
-        return ROW_BAD;
+    r->length = (int32_t *)xrealloc(r->length, (size_t)count, sizeof *r->length);
+    Record p = {.prompt = r->ids.count, .completions = count, .length = r->length, .margin = (float)margin};
+    for (int32_t k = 0; k < count; k++) row_check_messages(r, &answer[k]);
+    for (int32_t k = 0; k < count; k++)
+        if (!row_append_answer(r, j, row, prompt, &answer[k], p.prompt, &p.length[k], e)) return ROW_BAD;
     const RowResult result = row_cut_answers(r, j, &p, e);
     if (result != ROW_MADE) return result;
-    const int32_t *ids = r->ids.ids + p.prompt;
-    if (p.chosen == p.rejected && !memcmp(ids, ids + p.chosen, (size_t)p.chosen * sizeof *ids)) {
+    p.tokens = r->ids.ids;
+    p.count = r->ids.count;
+    if (row_answers_repeat(&p)) {
         r->notes[NOTE_EQUAL]++;
         return ROW_DROPPED;
     }
-    p.tokens = r->ids.ids;
-    p.count = p.prompt + p.chosen + p.rejected;
     r->record = p;
     return ROW_MADE;
 }
 
-/* Whether chosen and rejected are whole conversations: lists that do not begin with the assistant's message. */
-static inline bool row_whole(const json_t *chosen, const json_t *rejected) {
-    const json_t *lists[2] = {chosen, rejected};
-    for (int i = 0; i < 2; i++) {
-        const char *name = json_string_value(row_role_of(json_array_get(lists[i], 0)));
-        if (!name || row_is_assistant(name)) return false;
+/* Whether a completion is a whole conversation: a list that does not begin with the assistant's message. */
+static inline bool row_whole(const json_t *completion) {
+    const char *name = json_string_value(row_role_of(json_array_get(completion, 0)));
+    return name && !row_is_assistant(name);
+}
+
+/* Reads the list of completions of a ranking. margin: of the row, or NULL. */
+static inline bool row_ranked(Rows *r, const Jsonl *j, json_t *row, json_t *list, const json_t *margin,
+                              RowMessages *answer, Error *e) {
+    char name[128];
+    const size_t count = json_array_size(list);
+    row_called(&r->fields, row, FIELD_COMPLETIONS, name);
+    if (count < 2)
+        return jsonl_error(j, name, e, "is %s, expected a list of two or more completions, from the best to the worst",
+                           count                 ? "a list of one"
+                           : json_is_array(list) ? "an empty list"
+                                                 : jsonl_type(list));
+    if (count > INT32_MAX) return jsonl_error(j, name, e, "has %zu completions, expected at most %d", count, INT32_MAX);
+    if (margin && count > 2)
+        return jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e,
+                           "is that of a pair, but the row has %zu completions", count);
+    for (size_t k = 0; k < count; k++) {
+        json_t *one = json_array_get(list, k);
+        if (row_whole(one))
+            return jsonl_error(j, name, e, "completion %zu does not begin with the assistant's message", k + 1);
+        if (!row_field_messages(r, j, row, one, FIELD_COMPLETIONS, "assistant", &answer[k], e)) return false;
     }
     return true;
 }
 
-static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
+/* A row with a list of completions, from the best to the worst. */
+static inline RowResult row_ranking_line(Rows *r, const Jsonl *j, json_t *row, const json_t *margin, Error *e) {
+    RowMessages prompt = {0};
+    json_t *list = row_read(&r->fields, row, FIELD_COMPLETIONS), *given;
+    const size_t count = json_array_size(list);
+    RowMessages *answer = (RowMessages *)xcalloc(count + 1, sizeof *answer);
+    const bool ok = row_prompt(r, j, row, &prompt, &given, e) && row_ranked(r, j, row, list, margin, answer, e);
+    const RowResult result =
+        ok ? row_preference(r, j, row, &prompt, answer, (int32_t)count, json_number_value(margin), e) : ROW_BAD;
+    row_messages_free(&prompt);
+    for (size_t k = 0; k < count; k++) row_messages_free(&answer[k]);
+    free(answer);
+    return result;
+}
+
+/* A row with a chosen and a rejected completion. */
+static inline RowResult row_pair_line(Rows *r, const Jsonl *j, json_t *row, const json_t *margin, Error *e) {
     RowMessages prompt = {0}, answer[2] = {{0}, {0}};
     json_t *chosen = row_read(&r->fields, row, FIELD_CHOSEN), *rejected = row_read(&r->fields, row, FIELD_REJECTED),
-           *margin = row_read(&r->fields, row, FIELD_MARGIN), *given;
-    char name[128];
+           *given;
     bool ok = true;
-    const bool whole = row_whole(chosen, rejected);
-    if (margin && !json_is_number(margin))
-        ok = jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e, "is %s, expected a number",
-                         jsonl_type(margin));
-    else if (margin && !isfinite((float)json_number_value(margin)))
-        ok = jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e,
-                         "is %g, expected at most 3.4e38 in size", json_number_value(margin));
-    else if (whole || !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
+    if ((row_whole(chosen) && row_whole(rejected)) ||
+        !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
         ok = row_implicit(r, j, row, chosen, rejected, &prompt, answer, e);
         /* a prompt or messages next to whole conversations repeat their beginning or one of them */
         row_read(&r->fields, row, FIELD_PROMPT);
@@ -674,11 +722,28 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
         ok = row_prompt(r, j, row, &prompt, &given, e) &&
              row_field_messages(r, j, row, chosen, FIELD_CHOSEN, "assistant", &answer[0], e) &&
              row_field_messages(r, j, row, rejected, FIELD_REJECTED, "assistant", &answer[1], e);
-    const RowResult result = ok ? row_preference(r, j, row, &prompt, answer, json_number_value(margin), e) : ROW_BAD;
+    const RowResult result = ok ? row_preference(r, j, row, &prompt, answer, 2, json_number_value(margin), e) : ROW_BAD;
     row_messages_free(&prompt);
     row_messages_free(&answer[0]);
     row_messages_free(&answer[1]);
     return result;
+}
+
+static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
+    const json_t *margin = row_read(&r->fields, row, FIELD_MARGIN);
+    char name[128];
+    if (margin && !json_is_number(margin)) {
+        jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e, "is %s, expected a number",
+                    jsonl_type(margin));
+        return ROW_BAD;
+    }
+    if (margin && !isfinite((float)json_number_value(margin))) {
+        jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e, "is %g, expected at most 3.4e38 in size",
+                    json_number_value(margin));
+        return ROW_BAD;
+    }
+    return row_is_ranking(&r->fields, row) ? row_ranking_line(r, j, row, margin, e)
+                                           : row_pair_line(r, j, row, margin, e);
 }
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */

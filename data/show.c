@@ -189,6 +189,29 @@ static int32_t trained(const Record *r) {
     return n;
 }
 
+static void print_part(const char *name, const int32_t *ids, int32_t n) {
+    print_title("%s (%d tokens):", name, n);
+    if (o.tokens) print_table(ids, NULL, n);
+    else print_ids(ids, n, LOOK_PLAIN);
+    putchar('\n');
+}
+
+/* Prints a preference record: a pair or a longer ranking. */
+static void print_ranking(int64_t i, const Record *r) {
+    const bool pair = r->completions == 2;
+    const int32_t *ids = r->tokens + r->prompt;
+    if (pair) print_title("-- record %lld: %d tokens, margin %g", (long long)i, r->count, (double)r->margin);
+    else
+        print_title("-- record %lld: %d tokens, %d completions from the best to the worst", (long long)i, r->count,
+                    r->completions);
+    print_part("prompt", r->tokens, r->prompt);
+    for (int32_t k = 0; k < r->completions; ids += r->length[k], k++) {
+        char name[32];
+        snprintf(name, sizeof name, "completion %d", k + 1);
+        print_part(!pair ? name : k ? "rejected" : "chosen", ids, r->length[k]);
+    }
+}
+
 static void print_record(const Shard *s, int64_t i, const Record *r) {
     switch (s->kind) {
     case RECORD_CHAT:
@@ -205,19 +228,7 @@ static void print_record(const Shard *s, int64_t i, const Record *r) {
         print_named("answer", r->answer);
         print_named("fields", r->fields);
         return;
-    case RECORD_PREFERENCE: {
-        const char *names[] = {"prompt", "chosen", "rejected"};
-        const int32_t lengths[] = {r->prompt, r->chosen, r->rejected}, *ids = r->tokens;
-        print_title("-- record %lld: %d tokens, margin %g", (long long)i, r->count, (double)r->margin);
-        for (int part = 0; part < 3; part++) {
-            print_title("%s (%d tokens):", names[part], lengths[part]);
-            if (o.tokens) print_table(ids, NULL, lengths[part]);
-            else print_ids(ids, lengths[part], LOOK_PLAIN);
-            if (part < 2) putchar('\n');
-            ids += lengths[part];
-        }
-        break;
-    }
+    case RECORD_PREFERENCE: print_ranking(i, r); return;
     case RECORD_STEP:
         print_title("-- record %lld: prompt of %d tokens, solution of %d in %d steps", (long long)i, r->prompt,
                     r->count - r->prompt, trained(r));
@@ -256,15 +267,28 @@ static json_t *json_text(const int32_t *ids, int32_t n) {
     return value;
 }
 
+/* Sets the fields of a preference record, in the form of the row that it was made of. */
+static void set_ranking(json_t *row, const Record *r) {
+    json_t *texts = json_array(), *lengths = json_ids(&r->prompt, 1);
+    const int32_t *ids = r->tokens + r->prompt;
+    for (int32_t k = 0; k < r->completions; ids += r->length[k], k++) {
+        json_array_append_new(texts, json_text(ids, r->length[k]));
+        json_array_append_new(lengths, json_integer(r->length[k]));
+    }
+    json_object_set_new(row, "prompt", json_text(r->tokens, r->prompt));
+    if (r->completions == 2) {
+        json_object_set(row, "chosen", json_array_get(texts, 0));
+        json_object_set(row, "rejected", json_array_get(texts, 1));
+        json_object_set_new(row, "margin", json_real((double)r->margin));
+    } else json_object_set(row, "completions", texts);
+    json_object_set_new(row, "lengths", lengths);
+    json_decref(texts);
+}
+
 static void print_json(const Shard *s, const Record *r) {
     json_t *row = json_object();
-    if (s->kind == RECORD_PREFERENCE) {
-        json_object_set_new(row, "prompt", json_text(r->tokens, r->prompt));
-        json_object_set_new(row, "chosen", json_text(r->tokens + r->prompt, r->chosen));
-        json_object_set_new(row, "rejected", json_text(r->tokens + r->prompt + r->chosen, r->rejected));
-        json_object_set_new(row, "margin", json_real((double)r->margin));
-        json_object_set_new(row, "lengths", json_ids((const int32_t[]){r->prompt, r->chosen, r->rejected}, 3));
-    } else if (s->kind == RECORD_PROMPT) {
+    if (s->kind == RECORD_PREFERENCE) set_ranking(row, r);
+    else if (s->kind == RECORD_PROMPT) {
         json_object_set_new(row, "prompt", json_string(r->text));
         json_object_set_new(row, "task", json_string(r->task));
         json_object_set_new(row, "answer", json_string(r->answer));
@@ -330,12 +354,14 @@ static void shard_stats(const Shard *s, Record *r) {
     int32_t *lengths = xmalloc((size_t)(s->count + 1) * 3 * sizeof *lengths), *second = lengths + s->count + 1,
             *third = second + s->count + 1;
     int64_t marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0, good = 0;
+    int32_t most = 2; /* completions of a record */
     Tally tasks = {0}, labels = {0};
     for (int64_t i = 0; i < s->count; i++) {
         if (!shard_record(s, i, r, &e)) die("%s", e.text);
         lengths[i] = s->kind == RECORD_PREFERENCE ? r->prompt : r->count;
-        second[i] = r->chosen;
-        third[i] = r->rejected;
+        second[i] = r->completions ? r->length[0] : 0;
+        third[i] = r->completions ? r->length[r->completions - 1] : 0;
+        if (r->completions > most) most = r->completions;
         if (s->kind == RECORD_CHAT) {
             int32_t last = r->count;
             while (last > 0 && !r->mask[last - 1]) last--;
@@ -343,7 +369,7 @@ static void shard_stats(const Shard *s, Record *r) {
             empty += !last;
             unstopped += last && stop >= 0 && r->tokens[last - 1] != stop;
         }
-        longer += r->chosen > r->rejected;
+        longer += second[i] > third[i];
         good += r->label;
         if (s->kind == RECORD_UNPAIRED) {
             lengths[i] = r->prompt;
@@ -371,9 +397,11 @@ static void shard_stats(const Shard *s, Record *r) {
                100.0 * (double)good / (double)s->count);
     }
     if (s->kind == RECORD_PREFERENCE && s->count) {
-        print_lengths("chosen", second, s->count);
-        print_lengths("rejected", third, s->count);
-        printf("chosen is longer than rejected in %.1f %%\n", 100.0 * (double)longer / (double)s->count);
+        const char *best = most > 2 ? "best" : "chosen", *worst = most > 2 ? "worst" : "rejected";
+        if (most > 2) printf("completions of a record: up to %d\n", most);
+        print_lengths(best, second, s->count);
+        print_lengths(worst, third, s->count);
+        printf("%s is longer than %s in %.1f %%\n", best, worst, 100.0 * (double)longer / (double)s->count);
     }
     if (s->kind == RECORD_CHAT && s->count) {
         printf("trained on: %lld of %lld tokens, %.1f %%\n", (long long)marked, (long long)s->total_tokens,

@@ -24,7 +24,7 @@ static inline Shard open_shard(const char *name, RecordKind kind, int64_t count)
     return s;
 }
 
-/* Record i as text. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
+/* Record i as text. | precedes each completion of a preference. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
 static inline void assert_record(const Shard *s, int64_t i, const char *want) {
     Error e;
     Record r = {0};
@@ -32,10 +32,13 @@ static inline void assert_record(const Shard *s, int64_t i, const char *want) {
     TextBuffer text = {0};
     assert_true(tokenizer_load(&t, s->tokenizer, s->tokenizer_bytes, &e));
     if (!shard_record(s, i, &r, &e)) fail_msg("%s", e.text);
-    for (int32_t k = 0; k < r.count; k++) {
+    for (int32_t k = 0, part = 0, end = r.prompt; k < r.count; k++) {
         const int mark = r.mask ? r.mask[k] : 0, before = k && r.mask ? r.mask[k - 1] : 0,
                   after = k + 1 < r.count && r.mask ? r.mask[k + 1] : 0;
-        if (s->kind == RECORD_PREFERENCE && (k == r.prompt || k == r.prompt + r.chosen)) text_string(&text, "|");
+        if (s->kind == RECORD_PREFERENCE && k == end) {
+            text_string(&text, "|");
+            end += r.length[part++];
+        }
         if (mark && before != mark) text_string(&text, "[");
         tokenizer_decode(&t, &r.tokens[k], 1, true, &text);
         if (mark && after != mark) text_format(&text, s->kind == RECORD_STEP ? "]%d" : "]", mark - 1);

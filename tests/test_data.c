@@ -237,14 +237,15 @@ static void test_preferences(void **state) {
         "{\"chosen\":\"\\n\\nHuman: a\\n\\nAssistant: b c\",\"rejected\":\"\\n\\nHuman: a\\n\\nAssistant: b d\"}\n"
         "{\"chosen\":\"tell me nothing\",\"rejected\":\"tell me now\"}\n");
     run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
-    assert_holds(said, "warning: records dropped because chosen and rejected are the same: 1 (first: ");
+    assert_holds(said, "warning: records dropped because two of their completions are the same: 1 (first: ");
     Shard s = open_shard("a.shard", RECORD_PREFERENCE, 3);
     assert_record(&s, 0, "Q|yes<|endoftext|>|no<|endoftext|>");
     assert_record(&s, 1, "\n\nHuman: a\n\nAssistant:| b c<|endoftext|>| b d<|endoftext|>");
     assert_record(&s, 2, "tell me| nothing<|endoftext|>| now<|endoftext|>");
     assert_true(shard_record(&s, 0, &r, &e));
-    assert_int_equal(r.chosen, 4);
-    assert_int_equal(r.rejected, 3);
+    assert_int_equal(r.completions, 2);
+    assert_int_equal(r.length[0], 4);
+    assert_int_equal(r.length[1], 3);
     assert_true(r.margin == 1.5f);
     record_free(&r);
     shard_close(&s);
@@ -287,6 +288,46 @@ static void test_preferences(void **state) {
     put("c.jsonl",
         "{\"chosen\":[{\"role\":\"user\",\"content\":\"q\"}],\"rejected\":[{\"role\":\"user\",\"content\":\"r\"}]}\n");
     refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", "begin with different messages");
+}
+
+/* Lists of completions from the best to the worst, of different lengths, and pairs in one file. */
+static void test_rankings(void **state) {
+    (void)state;
+    put("a.jsonl", "{\"prompt\":\"Q\",\"completions\":[\"abcdef\",\"ab\",\"c\"]}\n"
+                   "{\"prompt\":\"Q\",\"completions\":[\"a\",\"b\",\"a\"]}\n"
+                   "{\"prompt\":\"Q\",\"chosen\":\"y\",\"rejected\":\"n\",\"margin\":1}\n"
+                   "{\"prompt\":\"Q\",\"completions\":[\"a\",\"bcd\",\"abcx\",\"abcy\"]}\n");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
+    assert_holds(said, "records dropped because two of their completions are the same: 1 (first: ");
+    assert_holds(said, "a.jsonl, line 2)");
+    Shard s = open_shard("a.shard", RECORD_PREFERENCE, 3);
+    assert_record(&s, 0, "Q|abcdef<|endoftext|>|ab<|endoftext|>|c<|endoftext|>");
+    assert_record(&s, 1, "Q|y<|endoftext|>|n<|endoftext|>");
+    assert_record(&s, 2, "Q|a<|endoftext|>|bcd<|endoftext|>|abcx<|endoftext|>|abcy<|endoftext|>");
+    shard_close(&s);
+    run(0, "data/show --json --all $T/a.shard | data/make_shard -i - -o $T/b.shard --kind preference");
+    s = open_shard("b.shard", RECORD_PREFERENCE, 3); /* the rows that show prints are of the same kind */
+    shard_close(&s);
+    /* truncated: the last two completions of the last row become equal */
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 4");
+    assert_holds(said, "two of their completions are the same: 2 (first: ");
+    s = open_shard("a.shard", RECORD_PREFERENCE, 2);
+    assert_record(&s, 0, "Q|abc|ab<|endoftext|>|c<|endoftext|>");
+    shard_close(&s);
+    static const char *const wrong[][2] = {
+        {"\"completions\":[\"a\"]", "line 1: field 'completions': is a list of one, expected a list of two or more"},
+        {"\"completions\":[]", "line 1: field 'completions': is an empty list, expected a list of two or more"},
+        {"\"completions\":\"ab\"", "line 1: field 'completions': is a string, expected a list of two or more"},
+        {"\"completions\":[\"a\",5,\"b\"]", "line 1: field 'completions': is a number"},
+        {"\"completions\":[\"a\",\"b\",\"c\"],\"margin\":1", "field 'margin': is that of a pair, but the row has 3"},
+        {"\"completions\":[\"a\",[{\"role\":\"user\",\"content\":\"b\"}]]",
+         "completion 2 does not begin with the assistant's message"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char row[200];
+        snprintf(row, sizeof row, "{\"prompt\":\"Q\",%s}\n", wrong[i][0]);
+        put("c.jsonl", row);
+        refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", wrong[i][1]);
+    }
 }
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
@@ -774,6 +815,7 @@ int main(void) {
         cmocka_unit_test(test_chat_warnings),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_preferences),
+        cmocka_unit_test(test_rankings),
         cmocka_unit_test(test_steps),
         cmocka_unit_test(test_unpaired),
         cmocka_unit_test(test_text),

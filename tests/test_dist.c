@@ -343,8 +343,9 @@ static void other_trainers_know_ranks(void **state) {
         int ranks;
         const char *command;
     } cases[] = {
-        {2, "./train_rm -c $T/base.bin -i $T/prefs.shard -j $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 "
-            "--zero 1"},
+        {2,
+         "./train_rm -c $T/base.bin -i $T/prefs.shard -i $T/ranked.shard -j $T/ranked.shard -x 4 -l 1e-3 --micro-tokens 64 "
+         "--zero 1"},
         {3, "./train_dpo -c $T/base.bin -i $T/prefs.shard -x 4 -l 1e-3 --micro-tokens 64 --zero 2"},
         {2, "./train_ppo -c $T/base.bin --critic $T/rm.bin --reward-model $T/rm.bin --critic-warmup 2 "
             "--reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 "
@@ -356,7 +357,8 @@ static void other_trainers_know_ranks(void **state) {
         fprintf(prefs, "{\"prompt\":\"%.*s%c=\",\"chosen\":\"%d\",\"rejected\":\"%dx\"}\n", p % 4, "abc", 'a' + p,
                 p % 10, (7 * p + 1) % 10);
     assert_int_equal(fclose(prefs), 0);
-    sh("data/make_shard --quiet -i $T/prefs.jsonl -o $T/prefs.shard");
+    sh("data/make_shard --quiet -i $T/prefs.jsonl -o $T/prefs.shard && data/make_prefs --format ranking --letters 3 "
+       "--max-length 5 --num-completions 3 --count 20 | data/make_shard --quiet -i - -o $T/ranked.shard");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         sh("%s -o $T/%s --metrics $T/one.jsonl", cases[i].command, i ? "one.bin" : "rm.bin");
         sh("$RANKS %d %s -o $T/many.bin --metrics $T/many.jsonl", cases[i].ranks, cases[i].command);

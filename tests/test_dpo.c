@@ -22,11 +22,11 @@ static double pair_truth(const char *what, const Model *policy, const Model *ref
     double sum = 0, nll = 0, learned = 0;
     for (int64_t i = 0; i < s.count; i++) {
         assert_true(shard_record(&s, i, &r, &e));
-        const int32_t *w = r.tokens + r.prompt, *l = w + r.chosen;
-        const Truth pw = truth_of(policy, r.tokens, r.prompt, w, r.chosen);
-        const Truth pl = truth_of(policy, r.tokens, r.prompt, l, r.rejected);
-        const Truth rw = truth_of(reference, r.tokens, r.prompt, w, r.chosen);
-        const Truth rl = truth_of(reference, r.tokens, r.prompt, l, r.rejected);
+        const int32_t *w = r.tokens + r.prompt, *l = w + r.length[0];
+        const Truth pw = truth_of(policy, r.tokens, r.prompt, w, r.length[0]);
+        const Truth pl = truth_of(policy, r.tokens, r.prompt, l, r.length[1]);
+        const Truth rw = truth_of(reference, r.tokens, r.prompt, w, r.length[0]);
+        const Truth rl = truth_of(reference, r.tokens, r.prompt, l, r.length[1]);
         const double c = pw.logp - rw.logp, d = pl.logp - rl.logp;
         nll -= pw.logp + pw.prompt;
         learned += pw.length + pw.prompt_length;

@@ -44,8 +44,8 @@ static void a_file_stands_for_the_reference(void **state) {
     assert_true(l.model == model_weights_hash(&m));
     assert_true(shard_open(&s, files_path("prefs.shard"), &e) && shard_record(&s, 0, &r, &e));
     double sum = 0;
-    for (int i = 0; i < r.chosen; i++) sum += l.table[0].logp[i];
-    assert_near(sum, truth_of(&m, r.tokens, r.prompt, r.tokens + r.prompt, r.chosen).logp, 1e-4);
+    for (int i = 0; i < r.length[0]; i++) sum += l.table[0].logp[i];
+    assert_near(sum, truth_of(&m, r.tokens, r.prompt, r.tokens + r.prompt, r.length[0]).logp, 1e-4);
     ref_logps_free(&l), record_free(&r), shard_close(&s), model_free(&m);
 
     /* for other records or another model it is refused with a message that names it, and it stays unchanged */

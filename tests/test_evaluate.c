@@ -789,7 +789,8 @@ static int setup(void **state) {
     assert_true(shard_add(&w, &(Record){.tokens = (int32_t[]){1, 2}, .count = 2, .mask = mask}, &e));
     models_commit(&w);
     w = models_shard("pairs.shard", RECORD_PREFERENCE, "plain");
-    const Record pair = {.tokens = (int32_t[]){1, 2, 3}, .count = 3, .prompt = 1, .chosen = 1, .rejected = 1};
+    const Record pair = {
+        .tokens = (int32_t[]){1, 2, 3}, .count = 3, .prompt = 1, .completions = 2, .length = (int32_t[]){1, 1}};
     assert_true(shard_add(&w, &pair, &e));
     models_commit(&w);
     assert_true(tokens_write(files_path("nothing.bin"), (int32_t[]){1}, 1, (TokenMeaning){0}, &e));

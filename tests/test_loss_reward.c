@@ -9,7 +9,7 @@
 
 #include "../llmc/base/error.h"               /* Error */
 #include "../llmc/base/random.h"              /* Random, random_normal, random_start, random_below, ... */
-#include "../llmc/loss/reward.h"              /* loss_bradley_terry, RewardLoss, loss_binary */
+#include "../llmc/loss/reward.h"              /* loss_ranking, RankingBatch, RewardLoss, loss_binary, ... */
 #include "../llmc/reward/calibration.h"       /* calibration_error, calibration_add_label, calibration_add_pair, ... */
 #include "../llmc/reward/evaluation_reward.h" /* RankedScore, rank_auc */
 #include "../llmc/reward/gold.h"              /* gold_parse, Gold, gold_score */
@@ -31,18 +31,25 @@ static void check_gradient(const Golden *g, const float *dscore) {
     for (int i = 0; i < golden_count(g, "gradient"); i++) near(dscore[i], want[i], 2e-7, g->name);
 }
 
+/* The loss of pairs. */
+static double loss_pairs(const RewardLoss *o, const float *score, const float *margin, int64_t pairs, double N,
+                         float *dscore) {
+    const RankingBatch b = {.rankings = pairs, .score = score, .margin = margin};
+    return loss_ranking(o, &b, N, dscore);
+}
+
 /* The loss and the gradient, computed at once and as the sum of two micro-batches. */
 static void check_pairs(const Golden *g) {
     const double *config = golden(g, "config"), *metrics = golden(g, "metrics");
     const RewardLoss o = {.label_smoothing = config[0], .center = config[1]};
     float *score = golden_floats(g, "score"), *margin = golden_floats(g, "margin"), dscore[64];
     const int n = golden_count(g, "score") / 2, half = n / 2;
-    near(loss_bradley_terry(&o, score, margin, n, n, dscore), golden(g, "loss")[0], 1e-8, g->name);
+    near(loss_pairs(&o, score, margin, n, n, dscore), golden(g, "loss")[0], 1e-8, g->name);
     check_gradient(g, dscore);
     memset(dscore, 0, sizeof dscore);
     const double parts =
-        loss_bradley_terry(&o, score, margin, half, n, dscore) +
-        loss_bradley_terry(&o, score + 2 * half, margin ? margin + half : NULL, n - half, n, dscore + 2 * half);
+        loss_pairs(&o, score, margin, half, n, dscore) +
+        loss_pairs(&o, score + 2 * half, margin ? margin + half : NULL, n - half, n, dscore + 2 * half);
     near(parts, golden(g, "loss")[0], 1e-8, g->name);
     check_gradient(g, dscore);
     if (metrics) {
@@ -131,8 +138,7 @@ static void finite_differences(void **state) {
             label[i] = k % 2 ? (float)random_real(&r) : (float)random_below(&r, 2); /* also probabilities */
             if (i < N) margin[i] = (float)random_real(&r);
         }
-        near(loss_bradley_terry(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13,
-             "pairs");
+        near(loss_pairs(&o, score, margin, N, N, dscore), (double)defined_pairs(&o, s, margin, N), 1e-13, "pairs");
         for (int i = 0; i < 2 * N; i++) {
             const long double h = 1e-5L, was = s[i];
             s[i] = was + h;
@@ -153,6 +159,91 @@ static void finite_differences(void **state) {
             s[i] = was;
             near(dscore[i], (double)slope, 3e-7, "slope of labels");
         }
+    }
+}
+
+/* ---- rankings ---------------------------------------------------------------------------------------------------- */
+
+enum { RANKINGS = 4, RANKED = 16 };
+static const int32_t ranked[RANKINGS] = {2, 5, 3, 6};
+
+/* The losses of rankings by their definitions: the mean over the pairs, or the probability of the order, as a product. */
+static long double defined_rankings(const RewardLoss *o, const long double *s, const float *margin) {
+    long double sum = 0;
+    for (int i = 0; i < RANKINGS; s += ranked[i], i++) {
+        const int n = ranked[i];
+        const long double pairs = n * (n - 1) / 2;
+        long double order = 1;
+        for (int k = 0; k < n; k++) {
+            long double rest = 0;
+            for (int j = k; j < n; j++) rest += expl(s[j]);
+            order *= expl(s[k]) / rest;
+            for (int j = k + 1; j < n; j++) {
+                const long double x = s[k] - s[j] - margin[i], both = s[k] + s[j], e = o->label_smoothing;
+                sum += o->center * both * both / pairs;
+                if (n > 2 && o->ranking == RANKING_PLACKETT_LUCE) continue;
+                sum += ((1 - e) * minus_log_sigmoid(x) + e * minus_log_sigmoid(-x)) / pairs;
+            }
+        }
+        if (n > 2 && o->ranking == RANKING_PLACKETT_LUCE) sum -= logl(order);
+    }
+    return sum / RANKINGS;
+}
+
+/* The losses and slopes of rankings of different lengths, at once and in micro-batches of one. */
+static void rankings(void **state) {
+    (void)state;
+    Random r = random_start(8, 0);
+    for (int k = 0; k < 8; k++) {
+        const RewardLoss o = {
+            .ranking = k % 2, .center = k / 2 % 2 ? 0.3 : 0, .label_smoothing = k % 2 || k < 4 ? 0 : 0.1};
+        float score[RANKED], margin[RANKINGS] = {0.7f}, dscore[RANKED];
+        long double s[RANKED];
+        for (int i = 0; i < RANKED; i++) s[i] = score[i] = (float)(2 * random_normal(&r));
+        const RankingBatch b = {.rankings = RANKINGS, .count = ranked, .score = score, .margin = margin};
+        near(loss_ranking(&o, &b, RANKINGS, dscore), (double)defined_rankings(&o, s, margin), 1e-13, "rankings");
+        for (int i = 0; i < RANKED; i++) {
+            const long double h = 1e-5L, was = s[i];
+            s[i] = was + h;
+            long double slope = defined_rankings(&o, s, margin);
+            s[i] = was - h;
+            slope = (slope - defined_rankings(&o, s, margin)) / (2 * h);
+            s[i] = was;
+            near(dscore[i], (double)slope, 3e-7, "slope of rankings");
+        }
+        double parts = 0;
+        float one[RANKED];
+        for (int i = 0, at = 0; i < RANKINGS; at += ranked[i], i++) {
+            const RankingBatch part = {.rankings = 1, .count = ranked + i, .score = score + at, .margin = margin + i};
+            parts += loss_ranking(&o, &part, RANKINGS, one + at);
+        }
+        near(parts, (double)defined_rankings(&o, s, margin), 1e-13, "micro-batches of rankings");
+        assert_memory_equal(one, dscore, sizeof one);
+    }
+}
+
+/* Rankings of two have the loss of pairs to the bit, and equal scores the loss of a random order: log 2 for each pair, and
+ * log n! for the order, whose slope at completion k is sum_(i <= k) 1 / (n - i) - 1; the last one is never chosen. */
+static void rankings_known(void **state) {
+    (void)state;
+    const int32_t two[] = {2, 2, 2}, four = 4;
+    const float score[] = {1.5f, -0.25f, 0.125f, 3, -2, 0.5f}, margin[] = {0.5f, 0, 2}, equal[] = {3, 3, 3, 3};
+    for (int k = 0; k < 2; k++) {
+        const RewardLoss o = {.ranking = k, .center = 0.1, .label_smoothing = k ? 0 : 0.2}, plain = {.ranking = k};
+        float dscore[6], want[6];
+        const RankingBatch b = {.rankings = 3, .count = two, .score = score, .margin = margin};
+        assert_true(loss_ranking(&o, &b, 3, dscore) == loss_pairs(&o, score, margin, 3, 3, want));
+        assert_memory_equal(dscore, want, sizeof want);
+        const RankingBatch same = {.rankings = 1, .count = &four, .score = equal};
+        near(loss_ranking(&plain, &same, 1, dscore), k ? log(24) : log(2), 1e-15, "equal scores");
+        const double order[] = {1.0 / 4 - 1, 1.0 / 4 + 1.0 / 3 - 1, 1.0 / 4 + 1.0 / 3 + 1.0 / 2 - 1,
+                                1.0 / 4 + 1.0 / 3 + 1.0 / 2};
+        for (int i = 0; i < 4; i++) near(dscore[i], k ? order[i] : (2 * i - 3) / 12.0, 1e-7, "slope of equal scores");
+        const float large[] = {1e30f, 0, -1e30f}, broken[] = {0, 1, NAN};
+        const RankingBatch far = {.rankings = 1, .count = (int32_t[]){3}, .score = large};
+        assert_true(loss_ranking(&plain, &far, 1, dscore) == 0 && dscore[0] == 0 && dscore[1] == 0 && dscore[2] == 0);
+        const RankingBatch nan = {.rankings = 1, .count = (int32_t[]){3}, .score = broken};
+        assert_true(isnan(loss_ranking(&plain, &nan, 1, dscore)) && isnan(dscore[0]));
     }
 }
 
@@ -179,12 +270,12 @@ static void soft_labels(void **state) {
                 sum[side] += label * minus_log_sigmoid(c - d) + (1 - label) * minus_log_sigmoid(d - c);
                 sum[side] += 0.3L * (c + d) * (c + d);
             }
-        const double loss = loss_bradley_terry(&o, score, margin, N, N, dscore);
+        const double loss = loss_pairs(&o, score, margin, N, N, dscore);
         if (at < 0) near(loss, (double)sum[0] / N, 1e-13, "soft labels");
         else near(dscore[at], (double)((sum[1] - sum[0]) / (2 * h * N)), 3e-7, "slope of soft labels");
     }
     const RewardLoss plain = {.soft = true};
-    loss_bradley_terry(&plain, score, margin, N, 1, dscore);
+    loss_pairs(&plain, score, margin, N, 1, dscore);
     near(dscore[2], 1 / (1 + exp(score[3] - score[2])) - 0.75, 1e-6, "S(d) - p");
 }
 
@@ -194,10 +285,10 @@ static void extremes(void **state) {
     const RewardLoss o = {0};
     float dscore[2];
     const float large[] = {1e30f, -1e30f}, small[] = {-1e30f, 1e30f}, broken[] = {NAN, 0};
-    assert_true(loss_bradley_terry(&o, large, NULL, 1, 1, dscore) == 0 && dscore[0] == 0 && dscore[1] == 0);
-    near(loss_bradley_terry(&o, small, NULL, 1, 1, dscore), 2e30, 1e-6, "wrong");
+    assert_true(loss_pairs(&o, large, NULL, 1, 1, dscore) == 0 && dscore[0] == 0 && dscore[1] == 0);
+    near(loss_pairs(&o, small, NULL, 1, 1, dscore), 2e30, 1e-6, "wrong");
     assert_true(dscore[0] == -1 && dscore[1] == 1);
-    assert_true(isnan(loss_bradley_terry(&o, broken, NULL, 1, 1, dscore)) && isnan(dscore[0]));
+    assert_true(isnan(loss_pairs(&o, broken, NULL, 1, 1, dscore)) && isnan(dscore[0]));
     assert_true(isnan(loss_binary(&o, broken, (float[]){1}, 1, 1, dscore)) && isnan(dscore[0]));
 }
 
@@ -298,9 +389,9 @@ static void notes(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(golden_values), cmocka_unit_test(finite_differences),
-                                       cmocka_unit_test(soft_labels),   cmocka_unit_test(extremes),
-                                       cmocka_unit_test(calibration),   cmocka_unit_test(hidden_rules),
-                                       cmocka_unit_test(notes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden_values), cmocka_unit_test(finite_differences), cmocka_unit_test(soft_labels),
+        cmocka_unit_test(rankings),      cmocka_unit_test(rankings_known),     cmocka_unit_test(extremes),
+        cmocka_unit_test(calibration),   cmocka_unit_test(hidden_rules),       cmocka_unit_test(notes)};
     return cmocka_run_group_tests_name("loss_reward", tests, NULL, NULL);
 }

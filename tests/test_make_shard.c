@@ -139,7 +139,7 @@ static void test_preferences(void **state) {
     (void)state;
     put_rows("a.jsonl", preference, false);
     assert_same(0, "-i $T/a.jsonl --skip-bad --val-output $T/v.shard --val-fraction 0.5",
-                "records dropped because chosen and rejected are the same: ");
+                "records dropped because two of their completions are the same: ");
     assert_same(1, "-i $T/a.jsonl", "a.jsonl: line 51: field 'chosen': is a number, expected a string");
 }
 

@@ -14,7 +14,7 @@
 #include "../llmc/model/transformer.h"   /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/examples.h"    /* Example, examples_close, examples_open, Examples, ... */
-#include "../llmc/records/pairs.h"       /* Pair, Pairs, pairs_close, pairs_open */
+#include "../llmc/records/rankings.h"    /* Ranking, Rankings, rankings_close, rankings_open, rankings_open_all */
 #include "../llmc/records/shard.h"       /* RECORD_STEP, RECORD_UNPAIRED, RECORD_PREFERENCE, Record, ... */
 #include "../llmc/reward/calibration.h"  /* CALIBRATION_BINS */
 #include "../llmc/reward/reward_model.h" /* reward_model_score, PRM_MIN, RewardItem, RewardModel, ... */
@@ -41,6 +41,8 @@ static int setup(void **state) {
     make("pairs.shard", RULE " --count 1500");
     make("held.shard", RULE " --count 300 --split heldout");
     make("margins.shard", RULE " --count 40 --margin");
+    make("four.shard", RULE " --count 20 --format ranking");
+    make("three.shard", RULE " --count 15 --format ranking --num-completions 3 --seed 2");
     make("answers.shard", RULE " --count 1500 --format unpaired");
     make("held_answers.shard", RULE " --count 300 --format unpaired --split heldout");
     make("steps.shard", "--rule sum --digits 1 --terms 3 --count 60 --format step");
@@ -90,19 +92,23 @@ static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *an
 /* -ln sigma(x) by its definition. */
 static double nats(double x) { return log(1 + exp(-x)); }
 
+/* The head's output for completion k of a ranking. */
+static double score_of(Scorer *s, const Ranking *q, int k) {
+    const RankedCompletion *c = &q->completion[k];
+    return head_at(s, q->prompt, q->prompt_len, c->tokens, c->count, q->prompt_len + c->count - 1);
+}
+
 static void pairs_loss(void **state) {
     (void)state;
     Error e;
-    Pairs p;
+    Rankings p;
     Scorer s = scorer_open("start.bin");
     double plain = 0, full = 0, least = INFINITY, total = 0, right = 0, gap = 0;
-    assert_true(pairs_open(&p, files_path("margins.shard"), &e));
+    assert_true(rankings_open(&p, files_path("margins.shard"), &e));
     for (int64_t i = 0; i < p.count; i++) {
-        const Pair *q = &p.pair[i];
-        const int n = q->prompt_len, last = n - 1;
-        const double c = head_at(&s, q->prompt, n, q->chosen, q->chosen_len, last + q->chosen_len);
-        const double r = head_at(&s, q->prompt, n, q->rejected, q->rejected_len, last + q->rejected_len);
-        assert_true(q->margin > 0);
+        const Ranking *q = &p.ranking[i];
+        const double c = score_of(&s, q, 0), r = score_of(&s, q, 1);
+        assert_true(q->margin > 0 && q->count == 2);
         plain += nats(c - r) / (double)p.count;
         full += (0.9 * nats(c - r - q->margin) + 0.1 * nats(-(c - r - q->margin)) + 0.3 * (c + r) * (c + r)) /
                 (double)p.count;
@@ -130,7 +136,80 @@ static void pairs_loss(void **state) {
     sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 --per-device-train-batch-size 40 -l 0 "
        "--metrics $T/plain.jsonl --no-use-margin");
     assert_near(metric("plain.jsonl", 0, "loss"), plain, 1e-5);
-    pairs_close(&p), scorer_close(&s);
+    rankings_close(&p), scorer_close(&s);
+}
+
+/* Rankings of four, of three and pairs with margins in one step, and their figures on held-out data. */
+static void rankings_loss(void **state) {
+    (void)state;
+    Error e;
+    Rankings p;
+    Scorer s = scorer_open("start.bin");
+    const char *const paths[] = {xstrdup(files_path("four.shard")), xstrdup(files_path("three.shard")),
+                                 xstrdup(files_path("margins.shard"))};
+    if (!rankings_open_all(&p, paths, 3, &e)) fail_msg("%s", e.text);
+    assert_int_equal(p.count, 75);
+    assert_int_equal(p.longer, 35);
+    double pairwise = 0, order = 0, pairs = 0, right = 0, gap = 0, completions = 0, total = 0;
+    for (int64_t i = 0; i < p.count; i++) {
+        const Ranking *q = &p.ranking[i];
+        const double own = q->count * (q->count - 1) / 2;
+        double score[4], half = 0, centre = 0, likely = 1;
+        assert_int_equal(q->count, i < 20 ? 4 : i < 35 ? 3 : 2);
+        for (int k = 0; k < q->count; k++) total += score[k] = score_of(&s, q, k);
+        for (int k = 0; k < q->count; k++) {
+            double rest = 0;
+            for (int j = k; j < q->count; j++) rest += exp(score[j]);
+            likely *= exp(score[k]) / rest;
+            for (int j = k + 1; j < q->count; j++) {
+                half += nats(score[k] - score[j] - q->margin) / own;
+                centre += 0.3 * (score[k] + score[j]) * (score[k] + score[j]) / own;
+                right += score[k] > score[j];
+                gap += score[k] - score[j];
+            }
+        }
+        pairs += own;
+        completions += q->count;
+        pairwise += (half + centre) / 75;
+        order += (q->count > 2 ? -log(likely) : half) / 75;
+    }
+#define RANKED                                                                                                         \
+    "./train_rm -c $T/start.bin -i $T/four.shard -i $T/three.shard -i $T/margins.shard -o $T/x.bin -x 1 "              \
+    "--per-device-train-batch-size 75 -l 0 "
+    const char *const packings[] = {"", "--micro-tokens 64", "--micro-tokens 64 --no-prefix-sharing"};
+    for (int k = 0; k < 3; k++) {
+        sh("rm -f $T/r.jsonl $T/o.jsonl && " RANKED "%s --metrics $T/r.jsonl --center-rewards-coefficient 0.3 "
+           "-j $T/three.shard -j $T/four.shard -j $T/margins.shard",
+           packings[k]);
+        assert_near(metric("r.jsonl", 0, "loss"), pairwise, 1e-5);
+        assert_near(metric("r.jsonl", -1, "eval_loss"), pairwise, 1e-5);
+        for (int val = 0; val < 2; val++) {
+            const char *names[] = {"accuracy",    "eval_accuracy", "margin",
+                                   "eval_margin", "mean_reward",   "eval_mean_reward"};
+            assert_near(metric("r.jsonl", val - 1, names[val]), right / pairs, 1e-12);
+            assert_near(metric("r.jsonl", val - 1, names[2 + val]), gap / pairs, 1e-5);
+            assert_near(metric("r.jsonl", val - 1, names[4 + val]), total / completions, 1e-5);
+        }
+        sh(RANKED "%s --metrics $T/o.jsonl --loss-type plackett_luce", packings[k]);
+        assert_near(metric("o.jsonl", 0, "loss"), order, 1e-5);
+        static double norm[2];
+        const double own[] = {metric("r.jsonl", 0, "grad_norm"), metric("o.jsonl", 0, "grad_norm")};
+        for (int i = 0; i < 2; i++) {
+            if (!k) norm[i] = own[i];
+            assert_near(own[i], norm[i], 1e-4 * norm[i]);
+        }
+    }
+    for (int i = 0; i < 3; i++) free((char *)paths[i]);
+    rankings_close(&p), scorer_close(&s);
+    /* every pair of a ranking is counted: 20 rankings of four have 120 */
+    sh("./evaluate --reward-model $T/start.bin -i $T/four.shard");
+    assert_holds(said, "on 20 records, 120 pairs");
+    sh("./train_rm -c $T/start.bin -i $T/four.shard -o $T/x.bin -x 1 -l 0 --normalize none --metrics $T/f.jsonl "
+       "--per-device-train-batch-size 20 && ./evaluate --reward-model $T/x.bin -i $T/four.shard > $T/four.json");
+    json_t *figures = json_load_file(files_path("four.json"), 0, NULL);
+    assert_near(json_number_of(figures, "accuracy"), metric("f.jsonl", 0, "accuracy"), 1e-12);
+    assert_near(json_number_of(figures, "margin"), metric("f.jsonl", 0, "margin"), 1e-5);
+    json_decref(figures);
 }
 
 /* The samples file of a run without a learning rate has the first eight solutions twice, each step with its text, its label and
@@ -298,6 +377,9 @@ static void resumes_bit_for_bit(void **state) {
             "--eval-steps 200 -l 1e-3 --warmup-steps 10 --micro-tokens 96 "
             "--center-rewards-coefficient 0.01 --weight-decay 0.1",
             (const int[]){2, 150, 300}, 3);
+    resumes("./train_rm -c $T/start.bin -i $T/four.shard -i $T/pairs.shard -x 400 --per-device-train-batch-size 4 "
+            "-l 1e-3 --micro-tokens 96 --loss-type plackett_luce",
+            (const int[]){2}, 1);
     resumes("./train_rm --kind prm -c $T/start.bin -i $T/steps.shard -x 600 --per-device-train-batch-size 4 -l 1e-3 "
             "--micro-tokens 64",
             (const int[]){2}, 1);
@@ -629,6 +711,13 @@ static void bad_input(void **state) {
     refused(2, RM "-i - -j - < /dev/null", "only one input can be standard input");
     refused(1, RM "-i $T/answers.shard", "answers.shard: contains unpaired records, expected preference records");
     refused(1, RM "-i $T/chat.shard --kind orm", "chat.shard: contains chat records, expected unpaired records");
+    refused(2, RM "-i $T/answers.shard --kind orm --loss-type pairwise", "used only with --kind bt");
+    refused(2, RM "-i $T/four.shard --loss-type plackett_luce --label-smoothing 0.1", "not used by --loss-type");
+    refused(1, RM "-i $T/four.shard --soft-labels", "20 records of ");
+    refused(1, "./train_dpo -c $T/start.bin -i $T/four.shard -o $T/kept",
+            "four.shard: 20 of 20 records rank more than two completions, expected pairs");
+    refused(1, "./train_dpo -c $T/start.bin -i $T/four.shard -o $T/kept --loss-type kto",
+            "four.shard: record 0 ranks 4 completions, expected pairs");
     refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: contains preference records, expected step records");
     refused(1, RM "-i $T/pairs.shard -j $T/answers.shard", "contains unpaired records, expected preference records");
     refused(1, RM "-i $T/pairs.shard --normalize $T/steps.shard", "contains step records");
@@ -669,11 +758,42 @@ static void bad_input(void **state) {
     refused(2, "data/make_prefs --format step", "give --rule sum");
     refused(2, "data/make_prefs --format chat --flip 0.1", "--format chat and prompt have no labels");
     refused(2, "data/make_prefs --format unpaired --margin", "--margin requires --format preference");
+    refused(2, "data/make_prefs --num-completions 3", "requires --format ranking");
+    refused(2, "data/make_prefs --format ranking --flip 0.1", "a ranking is not flipped");
+    refused(1, "data/make_prefs --format ranking --rule sum --num-completions 3", "record 0: 10000 draws gave no");
     refused(2, "data/make_prefs --steps", "--steps requires --rule sum");
     refused(1, "data/make_prefs --rule repeats --max-length 1 -o $T/kept", "record 0: 10000 draws gave no");
 }
 
 /* ---- data/make_prefs ------------------------------------------------------------------------------------------- */
+
+/* Without a temperature scores fall from the first completion to the last. With one, the best of three is first as often as
+ * its exp(score / T) says: the deviation of that count from its expectation is within four standard deviations. */
+static void rankings_follow_the_rule(const Gold *g) {
+    double first = 0, expected = 0, variance = 0;
+    sh("data/make_prefs --rule char:1,length:-0.5 --count 400 --format ranking --num-completions 3 -o $T/p.jsonl && "
+       "data/make_prefs --rule char:1,length:-0.5 --count 400 --format ranking --num-completions 3 --temperature 2 "
+       "-o $T/t.jsonl");
+    for (int noisy = 0; noisy < 2; noisy++) {
+        char *text = text_of(files_path(noisy ? "t.jsonl" : "p.jsonl"));
+        for (int i = 0; i < 400; i++) {
+            json_t *row = json_line_of(text, i), *all = json_object_get(row, "completions");
+            double score[3], sum = 0, most = -INFINITY;
+            assert_int_equal(json_array_size(all), 3);
+            for (size_t k = 0; k < 3; k++) {
+                score[k] = gold_score(g, json_text_of(row, "prompt"), json_string_value(json_array_get(all, k)));
+                sum += exp(score[k] / 2);
+                most = fmax(most, score[k]);
+                if (!noisy && k) assert_true(score[k] < score[k - 1]);
+            }
+            const double p = exp(most / 2) / sum;
+            if (noisy) first += score[0] == most, expected += p, variance += p * (1 - p);
+            json_decref(row);
+        }
+        free(text);
+    }
+    assert_near(first, expected, 4 * sqrt(variance));
+}
 
 /* The chosen answer scores higher, except for the flipped fraction; no prompt is in both splits. */
 static void preferences_follow_the_rule(void **state) {
@@ -696,6 +816,7 @@ static void preferences_follow_the_rule(void **state) {
     }
     free(text);
     assert_near(flips / 1000, 0.25, 0.06);
+    rankings_follow_the_rule(&g);
     sh("data/make_prefs --count 500 --format prompt | sort -u > $T/a && data/make_prefs --count 500 --format prompt "
        "--split heldout | sort -u > "
        "$T/b && comm -12 $T/a $T/b > $T/both && test -s $T/a && test -s $T/b && test ! -s $T/both");
@@ -709,6 +830,7 @@ static void preferences_follow_the_rule(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(pairs_loss),
+                                       cmocka_unit_test(rankings_loss),
                                        cmocka_unit_test(steps_loss),
                                        cmocka_unit_test(learns_a_rule),
                                        cmocka_unit_test(noise_costs),

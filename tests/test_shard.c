@@ -18,6 +18,7 @@ static const int32_t vocabs[] = {300, 65536, 65537};
 static Record sample(RecordKind kind, int32_t vocab, int i) {
     static int32_t tokens[64];
     static uint8_t mask[64];
+    static int32_t length[4];
     static char text[3][32];
     Record r = {.tokens = tokens, .count = 3 + i * 5 % 23};
     const unsigned last = (unsigned)vocab - 1;
@@ -36,10 +37,14 @@ static Record sample(RecordKind kind, int32_t vocab, int i) {
         r.fields = text[2];
     }
     if (kind == RECORD_PREFERENCE) {
-        r.chosen = 1;
-        r.rejected = 1 + i % 2;
-        r.prompt = r.count - r.chosen - r.rejected;
-        r.margin = (float)i * 0.5f;
+        r.completions = r.count < 8 ? 2 : 2 + i % 3;
+        r.length = length;
+        r.prompt = r.count;
+        for (int k = 0; k < r.completions; k++) {
+            length[k] = 1 + (k == 1) * (i % 2);
+            r.prompt -= length[k];
+        }
+        if (r.completions == 2) r.margin = (float)i * 0.5f;
     }
     if (kind == RECORD_STEP) r.prompt = i % 3;
     if (kind == RECORD_UNPAIRED) {
@@ -87,8 +92,9 @@ static void assert_shard(const char *path, RecordKind kind, int32_t vocab, int r
         if (x.mask) assert_memory_equal(r.mask, x.mask, (size_t)x.count);
         else assert_null(r.mask);
         assert_int_equal(r.prompt, x.prompt);
-        assert_int_equal(r.chosen, x.chosen);
-        assert_int_equal(r.rejected, x.rejected);
+        assert_int_equal(r.completions, x.completions);
+        if (x.length) assert_memory_equal(r.length, x.length, (size_t)x.completions * sizeof *x.length);
+        else assert_null(r.length);
         assert_true(r.margin == x.margin);
         assert_int_equal(r.label, x.label);
         assert_string_equal(r.text, x.text ? x.text : "");
@@ -165,7 +171,7 @@ static void exact_bytes(void **state) {
     assert_true(shard_add(&w, &a, &e) && shard_add(&w, &b, &e) && shard_commit(&w, &e));
     uint8_t *file = files_get(path, &n);
     const uint8_t header[] = {
-        0x04, 0x29, 0x35, 0x01, 2, 0, 0, 0, 1, 0, 0, 0, 44, 1, 0, 0, 2, 0, 0, 0,
+        0x04, 0x29, 0x35, 0x01, 3, 0, 0, 0, 1, 0, 0, 0, 44, 1, 0, 0, 2, 0, 0, 0,
         9,    0,    0,    0,    0, 0, 0, 0, 0, 0, 0, 0, 2,  0, 0, 0, 0, 0, 0, 0, /* records */
         12,   0,    0,    0,    0, 0, 0, 0,                                      /* tokens */
         27,   0,    0,    0,    0, 0, 0, 0,                                      /* payload */
@@ -263,7 +269,7 @@ static void wrong_fields(void **state) {
     (void)state;
     Error e;
     /* sample() gives the first two records 3 and 8 tokens; the index has 32 bytes */
-    enum { INDEX = 1024, RECORDS = INDEX + 32 };
+    enum { INDEX = 1024, RECORDS = INDEX + 32, SECOND = RECORDS + 26 /* of preferences */ };
     static const struct {
         RecordKind kind;
         size_t at, bytes;
@@ -273,9 +279,8 @@ static void wrong_fields(void **state) {
         {RECORD_CHAT, 0, 4, 20240326, "memory: this is a checkpoint, expected a record shard"},
         {RECORD_CHAT, 0, 4, 20240520, "memory: this is a token shard, expected a record shard"},
         {RECORD_CHAT, 0, 4, 7, "memory: this is a file of an unknown kind, expected a record shard"},
-        {RECORD_CHAT, 4, 4, 1,
-         "memory: record shard of version 1, expected 2"}, /* labels of steps had another meaning */
-        {RECORD_CHAT, 4, 4, 3, "memory: record shard of version 3, expected 2"},
+        {RECORD_CHAT, 4, 4, 2, "memory: record shard of version 2, expected 3"}, /* preferences had another head */
+        {RECORD_CHAT, 4, 4, 4, "memory: record shard of version 4, expected 3"},
         {RECORD_CHAT, 8, 4, 0, "kind of record is 0, expected 1 to 5"},
         {RECORD_CHAT, 8, 4, 6, "kind of record is 6"},
         {RECORD_CHAT, 8, 4, RECORD_STEP, "record 0 is too short for its tokens"},
@@ -316,10 +321,17 @@ static void wrong_fields(void **state) {
         {RECORD_PROMPT, RECORDS + 12, 4, 1000, "record 0 is too short for its texts"},
         {RECORD_PROMPT, RECORDS + 12, 4, 11, "record 0 has a text whose length does not match"},
         {RECORD_PROMPT, RECORDS + 23, 1, 0, "record 0 has a text whose length does not match"},
-        {RECORD_PREFERENCE, RECORDS, 4, 0, "record 0 has lengths of prompt, chosen and rejected that do not add up"},
-        {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt, chosen and rejected"},
-        {RECORD_PREFERENCE, RECORDS + 4, 4, 0, "record 0 has lengths of prompt, chosen and rejected"},
-        {RECORD_PREFERENCE, RECORDS + 8, 4, INT32_MAX, "record 0 has lengths of prompt, chosen and rejected"},
+        {RECORD_PREFERENCE, RECORDS, 4, 0, "record 0 has lengths of prompt and completions that do not add up"},
+        {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt and completions"},
+        {RECORD_PREFERENCE, RECORDS + 4, 4, 0, "record 0 has fewer than two completions"},
+        {RECORD_PREFERENCE, RECORDS + 4, 4, UINT32_MAX, "record 0 has fewer than two completions"},
+        {RECORD_PREFERENCE, RECORDS + 4, 4, 3, "record 0 is too short for its tokens"},
+        {RECORD_PREFERENCE, RECORDS + 4, 4, INT32_MAX, "record 0 is too short for the lengths of its completions"},
+        {RECORD_PREFERENCE, RECORDS + 12, 4, 0, "record 0 has lengths of prompt and completions"},
+        {RECORD_PREFERENCE, RECORDS + 12, 4, UINT32_MAX, "record 0 has lengths of prompt and completions"},
+        {RECORD_PREFERENCE, RECORDS + 16, 4, INT32_MAX, "record 0 has lengths of prompt and completions"},
+        {RECORD_PREFERENCE, RECORDS + 8, 4, 0x7f800000, "record 0 has a margin that is not finite"},
+        {RECORD_PREFERENCE, SECOND + 8, 4, 0x3f800000, "record 1 has a margin and more than two completions"},
         {RECORD_STEP, 8, 4, RECORD_CHAT, "record 0 has mask bits beyond"},
         {RECORD_STEP, RECORDS, 4, 4, "record 0 has a prompt longer than its tokens"},
         {RECORD_STEP, RECORDS, 4, UINT32_MAX, "record 0 has a prompt longer than its tokens"},
@@ -327,7 +339,7 @@ static void wrong_fields(void **state) {
         {RECORD_UNPAIRED, RECORDS, 4, UINT32_MAX, "record 0 has no token after its prompt"},
         {RECORD_UNPAIRED, RECORDS + 4, 4, 2, "record 0 has a label that is neither 0 nor 1"},
         {RECORD_UNPAIRED, RECORDS + 4, 4, UINT32_MAX, "record 0 has a label that is neither 0 nor 1"},
-        {RECORD_UNPAIRED, 8, 4, RECORD_PREFERENCE, "record 0 is too short for its head"},
+        {RECORD_UNPAIRED, 8, 4, RECORD_PREFERENCE, "record 0 has fewer than two completions"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         size_t n;
@@ -389,7 +401,7 @@ static void refused_records(void **state) {
     files_put(path, "earlier", 7);
     const int files = files_count();
     for (int k = 0; k < KINDS; k++)
-        for (int fault = 0; fault < 6; fault++) {
+        for (int fault = 0; fault < 8; fault++) {
             int32_t vocab = 300;
             Record r = sample(kinds[k], vocab, 1);
             const char *part = NULL;
@@ -410,12 +422,20 @@ static void refused_records(void **state) {
                 part = "record 0 has no mask";
             }
             if (fault == 4 && kinds[k] == RECORD_PREFERENCE) {
-                r.rejected = 0;
-                part = "has no chosen or no rejected completion";
+                r.length[1] = 0;
+                part = "has an empty completion or lengths that do not add up";
             }
             if (fault == 5 && kinds[k] == RECORD_PREFERENCE) {
                 r.prompt++;
-                part = "has lengths that do not add up";
+                part = "has an empty completion or lengths that do not add up";
+            }
+            if (fault == 6 && kinds[k] == RECORD_PREFERENCE) {
+                r.completions = 1;
+                part = "has fewer than two completions";
+            }
+            if (fault == 7 && kinds[k] == RECORD_PREFERENCE) {
+                r.margin = 1;
+                part = "has a margin and more than two completions";
             }
             if (fault == 5 && kinds[k] == RECORD_STEP) {
                 r.prompt = 99;

@@ -124,11 +124,16 @@ static inline bool judge_evaluate(JudgeEvaluation *v, Judge *j, PairTexts *t, co
         for (int64_t i = 0; ok && i < n; i++) {
             TextBuffer *x = text[i];
             if (!(ok = shard_record(s, first + i, &r, e))) break;
+            if (r.completions > 2) {
+                ok = error_set(e, "%s: record %lld ranks %d completions; a judge labels pairs", s->name,
+                               (long long)(first + i), (int)r.completions);
+                break;
+            }
             pair_prompt_text(t, r.tokens, r.prompt, &x[0]);
             text_clear(&x[1]);
             text_clear(&x[2]);
-            tokenizer_decode(&t->tokenizer, r.tokens + r.prompt, r.chosen, false, &x[1]);
-            tokenizer_decode(&t->tokenizer, r.tokens + r.prompt + r.chosen, r.rejected, false, &x[2]);
+            tokenizer_decode(&t->tokenizer, r.tokens + r.prompt, r.length[0], false, &x[1]);
+            tokenizer_decode(&t->tokenizer, r.tokens + r.prompt + r.length[0], r.length[1], false, &x[2]);
             pair[i] = (JudgePair){.prompt = {x[0].text, x[0].length},
                                   .answer = {"", 0},
                                   .a = {x[1].text, x[1].length},

@@ -73,19 +73,18 @@ static inline bool example_labels(Example *q, RecordKind kind, const Record *r, 
  * unpair_preference_dataset). They share the prompt at `token`. */
 static inline void examples_unpair(Examples *x, const Record *r, int file, const int32_t *token, int32_t *at,
                                    uint8_t *label) {
-    const int32_t length[] = {r->chosen, r->rejected};
     const int32_t *completion = token + r->prompt;
-    for (int k = 0; k < 2; completion += length[k], k++) {
-        if (r->prompt < 1 || length[k] < 1) {
+    for (int k = 0; k < 2; completion += r->length[k], k++) {
+        if (r->prompt < 1) {
             x->dropped++;
             continue;
         }
-        at[k] = length[k] - 1;
+        at[k] = r->length[k] - 1;
         label[k] = k == 0;
         x->example[x->count++] = (Example){.prompt = token,
                                            .prompt_len = r->prompt,
                                            .completion = completion,
-                                           .completion_len = length[k],
+                                           .completion_len = r->length[k],
                                            .labels = 1,
                                            .at = at + k,
                                            .label = label + k,
@@ -102,6 +101,11 @@ static inline bool examples_read(Examples *x, Error *e) {
     for (int64_t i = 0; ok && i < s->count; i++) {
         if (!(ok = shard_record(s, i, &r, e))) break;
         if (s->kind == RECORD_PREFERENCE) {
+            if (r.completions > 2) {
+                ok = error_set(e, "%s: record %lld ranks %d completions, expected pairs; train_rm trains on rankings",
+                               s->name, (long long)i, (int)r.completions);
+                break;
+            }
             memcpy(token, r.tokens, (size_t)r.count * sizeof *token);
             examples_unpair(x, &r, shard_file(s, i), token, at, label);
             token += r.count;

@@ -23,24 +23,24 @@
 #include "eval_sets.h"     /* EvalSets, eval_sets_new */
 #include "examples.h"      /* Example, Examples, example_size, examples_close, ... */
 #include "inputs.h"        /* Inputs */
-#include "pairs.h"         /* Pair, Pairs, pair_size, pairs_close, ... */
+#include "rankings.h"      /* Ranking, Rankings, ranking_longest, ranking_size, ... */
 #include "shard.h"         /* RECORD_PREFERENCE, RecordKind, RECORD_UNPAIRED, Shard */
 
 typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
 
 typedef struct Labelled {
     RecordKind kind;
-    Pairs pairs;       /* records of a preference shard */
+    Rankings rankings; /* records of a preference shard */
     Examples examples; /* records of an unpaired or step shard */
     const Shard *shard;
-    int64_t all;       /* pairs or examples of the shard */
+    int64_t all;       /* rankings or examples of the shard */
     int64_t count;     /* those that remain */
     int64_t dropped;   /* records that were left out */
     int64_t truncated; /* completions that lost tokens; solutions that lost steps */
 } Labelled;
 
 static inline void labelled_close(Labelled *l) {
-    if (l->kind == RECORD_PREFERENCE) pairs_close(&l->pairs);
+    if (l->kind == RECORD_PREFERENCE) rankings_close(&l->rankings);
     else examples_close(&l->examples);
 }
 
@@ -49,12 +49,13 @@ static inline void labelled_close(Labelled *l) {
 static inline bool labelled_open_all(Labelled *l, const char *const *paths, int n, RecordKind kind, bool unpair,
                                      Error *e) {
     *l = (Labelled){.kind = kind};
-    const bool pairs = kind == RECORD_PREFERENCE;
-    if (!(pairs ? pairs_open_all(&l->pairs, paths, n, e) : examples_open_all(&l->examples, paths, n, kind, unpair, e)))
+    const bool ranked = kind == RECORD_PREFERENCE;
+    if (!(ranked ? rankings_open_all(&l->rankings, paths, n, e)
+                 : examples_open_all(&l->examples, paths, n, kind, unpair, e)))
         return false;
-    l->shard = pairs ? &l->pairs.shard : &l->examples.shard;
-    l->count = pairs ? l->pairs.count : l->examples.count;
-    l->all = pairs ? l->pairs.shard.count : l->examples.count + l->examples.dropped;
+    l->shard = ranked ? &l->rankings.shard : &l->examples.shard;
+    l->count = ranked ? l->rankings.count : l->examples.count;
+    l->all = ranked ? l->rankings.shard.count : l->examples.count + l->examples.dropped;
     return true;
 }
 
@@ -62,16 +63,16 @@ static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind,
     return labelled_open_all(l, &path, 1, kind, unpair, e);
 }
 
-/* The number of rows that record i takes in a batch. shared: both completions of a pair share one copy of the
+/* The number of rows that record i takes in a batch. shared: the completions of a ranking share one copy of the
  * prompt. */
 static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
-    if (l->kind == RECORD_PREFERENCE) return (int32_t)pair_size(&l->pairs.pair[i], shared).rows;
+    if (l->kind == RECORD_PREFERENCE) return (int32_t)ranking_size(&l->rankings.ranking[i], shared).rows;
     return (int32_t)example_size(&l->examples.example[i]).rows;
 }
 
 /* The number of record i's file among those of the shard. */
 static inline int labelled_file(const Labelled *l, int64_t i) {
-    return l->kind == RECORD_PREFERENCE ? l->pairs.pair[i].file : l->examples.example[i].file;
+    return l->kind == RECORD_PREFERENCE ? l->rankings.ranking[i].file : l->examples.example[i].file;
 }
 
 /* Counts the records of each file of the shard. count: (files), set to 0 by the caller. */
@@ -91,8 +92,8 @@ static inline EvalSets labelled_eval_sets(const Labelled *l, const Inputs *files
 /* Positions of record i's longest sequence. */
 static inline int32_t labelled_positions(const Labelled *l, int64_t i) {
     if (l->kind != RECORD_PREFERENCE) return labelled_rows(l, i, false);
-    const Pair *p = &l->pairs.pair[i];
-    return p->prompt_len + (p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len);
+    const Ranking *q = &l->rankings.ranking[i];
+    return q->prompt_len + ranking_longest(q);
 }
 
 static inline int32_t labelled_longest(const Labelled *l, bool shared) {
@@ -110,14 +111,12 @@ static inline void labelled_truncate(Labelled *l, int32_t *length, int64_t room)
     l->truncated++;
 }
 
-/* Fits a pair. Returns false if it is left out. */
-static inline bool labelled_fit_pair(Labelled *l, Pair *p, int64_t max_length, FitKind fit) {
-    const int64_t room = max_length - p->prompt_len;
-    const int32_t longer = p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len;
-    if (fit == FIT_DROP) return longer <= room;
+/* Fits a ranking. Returns false if it is left out. */
+static inline bool labelled_fit_ranking(Labelled *l, Ranking *q, int64_t max_length, FitKind fit) {
+    const int64_t room = max_length - q->prompt_len;
+    if (fit == FIT_DROP) return ranking_longest(q) <= room;
     if (room < 1) return false;
-    labelled_truncate(l, &p->chosen_len, room);
-    labelled_truncate(l, &p->rejected_len, room);
+    for (int32_t k = 0; k < q->count; k++) labelled_truncate(l, &q->completion[k].count, room);
     return true;
 }
 
@@ -155,18 +154,18 @@ static inline void labelled_warn(const Labelled *l, int64_t max_length, FitKind 
 
 /* Fits all records to max_length tokens of prompt and completion. Fails if none is left. */
 static inline bool labelled_fit(Labelled *l, int64_t max_length, FitKind fit, Error *e) {
-    const bool pairs = l->kind == RECORD_PREFERENCE;
+    const bool ranked = l->kind == RECORD_PREFERENCE;
     int64_t count = 0;
     for (int64_t i = 0; i < l->count; i++) {
-        if (pairs) {
-            Pair p = l->pairs.pair[i];
-            if (labelled_fit_pair(l, &p, max_length, fit)) l->pairs.pair[count++] = p;
+        if (ranked) {
+            Ranking q = l->rankings.ranking[i];
+            if (labelled_fit_ranking(l, &q, max_length, fit)) l->rankings.ranking[count++] = q;
         } else {
             Example x = l->examples.example[i];
             if (labelled_fit_example(l, &x, max_length, fit)) l->examples.example[count++] = x;
         }
     }
-    *(pairs ? &l->pairs.count : &l->examples.count) = l->count = count;
+    *(ranked ? &l->rankings.count : &l->examples.count) = l->count = count;
     l->dropped = l->all - count;
     if (!count)
         return error_set(e, "%s: no record is left: none of %lld fits into %lld tokens", l->shard->name,

@@ -20,6 +20,7 @@
 #include "inputs.h"         /* Inputs */
 #include "labelled.h"       /* FIT_TRUNCATE, Labelled, labelled_close, labelled_fit, ... */
 #include "pairs.h"          /* Pair */
+#include "rankings.h"       /* ranking_pair */
 #include "ref_logps.h"      /* ref_logps_data */
 #include "shard.h"          /* RECORD_PREFERENCE, RECORD_UNPAIRED, RecordKind, Shard */
 
@@ -40,18 +41,22 @@ typedef struct PreferenceData {
     uint64_t fingerprint; /* hash of the tokens that they belong to */
 } PreferenceData;
 
+static inline void preference_data_close(PreferenceData *d) {
+    labelled_close(&d->records);
+    free(d->pair), free(d->mismatch), free(d->good), free(d->ref), free(d->at);
+}
+
 /* Opens the files as one shard. unpaired: the loss is one on completions with labels; otherwise on pairs. */
 static inline bool preference_data_open(PreferenceData *d, const Inputs *in, bool unpaired, Error *e) {
     *d = (PreferenceData){.unpaired = unpaired};
     const RecordKind kind = unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE;
     if (!labelled_open_all(&d->records, (const char *const *)in->path, in->count, kind, unpaired, e)) return false;
     d->shard = d->records.shard;
-    return true;
-}
-
-static inline void preference_data_close(PreferenceData *d) {
-    labelled_close(&d->records);
-    free(d->pair), free(d->mismatch), free(d->good), free(d->ref), free(d->at);
+    if (!d->records.rankings.longer) return true;
+    error_set(e, "%s: %lld of %lld records rank more than two completions, expected pairs; train_rm trains on rankings",
+              d->shard->name, (long long)d->records.rankings.longer, (long long)d->shard->count);
+    preference_data_close(d);
+    return false;
 }
 
 static inline bool preference_same_tokens(const int32_t *a, int32_t a_len, const int32_t *b, int32_t b_len) {
@@ -128,7 +133,7 @@ static inline bool preference_data_fit(PreferenceData *d, bool shared, int64_t m
             d->good[i] = x->label[0];
             d->goods += d->good[i];
         } else {
-            *p = d->records.pairs.pair[i];
+            *p = ranking_pair(&d->records.rankings.ranking[i]);
             alike += preference_same_tokens(p->chosen, p->chosen_len, p->rejected, p->rejected_len);
         }
     }

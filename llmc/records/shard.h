@@ -1,7 +1,7 @@
 /* shard.h - record shards: training data files, each with records of one kind.
  *
  *   header     1024 bytes, int32[256], little-endian:
- *                [0] magic 20261124   [1] version 2   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
+ *                [0] magic 20261124   [1] version 3   [2] kind   [3] vocabulary V   [4] bytes per token id, 2 or 4
  *                [5] tokens of the longest record     [6..7] 0
  *                as uint64, at int      [8] records   [10] tokens of all records   [12] bytes of the payload
  *                [14] bytes of the tokenizer   [16] bytes of the chat template, including its NUL
@@ -17,7 +17,8 @@
  *
  *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 is 1 if token i is trained on
  *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
- *   preference  int32[3] tokens of prompt, chosen, rejected, then float32 margin; T ids
+ *   preference  int32[2] tokens of the prompt, number K >= 2 of completions, float32 margin; int32[K] tokens of each
+ *               completion, from the best to the worst (a pair: chosen, rejected); T ids
  *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0; label 0: bad,
  *               1: good, 2 + 240 p: good with probability p
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
@@ -59,18 +60,23 @@
 #include <assert.h>
 #include <math.h>
 
-enum { SHARD_VERSION = 2, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
+enum { SHARD_VERSION = 3, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
 
 typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED } RecordKind;
 
 typedef struct Record {
-    int32_t *tokens, count; /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ chosen ++ rejected;
-                               STEP: prompt ++ solution; UNPAIRED: prompt ++ completion */
-    uint8_t *mask;          /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
+    int32_t *tokens,
+        count;           /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ completions; STEP: prompt
+                               ++ solution; UNPAIRED: prompt ++ completion */
+    uint8_t *mask;       /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
                                label + 1, else 0; other kinds: NULL */
-    int32_t prompt, chosen, rejected;          /* tokens of each part (PROMPT: prompt == count; CHAT: 0) */
-    int32_t label;                             /* UNPAIRED: 1 if the completion is good, else 0 */
-    float margin;                              /* PREFERENCE: how much better chosen is; 0: unknown */
+    int32_t prompt;      /* tokens of the prompt (PROMPT: prompt == count; CHAT: 0) */
+    int32_t completions; /* PREFERENCE: number of completions, at least 2; other kinds: 0 */
+    int32_t *length;     /* (completions) PREFERENCE: tokens of each, from the best to the worst;
+                                                  other kinds: NULL */
+    int32_t label;       /* UNPAIRED: 1 if the completion is good, else 0 */
+    float margin;        /* PREFERENCE: how much better the first completion is than the second; 0:
+                                                  unknown, and always if there are more than two */
     const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
                                                   JSON object; "" if absent. They point into the shard */
     int32_t capacity;                          /* capacity of the buffers that shard_record() fills */
@@ -130,6 +136,7 @@ static inline const char *record_kind_name(RecordKind kind) {
 static inline void record_free(Record *r) {
     free(r->tokens);
     free(r->mask);
+    free(r->length);
     *r = (Record){0};
 }
 
@@ -137,8 +144,8 @@ static inline void record_free(Record *r) {
 
 /* The parts of an encoded record. */
 typedef struct RecordParts {
-    const uint8_t *ids, *mask;
-    int32_t prompt, chosen, rejected, label;
+    const uint8_t *ids, *mask, *lengths; /* lengths: int32[completions], not aligned */
+    int32_t prompt, completions, label;
     float margin;
     const char *text[4];
 } RecordParts;
@@ -163,6 +170,24 @@ static inline const uint8_t *record_take(const uint8_t **p, size_t *left, size_t
     return part;
 }
 
+/* The number of tokens of completion k of a preference record. */
+static inline int32_t record_completion_tokens(const RecordParts *parts, int32_t k) {
+    int32_t length;
+    memcpy(&length, parts->lengths + 4 * (size_t)k, 4);
+    return length;
+}
+
+/* Whether `completions` lengths, each at least 1, add up with the prompt's to `tokens`. The parts are not trusted. */
+static inline bool record_adds_up(const RecordParts *parts, uint32_t tokens) {
+    int64_t sum = parts->prompt;
+    for (int32_t k = 0; k < parts->completions; k++) {
+        const int32_t length = record_completion_tokens(parts, k);
+        if (length < 1) return false;
+        sum += length;
+    }
+    return parts->prompt >= 0 && sum == tokens;
+}
+
 /* Finds the parts of a record of `bytes` bytes and `tokens` tokens. Returns NULL, or a description of the error. The
  * record is not trusted; the caller checks the ids. */
 static inline const char *record_parse(RecordKind kind, int32_t token_bytes, const uint8_t *p, size_t bytes,
@@ -171,8 +196,15 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
     uint32_t length[4] = {0};
     *parts = (RecordParts){.text = {"", "", "", ""}};
     if (tokens < 1 || tokens > INT32_MAX) return "has no tokens, or too many";
-    const size_t head_bytes = kind == RECORD_CHAT ? 0 : kind == RECORD_STEP ? 4 : kind == RECORD_UNPAIRED ? 8 : 16;
-    if (!(head = record_take(&p, &bytes, head_bytes))) return "is too short for its head";
+    static const uint8_t head_bytes[] = {
+        [RECORD_CHAT] = 0, [RECORD_PROMPT] = 16, [RECORD_PREFERENCE] = 12, [RECORD_STEP] = 4, [RECORD_UNPAIRED] = 8};
+    if (!(head = record_take(&p, &bytes, head_bytes[kind]))) return "is too short for its head";
+    if (kind == RECORD_PREFERENCE) {
+        memcpy(&parts->completions, head + 4, 4);
+        if (parts->completions < 2) return "has fewer than two completions";
+        if (!(parts->lengths = record_take(&p, &bytes, 4 * (size_t)parts->completions)))
+            return "is too short for the lengths of its completions";
+    }
     if (!(parts->ids = record_take(&p, &bytes, (size_t)tokens * (size_t)token_bytes)))
         return "is too short for its tokens";
     switch (kind) {
@@ -192,13 +224,11 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
         break;
     case RECORD_PREFERENCE:
         memcpy(&parts->prompt, head, 4);
-        memcpy(&parts->chosen, head + 4, 4);
-        memcpy(&parts->rejected, head + 8, 4);
-        memcpy(&parts->margin, head + 12, 4);
-        if (parts->prompt < 0 || parts->chosen < 1 || parts->rejected < 1 ||
-            (int64_t)parts->prompt + parts->chosen + parts->rejected != tokens)
-            return "has lengths of prompt, chosen and rejected that do not add up to its tokens";
+        memcpy(&parts->margin, head + 8, 4);
+        if (!record_adds_up(parts, tokens))
+            return "has lengths of prompt and completions that do not add up to its tokens";
         if (!isfinite(parts->margin)) return "has a margin that is not finite";
+        if (parts->margin != 0 && parts->completions > 2) return "has a margin and more than two completions";
         break;
     case RECORD_STEP:
         memcpy(&parts->prompt, head, 4);
@@ -572,7 +602,9 @@ static inline void shard_text_record(const Shard *s, int64_t i, int32_t capacity
         r->tokens[k] = token_at(&s->text, s->start[i] + k);
         r->mask[k] = k > 0;
     }
-    r->prompt = r->chosen = r->rejected = r->label = 0;
+    free(r->length);
+    r->length = NULL;
+    r->prompt = r->completions = r->label = 0;
     r->margin = 0;
     r->text = r->task = r->answer = r->fields = "";
 }
@@ -598,13 +630,19 @@ static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e
     if (x->tokens > (uint32_t)r->capacity || !r->tokens) {
         r->capacity = all->longest; /* once for the whole shard */
         r->tokens = (int32_t *)xrealloc(r->tokens, (size_t)r->capacity, sizeof *r->tokens);
-        free(r->mask);
+        free(r->mask), free(r->length);
         r->mask = NULL;
+        r->length = NULL;
     }
     if (parts.mask && !r->mask) r->mask = (uint8_t *)xmalloc((size_t)r->capacity);
     if (!parts.mask) {
         free(r->mask);
         r->mask = NULL;
+    }
+    if (parts.lengths && !r->length) r->length = (int32_t *)xmalloc((size_t)r->capacity * sizeof *r->length);
+    if (!parts.lengths) {
+        free(r->length);
+        r->length = NULL;
     }
     r->count = (int32_t)x->tokens;
     for (int32_t k = 0; k < r->count; k++) {
@@ -612,12 +650,15 @@ static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e
         if (r->tokens[k] < 0 || r->tokens[k] >= s->vocab)
             return error_set(e, "%s: record %lld has changed since it was opened", s->name, (long long)i);
     }
+    for (int32_t k = 0; k < parts.completions; k++) r->length[k] = record_completion_tokens(&parts, k);
+    parts.lengths = (const uint8_t *)r->length;
+    if (s->kind == RECORD_PREFERENCE && !record_adds_up(&parts, x->tokens))
+        return error_set(e, "%s: record %lld has changed since it was opened", s->name, (long long)i);
     if (s->kind == RECORD_CHAT)
         for (int32_t k = 0; k < r->count; k++) r->mask[k] = parts.mask[k / 8] >> k % 8 & 1;
     if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);
     r->prompt = parts.prompt;
-    r->chosen = parts.chosen;
-    r->rejected = parts.rejected;
+    r->completions = parts.completions;
     r->label = parts.label;
     r->margin = parts.margin;
     r->text = parts.text[0];
@@ -680,9 +721,12 @@ static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (kind == RECORD_UNPAIRED && (r->prompt < 0 || r->prompt >= r->count)) return "has no token after its prompt";
     if (kind == RECORD_UNPAIRED && r->label != 0 && r->label != 1) return "has a label that is neither 0 nor 1";
     if (kind != RECORD_PREFERENCE) return NULL;
-    if (r->prompt < 0 || r->chosen < 1 || r->rejected < 1) return "has no chosen or no rejected completion";
-    if ((int64_t)r->prompt + r->chosen + r->rejected != r->count) return "has lengths that do not add up";
+    if (r->completions < 2 || !r->length) return "has fewer than two completions";
+    const RecordParts parts = {
+        .lengths = (const uint8_t *)r->length, .prompt = r->prompt, .completions = r->completions};
+    if (!record_adds_up(&parts, (uint32_t)r->count)) return "has an empty completion or lengths that do not add up";
     if (!isfinite(r->margin)) return "has a margin that is not finite";
+    if (r->margin != 0 && r->completions > 2) return "has a margin and more than two completions";
     return NULL;
 }
 
@@ -727,6 +771,7 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     const char *text[4] = {r->text, r->task, r->answer, r->fields};
     uint32_t length[4] = {0};
     size_t bytes = 16 + (size_t)r->count * ((size_t)w->token_bytes + 1); /* maximum size of head, ids and mask */
+    if (w->kind == RECORD_PREFERENCE) bytes += (size_t)r->completions * sizeof *r->length;
     if (w->kind == RECORD_PROMPT)
         for (int i = 0; i < 4; i++) {
             const size_t n = text[i] ? strlen(text[i]) : 0;
@@ -750,9 +795,9 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
         shard_append(w, &r->prompt, 4);
     if (w->kind == RECORD_UNPAIRED) shard_append(w, &r->label, 4);
     if (w->kind == RECORD_PREFERENCE) {
-        shard_append(w, &r->chosen, 4);
-        shard_append(w, &r->rejected, 4);
+        shard_append(w, &r->completions, 4);
         shard_append(w, &r->margin, 4);
+        shard_append(w, r->length, (size_t)r->completions * sizeof *r->length);
     }
     shard_append_ids(w, r->tokens, (size_t)r->count);
     if (w->kind == RECORD_CHAT)

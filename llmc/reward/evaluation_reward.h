@@ -2,6 +2,7 @@
  *
  *   shard        question                             accuracy                         calibration (calibration.h)
  *   preference   does the chosen one score higher?    share of pairs; a tie is wrong   of sigma(s_chosen - s_rejected)
+ *                                                     (all pairs of a ranking)
  *   unpaired     is the completion good?              at probability 1/2 (orm, prm)    of its probability
  *   step         is the solution correct up to here?  the same, over steps (prm)       of the steps' probabilities
  *
@@ -106,53 +107,59 @@ static inline void tally_label(RewardTally *t, double score, double logit, doubl
     tally_score(t, score);
 }
 
-/* Adds the scores of a chunk: of pairs, or of completions with a label. */
-static inline void tally_chunk(RewardTally *t, const float *score, const uint8_t *label, int64_t n, bool pairs) {
-    const RewardModelNote *note = &t->model->note;
-    for (int64_t i = 0; i < n; i += 1 + pairs) {
-        if (pairs) {
-            const double difference = (double)score[i] - score[i + 1];
+/* Adds the scores of a ranking of n completions. */
+static inline void tally_ranking(RewardTally *t, const float *score, int32_t n) {
+    const bool process = t->model->note.kind == REWARD_MODEL_PRM;
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t j = i + 1; j < n; j++) {
+            const double difference = (double)score[i] - score[j];
             t->v->units++;
             t->v->accuracy += difference > 0;
             t->v->margin += difference;
-            const bool process = note->kind == REWARD_MODEL_PRM;
             calibration_add_pair(&t->v->calibration, process ? NAN : reward_model_logits(t->model, difference));
-            tally_score(t, score[i]);
-            tally_score(t, score[i + 1]);
-        } else {
-            const double p = reward_model_probability(t->model, score[i]);
-            const double logit =
-                note->kind == REWARD_MODEL_PRM ? log(p) - log1p(-p) : note->mean + note->deviation * score[i];
-            tally_label(t, score[i], logit, label[i]);
         }
+        tally_score(t, score[i]);
     }
 }
 
-/* Scores records [first, end) of a preference or unpaired shard. Scratch: item, score, label: (2 chunk); tokens: of a
- * chunk. */
+/* Adds the score of a completion with a label. */
+static inline void tally_answer(RewardTally *t, double score, uint8_t label) {
+    const RewardModelNote *note = &t->model->note;
+    const double p = reward_model_probability(t->model, score);
+    tally_label(t, score, note->kind == REWARD_MODEL_PRM ? log(p) - log1p(-p) : note->mean + note->deviation * score,
+                label);
+}
+
+/* Scores records [first, end) of a preference or unpaired shard. Scratch: tokens, item, score: (tokens of a chunk);
+ * label, completions: (chunk). */
 static inline bool tally_answers(RewardTally *t, const Shard *s, int64_t first, int64_t end, Record *r,
-                                 RewardItem *item, int32_t *tokens, float *score, uint8_t *label, Error *e) {
-    const bool pairs = s->kind == RECORD_PREFERENCE;
-    int64_t n = 0;
+                                 RewardItem *item, int32_t *tokens, float *score, uint8_t *label, int32_t *completions,
+                                 Error *e) {
+    int64_t n = 0, records = 0;
     for (int64_t i = first; i < end; i++) {
         if (!shard_record(s, i, r, e)) return false;
-        const int32_t answer = pairs ? r->chosen : r->count - r->prompt;
-        const int32_t longer = pairs && r->rejected > answer ? r->rejected : answer;
+        const int32_t rest = r->count - r->prompt, *length = r->completions ? r->length : &rest;
+        const int32_t count = r->completions ? r->completions : 1;
+        int32_t longest = 0;
+        for (int32_t k = 0; k < count; k++) longest = length[k] > longest ? length[k] : longest;
         /* A process model may append a step token. */
         const int32_t room = t->model->model.config.context - (t->model->note.step_token >= 0);
-        if (r->prompt < 1 || (int64_t)r->prompt + longer > room) {
+        if (r->prompt < 1 || (int64_t)r->prompt + longest > room) {
             t->v->dropped++;
             continue;
         }
         memcpy(tokens, r->tokens, (size_t)r->count * sizeof *tokens);
-        label[n] = (uint8_t)r->label;
-        item[n++] = (RewardItem){tokens, tokens + r->prompt, r->prompt, answer};
-        if (pairs) item[n++] = (RewardItem){tokens, tokens + r->prompt + answer, r->prompt, r->rejected};
+        const int32_t *at = tokens + r->prompt;
+        for (int32_t k = 0; k < count; at += length[k], k++) item[n++] = (RewardItem){tokens, at, r->prompt, length[k]};
+        label[records] = (uint8_t)r->label;
+        completions[records++] = count;
         tokens += r->count;
-        t->v->records++;
     }
+    t->v->records += records;
     if (!reward_model_score(t->model, item, n, score, e)) return false;
-    tally_chunk(t, score, label, n, pairs);
+    for (int64_t i = 0; i < records; score += completions[i], i++)
+        if (s->kind == RECORD_PREFERENCE) tally_ranking(t, score, completions[i]);
+        else tally_answer(t, *score, label[i]);
     return true;
 }
 
@@ -249,7 +256,8 @@ static inline void tally_end(RewardTally *t, RecordKind kind) {
 static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, const Shard *s, int64_t count,
                                     RewardWatch watch, void *context, Error *e) {
     const int64_t chunk = EVALUATION_REWARD_CHUNK;
-    const size_t rows = (size_t)model->batch.rows_max, wide = 2 * (size_t)chunk > rows ? 2 * (size_t)chunk : rows;
+    /* A chunk has no more completions than tokens, and its records no more than that. */
+    const size_t rows = (size_t)model->batch.rows_max, most = tally_tokens(s, count), wide = most > rows ? most : rows;
     *v = (RewardEvaluation){.least = INFINITY, .most = -INFINITY};
     v->calibration = calibration_new(s->kind == RECORD_PREFERENCE ? 0.5 : 0);
     if (s->kind == RECORD_STEP && model->note.kind != REWARD_MODEL_PRM)
@@ -259,7 +267,7 @@ static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, con
     RewardTally t = {.model = model, .v = v};
     Record r = {0};
     RewardItem *item = (RewardItem *)xcalloc(wide, sizeof *item);
-    int32_t *tokens = (int32_t *)xcalloc(tally_tokens(s, count), sizeof *tokens);
+    int32_t *tokens = (int32_t *)xcalloc(most, sizeof *tokens);
     int32_t *solution = (int32_t *)xcalloc(wide, sizeof *solution);
     float *score = (float *)xcalloc(wide, sizeof *score);
     uint8_t *label = (uint8_t *)xcalloc(wide, sizeof *label);
@@ -267,7 +275,7 @@ static inline bool evaluate_rewards(RewardEvaluation *v, RewardModel *model, con
     for (int64_t i = 0; ok && i < count; i += chunk) {
         const int64_t end = count - i < chunk ? count : i + chunk;
         ok = s->kind == RECORD_STEP ? tally_solutions(&t, s, i, end, &r, label, solution, e)
-                                    : tally_answers(&t, s, i, end, &r, item, tokens, score, label, e);
+                                    : tally_answers(&t, s, i, end, &r, item, tokens, score, label, solution, e);
         if (ok && watch && !watch(context, end, count)) break;
     }
     if (ok && !v->records)

@@ -1,0 +1,164 @@
+/* rankings.h - packed rankings: two or more completions of one prompt, from the best to the worst, which share one copy of
+ * the prompt. A pair is a ranking of two.
+ *
+ *     rows   p p p p | c c c | d d | e e e        one family of batch.h: prompt, best, second, third completion
+ *
+ * If the argument `shared` is false, each completion gets its own copy of the prompt, as in libraries that use padding;
+ * results agree up to rounding.
+ *
+ * Rankings holds the records of a preference shard; a record without a prompt is left out and counted (dropped).
+ * labelled.h fits them to a maximum length.
+ *
+ *     Rankings rankings;
+ *     if (!rankings_open(&rankings, "prefs.shard", &e)) die("%s", e.text);
+ *     MicroPlan plan = {0};
+ *     micro_plan_begin(&plan, &batch, 0);
+ *     for (int64_t i = 0; i < rankings.count; i++) micro_plan_add(&plan, ranking_size(&rankings.ranking[i], true));
+ *     for (int32_t i = plan.first[0]; i < plan.first[1]; i++)               // the first micro-batch
+ *         ranking_pack_scores(&batch, &rankings.ranking[i], true);          // targets: the last row of each completion
+ */
+#ifndef LLMC_RECORDS_RANKINGS_H
+#define LLMC_RECORDS_RANKINGS_H
+
+#include "../base/error.h"       /* Error, error_set, xcalloc */
+#include "../model/batch.h"      /* Batch */
+#include "../model/micro_plan.h" /* BatchSize */
+#include "../model/pack.h"       /* batch_segment, batch_last_row, batch_target */
+#include "pairs.h"               /* Pair */
+#include "shard.h"               /* Shard, RECORD_PREFERENCE, Record, record_free, ... */
+
+typedef struct RankedCompletion {
+    const int32_t *tokens; /* (count) */
+    int32_t count;
+} RankedCompletion;
+
+typedef struct Ranking {
+    const int32_t *prompt; /* tokens, valid as long as the Rankings */
+    int32_t prompt_len;
+    int32_t count;                /* number of completions, at least 2 */
+    RankedCompletion *completion; /* (count) from the best to the worst */
+    float margin;                 /* of a pair: how much better the first is; 0: unknown */
+    int file;                     /* number of its file among those of the shard */
+} Ranking;
+
+typedef struct Rankings {
+    Shard shard;
+    int64_t count, dropped;       /* rankings; records left out */
+    int64_t longer;               /* rankings of more than two completions */
+    int32_t *tokens;              /* of all rankings, concatenated */
+    RankedCompletion *completion; /* of all rankings, concatenated */
+    Ranking *ranking;             /* (count) */
+} Rankings;
+
+static inline void rankings_close(Rankings *r) {
+    shard_close(&r->shard);
+    free(r->tokens), free(r->completion), free(r->ranking);
+    *r = (Rankings){0};
+}
+
+/* The part of a batch that a ranking takes. Scores need whole completions, so every token has a row. */
+static inline BatchSize ranking_size(const Ranking *q, bool shared) {
+    int64_t completions = 0;
+    for (int32_t k = 0; k < q->count; k++) completions += q->completion[k].count;
+    return (BatchSize){completions + (shared ? 1 : q->count) * (int64_t)q->prompt_len, completions,
+                       2 * (int64_t)q->count};
+}
+
+/* Tokens of the longest completion. */
+static inline int32_t ranking_longest(const Ranking *q) {
+    int32_t most = 0;
+    for (int32_t k = 0; k < q->count; k++)
+        if (q->completion[k].count > most) most = q->completion[k].count;
+    return most;
+}
+
+/* The best and the worst completion as a pair. */
+static inline Pair ranking_pair(const Ranking *q) {
+    const RankedCompletion *best = &q->completion[0], *worst = &q->completion[q->count - 1];
+    return (Pair){.prompt = q->prompt,
+                  .prompt_len = q->prompt_len,
+                  .chosen = best->tokens,
+                  .chosen_len = best->count,
+                  .rejected = worst->tokens,
+                  .rejected_len = worst->count};
+}
+
+/* Adds record r, whose tokens are copied to `at` and whose completions to `completion`. */
+static inline void rankings_add(Rankings *all, const Record *r, int file, int32_t *at, RankedCompletion *completion) {
+    memcpy(at, r->tokens, (size_t)r->count * sizeof *at);
+    all->ranking[all->count++] = (Ranking){.prompt = at,
+                                           .prompt_len = r->prompt,
+                                           .count = r->completions,
+                                           .completion = completion,
+                                           .margin = r->margin,
+                                           .file = file};
+    all->longer += r->completions > 2;
+    at += r->prompt;
+    for (int32_t k = 0; k < r->completions; at += r->length[k], k++)
+        completion[k] = (RankedCompletion){at, r->length[k]};
+}
+
+static inline bool rankings_read(Rankings *all, Error *e) {
+    Record r = {0};
+    const Shard *s = &all->shard;
+    int32_t *at = all->tokens;
+    int64_t completions = 0, capacity = 0;
+    bool ok = true;
+    for (int64_t i = 0; ok && i < s->count; i++) {
+        if (!(ok = shard_record(s, i, &r, e))) break;
+        if (r.prompt < 1) {
+            all->dropped++;
+            continue;
+        }
+        if (completions + r.completions > capacity) {
+            capacity = 2 * capacity + r.completions + 64;
+            all->completion = (RankedCompletion *)xrealloc(all->completion, (size_t)capacity, sizeof *all->completion);
+        }
+        rankings_add(all, &r, shard_file(s, i), at, all->completion + completions);
+        completions += r.completions;
+        at += r.count;
+        if (ranking_size(&all->ranking[all->count - 1], false).rows > INT32_MAX)
+            ok = error_set(e, "%s: record %lld has more than %d tokens with a prompt for each of its %d completions",
+                           s->name, (long long)i, INT32_MAX, (int)r.completions);
+    }
+    record_free(&r);
+    completions = 0;
+    for (int64_t i = 0; i < all->count; i++) { /* the array has moved as it grew */
+        all->ranking[i].completion = all->completion + completions;
+        completions += all->ranking[i].count;
+    }
+    return ok;
+}
+
+/* Opens n files as one shard. Fails on a shard of another kind or without a record to train on. */
+static inline bool rankings_open_all(Rankings *all, const char *const *paths, int n, Error *e) {
+    *all = (Rankings){0};
+    if (!shard_open_all(&all->shard, paths, n, false, e)) return false;
+    const Shard *s = &all->shard;
+    bool ok = s->kind == RECORD_PREFERENCE;
+    if (!ok) error_set(e, "%s: contains %s records, expected preference records", s->name, record_kind_name(s->kind));
+    all->tokens = (int32_t *)xcalloc((size_t)s->total_tokens + 1, sizeof *all->tokens);
+    all->ranking = (Ranking *)xcalloc((size_t)s->count + 1, sizeof *all->ranking);
+    ok = ok && rankings_read(all, e);
+    if (ok && !all->count)
+        ok = error_set(e, "%s: no pair is left to train on: each of the %lld records lacks a prompt", s->name,
+                       (long long)s->count);
+    if (!ok) rankings_close(all);
+    return ok;
+}
+
+static inline bool rankings_open(Rankings *all, const char *path, Error *e) {
+    return rankings_open_all(all, &path, 1, e);
+}
+
+/* Packs the ranking with a target for each completion, from which its score is read: its last row. */
+static inline void ranking_pack_scores(Batch *b, const Ranking *q, bool shared) {
+    int prompt = -1;
+    for (int32_t k = 0; k < q->count; k++) {
+        const RankedCompletion *c = &q->completion[k];
+        if (!k || !shared) prompt = batch_segment(b, q->prompt, q->prompt_len, 0, -1);
+        batch_target(b, batch_last_row(b, batch_segment(b, c->tokens, c->count, q->prompt_len, prompt)), 0);
+    }
+}
+
+#endif
