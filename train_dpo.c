@@ -1,6 +1,7 @@
 /* train_dpo.c - direct preference optimization: DPO, its variants and KTO, on shards or on the policy's own samples.
  *
- *   preference shard   --loss-type sigmoid, ipo, ... (listed in llmc/loss/preference.h), several with --loss-weights
+ *   preference shard   --loss-type sigmoid, ipo, ... (listed in llmc/loss/preference.h), several with --loss-weights;
+ *                      tpo and tpo-l train on the gold answers of the pairs, too
  *   unpaired shard     --loss-type kto or apo_zero_unpaired (llmc/loss/kto.h); a preference shard gives two completions
  *                      a pair, the chosen one as good and the rejected one as bad
  *   prompt shard       --online: pairs are sampled from the policy and scored in each step (llmc/train/online_pairs.h)
@@ -37,10 +38,10 @@
 #include "llmc/records/completion_set.h"     /* CompletionSet, CompletionSlice, completion_set_plan, ... */
 #include "llmc/records/eval_sets.h"          /* EvalSets, eval_set, eval_set_size, eval_sets_free, ... */
 #include "llmc/records/inputs.h"             /* inputs_close, Inputs */
-#include "llmc/records/labelled.h"           /* labelled_eval_sets, labelled_rows */
+#include "llmc/records/labelled.h"           /* labelled_eval_sets */
 #include "llmc/records/mix.h"                /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/mix_options.h"        /* MIXING_OPTIONS */
-#include "llmc/records/pairs.h"              /* Pair */
+#include "llmc/records/pairs.h"              /* Pair, pair_rows */
 #include "llmc/records/preference_data.h"    /* PreferenceData, preference_data_close, preference_data_open, ... */
 #include "llmc/report/metrics.h"             /* metrics_phase, Metrics, metrics_final, metrics_set, ... */
 #include "llmc/report/run_facts.h"           /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
@@ -123,6 +124,7 @@ static const OptionAbout about = {
     "  ./train_dpo -c sft.bin -i prefs.shard -j held_out.shard -o dpo.bin\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o rpo.bin --loss-type sigmoid,sft --loss-weights 1,0.2\n"
     "  ./train_dpo -c sft.bin -i prefs.shard -o simpo.bin --loss-type simpo --beta 2.5 --simpo-gamma 1.375\n"
+    "  ./train_dpo -c sft.bin -i triples.shard -o tpo.bin --loss-type tpo\n"
     "  ./train_dpo -c sft.bin -i labelled.shard -o kto.bin --loss-type kto\n"
     "  ./train_dpo -c sft.bin -i prompts.shard -o online.bin --online --reward-model rm.bin"};
 
@@ -173,10 +175,10 @@ static void forward_all(Run *r, CompletionSet *s) {
 /* Adds entropy and accuracy of the completion tokens of x, whose targets are in r->batch. */
 static void count_tokens(const Run *r, const CompletionSlice *x, PreferenceTotals *stats) {
     for (int32_t i = 0; i < x->count; i++) {
-        const int32_t *at = x->offset + 3 * i;
-        for (int32_t t = at[1]; t < at[3]; t++) stats->entropy += x->entropy[t];
+        const int32_t *at = x->offset + 4 * i;
+        for (int32_t t = at[1]; t < at[4]; t++) stats->entropy += x->entropy[t];
         for (int32_t t = at[1]; t < at[2]; t++) stats->right += x->argmax[t] == r->batch.target_token[t];
-        stats->tokens += at[3] - at[1];
+        stats->tokens += at[4] - at[1];
         stats->chosen_tokens += at[2] - at[1];
         stats->records++;
     }
@@ -230,10 +232,10 @@ static void run_labelled(Run *r, const PreferenceData *d, CompletionSet *s, doub
     for (int32_t m = 0; m < plan->micros; m++) {
         const CompletionSlice x = completion_set_pack(s, &r->batch, plan->first[m], plan->first[m + 1]);
         for (int32_t i = 0; i < x.count; i++) {
-            offset[i] = x.offset[3 * i];
+            offset[i] = x.offset[4 * i];
             good[i] = d->good[s->record[x.first + i]];
         }
-        offset[x.count] = x.offset[3 * x.count];
+        offset[x.count] = x.offset[4 * x.count];
         const KtoBatch b = {.completions = x.count, .offset = offset, .good = good, .logp = x.logp, .ref_logp = x.ref};
         forward(r, &x);
         stats->loss += kto_loss(&o.l.kto, z, total, &b, x.dlogp, &stats->kto);
@@ -251,7 +253,7 @@ static double reference_point(Run *r, const PreferenceData *d, double total) {
     forward_all(r, s);
     preference_reference_run(&r->reference, &r->batch, d, s, true);
     for (int32_t i = 0; i < s->count; i++)
-        for (int32_t t = s->offset[3 * i]; t < s->offset[3 * i + 3]; t++) sum += (double)s->logp[t] - s->ref[t];
+        for (int32_t t = s->offset[4 * i]; t < s->offset[4 * i + 4]; t++) sum += (double)s->logp[t] - s->ref[t];
     return kto_clamp(dist_total(&r->t.dist, sum) / total);
 }
 
@@ -272,7 +274,8 @@ static PreferenceTotals run_records(Run *r, const PreferenceData *d, const int64
         const Pair *p = &d->pair[record];
         N.chosen_tokens += p->chosen_len;
         N.prompt_tokens += s->prompts ? p->prompt_len - 1 : 0;
-        if (train) t->tokens += labelled_rows(&d->records, record, false); /* TRL counts the prompt of a pair twice */
+        N.gold_tokens += p->gold_len;
+        if (train) t->tokens += pair_rows(p, false); /* TRL counts the prompt of each completion */
         if (r->owner[i] != t->dist.rank) continue;
         completion_set_add(s, p, record);
         if (o.l.unpaired) completion_set_add(&r->mismatch, &d->mismatch[record], record);
@@ -399,8 +402,9 @@ static bool train_on_shard(Run *r) {
     PreferenceData data, val = {0}, *both[] = {&data, &val};
     Error e;
     Inputs in = mixing_inputs(&o.g.mix, &o.g.input), held = trainer_inputs("-j/--val", &o.g.val, true);
-    if (!preference_data_open(&data, &in, o.l.unpaired, &e) ||
-        (held.count && !preference_data_open(&val, &held, o.l.unpaired, &e)))
+    const bool golds = preference_uses_gold(&o.l.pair);
+    if (!preference_data_open(&data, &in, o.l.unpaired, golds, &e) ||
+        (held.count && !preference_data_open(&val, &held, o.l.unpaired, golds, &e)))
         die("%s", e.text);
     trainer_open(t, "train_dpo", &o.t, data.shard, false);
     if (t->dist.ranks > 1 && preference_sorts(&o.l.pair))

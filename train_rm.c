@@ -123,6 +123,7 @@ static void data_open(Labelled *d, const Inputs *files) {
     const RecordKind kind[] = {RECORD_PREFERENCE, RECORD_UNPAIRED, RECORD_STEP}; /* in the order of --kind */
     if (!labelled_open_all(d, (const char *const *)files->path, files->count, kind[o.kind], false, &e))
         die("%s", e.text);
+    labelled_drop_golds(d);
 }
 
 /* Leaves out records longer than --max-length, as TRL does. Call it once --max-length is known. */

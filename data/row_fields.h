@@ -5,6 +5,7 @@
  *
  *   TRL                  messages; prompt, completion; prompt, chosen, rejected; prompt, completion, label; prompt,
  *                        completions, labels; text; tools
+ *                        TPO: reference
  *   here                 prompt, completions: a ranking
  *   LLaMA-Factory        alpaca: instruction, input, output, system, history, kto_tag; sharegpt: conversations, tools
  *   axolotl              the same; question, chosen, rejected; instruction, chosen_response, rejected_response
@@ -47,6 +48,7 @@ typedef enum { ROW_AUTO, ROW_CHAT, ROW_PROMPT, ROW_PREFERENCE, ROW_STEP, ROW_UNP
     X(TASK, "task-field", "task|data_source|dataset", "name of the verifier", false)                                   \
     X(CHOSEN, "chosen-field", "chosen|preferred_output|chosen_response", "preferred completion", true)                 \
     X(REJECTED, "rejected-field", "rejected|non_preferred_output|rejected_response", "other completion", true)         \
+    X(REFERENCE, "reference-field", "reference", "gold answer of a pair, for train_dpo --loss-type tpo", false)        \
     X(MARGIN, "margin-field", "margin", "number: how much better the chosen completion is", false)                     \
     X(COMPLETIONS, "completions-field", "completions", "list of steps; or of completions, from the best to the worst", \
       true)                                                                                                            \
@@ -80,8 +82,7 @@ static const struct RowKindFields {
     const char *name, *fields;
 } row_kinds[] = {
     {ROW_PREFERENCE, "preference",
-     "chosen, rejected, and prompt or messages or neither (their common beginning); or prompt, "
-     "completions; margin"},
+     "chosen, rejected, prompt or messages (else their common beginning); or prompt, completions; margin, reference"},
     {ROW_STEP, "step", "prompt or messages, completions, labels"},
     {ROW_UNPAIRED, "unpaired", "prompt, completion, label; or messages that end with the assistant's, label"},
     {ROW_CHAT, "chat", "messages; or prompt or messages, completion; system, history, tools"},

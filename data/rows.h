@@ -7,6 +7,7 @@
  *   preference   prompt or messages + chosen + rejected        the prompt and both completions
  *                chosen + rejected                             the same; the prompt is their common beginning
  *                prompt or messages + completions[]            a ranking: the completions from the best to the worst
+ *                ... + reference                               the same with a gold answer
  *   step         prompt or messages + completions[] + labels[] a step-by-step solution, a label at the end of each step
  *   unpaired     prompt or messages + completion + label       a completion that is good (true, 1) or bad (false, 0)
  *                messages + label                              the same; the completion is the last message
@@ -529,27 +530,60 @@ static inline size_t row_common_prefix(const char *a, const char *b, const char 
     return n;
 }
 
+/* A row with two or more completions. */
+typedef struct RowPreference {
+    RowMessages prompt, *answer; /* answer: (count) from the best to the worst */
+    RowMessages gold;            /* the gold answer, or no message */
+    int32_t count;
+    double margin;
+} RowPreference;
+
+static inline void row_preference_free(RowPreference *x) {
+    row_messages_free(&x->prompt);
+    row_messages_free(&x->gold);
+    for (int32_t k = 0; k < x->count; k++) row_messages_free(&x->answer[k]);
+    free(x->answer);
+}
+
+/* Whether a completion is a whole conversation: a list that does not begin with the assistant's message. */
+static inline bool row_whole(const json_t *completion) {
+    const char *name = json_string_value(row_role_of(json_array_get(completion, 0)));
+    return name && !row_is_assistant(name);
+}
+
+/* The number of messages with which two lists begin alike. */
+static inline size_t row_common_messages(const json_t *a, const json_t *b) {
+    size_t n = 0;
+    while (n < json_array_size(a) && n < json_array_size(b) && json_equal(json_array_get(a, n), json_array_get(b, n)))
+        n++;
+    return n;
+}
+
+/* Reads message n and those after it as a completion. */
+static inline bool row_rest(Rows *r, const Jsonl *j, json_t *row, const json_t *list, size_t n, RowFieldId field,
+                            RowMessages *answer, Error *e) {
+    json_t *rest = json_array();
+    for (size_t k = n; k < json_array_size(list); k++) json_array_append(rest, json_array_get(list, k));
+    const bool ok = row_field_messages(r, j, row, rest, field, "assistant", answer, e);
+    json_decref(rest);
+    return ok;
+}
+
 /* Reads the lists chosen and rejected of a row whose prompt is their common beginning. */
 static inline bool row_implicit_lists(Rows *r, const Jsonl *j, json_t *row, json_t *chosen, json_t *rejected,
                                       RowMessages *prompt, RowMessages answer[2], Error *e) {
     char name[128], other[128];
     json_t *both = json_array(), *list[2] = {chosen, rejected};
-    size_t n = 0;
-    while (n < json_array_size(chosen) && n < json_array_size(rejected) &&
-           json_equal(json_array_get(chosen, n), json_array_get(rejected, n)))
-        json_array_append(both, json_array_get(chosen, n++));
+    const size_t n = row_common_messages(chosen, rejected);
+    for (size_t k = 0; k < n; k++) json_array_append(both, json_array_get(chosen, k));
     bool ok = n > 0 || jsonl_error(j, row_called(&r->fields, row, FIELD_CHOSEN, name), e,
                                    "and '%s' begin with different messages, and there is no prompt",
                                    row_called(&r->fields, row, FIELD_REJECTED, other));
     ok = ok && row_before(r, j, row, both, prompt, e) &&
          row_field_messages(r, j, row, both, FIELD_CHOSEN, "user", prompt, e);
     if (ok && row_said_by_assistant(prompt, prompt->count - 1)) prompt->flags[prompt->count - 1] |= CHAT_CONTINUED;
-    for (int i = 0; ok && i < 2; i++) {
-        json_t *rest = json_array();
-        for (size_t k = n; k < json_array_size(list[i]); k++) json_array_append(rest, json_array_get(list[i], k));
-        ok = row_field_messages(r, j, row, rest, i ? FIELD_REJECTED : FIELD_CHOSEN, "assistant", &answer[i], e);
-        json_decref(rest);
-    }
+    for (int i = 0; ok && i < 2; i++)
+        ok = row_rest(r, j, row, list[i], n, i ? FIELD_REJECTED : FIELD_CHOSEN, &answer[i], e);
     json_decref(both);
     return ok;
 }
@@ -607,9 +641,37 @@ static inline bool row_append_answer(Rows *r, const Jsonl *j, json_t *row, const
     return ok;
 }
 
+/* Reads the gold answer. chosen, rejected: if the prompt is their common beginning, in which case the gold answer must begin
+ * with it, too; else NULL. */
+static inline bool row_gold(Rows *r, const Jsonl *j, json_t *row, const json_t *chosen, const json_t *rejected,
+                            RowPreference *x, Error *e) {
+    char name[128];
+    json_t *gold = row_read(&r->fields, row, FIELD_REFERENCE);
+    const size_t n = row_common_messages(chosen, rejected);
+    row_called(&r->fields, row, FIELD_REFERENCE, name);
+    if (!gold) return true;
+    if (!chosen || (json_is_array(chosen) && !row_whole(gold))) {
+        if (row_whole(gold)) return jsonl_error(j, name, e, "does not begin with the assistant's message");
+        return row_field_messages(r, j, row, gold, FIELD_REFERENCE, "assistant", &x->gold, e);
+    }
+    if (json_is_array(chosen)) {
+        if (row_common_messages(chosen, gold) < n)
+            return jsonl_error(j, name, e, "does not begin with the messages with which the completions begin");
+        return row_rest(r, j, row, gold, n, FIELD_REFERENCE, &x->gold, e);
+    }
+    const char *text = jsonl_value_text(j, gold, name, e), *prompt = x->prompt.items[x->prompt.count - 1].content;
+    if (!text) return false;
+    if (strncmp(text, prompt, strlen(prompt)))
+        return jsonl_error(j, name, e,
+                           "does not begin with the text with which the completions begin; name the prompt with "
+                           "--prompt-field");
+    row_message(&x->gold, "assistant", xstrdup(text + strlen(prompt)), NULL);
+    return true;
+}
+
 /* Truncates all completions to the room that the limit leaves after the prompt. */
 static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Error *e) {
-    int64_t longest = 0;
+    int64_t longest = p->gold;
     for (int32_t k = 0; k < p->completions; k++) longest = p->length[k] > longest ? p->length[k] : longest;
     longest += p->prompt;
     if (!r->max_tokens || longest <= r->max_tokens) return ROW_MADE;
@@ -619,11 +681,12 @@ static inline RowResult row_cut_answers(Rows *r, const Jsonl *j, Record *p, Erro
     const int32_t room = (int32_t)r->max_tokens - p->prompt;
     const int32_t *from = r->ids.ids + p->prompt;
     r->ids.count = p->prompt;
-    for (int32_t k = 0; k < p->completions; k++) {
-        const int32_t was = p->length[k], kept = was < room ? was : room;
+    for (int32_t k = 0; k <= p->completions; k++) {
+        int32_t *length = k < p->completions ? &p->length[k] : &p->gold;
+        const int32_t was = *length, kept = was < room ? was : room;
         memmove(r->ids.ids + r->ids.count, from, (size_t)kept * sizeof *from);
         from += was;
-        p->length[k] = kept;
+        *length = kept;
         r->ids.count += kept;
     }
     return ROW_MADE;
@@ -640,15 +703,15 @@ static inline bool row_answers_repeat(const Record *p) {
     return false;
 }
 
-/* Makes a record of `count` completions, from the best to the worst. */
-static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, const RowMessages *prompt,
-                                       const RowMessages *answer, int32_t count, double margin, Error *e) {
-    if (!row_encode_prompt(r, j, row, prompt, e)) return ROW_BAD;
-    r->length = (int32_t *)xrealloc(r->length, (size_t)count, sizeof *r->length);
-    Record p = {.prompt = r->ids.count, .completions = count, .length = r->length, .margin = (float)margin};
-    for (int32_t k = 0; k < count; k++) row_check_messages(r, &answer[k]);
-    for (int32_t k = 0; k < count; k++)
-        if (!row_append_answer(r, j, row, prompt, &answer[k], p.prompt, &p.length[k], e)) return ROW_BAD;
+static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, const RowPreference *x, Error *e) {
+    if (!row_encode_prompt(r, j, row, &x->prompt, e)) return ROW_BAD;
+    r->length = (int32_t *)xrealloc(r->length, (size_t)x->count, sizeof *r->length);
+    Record p = {.prompt = r->ids.count, .completions = x->count, .length = r->length, .margin = (float)x->margin};
+    for (int32_t k = 0; k < x->count; k++) row_check_messages(r, &x->answer[k]);
+    for (int32_t k = 0; k < x->count; k++)
+        if (!row_append_answer(r, j, row, &x->prompt, &x->answer[k], p.prompt, &p.length[k], e)) return ROW_BAD;
+    row_check_messages(r, &x->gold);
+    if (x->gold.count && !row_append_answer(r, j, row, &x->prompt, &x->gold, p.prompt, &p.gold, e)) return ROW_BAD;
     const RowResult result = row_cut_answers(r, j, &p, e);
     if (result != ROW_MADE) return result;
     p.tokens = r->ids.ids;
@@ -661,15 +724,8 @@ static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, con
     return ROW_MADE;
 }
 
-/* Whether a completion is a whole conversation: a list that does not begin with the assistant's message. */
-static inline bool row_whole(const json_t *completion) {
-    const char *name = json_string_value(row_role_of(json_array_get(completion, 0)));
-    return name && !row_is_assistant(name);
-}
-
-/* Reads the list of completions of a ranking. margin: of the row, or NULL. */
-static inline bool row_ranked(Rows *r, const Jsonl *j, json_t *row, json_t *list, const json_t *margin,
-                              RowMessages *answer, Error *e) {
+/* Reads the list of completions of a ranking. */
+static inline bool row_ranked(Rows *r, const Jsonl *j, json_t *row, json_t *list, RowPreference *x, Error *e) {
     char name[128];
     const size_t count = json_array_size(list);
     row_called(&r->fields, row, FIELD_COMPLETIONS, name);
@@ -679,54 +735,46 @@ static inline bool row_ranked(Rows *r, const Jsonl *j, json_t *row, json_t *list
                            : json_is_array(list) ? "an empty list"
                                                  : jsonl_type(list));
     if (count > INT32_MAX) return jsonl_error(j, name, e, "has %zu completions, expected at most %d", count, INT32_MAX);
-    if (margin && count > 2)
+    if (count > 2 && row_read(&r->fields, row, FIELD_MARGIN))
         return jsonl_error(j, row_called(&r->fields, row, FIELD_MARGIN, name), e,
                            "is that of a pair, but the row has %zu completions", count);
+    x->answer = (RowMessages *)xcalloc(count, sizeof *x->answer);
+    x->count = (int32_t)count;
     for (size_t k = 0; k < count; k++) {
         json_t *one = json_array_get(list, k);
         if (row_whole(one))
             return jsonl_error(j, name, e, "completion %zu does not begin with the assistant's message", k + 1);
-        if (!row_field_messages(r, j, row, one, FIELD_COMPLETIONS, "assistant", &answer[k], e)) return false;
+        if (!row_field_messages(r, j, row, one, FIELD_COMPLETIONS, "assistant", &x->answer[k], e)) return false;
     }
     return true;
 }
 
-/* A row with a list of completions, from the best to the worst. */
-static inline RowResult row_ranking_line(Rows *r, const Jsonl *j, json_t *row, const json_t *margin, Error *e) {
-    RowMessages prompt = {0};
+/* Reads a row with a list of completions, from the best to the worst. */
+static inline bool row_ranking(Rows *r, const Jsonl *j, json_t *row, RowPreference *x, Error *e) {
     json_t *list = row_read(&r->fields, row, FIELD_COMPLETIONS), *given;
-    const size_t count = json_array_size(list);
-    RowMessages *answer = (RowMessages *)xcalloc(count + 1, sizeof *answer);
-    const bool ok = row_prompt(r, j, row, &prompt, &given, e) && row_ranked(r, j, row, list, margin, answer, e);
-    const RowResult result =
-        ok ? row_preference(r, j, row, &prompt, answer, (int32_t)count, json_number_value(margin), e) : ROW_BAD;
-    row_messages_free(&prompt);
-    for (size_t k = 0; k < count; k++) row_messages_free(&answer[k]);
-    free(answer);
-    return result;
+    return row_prompt(r, j, row, &x->prompt, &given, e) && row_ranked(r, j, row, list, x, e) &&
+           row_gold(r, j, row, NULL, NULL, x, e);
 }
 
-/* A row with a chosen and a rejected completion. */
-static inline RowResult row_pair_line(Rows *r, const Jsonl *j, json_t *row, const json_t *margin, Error *e) {
-    RowMessages prompt = {0}, answer[2] = {{0}, {0}};
+/* Reads a row with a chosen and a rejected completion. */
+static inline bool row_pair(Rows *r, const Jsonl *j, json_t *row, RowPreference *x, Error *e) {
     json_t *chosen = row_read(&r->fields, row, FIELD_CHOSEN), *rejected = row_read(&r->fields, row, FIELD_REJECTED),
            *given;
-    bool ok = true;
+    x->answer = (RowMessages *)xcalloc(2, sizeof *x->answer);
+    x->count = 2;
     if ((row_whole(chosen) && row_whole(rejected)) ||
         !(row_has(&r->fields, row, FIELD_PROMPT) || row_has(&r->fields, row, FIELD_MESSAGES))) {
-        ok = row_implicit(r, j, row, chosen, rejected, &prompt, answer, e);
+        const bool ok = row_implicit(r, j, row, chosen, rejected, &x->prompt, x->answer, e) &&
+                        row_gold(r, j, row, chosen, rejected, x, e);
         /* a prompt or messages next to whole conversations repeat their beginning or one of them */
         row_read(&r->fields, row, FIELD_PROMPT);
         row_read(&r->fields, row, FIELD_MESSAGES);
-    } else
-        ok = row_prompt(r, j, row, &prompt, &given, e) &&
-             row_field_messages(r, j, row, chosen, FIELD_CHOSEN, "assistant", &answer[0], e) &&
-             row_field_messages(r, j, row, rejected, FIELD_REJECTED, "assistant", &answer[1], e);
-    const RowResult result = ok ? row_preference(r, j, row, &prompt, answer, 2, json_number_value(margin), e) : ROW_BAD;
-    row_messages_free(&prompt);
-    row_messages_free(&answer[0]);
-    row_messages_free(&answer[1]);
-    return result;
+        return ok;
+    }
+    return row_prompt(r, j, row, &x->prompt, &given, e) &&
+           row_field_messages(r, j, row, chosen, FIELD_CHOSEN, "assistant", &x->answer[0], e) &&
+           row_field_messages(r, j, row, rejected, FIELD_REJECTED, "assistant", &x->answer[1], e) &&
+           row_gold(r, j, row, NULL, NULL, x, e);
 }
 
 static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row, Error *e) {
@@ -742,8 +790,11 @@ static inline RowResult row_preference_line(Rows *r, const Jsonl *j, json_t *row
                     json_number_value(margin));
         return ROW_BAD;
     }
-    return row_is_ranking(&r->fields, row) ? row_ranking_line(r, j, row, margin, e)
-                                           : row_pair_line(r, j, row, margin, e);
+    RowPreference x = {.margin = json_number_value(margin)};
+    const bool ok = row_is_ranking(&r->fields, row) ? row_ranking(r, j, row, &x, e) : row_pair(r, j, row, &x, e);
+    const RowResult result = ok ? row_preference(r, j, row, &x, e) : ROW_BAD;
+    row_preference_free(&x);
+    return result;
 }
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */

@@ -210,6 +210,7 @@ static void print_ranking(int64_t i, const Record *r) {
         snprintf(name, sizeof name, "completion %d", k + 1);
         print_part(!pair ? name : k ? "rejected" : "chosen", ids, r->length[k]);
     }
+    if (r->gold) print_part("reference", ids, r->gold);
 }
 
 static void print_record(const Shard *s, int64_t i, const Record *r) {
@@ -281,6 +282,10 @@ static void set_ranking(json_t *row, const Record *r) {
         json_object_set(row, "rejected", json_array_get(texts, 1));
         json_object_set_new(row, "margin", json_real((double)r->margin));
     } else json_object_set(row, "completions", texts);
+    if (r->gold) {
+        json_object_set_new(row, "reference", json_text(ids, r->gold));
+        json_array_append_new(lengths, json_integer(r->gold));
+    }
     json_object_set_new(row, "lengths", lengths);
     json_decref(texts);
 }
@@ -353,7 +358,7 @@ static void shard_stats(const Shard *s, Record *r) {
     Error e;
     int32_t *lengths = xmalloc((size_t)(s->count + 1) * 3 * sizeof *lengths), *second = lengths + s->count + 1,
             *third = second + s->count + 1;
-    int64_t marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0, good = 0;
+    int64_t golds = 0, marked = 0, empty = 0, unstopped = 0, longer = 0, answers = 0, steps = 0, good = 0;
     int32_t most = 2; /* completions of a record */
     Tally tasks = {0}, labels = {0};
     for (int64_t i = 0; i < s->count; i++) {
@@ -362,6 +367,7 @@ static void shard_stats(const Shard *s, Record *r) {
         second[i] = r->completions ? r->length[0] : 0;
         third[i] = r->completions ? r->length[r->completions - 1] : 0;
         if (r->completions > most) most = r->completions;
+        golds += r->gold > 0;
         if (s->kind == RECORD_CHAT) {
             int32_t last = r->count;
             while (last > 0 && !r->mask[last - 1]) last--;
@@ -399,6 +405,7 @@ static void shard_stats(const Shard *s, Record *r) {
     if (s->kind == RECORD_PREFERENCE && s->count) {
         const char *best = most > 2 ? "best" : "chosen", *worst = most > 2 ? "worst" : "rejected";
         if (most > 2) printf("completions of a record: up to %d\n", most);
+        if (golds) printf("with a gold answer: %lld\n", (long long)golds);
         print_lengths(best, second, s->count);
         print_lengths(worst, third, s->count);
         printf("%s is longer than %s in %.1f %%\n", best, worst, 100.0 * (double)longer / (double)s->count);

@@ -28,12 +28,12 @@ static void read_records(const uint8_t *data, size_t n) {
         for (int32_t k = 0; k < r.count; k++) require(r.tokens[k] >= 0 && r.tokens[k] < s.vocab);
         require((r.mask != NULL) == (s.kind == RECORD_CHAT || s.kind == RECORD_STEP));
         require((r.length != NULL) == (s.kind == RECORD_PREFERENCE) && (r.completions > 1) == (r.length != NULL));
-        int64_t parts = r.prompt;
+        int64_t parts = (int64_t)r.prompt + r.gold;
         for (int32_t k = 0; k < r.completions; k++) {
             require(r.length[k] >= 1);
             parts += r.length[k];
         }
-        require(r.prompt >= 0 && parts <= r.count && (!r.length || parts == r.count));
+        require(r.prompt >= 0 && r.gold >= 0 && parts <= r.count && (!r.length || parts == r.count));
         require(r.label == 0 || (r.label == 1 && s.kind == RECORD_UNPAIRED));
         require(s.kind != RECORD_UNPAIRED || r.prompt < r.count);
         total += r.count;

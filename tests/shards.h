@@ -24,7 +24,7 @@ static inline Shard open_shard(const char *name, RecordKind kind, int64_t count)
     return s;
 }
 
-/* Record i as text. | precedes each completion of a preference. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
+/* Record i as text. | precedes each completion and the gold answer of a preference. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
 static inline void assert_record(const Shard *s, int64_t i, const char *want) {
     Error e;
     Record r = {0};
@@ -37,7 +37,8 @@ static inline void assert_record(const Shard *s, int64_t i, const char *want) {
                   after = k + 1 < r.count && r.mask ? r.mask[k + 1] : 0;
         if (s->kind == RECORD_PREFERENCE && k == end) {
             text_string(&text, "|");
-            end += r.length[part++];
+            end += part < r.completions ? r.length[part] : r.gold;
+            part++;
         }
         if (mark && before != mark) text_string(&text, "[");
         tokenizer_decode(&t, &r.tokens[k], 1, true, &text);

@@ -290,6 +290,62 @@ static void test_preferences(void **state) {
     refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", "begin with different messages");
 }
 
+/* Gold answers after both completions: texts, messages, and as part of rows whose prompt is the common beginning. */
+static void test_gold_answers(void **state) {
+    (void)state;
+#define SAYS(role, text)      "{\"role\":\"" role "\",\"content\":\"" text "\"}"
+#define ANSWERED(asked, text) "[" SAYS("user", asked) "," SAYS("assistant", text) "]"
+    const char *const pair = "\"chosen\":" ANSWERED("q", "y") ",\"rejected\":" ANSWERED("q", "n");
+    char rows[1200];
+    put("a.jsonl", "{\"prompt\":\"Q\",\"chosen\":\"yes\",\"rejected\":\"no\",\"reference\":\"yes\"}\n"
+                   "{\"chosen\":\"tell me nothing\",\"rejected\":\"tell me now\",\"reference\":\"tell me a\"}\n"
+                   "{\"prompt\":\"Q\",\"completions\":[\"a\",\"b\",\"c\"],\"reference\":\"d\"}\n"
+                   "{\"prompt\":\"Q\",\"chosen\":\"yes\",\"rejected\":\"no\",\"reference\":null}\n");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard");
+    Shard s = open_shard("a.shard", RECORD_PREFERENCE, 4);
+    assert_record(&s, 0, "Q|yes<|endoftext|>|no<|endoftext|>|yes<|endoftext|>");
+    assert_record(&s, 1, "tell me| nothing<|endoftext|>| now<|endoftext|>| a<|endoftext|>");
+    assert_record(&s, 2, "Q|a<|endoftext|>|b<|endoftext|>|c<|endoftext|>|d<|endoftext|>");
+    assert_record(&s, 3, "Q|yes<|endoftext|>|no<|endoftext|>");
+    shard_close(&s);
+    run(0, "data/show $T/a.shard");
+    assert_holds(out, "reference (4 tokens):\nyes<|endoftext|>\n");
+    assert_holds(out, "with a gold answer: 3\n");
+    run(0, "data/show --json --all $T/a.shard");
+    assert_holds(out, "\"reference\":\"yes<|endoftext|>\",\"lengths\":[1,4,3,4]");
+    run(0, "data/make_shard -i $T/a.jsonl -o $T/a.shard --max-tokens 3");
+    s = open_shard("a.shard", RECORD_PREFERENCE, 3);
+    assert_record(&s, 0, "Q|ye|no|ye");
+    shard_close(&s);
+    const char *const gold = "[" SAYS("assistant", "g") "]";
+    snprintf(rows, sizeof rows,
+             "{%s,\"reference\":" ANSWERED(
+                 "q", "g") "}\n{%s,\"reference\":\"g\"}\n"
+                           "{\"prompt\":\"q\",\"chosen\":\"y\",\"rejected\":\"n\",\"reference\":%s}\n",
+             pair, pair, gold);
+    put("b.jsonl", rows);
+    run(0, "data/make_shard -i $T/b.jsonl -o $T/b.shard");
+    s = open_shard("b.shard", RECORD_PREFERENCE, 3);
+    for (int i = 0; i < 3; i++)
+        assert_record(&s, i,
+                      "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n|y<|im_end|>|n<|im_end|>|g<|im_end|>");
+    shard_close(&s);
+    const char *const wrong[][3] = {
+        {"\"chosen\":\"tell me nothing\",\"rejected\":\"tell me now\"", "\"tell a\"",
+         "does not begin with the text with which the completions begin"},
+        {"\"prompt\":\"q\",\"chosen\":\"y\",\"rejected\":\"n\"", "5", "is a number"},
+        {"\"prompt\":\"q\",\"chosen\":\"y\",\"rejected\":\"n\"", ANSWERED("q", "g"),
+         "does not begin with the assistant's message"},
+        {pair, ANSWERED("r", "g"), "does not begin with the messages with which the completions begin"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char part[200];
+        snprintf(rows, sizeof rows, "{%s,\"reference\":%s}\n", wrong[i][0], wrong[i][1]);
+        snprintf(part, sizeof part, "line 1: field 'reference': %s", wrong[i][2]);
+        put("c.jsonl", rows);
+        refused(1, "data/make_shard -i $T/c.jsonl -o $T/x.shard", part);
+    }
+}
+
 /* Lists of completions from the best to the worst, of different lengths, and pairs in one file. */
 static void test_rankings(void **state) {
     (void)state;
@@ -816,6 +872,7 @@ int main(void) {
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_preferences),
         cmocka_unit_test(test_rankings),
+        cmocka_unit_test(test_gold_answers),
         cmocka_unit_test(test_steps),
         cmocka_unit_test(test_unpaired),
         cmocka_unit_test(test_text),

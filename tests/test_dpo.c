@@ -7,19 +7,19 @@
 #include "../llmc/records/shard.h" /* Record, Shard, record_free, shard_close, ... */
 #include "dpo.h"                   /* DPO, RULE, Truth, truth_of, ... */
 #include "files.h"                 /* files_path, text_of */
-#include "models.h"                /* assert_near, json_line_of, json_text_of, lines_of, ... */
+#include "models.h"                /* assert_near, json_line_of, json_text_of, refused, ... */
 #include "run.h"                   /* sh, metric, has_metric, metric_lines, ... */
 #include "shell.h"                 /* put, said, assert_holds */
 
 static double log_sigmoid(double x) { return -log1p(exp(-x)); }
 
-/* The mean over all records of held.shard of the loss that `what` names, computed from the definitions. */
-static double pair_truth(const char *what, const Model *policy, const Model *reference) {
+/* The mean over all records of a shard of the loss that `what` names, computed from the definitions. */
+static double pair_truth(const char *what, const char *shard, const Model *policy, const Model *reference) {
     Error e;
     Shard s;
     Record r = {0};
-    if (!shard_open(&s, files_path("held.shard"), &e)) fail_msg("%s", e.text);
-    double sum = 0, nll = 0, learned = 0;
+    if (!shard_open(&s, files_path(shard), &e)) fail_msg("%s", e.text);
+    double sum = 0, nll = 0, learned = 0, gold_nll = 0, gold_tokens = 0;
     for (int64_t i = 0; i < s.count; i++) {
         assert_true(shard_record(&s, i, &r, &e));
         const int32_t *w = r.tokens + r.prompt, *l = w + r.length[0];
@@ -30,6 +30,12 @@ static double pair_truth(const char *what, const Model *policy, const Model *ref
         const double c = pw.logp - rw.logp, d = pl.logp - rl.logp;
         nll -= pw.logp + pw.prompt;
         learned += pw.length + pw.prompt_length;
+        if (r.gold) {
+            gold_nll -= truth_of(policy, r.tokens, r.prompt, l + r.length[1], r.gold).logp;
+            gold_tokens += r.gold;
+        }
+        if (!strcmp(what, "tpo")) sum -= log_sigmoid(0.3 * (pw.logp - pl.logp));
+        if (!strcmp(what, "tpo-l")) sum -= log_sigmoid(0.3 * (pw.logp / pw.length - pl.logp / pl.length) - 0.7);
         if (!strcmp(what, "sigmoid")) sum -= log_sigmoid(0.3 * (c - d));
         if (!strcmp(what, "ipo")) sum += pow(c / pw.length - d / pl.length - 1 / 0.6, 2);
         if (!strcmp(what, "free")) sum -= log_sigmoid(0.3 * (pw.logp - pl.logp));
@@ -43,6 +49,7 @@ static double pair_truth(const char *what, const Model *policy, const Model *ref
     }
     sum /= (double)s.count;
     if (!strcmp(what, "orpo")) sum += nll / learned;
+    if (!strncmp(what, "tpo", 3)) sum += 0.6 * gold_nll / gold_tokens;
     record_free(&r), shard_close(&s);
     return sum;
 }
@@ -61,12 +68,88 @@ static void the_losses_are_those_of_single_sequences(void **state) {
                  {"orpo", "--loss-type orpo --no-prefix-sharing"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         sh(DPO "-j $T/held.shard -x 1 -l 0 --beta 0.3 -o $T/a.bin --metrics $T/a.jsonl %s", cases[i].options);
-        const double want = pair_truth(cases[i].what, &policy, &reference);
+        const double want = pair_truth(cases[i].what, "held.shard", &policy, &reference);
         if (fabs(metric("a.jsonl", -1, "eval_loss") - want) > 2e-6 * fmax(1, fabs(want)))
             fail_msg("%s: %.9g, expected %.9g", cases[i].options, metric("a.jsonl", -1, "eval_loss"), want);
         unlink(files_path("a.jsonl"));
     }
     model_free(&policy), model_free(&reference);
+}
+
+/* Two metrics files agree, up to rounding, in everything that a step computes. Another packing changes the order of
+ * float32 sums, a relative difference of 1e-6 in a gradient, which four steps of AdamW amplify: 2e-4. */
+static void same_numbers(const char *a, const char *b, const char *what) {
+    static const char *const keys[] = {"loss",           "grad_norm",      "rewards/margins", "logps/chosen",
+                                       "logps/rejected", "rewards/chosen", "entropy",         "mean_token_accuracy"};
+    assert_int_equal(metric_lines(a), metric_lines(b));
+    for (int i = 0; i < metric_lines(a); i++)
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            const double x = metric(a, i, keys[k]), y = metric(b, i, keys[k]);
+            if (!(fabs(x - y) <= 2e-4 * fmax(fabs(x), 0.01)))
+                fail_msg("%s: step %d: %s: %.9g and %.9g", what, i + 1, keys[k], x, y);
+        }
+}
+
+/* Makes a shard of pairs with gold answers of two to eight letters. */
+static void make_triples(const char *name, int seed, int count) {
+    sh(RULE
+       "--count %d --seed %d 2>/dev/null | awk '{ sub(/}$/, \"\"); printf \"%%s,\\\"reference\\\":\\\"%%s\\\"}\\n\", $0, "
+       "substr(\"aabacadaab\", 1, 2 + NR %% 7) }' >$T/%s.jsonl && data/make_shard --quiet -i $T/%s.jsonl -o $T/%s",
+       count, seed, name, name, name);
+}
+
+#define TPO "./train_dpo -c $T/sft.bin -i $T/triples.shard -l 1e-3 --per-device-train-batch-size 16 "
+
+/* TPO: its losses, how they are packed, the options that belong to them, and what is done without gold answers. */
+static void tpo_trains_on_gold_answers(void **state) {
+    (void)state;
+    make_triples("triples.shard", 2, 96);
+    make_triples("heldtriples.shard", 3, 40);
+    Model policy = load("sft.bin");
+    static const char *const cases[][2] = {{"tpo", "tpo"},
+                                           {"tpo", "tpo --micro-tokens 24"},
+                                           {"tpo", "tpo --no-prefix-sharing"},
+                                           {"tpo-l", "tpo-l --tpo-l-gamma 0.7"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        sh(TPO
+           "-j $T/heldtriples.shard -x 1 -l 0 --beta 0.3 --tpo-alpha 0.6 -o $T/a.bin --metrics $T/a.jsonl --loss-type %s",
+           cases[i][1]);
+        assert_near(metric("a.jsonl", -1, "eval_loss"), pair_truth(cases[i][0], "heldtriples.shard", &policy, &policy),
+                    2e-6);
+        unlink(files_path("a.jsonl"));
+    }
+    model_free(&policy);
+    static const char *const ways[] = {"--micro-tokens 24", "--micro-tokens 64 --no-prefix-sharing"};
+    sh(TPO "-x 4 -o $T/a.bin --metrics $T/whole.jsonl --loss-type tpo,sigmoid --reference $T/other.bin");
+    for (int k = 0; k < 2; k++) {
+        sh(TPO "-x 4 -o $T/b.bin --metrics $T/parts.jsonl --loss-type tpo,sigmoid --reference $T/other.bin "
+               "--precompute-ref-log-probs %s",
+           ways[k]);
+        same_numbers("whole.jsonl", "parts.jsonl", "tpo");
+        unlink(files_path("parts.jsonl"));
+    }
+    unlink(files_path("whole.jsonl"));
+    /* the gold answers become likelier, and TRL's beta is the default */
+    sh(TPO "-x 40 -o $T/a.bin --metrics $T/a.jsonl --loss-type tpo");
+    assert_true(metric("a.jsonl", -1, "nll_loss") < metric("a.jsonl", 0, "nll_loss") - 0.25);
+    assert_near(metric("a.jsonl", 0, "rewards/chosen"), 0.01 * metric("a.jsonl", 0, "logps/chosen"), 1e-6);
+    assert_false(has_metric("a.jsonl", 0, "logratios/chosen"));
+    unlink(files_path("a.jsonl"));
+    /* without gold answers; with gold answers that the loss does not use, which is said and changes nothing */
+    refused(1, DPO "-o $T/kept --loss-type tpo", "prefs.shard: 96 of 96 pairs have no gold answer (field reference)");
+    sh(DPO "-x 1 -o $T/a.bin --loss-type tpo --tpo-alpha 0");
+    sh(TPO "-x 2 -o $T/a.bin --metrics $T/a.jsonl");
+    assert_holds(said, "triples.shard: the gold answers of 96 records (field reference) are not used");
+    sh(DPO "-x 2 -o $T/b.bin --metrics $T/b.jsonl");
+    same_numbers("a.jsonl", "b.jsonl", "unused gold answers");
+    unlink(files_path("a.jsonl")), unlink(files_path("b.jsonl"));
+    sh(TPO "-x 1 -o $T/a.bin --loss-type kto");
+    assert_holds(said, "the gold answers of 96 records");
+    refused(2, TPO "-o $T/kept --tpo-alpha 2", "--tpo-alpha: used only with --loss-type tpo or tpo-l");
+    refused(2, TPO "-o $T/kept --loss-type tpo --tpo-l-gamma 2", "--tpo-l-gamma: used only with --loss-type tpo-l");
+    refused(2, TPO "-o $T/kept --loss-type tpo --reference $T/other.bin", "no reference is used by --loss-type");
+    refused(2, "./train_dpo -c $T/sft.bin -i $T/chat.shard --online --reward verify --loss-type tpo -o $T/kept",
+            "--online: generated pairs have no gold answer");
 }
 
 /* The policy against itself: every log-ratio is 0, so the losses are known. */
@@ -103,20 +186,6 @@ static void the_start_is_known(void **state) {
 }
 
 /* ---- packing --------------------------------------------------------------------------------------------------- */
-
-/* Two metrics files agree, up to rounding, in everything that a step computes. Another packing changes the order of
- * float32 sums, a relative difference of 1e-6 in a gradient, which four steps of AdamW amplify: 2e-4. */
-static void same_numbers(const char *a, const char *b, const char *what) {
-    static const char *const keys[] = {"loss",           "grad_norm",      "rewards/margins", "logps/chosen",
-                                       "logps/rejected", "rewards/chosen", "entropy",         "mean_token_accuracy"};
-    assert_int_equal(metric_lines(a), metric_lines(b));
-    for (int i = 0; i < metric_lines(a); i++)
-        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
-            const double x = metric(a, i, keys[k]), y = metric(b, i, keys[k]);
-            if (!(fabs(x - y) <= 2e-4 * fmax(fabs(x), 0.01)))
-                fail_msg("%s: step %d: %s: %.9g and %.9g", what, i + 1, keys[k], x, y);
-        }
-}
 
 static void packing_changes_nothing(void **state) {
     (void)state;
@@ -287,6 +356,7 @@ static void a_synced_reference_is_the_policy(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_losses_are_those_of_single_sequences),
+        cmocka_unit_test(tpo_trains_on_gold_answers),
         cmocka_unit_test(the_start_is_known),
         cmocka_unit_test(packing_changes_nothing),
         cmocka_unit_test(order_changes_nothing),

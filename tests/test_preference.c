@@ -30,7 +30,7 @@ typedef struct PairCase {
 
 static void pair_case_load(PairCase *p, const Golden *g) {
     const double *x = golden(g, "config"), *prompt = golden(g, "prompt"), *chosen = golden(g, "chosen"),
-                 *rejected = golden(g, "rejected");
+                 *rejected = golden(g, "rejected"), *gold = golden(g, "gold"), *tpo = golden(g, "tpo");
     const int n = golden_count(g, "chosen");
     *p = (PairCase){.config = preference_config()};
     PreferenceConfig *c = &p->config;
@@ -46,12 +46,14 @@ static void pair_case_load(PairCase *p, const Golden *g) {
     c->simpo_gamma = x[7];
     c->cpo_alpha = x[8];
     c->alpha = x[9];
+    if (tpo) c->tpo_alpha = tpo[0], c->tpo_l_gamma = tpo[1];
     for (int i = 0; i < n; i++) {
-        p->offset[3 * i + 1] = p->offset[3 * i] + (int32_t)prompt[i];
-        p->offset[3 * i + 2] = p->offset[3 * i + 1] + (int32_t)chosen[i];
-        p->offset[3 * i + 3] = p->offset[3 * i + 2] + (int32_t)rejected[i];
+        p->offset[4 * i + 1] = p->offset[4 * i] + (int32_t)prompt[i];
+        p->offset[4 * i + 2] = p->offset[4 * i + 1] + (int32_t)chosen[i];
+        p->offset[4 * i + 3] = p->offset[4 * i + 2] + (int32_t)rejected[i];
+        p->offset[4 * i + 4] = p->offset[4 * i + 3] + (gold ? (int32_t)gold[i] : 0);
     }
-    p->tokens = p->offset[3 * n];
+    p->tokens = p->offset[4 * n];
     const char *names[] = {"logp", "ref", "square"};
     for (int i = 0; i < 3; i++) p->arrays[i] = golden_floats(g, names[i]);
     p->batch = (PreferenceBatch){
@@ -158,9 +160,9 @@ static void test_kto_golden(void **state) {
 
 /* A random batch whose log-probabilities are multiples of 2^-12, so that adding a multiple of 2^-12 is exact in float.
  * The loss is computed in double, so its differences are accurate to many digits. */
-enum { FD_PAIRS = 5, FD_TOKENS = 45 };
+enum { FD_PAIRS = 5, FD_TOKENS = 56 };
 typedef struct FdBatch {
-    int32_t offset[3 * FD_PAIRS + 1];
+    int32_t offset[4 * FD_PAIRS + 1];
     float logp[FD_TOKENS], ref[FD_TOKENS], square[FD_TOKENS], linear[2 * FD_PAIRS];
     PreferenceBatch batch;
 } FdBatch;
@@ -170,7 +172,8 @@ static float grid(Random *r, double low, double high) {
 }
 
 static void fd_batch(FdBatch *b, uint64_t seed, double drift) {
-    const int32_t offset[3 * FD_PAIRS + 1] = {0, 2, 6, 9, 9, 10, 15, 18, 20, 22, 23, 26, 32, 32, 37, 41};
+    const int32_t offset[4 * FD_PAIRS + 1] = {0,  2,  6,  9,  10, 10, 11, 16, 19, 22, 24,
+                                              26, 28, 29, 32, 38, 42, 42, 47, 51, 53};
     Random r = random_start(seed, 0);
     memcpy(b->offset, offset, sizeof offset);
     for (int t = 0; t < FD_TOKENS; t++) {
@@ -217,8 +220,8 @@ static void fd_check(const PreferenceConfig *c, uint64_t seed, bool linear, bool
     for (int t = 0; t < FD_TOKENS; t++) dlogp[t] = 99;
     fd_loss(c, &b, dlogp);
     double most = 1e-6;
-    for (int t = 0; t < b.offset[3 * FD_PAIRS]; t++) most = fmax(most, fabs(dlogp[t]));
-    for (int t = 0; t < b.offset[3 * FD_PAIRS]; t++) {
+    for (int t = 0; t < b.offset[4 * FD_PAIRS]; t++) most = fmax(most, fabs(dlogp[t]));
+    for (int t = 0; t < b.offset[4 * FD_PAIRS]; t++) {
         char what[100];
         snprintf(what, sizeof what, "%s, seed %d: dlogp[%d]", loss_name(c->loss[0]), (int)seed, t);
         check_near(dlogp[t], fd_slope(c, &b, t, 1 / 4096.0f), most, 3e-6, what);
@@ -237,6 +240,8 @@ static void test_finite_differences(void **state) {
             c.discopop_tau = 0.4;
             c.dpop_lambda = 3;
             c.simpo_gamma = 0.8;
+            c.tpo_alpha = 0.6;
+            c.tpo_l_gamma = 0.9;
             fd_check(&c, seed, false, false);
             fd_check(&c, seed, true, true);
             c.ld_alpha = 0.4;
@@ -253,6 +258,7 @@ static void test_finite_differences(void **state) {
     preference_add(&c, PREFERENCE_ORPO, 1.2);
     preference_add(&c, PREFERENCE_AOT_UNPAIRED, 0.5);
     preference_add(&c, PREFERENCE_CPO, 0.1);
+    preference_add(&c, PREFERENCE_TPO_L, 0.4);
     fd_check(&c, 8, true, false);
 }
 
@@ -270,10 +276,10 @@ static void test_weighting_is_held(void **state) {
     for (int i = 0; i < FD_PAIRS; i++) {
         double log_weight = 0;
         for (int k = 1; k < 3; k++) {
-            const int32_t begin = b.offset[3 * i + k], end = b.offset[3 * i + k + 1];
+            const int32_t begin = b.offset[4 * i + k], end = b.offset[4 * i + k + 1];
             for (int32_t t = begin; t < end; t++) log_weight += (b.logp[t] - b.square[t]) / (double)(end - begin);
         }
-        for (int32_t t = b.offset[3 * i + 1]; t < b.offset[3 * i + 3]; t++)
+        for (int32_t t = b.offset[4 * i + 1]; t < b.offset[4 * i + 3]; t++)
             check_near(with[t], without[t] * exp(log_weight), 1e-6, 1e-5, "weighted");
     }
 }
@@ -297,7 +303,7 @@ static void test_kto_finite_differences(void **state) {
 /* Nash-MD: REINFORCE with the reward P - 1/2 - beta log-ratio, in which each token's log-ratio is a constant. */
 static void test_nash_md(void **state) {
     (void)state;
-    const int32_t offset[] = {0, 0, 3, 3, 3, 5, 5};
+    const int32_t offset[] = {0, 0, 3, 3, 3, 3, 5, 5, 5};
     const float logp[] = {-1, -2, -0.5f, -1.5f, -0.25f}, ref[] = {-1.5f, -1.5f, -0.5f, -2, -1},
                 probability[] = {0.9f, 0.2f};
     float dlogp[5];
@@ -378,13 +384,13 @@ static void test_aot(void **state) {
     const PreferenceNormaliser one = preference_normaliser(b.offset, 1);
     check_near(preference_loss(&aot, &one, &b.batch, dlogp, &stats),
                preference_loss(&dpo, &one, &b.batch, sigmoid, &stats), 0, 1e-12, "aot of one");
-    for (int t = 0; t < b.offset[3]; t++) check_near(dlogp[t], sigmoid[t], 1e-6, 1e-6, "aot of one");
+    for (int t = 0; t < b.offset[4]; t++) check_near(dlogp[t], sigmoid[t], 1e-6, 1e-6, "aot of one");
     b.batch.pairs = FD_PAIRS;
-    for (int i = 0; i < b.offset[3 * FD_PAIRS]; i++) b.ref[i] = b.logp[i] - 0.25f * (float)(i % 2);
+    for (int i = 0; i < b.offset[4 * FD_PAIRS]; i++) b.ref[i] = b.logp[i] - 0.25f * (float)(i % 2);
     /* a reference that scales the policy keeps the order */
-    for (int i = 0; i < b.offset[3 * FD_PAIRS]; i++) b.ref[i] = 0.5f * b.logp[i];
+    for (int i = 0; i < b.offset[4 * FD_PAIRS]; i++) b.ref[i] = 0.5f * b.logp[i];
     check_near(fd_loss(&aot, &b, dlogp), fd_loss(&dpo, &b, sigmoid), 0, 1e-12, "aot in order");
-    for (int t = 0; t < b.offset[3 * FD_PAIRS]; t++) check_near(dlogp[t], sigmoid[t], 1e-6, 1e-6, "aot in order");
+    for (int t = 0; t < b.offset[4 * FD_PAIRS]; t++) check_near(dlogp[t], sigmoid[t], 1e-6, 1e-6, "aot in order");
 }
 
 /* Losses and gradients of micro-batches add up to those of the batch. */
@@ -409,13 +415,13 @@ static void test_micro_batches_add_up(void **state) {
             const int size = i == 0 ? 2 : i == 2 ? 1 : 2;
             PreferenceBatch m = b.batch;
             m.pairs = size;
-            m.offset = b.offset + 3 * i;
+            m.offset = b.offset + 4 * i;
             m.linear = b.linear + 2 * i;
             sum += preference_loss(&c, &n, &m, part, &parts);
             i += size;
         }
         check_near(sum, total, 0, 1e-12, loss_name((PreferenceLoss)loss));
-        for (int t = 0; t < b.offset[3 * FD_PAIRS]; t++) assert_true(part[t] == whole[t]);
+        for (int t = 0; t < b.offset[4 * FD_PAIRS]; t++) assert_true(part[t] == whole[t]);
         LossMetric x[PREFERENCE_METRICS], y[PREFERENCE_METRICS];
         const int count = preference_metrics(&c, &all, x);
         assert_int_equal(count, preference_metrics(&c, &parts, y));

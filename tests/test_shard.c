@@ -44,6 +44,8 @@ static Record sample(RecordKind kind, int32_t vocab, int i) {
             length[k] = 1 + (k == 1) * (i % 2);
             r.prompt -= length[k];
         }
+        r.gold = i % 2 && r.prompt > 0; /* one token of the prompt */
+        r.prompt -= r.gold;
         if (r.completions == 2) r.margin = (float)i * 0.5f;
     }
     if (kind == RECORD_STEP) r.prompt = i % 3;
@@ -93,6 +95,7 @@ static void assert_shard(const char *path, RecordKind kind, int32_t vocab, int r
         else assert_null(r.mask);
         assert_int_equal(r.prompt, x.prompt);
         assert_int_equal(r.completions, x.completions);
+        assert_int_equal(r.gold, x.gold);
         if (x.length) assert_memory_equal(r.length, x.length, (size_t)x.completions * sizeof *x.length);
         else assert_null(r.length);
         assert_true(r.margin == x.margin);
@@ -269,7 +272,7 @@ static void wrong_fields(void **state) {
     (void)state;
     Error e;
     /* sample() gives the first two records 3 and 8 tokens; the index has 32 bytes */
-    enum { INDEX = 1024, RECORDS = INDEX + 32, SECOND = RECORDS + 26 /* of preferences */ };
+    enum { INDEX = 1024, RECORDS = INDEX + 32, SECOND = RECORDS + 30 /* of preferences */ };
     static const struct {
         RecordKind kind;
         size_t at, bytes;
@@ -321,17 +324,20 @@ static void wrong_fields(void **state) {
         {RECORD_PROMPT, RECORDS + 12, 4, 1000, "record 0 is too short for its texts"},
         {RECORD_PROMPT, RECORDS + 12, 4, 11, "record 0 has a text whose length does not match"},
         {RECORD_PROMPT, RECORDS + 23, 1, 0, "record 0 has a text whose length does not match"},
-        {RECORD_PREFERENCE, RECORDS, 4, 0, "record 0 has lengths of prompt and completions that do not add up"},
-        {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt and completions"},
+        {RECORD_PREFERENCE, RECORDS, 4, 0,
+         "record 0 has lengths of prompt, completions and gold answer that do not add up"},
+        {RECORD_PREFERENCE, RECORDS, 4, UINT32_MAX, "record 0 has lengths of prompt, completions and gold answer"},
         {RECORD_PREFERENCE, RECORDS + 4, 4, 0, "record 0 has fewer than two completions"},
         {RECORD_PREFERENCE, RECORDS + 4, 4, UINT32_MAX, "record 0 has fewer than two completions"},
         {RECORD_PREFERENCE, RECORDS + 4, 4, 3, "record 0 is too short for its tokens"},
         {RECORD_PREFERENCE, RECORDS + 4, 4, INT32_MAX, "record 0 is too short for the lengths of its completions"},
-        {RECORD_PREFERENCE, RECORDS + 12, 4, 0, "record 0 has lengths of prompt and completions"},
-        {RECORD_PREFERENCE, RECORDS + 12, 4, UINT32_MAX, "record 0 has lengths of prompt and completions"},
-        {RECORD_PREFERENCE, RECORDS + 16, 4, INT32_MAX, "record 0 has lengths of prompt and completions"},
-        {RECORD_PREFERENCE, RECORDS + 8, 4, 0x7f800000, "record 0 has a margin that is not finite"},
-        {RECORD_PREFERENCE, SECOND + 8, 4, 0x3f800000, "record 1 has a margin and more than two completions"},
+        {RECORD_PREFERENCE, RECORDS + 8, 4, 1, "record 0 has lengths of prompt, completions and gold answer"},
+        {RECORD_PREFERENCE, RECORDS + 8, 4, UINT32_MAX, "record 0 has lengths of prompt, completions and gold answer"},
+        {RECORD_PREFERENCE, RECORDS + 16, 4, 0, "record 0 has lengths of prompt, completions and gold answer"},
+        {RECORD_PREFERENCE, RECORDS + 16, 4, UINT32_MAX, "record 0 has lengths of prompt, completions and gold answer"},
+        {RECORD_PREFERENCE, RECORDS + 20, 4, INT32_MAX, "record 0 has lengths of prompt, completions and gold answer"},
+        {RECORD_PREFERENCE, RECORDS + 12, 4, 0x7f800000, "record 0 has a margin that is not finite"},
+        {RECORD_PREFERENCE, SECOND + 12, 4, 0x3f800000, "record 1 has a margin and more than two completions"},
         {RECORD_STEP, 8, 4, RECORD_CHAT, "record 0 has mask bits beyond"},
         {RECORD_STEP, RECORDS, 4, 4, "record 0 has a prompt longer than its tokens"},
         {RECORD_STEP, RECORDS, 4, UINT32_MAX, "record 0 has a prompt longer than its tokens"},
@@ -339,7 +345,7 @@ static void wrong_fields(void **state) {
         {RECORD_UNPAIRED, RECORDS, 4, UINT32_MAX, "record 0 has no token after its prompt"},
         {RECORD_UNPAIRED, RECORDS + 4, 4, 2, "record 0 has a label that is neither 0 nor 1"},
         {RECORD_UNPAIRED, RECORDS + 4, 4, UINT32_MAX, "record 0 has a label that is neither 0 nor 1"},
-        {RECORD_UNPAIRED, 8, 4, RECORD_PREFERENCE, "record 0 has fewer than two completions"},
+        {RECORD_UNPAIRED, 8, 4, RECORD_PREFERENCE, "record 0 is too short for its head"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         size_t n;

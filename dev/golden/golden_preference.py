@@ -2,15 +2,15 @@
 
     pip install trl==1.16 && python dev/golden/golden_preference.py
 
-DPOTrainer._compute_loss, KTOTrainer._compute_loss, ORPOTrainer's and CPOTrainer's get_batch_loss_metrics run unchanged on
+DPOTrainer._compute_loss, KTOTrainer._compute_loss, TPOTrainer._compute_loss, ORPOTrainer's and CPOTrainer's get_batch_loss_metrics run unchanged on
 trainers that are not constructed: only the attributes that they read are set. For DPO and KTO the model's outputs are given
-and its log-probabilities are leaf tensors, so that autograd gives the gradient with respect to them. ORPO and CPO need
+and its log-probabilities are leaf tensors, so that autograd gives the gradient with respect to them. ORPO, CPO and TPO need
 logits: they are built over a small vocabulary from leaf log-probabilities of the labels, whose gradient is written.
 OnlineDPOTrainer's lines for the loss are evaluated unchanged. All values are computed in float64 on inputs rounded to
 float32, except for alpha_divergence, which TRL supports in float32 only (`single`).
 
 Format: `case KIND NAME`, then lines `key count v1 v2 ...`, then `end`. Per-token values are stored pair by pair: the prompt
-(orpo only), the chosen and the rejected completion.
+(orpo only), the chosen and the rejected completion, the gold answer (tpo only).
 """
 
 import inspect
@@ -29,6 +29,7 @@ from trl import DPOTrainer, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 from trl.experimental.online_dpo import online_dpo_trainer
+from trl.experimental.tpo import TPOTrainer
 
 out = golden.start("preference.txt", seed=2)
 DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -36,6 +37,8 @@ DIVERGENCES = ["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 class Model:
     """Returns prepared outputs, whatever its inputs are."""
+
+    _modules = {}  # accelerate looks for compiled parts of the model if PEFT is installed
 
     def __init__(self, *answers, training=True):
         self.answers, self.training, self.is_gradient_checkpointing = list(answers), training, False
@@ -70,7 +73,7 @@ def names():
 
 
 INDEX = names()
-CHOSEN, REJECTED = [5, 1, 3, 4, 2], [2, 4, 3, 1, 6]
+CHOSEN, REJECTED, GOLD = [5, 1, 3, 4, 2], [2, 4, 3, 1, 6], [3, 6, 1, 2, 4]
 
 
 def made_up(scale, spread):
@@ -213,6 +216,52 @@ def cpo_cases():
     cpo_case("cpo-simpo", CPOTrainer, "simpo", ["simpo", "sft"], [1.0, 0.6], beta=2.0, cpo_alpha=0.6)
 
 
+def tpo_case(name, loss_type, ours, **o):
+    B, V, T, prompt = len(CHOSEN), 7, 6, 2
+    sides = [CHOSEN, REJECTED] + ([GOLD] if o.get("tpo_alpha", 1.0) != 0 else [])
+    lengths = torch.tensor(sum(sides, []))
+    active = torch.arange(T) < lengths[:, None]
+    ids = torch.randint(1, V, (len(lengths), prompt + T))
+    logp = float32(-2.5 * torch.rand(len(lengths), T) - 0.05).requires_grad_()
+    # rows of logits whose label has exactly the given log-probability; the other entries share the rest evenly
+    rest = torch.log(-torch.expm1(logp) / (V - 1))
+    logits = torch.where(F.one_hot(ids[:, prompt:], V).bool(), logp[..., None], rest[..., None])
+    logits = torch.cat([torch.zeros(len(lengths), prompt - 1, V), logits, torch.zeros(len(lengths), 1, V)], 1)
+    model = Model(SimpleNamespace(logits=logits))
+    mask = torch.cat([torch.zeros(len(lengths), prompt, dtype=torch.long), active.long()], 1)
+    t = object.__new__(TPOTrainer)
+    t.__dict__.update(accelerator=Accelerator(), _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
+                      model=model, loss_type=loss_type, beta=o.get("beta", 0.01),
+                      label_smoothing=o.get("label_smoothing", 0.0), tpo_alpha=o.get("tpo_alpha", 1.0),
+                      tpo_l_gamma=o.get("tpo_l_gamma", 0.5))
+    loss = t._compute_loss(model, dict(input_ids=ids, attention_mask=torch.ones_like(mask), completion_mask=mask), False)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    spans = lambda x: torch.cat([x[k * B + i, :side[i]] for i in range(B) for k, side in enumerate(sides)])
+    print("case", "pair", ours, name, file=out)
+    config([ours], [1.0], {**o, "beta": t.beta, "index": INDEX})
+    emit("tpo", [t.tpo_alpha, t.tpo_l_gamma])
+    emit("prompt", [0] * B)
+    emit("chosen", CHOSEN)
+    emit("rejected", REJECTED)
+    emit("gold", GOLD if len(sides) == 3 else [0] * B)
+    emit("logp", spans(logp.detach()))
+    emit("loss", loss.detach(), 12)
+    emit("dlogp", spans(gradient))
+    for key in ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
+                "logps/rejected"]:
+        emit("metric:" + key, t._metrics["train"][key][-1])
+    print("end", file=out)
+
+
+def tpo_cases():
+    for loss_type, ours in [("sigmoid", "tpo"), ("tpo-l", "tpo-l")]:
+        tpo_case("plain", loss_type, ours)
+        tpo_case("beta", loss_type, ours, beta=1.3)
+        tpo_case("alpha", loss_type, ours, beta=0.4, tpo_alpha=0.3, tpo_l_gamma=1.1)
+        tpo_case("no-gold", loss_type, ours, beta=0.4, tpo_alpha=0.0)
+        tpo_case("smoothed", loss_type, ours, beta=2.0, label_smoothing=0.2)
+
+
 def online_cases():
     """Evaluates the lines of OnlineDPOTrainer.training_step from `pi_logratios = ` to `loss = `."""
     source = inspect.getsource(online_dpo_trainer.OnlineDPOTrainer.training_step)
@@ -301,4 +350,5 @@ dpo_cases()
 cpo_cases()
 online_cases()
 kto_cases()
+tpo_cases()
 out.close()

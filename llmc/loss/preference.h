@@ -29,6 +29,9 @@
  *                 o = a - log(1 - e^a), a = mean log pi of the completion's tokens              2403.07691 eq. 6
  *   simpo         -(1-e) ls(b (h(a_w) - h(a_l)) - gamma) - e ls(-...)                           2405.14734 eq. 6
  *   cpo           -(1-e) ls(b (h(log pi(y_w)) - h(log pi(y_l)))) - e ls(-...) + cpo_alpha sft   2401.08417 eq. 3
+ *   tpo           -(1-e) ls(b (log pi(y_w) - log pi(y_l))) - e ls(-...) + tpo_alpha gold          2405.16681
+ *   tpo-l         -(1-e) ls(b (a_w - a_l) - gamma) - e ls(-...) + tpo_alpha gold                  2405.16681
+ *                 gold: -mean of log pi over the batch's tokens of the gold answers
  *
  * h(x) = (1 - e^(-alpha x)) / alpha, alpha = 0: x (AlphaPO: 2501.03884). f (f-DPO: 2309.16240): reverse_kl x;
  * forward_kl 1 - e^-x; js_divergence log 2 + ls(x); alpha_divergence (e^((a-1)x) - 1)/(a-1), the exponent at most 80.
@@ -65,7 +68,7 @@
 
 #define PREFERENCE_LOSS_CHOICES                                                                                        \
     "sigmoid|sigmoid_norm|hinge|ipo|ipo_sum|exo_pair|nca_pair|robust|bco_pair|sppo_hard|aot|aot_unpaired|"             \
-    "apo_zero|apo_down|discopop|sft|dpop|orpo|simpo|cpo"
+    "apo_zero|apo_down|discopop|sft|dpop|orpo|simpo|cpo|tpo|tpo-l"
 /* in the order of PREFERENCE_LOSS_CHOICES */
 typedef enum {
     PREFERENCE_SIGMOID,
@@ -88,6 +91,8 @@ typedef enum {
     PREFERENCE_ORPO,
     PREFERENCE_SIMPO,
     PREFERENCE_CPO,
+    PREFERENCE_TPO,
+    PREFERENCE_TPO_L,
     PREFERENCE_LOSSES
 } PreferenceLoss;
 
@@ -104,7 +109,7 @@ typedef struct PreferenceConfig {
     double divergence_alpha; /* alpha of alpha_divergence */
     double ld_alpha;         /* 1: every token counts in full */
     bool use_weighting;      /* WPO */
-    double discopop_tau, dpop_lambda, simpo_gamma, cpo_alpha;
+    double discopop_tau, dpop_lambda, simpo_gamma, cpo_alpha, tpo_alpha, tpo_l_gamma;
     double alpha; /* AlphaPO's alpha, for simpo and cpo; 0: none */
 } PreferenceConfig;
 
@@ -116,7 +121,9 @@ static inline PreferenceConfig preference_config(void) {
                           .discopop_tau = 0.05,
                           .dpop_lambda = 50,
                           .simpo_gamma = 0.5,
-                          .cpo_alpha = 1};
+                          .cpo_alpha = 1,
+                          .tpo_alpha = 1,
+                          .tpo_l_gamma = 0.5};
     return c;
 }
 
@@ -137,14 +144,27 @@ static inline void preference_add(PreferenceConfig *c, PreferenceLoss loss, doub
     c->weight[i] += weight;
 }
 
+static inline bool preference_is_tpo(PreferenceLoss loss) { return loss == PREFERENCE_TPO || loss == PREFERENCE_TPO_L; }
+
 static inline bool preference_uses_reference(PreferenceLoss loss) {
-    return loss != PREFERENCE_SFT && loss != PREFERENCE_ORPO && loss != PREFERENCE_SIMPO && loss != PREFERENCE_CPO;
+    return loss != PREFERENCE_SFT && loss != PREFERENCE_ORPO && loss != PREFERENCE_SIMPO && loss != PREFERENCE_CPO &&
+           !preference_is_tpo(loss);
+}
+
+/* Whether a loss trains on the gold answers. */
+static inline bool preference_uses_gold(const PreferenceConfig *c) {
+    return c->tpo_alpha > 0 && (preference_has(c, PREFERENCE_TPO) || preference_has(c, PREFERENCE_TPO_L));
 }
 
 static inline bool preference_needs_reference(const PreferenceConfig *c) {
     for (int i = 0; i < c->losses; i++)
         if (preference_uses_reference(c->loss[i])) return true;
     return false;
+}
+
+/* Whether a loss has a negative log-likelihood term on the chosen completions. */
+static inline bool preference_learns_chosen(const PreferenceConfig *c) {
+    return preference_has(c, PREFERENCE_SFT) || preference_has(c, PREFERENCE_CPO) || preference_has(c, PREFERENCE_ORPO);
 }
 
 /* Returns whether a loss sorts the pairs of the batch. If so, single pairs have no loss of their own: WPO cannot weight
@@ -160,12 +180,12 @@ static inline bool preference_takes_divergence(PreferenceLoss loss) {
            loss == PREFERENCE_SFT;
 }
 
-/* A micro-batch of pairs. In every per-token array, the tokens of pair i are [offset[3i], offset[3i+1]) for the prompt
- * (empty except for orpo), [offset[3i+1], offset[3i+2]) for the chosen completion and [offset[3i+2], offset[3i+3]) for
- * the rejected one. */
+/* A micro-batch of pairs. In every per-token array, the tokens of pair i are [offset[4i], offset[4i+1]) for the prompt
+ * (empty except for orpo), [offset[4i+1], offset[4i+2]) for the chosen completion, [offset[4i+2], offset[4i+3]) for the
+ * rejected one and [offset[4i+3], offset[4i+4]) for the gold answer (empty except for tpo and tpo-l). */
 typedef struct PreferenceBatch {
     int32_t pairs;
-    const int32_t *offset;   /* (3 pairs + 1) */
+    const int32_t *offset;   /* (4 pairs + 1) */
     const float *logp;       /* log pi(y_t) */
     const float *ref_logp;   /* log ref(y_t); NULL: reference-free */
     const float *log_square; /* log sum_v p_v^2 at each token, or NULL if use_weighting is not set */
@@ -175,14 +195,15 @@ typedef struct PreferenceBatch {
 
 /* Sums over the whole optimizer batch. */
 typedef struct PreferenceNormaliser {
-    double pairs, chosen_tokens, prompt_tokens;
+    double pairs, chosen_tokens, prompt_tokens, gold_tokens;
 } PreferenceNormaliser;
 
 static inline PreferenceNormaliser preference_normaliser(const int32_t *offset, int32_t pairs) {
     PreferenceNormaliser n = {.pairs = pairs};
     for (int32_t i = 0; i < pairs; i++) {
-        n.prompt_tokens += offset[3 * i + 1] - offset[3 * i];
-        n.chosen_tokens += offset[3 * i + 2] - offset[3 * i + 1];
+        n.prompt_tokens += offset[4 * i + 1] - offset[4 * i];
+        n.chosen_tokens += offset[4 * i + 2] - offset[4 * i + 1];
+        n.gold_tokens += offset[4 * i + 4] - offset[4 * i + 3];
     }
     return n;
 }
@@ -193,7 +214,7 @@ typedef struct PreferenceStats {
     double chosen, rejected, right;    /* rewards; pairs with chosen > rejected, and half of those with equal rewards */
     double chosen_logp, rejected_logp; /* as defined by the first loss */
     double chosen_ratio, rejected_ratio; /* c and r, independent of the loss */
-    double nll, nll_tokens;              /* over the tokens that sft, cpo or orpo train on */
+    double nll, nll_tokens;              /* over the tokens that sft, cpo, orpo or tpo train on */
     double log_odds_ratio, log_odds;     /* orpo */
     double weight;                       /* WPO */
 } PreferenceStats;
@@ -220,9 +241,9 @@ static inline PreferenceValue preference_divergence(const PreferenceConfig *c, d
     return (PreferenceValue){x, 1};
 }
 
-/* AlphaPO's reward h(x) of a log-probability x. */
-static inline PreferenceValue preference_alpha_reward(const PreferenceConfig *c, double x) {
-    if (c->alpha == 0) return (PreferenceValue){x, 1};
+/* AlphaPO's reward h(x) of a log-probability x, for simpo and cpo; x for other losses. */
+static inline PreferenceValue preference_shaped(const PreferenceConfig *c, PreferenceLoss loss, double x) {
+    if (c->alpha == 0 || preference_is_tpo(loss)) return (PreferenceValue){x, 1};
     return (PreferenceValue){(1 - exp(-c->alpha * x)) / c->alpha, exp(-c->alpha * x)};
 }
 
@@ -346,13 +367,15 @@ static inline PreferenceTerm preference_pair(const PreferenceConfig *c, Preferen
         return t;
     }
     case PREFERENCE_SIMPO:
-    case PREFERENCE_CPO: {
-        const bool mean = loss == PREFERENCE_SIMPO;
+    case PREFERENCE_CPO:
+    case PREFERENCE_TPO:
+    case PREFERENCE_TPO_L: {
+        const bool mean = loss == PREFERENCE_SIMPO || loss == PREFERENCE_TPO_L;
+        const double gamma = loss == PREFERENCE_SIMPO ? c->simpo_gamma : loss == PREFERENCE_TPO_L ? c->tpo_l_gamma : 0;
         const double n[2] = {mean ? a[0].length : 1, mean ? a[1].length : 1};
-        const PreferenceValue w = preference_alpha_reward(c, a[0].plain / n[0]),
-                              l = preference_alpha_reward(c, a[1].plain / n[1]);
-        const PreferenceValue v =
-            preference_smoothed(c->beta * (w.y - l.y) - (mean ? c->simpo_gamma : 0), c->label_smoothing);
+        const PreferenceValue w = preference_shaped(c, loss, a[0].plain / n[0]),
+                              l = preference_shaped(c, loss, a[1].plain / n[1]);
+        const PreferenceValue v = preference_smoothed(c->beta * (w.y - l.y) - gamma, c->label_smoothing);
         t.l = v.y;
         t.dplain[0] = v.dy * c->beta * w.dy / n[0];
         t.dplain[1] = -v.dy * c->beta * l.dy / n[1];
@@ -381,8 +404,8 @@ typedef struct PreferencePair {
     double dlogp[2], dplain[2], weight;
 } PreferencePair;
 
-static inline int32_t preference_begin(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 1 + k]; }
-static inline int32_t preference_end(const PreferenceBatch *b, int32_t i, int k) { return b->offset[3 * i + 2 + k]; }
+static inline int32_t preference_begin(const PreferenceBatch *b, int32_t i, int k) { return b->offset[4 * i + 1 + k]; }
+static inline int32_t preference_end(const PreferenceBatch *b, int32_t i, int k) { return b->offset[4 * i + 2 + k]; }
 
 /* LD-DPO's weight of token t (from 0) of a completion; the shorter completion of the pair has `shared` tokens. */
 static inline double preference_ld(const PreferenceConfig *c, int32_t t, int32_t shared) {
@@ -452,13 +475,33 @@ static inline double preference_aot(const PreferenceConfig *c, PreferencePair *p
     return sum;
 }
 
-/* -weight times the mean of log pi over the batch's tokens [offset[3i + from], offset[3i + 2]). */
-static inline double preference_nll(const PreferenceBatch *b, int from, double tokens, double weight, float *dlogp) {
+/* The parts of a pair, from `begin` to before `end` as in PreferenceBatch's offsets, on whose tokens a loss has a negative
+ * log-likelihood term, with this weight, as a mean over `tokens` of the whole optimizer batch. */
+typedef struct PreferenceNll {
+    int begin, end;
+    double weight, tokens;
+} PreferenceNll;
+
+static inline PreferenceNll preference_nll_term(const PreferenceConfig *c, PreferenceLoss loss,
+                                                const PreferenceNormaliser *n) {
+    switch (loss) {
+    case PREFERENCE_SFT: return (PreferenceNll){1, 2, 1, n->chosen_tokens};
+    case PREFERENCE_CPO: return (PreferenceNll){1, 2, c->cpo_alpha, n->chosen_tokens};
+    case PREFERENCE_ORPO: return (PreferenceNll){0, 2, 1, n->chosen_tokens + n->prompt_tokens};
+    case PREFERENCE_TPO:
+    case PREFERENCE_TPO_L: return (PreferenceNll){3, 4, c->tpo_alpha, n->gold_tokens};
+    default: return (PreferenceNll){0};
+    }
+}
+
+/* -weight times the mean of log pi over the tokens of a term. */
+static inline double preference_nll(const PreferenceBatch *b, const PreferenceNll *x, double weight, float *dlogp) {
     double sum = 0;
+    weight *= x->weight;
     for (int32_t i = 0; i < b->pairs; i++)
-        for (int32_t t = b->offset[3 * i + from]; t < b->offset[3 * i + 2]; t++) {
-            sum -= weight / tokens * b->logp[t];
-            if (dlogp) dlogp[t] -= (float)(weight / tokens);
+        for (int32_t t = b->offset[4 * i + x->begin]; t < b->offset[4 * i + x->end]; t++) {
+            sum -= weight / x->tokens * b->logp[t];
+            if (dlogp) dlogp[t] -= (float)(weight / x->tokens);
         }
     return sum;
 }
@@ -466,10 +509,11 @@ static inline double preference_nll(const PreferenceBatch *b, int from, double t
 /* The reward and the log-probability of a completion, as defined by the first loss. */
 static inline double preference_reward(const PreferenceConfig *c, const PreferenceCompletion *a, double *logp) {
     const PreferenceLoss loss = c->loss[0];
-    const bool mean = loss == PREFERENCE_ORPO || loss == PREFERENCE_SIMPO;
-    *logp = mean ? a->plain / a->length : loss == PREFERENCE_CPO ? a->plain : a->logp;
+    const bool mean = loss == PREFERENCE_ORPO || loss == PREFERENCE_SIMPO || loss == PREFERENCE_TPO_L;
+    *logp = mean ? a->plain / a->length : loss == PREFERENCE_CPO || loss == PREFERENCE_TPO ? a->plain : a->logp;
     if (loss == PREFERENCE_ORPO) return c->beta * *logp;
-    if (loss == PREFERENCE_SIMPO || loss == PREFERENCE_CPO) return c->beta * preference_alpha_reward(c, *logp).y;
+    if (!preference_uses_reference(loss) && loss != PREFERENCE_SFT)
+        return c->beta * preference_shaped(c, loss, *logp).y;
     return c->beta * (a->logp - a->ref);
 }
 
@@ -511,7 +555,7 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
                 pair[i].dplain[k] += w;
             }
     }
-    const int32_t first = b->offset[0], last = b->offset[3 * b->pairs];
+    const int32_t first = b->offset[0], last = b->offset[4 * b->pairs];
     if (dlogp)
         for (int32_t t = first; t < last; t++) dlogp[t] = 0;
     for (int j = 0; j < c->losses; j++) {
@@ -521,12 +565,8 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
             loss += preference_aot(c, pair, b->pairs, kind == PREFERENCE_AOT, share);
             continue;
         }
-        const double tokens = n->chosen_tokens + (kind == PREFERENCE_ORPO ? n->prompt_tokens : 0);
-        const double learned = kind == PREFERENCE_CPO                              ? c->cpo_alpha
-                               : kind == PREFERENCE_SFT || kind == PREFERENCE_ORPO ? 1
-                                                                                   : 0;
-        const int from = kind == PREFERENCE_ORPO ? 0 : 1;
-        if (learned != 0) loss += preference_nll(b, from, tokens, c->weight[j] * learned, dlogp);
+        const PreferenceNll learned = preference_nll_term(c, kind, n);
+        if (learned.weight != 0) loss += preference_nll(b, &learned, c->weight[j], dlogp);
         if (kind == PREFERENCE_SFT) continue;
         for (int32_t i = 0; i < b->pairs; i++) {
             const PreferenceTerm t = preference_pair(c, kind, pair[i].completion);
@@ -537,7 +577,8 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
             }
         }
     }
-    const int learns_prompt = preference_has(c, PREFERENCE_ORPO) ? 0 : 1;
+    const bool learned[4] = {preference_has(c, PREFERENCE_ORPO), preference_learns_chosen(c), false,
+                             preference_uses_gold(c)}; /* the parts of a pair with a negative log-likelihood term */
     for (int32_t i = 0; i < b->pairs; i++) {
         const int32_t shared = preference_shared(b, i);
         if (dlogp)
@@ -545,9 +586,12 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
                 for (int32_t t = preference_begin(b, i, k); t < preference_end(b, i, k); t++)
                     dlogp[t] += (float)(pair[i].dlogp[k] * preference_ld(c, t - preference_begin(b, i, k), shared) +
                                         pair[i].dplain[k]);
-        for (int32_t t = b->offset[3 * i + learns_prompt]; t < b->offset[3 * i + 2]; t++) {
-            stats->nll -= b->logp[t];
-            stats->nll_tokens++;
+        for (int part = 0; part < 4; part++) {
+            const int32_t end = b->offset[4 * i + part + (learned[part] ? 1 : 0)];
+            for (int32_t t = b->offset[4 * i + part]; t < end; t++) {
+                stats->nll -= b->logp[t];
+                stats->nll_tokens++;
+            }
         }
     }
     free(pair);
@@ -592,8 +636,7 @@ static inline int preference_metrics(const PreferenceConfig *c, const Preference
         METRIC("logratios/chosen", s->chosen_ratio / pairs);
         METRIC("logratios/rejected", s->rejected_ratio / pairs);
     }
-    if (preference_has(c, PREFERENCE_SFT) || preference_has(c, PREFERENCE_CPO) || preference_has(c, PREFERENCE_ORPO))
-        METRIC("nll_loss", s->nll / fmax(s->nll_tokens, 1));
+    if (preference_learns_chosen(c) || preference_uses_gold(c)) METRIC("nll_loss", s->nll / fmax(s->nll_tokens, 1));
     if (preference_has(c, PREFERENCE_ORPO)) {
         METRIC("log_odds_ratio", s->log_odds_ratio / pairs);
         METRIC("log_odds_chosen", s->log_odds / pairs);

@@ -38,6 +38,7 @@ typedef struct Example {
 typedef struct Examples {
     Shard shard;
     int64_t count, dropped; /* examples; those left out */
+    int64_t golds;          /* pairs with a gold answer, which is not used */
     int32_t *tokens, *at;   /* of all examples, concatenated */
     uint8_t *label;
     Example *example; /* (count) */
@@ -106,6 +107,7 @@ static inline bool examples_read(Examples *x, Error *e) {
                                s->name, (long long)i, (int)r.completions);
                 break;
             }
+            x->golds += r.gold > 0;
             memcpy(token, r.tokens, (size_t)r.count * sizeof *token);
             examples_unpair(x, &r, shard_file(s, i), token, at, label);
             token += r.count;

@@ -111,12 +111,25 @@ static inline void labelled_truncate(Labelled *l, int32_t *length, int64_t room)
     l->truncated++;
 }
 
+/* Leaves out the gold answers, which only TPO trains on, and warns if there are any. Call it before labelled_fit(). */
+static inline void labelled_drop_golds(Labelled *l) {
+    const bool ranked = l->kind == RECORD_PREFERENCE;
+    const int64_t golds = ranked ? l->rankings.golds : l->examples.golds;
+    if (!golds) return;
+    warn(
+        "%s: the gold answers of %lld records (field reference) are not used: train_dpo --loss-type tpo trains on them",
+        l->shard->name, (long long)golds);
+    for (int64_t i = 0; ranked && i < l->count; i++) l->rankings.ranking[i].gold = (RankedCompletion){0};
+    l->rankings.golds = l->examples.golds = 0;
+}
+
 /* Fits a ranking. Returns false if it is left out. */
 static inline bool labelled_fit_ranking(Labelled *l, Ranking *q, int64_t max_length, FitKind fit) {
     const int64_t room = max_length - q->prompt_len;
     if (fit == FIT_DROP) return ranking_longest(q) <= room;
     if (room < 1) return false;
     for (int32_t k = 0; k < q->count; k++) labelled_truncate(l, &q->completion[k].count, room);
+    labelled_truncate(l, &q->gold.count, room);
     return true;
 }
 

@@ -1,13 +1,13 @@
 /* preference_data.h - training data of train_dpo: pairs, or completions with labels.
  *
  * Both kinds of record become pairs; those of an unpaired shard have no rejected completion. KTO takes a preference
- * shard as well: each pair gives a good and a bad completion. Owns the records, KTO's mismatched completions, and the
- * offsets of each record's tokens in a table of the reference's log-probabilities (ref_logps.h). Completions that
- * exceed the maximum length are truncated (labelled.h).
+ * shard as well: each pair gives a good and a bad completion. TPO takes the gold answers of its pairs. Owns the records,
+ * KTO's mismatched completions, and the offsets of each record's tokens in a table of the reference's log-probabilities
+ * (ref_logps.h). Completions that exceed the maximum length are truncated (labelled.h).
  *
  *     PreferenceData d;
  *     Inputs files = {0}; // inputs.h
- *     if (!preference_data_open(&d, &files, false, &e)) die("%s", e.text);     // before trainer_open()
+ *     if (!preference_data_open(&d, &files, false, false, &e)) die("%s", e.text);     // before trainer_open()
  *     if (!preference_data_fit(&d, true, 1024, seed, &e)) die("%s", e.text);          // fills d.pair[0 .. d.count)
  *     preference_data_close(&d);
  */
@@ -46,15 +46,26 @@ static inline void preference_data_close(PreferenceData *d) {
     free(d->pair), free(d->mismatch), free(d->good), free(d->ref), free(d->at);
 }
 
-/* Opens the files as one shard. unpaired: the loss is one on completions with labels; otherwise on pairs. */
-static inline bool preference_data_open(PreferenceData *d, const Inputs *in, bool unpaired, Error *e) {
+/* Opens the files as one shard. unpaired: the loss is one on completions with labels; otherwise on pairs. golds: it trains
+ * on a gold answer of each pair, too. Fails if a record has more completions than a pair, or lacks a gold answer. */
+static inline bool preference_data_open(PreferenceData *d, const Inputs *in, bool unpaired, bool golds, Error *e) {
     *d = (PreferenceData){.unpaired = unpaired};
     const RecordKind kind = unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE;
     if (!labelled_open_all(&d->records, (const char *const *)in->path, in->count, kind, unpaired, e)) return false;
     d->shard = d->records.shard;
-    if (!d->records.rankings.longer) return true;
-    error_set(e, "%s: %lld of %lld records rank more than two completions, expected pairs; train_rm trains on rankings",
-              d->shard->name, (long long)d->records.rankings.longer, (long long)d->shard->count);
+    const Rankings *r = &d->records.rankings;
+    if (!golds) labelled_drop_golds(&d->records);
+    if (!r->longer && (!golds || r->golds == r->count)) return true;
+    const char *name = d->shard->name;
+    const long long lacking = r->count - r->golds, longer = r->longer;
+    if (longer)
+        error_set(
+            e, "%s: %lld of %lld records rank more than two completions, expected pairs; train_rm trains on rankings",
+            name, longer, (long long)d->shard->count);
+    else
+        error_set(e,
+                  "%s: %lld of %lld pairs have no gold answer (field reference), which --loss-type tpo and tpo-l need",
+                  name, lacking, (long long)r->count);
     preference_data_close(d);
     return false;
 }
@@ -107,7 +118,7 @@ static inline int32_t preference_data_positions(const PreferenceData *d) {
     int32_t most = 0;
     for (int64_t i = 0; i < d->items; i++) {
         const Pair *p = i < d->count ? &d->pair[i] : &d->mismatch[i - d->count];
-        const int32_t n = p->prompt_len + (p->chosen_len > p->rejected_len ? p->chosen_len : p->rejected_len);
+        const int32_t n = p->prompt_len + pair_longest(p);
         if (n > most) most = n;
     }
     return most;
@@ -121,7 +132,6 @@ static inline bool preference_data_fit(PreferenceData *d, bool shared, int64_t m
     if (!labelled_fit(&d->records, max_length, FIT_TRUNCATE, e)) return false;
     const int64_t n = d->count = d->records.count;
     int64_t alike = 0;
-    d->longest = labelled_longest(&d->records, shared);
     d->pair = (Pair *)xcalloc((size_t)n, sizeof *d->pair);
     d->good = (uint8_t *)xcalloc((size_t)n, sizeof *d->good);
     for (int64_t i = 0; i < n; i++) {
@@ -136,6 +146,7 @@ static inline bool preference_data_fit(PreferenceData *d, bool shared, int64_t m
             *p = ranking_pair(&d->records.rankings.ranking[i]);
             alike += preference_same_tokens(p->chosen, p->chosen_len, p->rejected, p->rejected_len);
         }
+        if (pair_rows(p, shared) > d->longest) d->longest = (int32_t)pair_rows(p, shared);
     }
     if (alike)
         warn("%s: %lld of %lld pairs have two equal completions and give no gradient", name, (long long)alike,

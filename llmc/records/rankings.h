@@ -37,6 +37,7 @@ typedef struct Ranking {
     int32_t prompt_len;
     int32_t count;                /* number of completions, at least 2 */
     RankedCompletion *completion; /* (count) from the best to the worst */
+    RankedCompletion gold;        /* a gold answer, for TPO; empty: there is none */
     float margin;                 /* of a pair: how much better the first is; 0: unknown */
     int file;                     /* number of its file among those of the shard */
 } Ranking;
@@ -44,6 +45,7 @@ typedef struct Ranking {
 typedef struct Rankings {
     Shard shard;
     int64_t count, dropped;       /* rankings; records left out */
+    int64_t golds;                /* rankings with a gold answer */
     int64_t longer;               /* rankings of more than two completions */
     int32_t *tokens;              /* of all rankings, concatenated */
     RankedCompletion *completion; /* of all rankings, concatenated */
@@ -72,7 +74,7 @@ static inline int32_t ranking_longest(const Ranking *q) {
     return most;
 }
 
-/* The best and the worst completion as a pair. */
+/* The best and the worst completion as a pair, with the gold answer. */
 static inline Pair ranking_pair(const Ranking *q) {
     const RankedCompletion *best = &q->completion[0], *worst = &q->completion[q->count - 1];
     return (Pair){.prompt = q->prompt,
@@ -80,7 +82,9 @@ static inline Pair ranking_pair(const Ranking *q) {
                   .chosen = best->tokens,
                   .chosen_len = best->count,
                   .rejected = worst->tokens,
-                  .rejected_len = worst->count};
+                  .rejected_len = worst->count,
+                  .gold = q->gold.tokens,
+                  .gold_len = q->gold.count};
 }
 
 /* Adds record r, whose tokens are copied to `at` and whose completions to `completion`. */
@@ -93,9 +97,11 @@ static inline void rankings_add(Rankings *all, const Record *r, int file, int32_
                                            .margin = r->margin,
                                            .file = file};
     all->longer += r->completions > 2;
+    all->golds += r->gold > 0;
     at += r->prompt;
     for (int32_t k = 0; k < r->completions; at += r->length[k], k++)
         completion[k] = (RankedCompletion){at, r->length[k]};
+    if (r->gold) all->ranking[all->count - 1].gold = (RankedCompletion){at, r->gold};
 }
 
 static inline bool rankings_read(Rankings *all, Error *e) {

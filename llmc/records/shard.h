@@ -17,8 +17,9 @@
  *
  *   chat        T ids, then ceil(T / 8) bytes of mask: bit i % 8 of byte i / 8 is 1 if token i is trained on
  *   prompt      uint32[4] lengths of text, task, answer and fields; T ids; the four texts, each with a NUL
- *   preference  int32[2] tokens of the prompt, number K >= 2 of completions, float32 margin; int32[K] tokens of each
- *               completion, from the best to the worst (a pair: chosen, rejected); T ids
+ *   preference  int32[3] tokens of the prompt, number K >= 2 of completions, tokens of the gold answer (0: there is none);
+ *               float32 margin; int32[K] tokens of each completion, from the best to the worst (a pair: chosen, rejected);
+ *               T ids
  *   step        int32 tokens of the prompt; T ids; T bytes: at the last token of a step its label + 1, else 0; label 0: bad,
  *               1: good, 2 + 240 p: good with probability p
  *   unpaired    int32 tokens of the prompt, int32 label: 1 good, 0 bad; T ids
@@ -65,21 +66,21 @@ enum { SHARD_VERSION = 3, SHARD_HEADER = 256, SHARD_VOCAB_MAX = 1 << 22 };
 typedef enum { RECORD_CHAT = 1, RECORD_PROMPT, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED } RecordKind;
 
 typedef struct Record {
-    int32_t *tokens,
-        count;           /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ completions; STEP: prompt
-                               ++ solution; UNPAIRED: prompt ++ completion */
-    uint8_t *mask;       /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its
-                               label + 1, else 0; other kinds: NULL */
+    /* CHAT: the conversation; PROMPT: the prompt; PREFERENCE: prompt ++ completions ++ gold answer; STEP: prompt ++ solution;
+     * UNPAIRED: prompt ++ completion */
+    int32_t *tokens, count;
+    /* (count) CHAT: 1 = the token is trained on; STEP: at the last token of a step its label + 1, else 0; other kinds: NULL */
+    uint8_t *mask;
     int32_t prompt;      /* tokens of the prompt (PROMPT: prompt == count; CHAT: 0) */
     int32_t completions; /* PREFERENCE: number of completions, at least 2; other kinds: 0 */
-    int32_t *length;     /* (completions) PREFERENCE: tokens of each, from the best to the worst;
-                                                  other kinds: NULL */
+    int32_t *length;     /* (completions) tokens of each, from the best to the worst; other kinds: NULL */
+    int32_t gold;        /* PREFERENCE: tokens of the gold answer, for TPO; 0: there is none */
     int32_t label;       /* UNPAIRED: 1 if the completion is good, else 0 */
-    float margin;        /* PREFERENCE: how much better the first completion is than the second; 0:
-                                                  unknown, and always if there are more than two */
-    const char *text, *task, *answer, *fields; /* PROMPT: prompt as text, verifier's name, answer, other fields as a
-                                                  JSON object; "" if absent. They point into the shard */
-    int32_t capacity;                          /* capacity of the buffers that shard_record() fills */
+    float margin;        /* PREFERENCE, a pair: how much better the first completion is; 0: unknown */
+    /* PROMPT: prompt as text, verifier's name, answer, other fields as a JSON object; "" if absent. They point into the
+     * shard */
+    const char *text, *task, *answer, *fields;
+    int32_t capacity; /* capacity of the buffers that shard_record() fills */
 } Record;
 
 /* The label of a step that is good with probability p; p is rounded to a multiple of 1/240. */
@@ -145,7 +146,7 @@ static inline void record_free(Record *r) {
 /* The parts of an encoded record. */
 typedef struct RecordParts {
     const uint8_t *ids, *mask, *lengths; /* lengths: int32[completions], not aligned */
-    int32_t prompt, completions, label;
+    int32_t prompt, completions, gold, label;
     float margin;
     const char *text[4];
 } RecordParts;
@@ -177,15 +178,16 @@ static inline int32_t record_completion_tokens(const RecordParts *parts, int32_t
     return length;
 }
 
-/* Whether `completions` lengths, each at least 1, add up with the prompt's to `tokens`. The parts are not trusted. */
+/* Whether `completions` lengths, each at least 1, add up with those of prompt and gold answer to `tokens`. The parts are
+ * not trusted. */
 static inline bool record_adds_up(const RecordParts *parts, uint32_t tokens) {
-    int64_t sum = parts->prompt;
+    int64_t sum = (int64_t)parts->prompt + parts->gold;
     for (int32_t k = 0; k < parts->completions; k++) {
         const int32_t length = record_completion_tokens(parts, k);
         if (length < 1) return false;
         sum += length;
     }
-    return parts->prompt >= 0 && sum == tokens;
+    return parts->prompt >= 0 && parts->gold >= 0 && sum == tokens;
 }
 
 /* Finds the parts of a record of `bytes` bytes and `tokens` tokens. Returns NULL, or a description of the error. The
@@ -197,7 +199,7 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
     *parts = (RecordParts){.text = {"", "", "", ""}};
     if (tokens < 1 || tokens > INT32_MAX) return "has no tokens, or too many";
     static const uint8_t head_bytes[] = {
-        [RECORD_CHAT] = 0, [RECORD_PROMPT] = 16, [RECORD_PREFERENCE] = 12, [RECORD_STEP] = 4, [RECORD_UNPAIRED] = 8};
+        [RECORD_CHAT] = 0, [RECORD_PROMPT] = 16, [RECORD_PREFERENCE] = 16, [RECORD_STEP] = 4, [RECORD_UNPAIRED] = 8};
     if (!(head = record_take(&p, &bytes, head_bytes[kind]))) return "is too short for its head";
     if (kind == RECORD_PREFERENCE) {
         memcpy(&parts->completions, head + 4, 4);
@@ -224,9 +226,10 @@ static inline const char *record_parse(RecordKind kind, int32_t token_bytes, con
         break;
     case RECORD_PREFERENCE:
         memcpy(&parts->prompt, head, 4);
-        memcpy(&parts->margin, head + 8, 4);
+        memcpy(&parts->gold, head + 8, 4);
+        memcpy(&parts->margin, head + 12, 4);
         if (!record_adds_up(parts, tokens))
-            return "has lengths of prompt and completions that do not add up to its tokens";
+            return "has lengths of prompt, completions and gold answer that do not add up to its tokens";
         if (!isfinite(parts->margin)) return "has a margin that is not finite";
         if (parts->margin != 0 && parts->completions > 2) return "has a margin and more than two completions";
         break;
@@ -604,7 +607,7 @@ static inline void shard_text_record(const Shard *s, int64_t i, int32_t capacity
     }
     free(r->length);
     r->length = NULL;
-    r->prompt = r->completions = r->label = 0;
+    r->prompt = r->completions = r->gold = r->label = 0;
     r->margin = 0;
     r->text = r->task = r->answer = r->fields = "";
 }
@@ -659,6 +662,7 @@ static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e
     if (s->kind == RECORD_STEP) memcpy(r->mask, parts.mask, (size_t)r->count);
     r->prompt = parts.prompt;
     r->completions = parts.completions;
+    r->gold = parts.gold;
     r->label = parts.label;
     r->margin = parts.margin;
     r->text = parts.text[0];
@@ -723,7 +727,7 @@ static inline const char *record_refused(RecordKind kind, const Record *r) {
     if (kind != RECORD_PREFERENCE) return NULL;
     if (r->completions < 2 || !r->length) return "has fewer than two completions";
     const RecordParts parts = {
-        .lengths = (const uint8_t *)r->length, .prompt = r->prompt, .completions = r->completions};
+        .lengths = (const uint8_t *)r->length, .prompt = r->prompt, .completions = r->completions, .gold = r->gold};
     if (!record_adds_up(&parts, (uint32_t)r->count)) return "has an empty completion or lengths that do not add up";
     if (!isfinite(r->margin)) return "has a margin that is not finite";
     if (r->margin != 0 && r->completions > 2) return "has a margin and more than two completions";
@@ -796,6 +800,7 @@ static inline bool shard_add(ShardWriter *w, const Record *r, Error *e) {
     if (w->kind == RECORD_UNPAIRED) shard_append(w, &r->label, 4);
     if (w->kind == RECORD_PREFERENCE) {
         shard_append(w, &r->completions, 4);
+        shard_append(w, &r->gold, 4);
         shard_append(w, &r->margin, 4);
         shard_append(w, r->length, (size_t)r->completions * sizeof *r->length);
     }

@@ -80,7 +80,7 @@ static inline void pair_data(FILE *f, const History *h) {
     fprintf(f, "{\"beta\":%.6g,\"smoothing\":%.6g,\"tau\":%.6g,\"lambda\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
             pair_option(args, "label-smoothing", 0), pair_option(args, "discopop-tau", 0.05),
             pair_option(args, "dpop-lambda", 50),
-            loss && strspn(loss, "abcdefghijklmnopqrstuvwxyz_,") == strlen(loss) ? loss : "");
+            loss && strspn(loss, "abcdefghijklmnopqrstuvwxyz_,-") == strlen(loss) ? loss : "");
     bool any = false;
     for (size_t i = 0; i < h->pair_count; i++) {
         const HistoryPair *p = &h->pairs[i];

@@ -118,6 +118,8 @@ static inline void online_check(const OnlineOptions *o, const GenerationOptions 
     generation_refuse_unused(g, table, g->reward_cmd != NULL);
     if (!o->on || g->judges_pairs) judge_refuse_unused(&g->judge, table, o->on ? JUDGE_OF_PAIRS : 0, online);
     if (!o->on) return;
+    if (preference_uses_gold(&l->pair))
+        usage_error("--online: generated pairs have no gold answer, which --loss-type tpo needs; give --tpo-alpha 0");
     if (l->unpaired) usage_error("--online generates pairs; --loss-type kto trains on unpaired completions");
     if (r->precompute)
         usage_error("--online samples its completions during the run; --precompute-ref-log-probs needs them before it");

@@ -14,7 +14,7 @@
 #define LLMC_TRAIN_PREFERENCE_OPTIONS_H
 
 #include "../base/error.h"      /* usage_error, warn */
-#include "../base/options.h"    /* OPTION_REAL, OPTION_TEXT, option_choice_index, OPTION_CHOICE, ... */
+#include "../base/options.h"    /* OPTION_REAL, OPTION_TEXT, option_choice_index, option_given, ... */
 #include "../loss/kto.h"        /* KTO_LOSS_CHOICES, KtoConfig, KtoLoss, kto_balance, ... */
 #include "../loss/preference.h" /* preference_has, PreferenceConfig, PREFERENCE_LOSS_CHOICES, PREFERENCE_CPO, ... */
 
@@ -40,7 +40,7 @@ static inline PreferenceOptions preference_options(void) {
     OPTION_TEXT  ("loss-weights",            0, &(o).weights,                "LIST",                                   \
                   "weight of each loss in the list; 1 each if not given"),                                             \
     OPTION_REAL  ("beta",                    0, &(o).pair.beta,              1e-9, 1e6,                                \
-                  "strength of the KL penalty; larger stays closer to the reference"),                                 \
+                  "strength of the KL penalty; larger stays closer to the reference; tpo, tpo-l: 0.01 if not given"),                                 \
     OPTION_REAL  ("label-smoothing",         0, &(o).pair.label_smoothing,   0, 0.499,                                 \
                   "probability that a label is wrong; with sigmoid this is conservative DPO"),                         \
     OPTION_CHOICE("f-divergence-type",       0, &(o).divergence,             DIVERGENCE_CHOICES,                       \
@@ -58,6 +58,9 @@ static inline PreferenceOptions preference_options(void) {
                   "dpop: penalty on a chosen completion less likely than under the reference"),                        \
     OPTION_REAL  ("simpo-gamma",             0, &(o).pair.simpo_gamma,       -1e6, 1e6, "simpo: target reward margin"),\
     OPTION_REAL  ("cpo-alpha",               0, &(o).pair.cpo_alpha,         0, 1e6, "cpo: weight of the SFT term"),   \
+    OPTION_REAL  ("tpo-alpha",               0, &(o).pair.tpo_alpha,         0, 1e6,                                   \
+                  "tpo, tpo-l: weight of the SFT term on the gold answer; 0 needs none"),                              \
+    OPTION_REAL  ("tpo-l-gamma",             0, &(o).pair.tpo_l_gamma,       -1e6, 1e6, "tpo-l: target reward margin"),\
     OPTION_REAL  ("alpha",                   0, &(o).pair.alpha,             -100, 100,                                \
                   "simpo, cpo: AlphaPO's shape of the reward; 0 uses the log-probability"),                            \
     OPTION_REAL  ("desirable-weight",        0, &(o).kto.desirable_weight,   0, 1e6,                                   \
@@ -102,6 +105,9 @@ static inline void preference_options_parse(PreferenceOptions *o) {
     if (o->unpaired && (words > 1 || o->weights))
         usage_error("--loss-type: kto and apo_zero_unpaired cannot be combined with other losses or weighted");
     if (o->rpo_alpha > 0) preference_add(&o->pair, PREFERENCE_SFT, o->rpo_alpha);
+    bool tpo = !o->unpaired;
+    for (int i = 0; i < o->pair.losses; i++) tpo = tpo && preference_is_tpo(o->pair.loss[i]);
+    if (tpo && !option_given(&o->pair.beta)) o->pair.beta = 0.01; /* TRL's default */
     o->kto.beta = o->pair.beta;
     o->pair.divergence = (Divergence)o->divergence;
 }
@@ -121,7 +127,9 @@ static inline bool preference_smooths(const PreferenceConfig *c) {
         case PREFERENCE_AOT:
         case PREFERENCE_AOT_UNPAIRED:
         case PREFERENCE_SIMPO:
-        case PREFERENCE_CPO: return true;
+        case PREFERENCE_CPO:
+        case PREFERENCE_TPO:
+        case PREFERENCE_TPO_L: return true;
         default: break;
         }
     return false;
@@ -144,11 +152,15 @@ static inline void preference_options_check(const PreferenceOptions *o, const Op
         {&c->beta, !pairs || c->losses > 1 || !preference_has(c, PREFERENCE_SFT), "not used by --loss-type sft"},
         {&o->rpo_alpha, pairs, "used only with losses on pairs"},
         {&c->label_smoothing, preference_smooths(c),
-         "used only with --loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo"},
+         "used only with --loss-type sigmoid, sigmoid_norm, exo_pair, robust, aot, aot_unpaired, simpo, cpo, tpo, "
+         "tpo-l"},
         {&c->discopop_tau, preference_has(c, PREFERENCE_DISCOPOP), "used only with --loss-type discopop"},
         {&c->dpop_lambda, preference_has(c, PREFERENCE_DPOP), "used only with --loss-type dpop"},
         {&c->simpo_gamma, simpo, "used only with --loss-type simpo"},
         {&c->cpo_alpha, cpo, "used only with --loss-type cpo"},
+        {&c->tpo_alpha, preference_has(c, PREFERENCE_TPO) || preference_has(c, PREFERENCE_TPO_L),
+         "used only with --loss-type tpo or tpo-l"},
+        {&c->tpo_l_gamma, preference_has(c, PREFERENCE_TPO_L), "used only with --loss-type tpo-l"},
         {&c->alpha, simpo || cpo, "used only with --loss-type simpo or cpo"},
         {&o->kto.desirable_weight, o->unpaired, unpaired},
         {&o->kto.undesirable_weight, o->unpaired, unpaired},

@@ -97,7 +97,7 @@ static inline void preference_reference_forward(Trainer *t, const Model *m, cons
 static inline void preference_reference_take(const PreferenceData *d, CompletionSet *s, bool mismatch) {
     for (int32_t i = 0; i < s->count; i++) {
         const int64_t k = s->record[i] + (mismatch ? d->count : 0);
-        memcpy(s->ref + s->offset[3 * i + 1], d->ref + d->at[k], (size_t)(d->at[k + 1] - d->at[k]) * sizeof *s->ref);
+        memcpy(s->ref + s->offset[4 * i + 1], d->ref + d->at[k], (size_t)(d->at[k + 1] - d->at[k]) * sizeof *s->ref);
     }
 }
 
@@ -110,8 +110,11 @@ static inline void preference_reference_compute(Trainer *t, const Model *m, cons
     for (int64_t i = 0; i < d->items;) {
         const int64_t first = i;
         completion_set_clear(&s);
-        for (; i < d->items && s.count < CHUNK; i++)
-            completion_set_add(&s, i < d->count ? &d->pair[i] : &d->mismatch[i - d->count], i);
+        for (; i < d->items && s.count < CHUNK; i++) {
+            Pair pair = i < d->count ? d->pair[i] : d->mismatch[i - d->count];
+            pair.gold_len = 0; /* no loss compares it with the reference */
+            completion_set_add(&s, &pair, i);
+        }
         preference_reference_forward(t, m, w, b, &s);
         memcpy(d->ref + d->at[first], s.ref, (size_t)(d->at[i] - d->at[first]) * sizeof *d->ref);
     }
