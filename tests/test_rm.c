@@ -718,6 +718,8 @@ static void bad_input(void **state) {
             "four.shard: 20 of 20 records rank more than two completions, expected pairs");
     refused(1, "./train_dpo -c $T/start.bin -i $T/four.shard -o $T/kept --loss-type kto",
             "four.shard: record 0 ranks 4 completions, expected pairs");
+    refused(1, "./evaluate -i $T/four.shard --judge $T/guess.bin",
+            "record 0 ranks 4 completions; a judge labels pairs");
     refused(1, RM "-i $T/pairs.shard --kind prm", "pairs.shard: contains preference records, expected step records");
     refused(1, RM "-i $T/pairs.shard -j $T/answers.shard", "contains unpaired records, expected preference records");
     refused(1, RM "-i $T/pairs.shard --normalize $T/steps.shard", "contains step records");
