@@ -36,7 +36,7 @@
 #include "llmc/records/labelled.h"      /* Labelled, labelled_positions, labelled_rows, FIT_DROP, ... */
 #include "llmc/records/mix.h"           /* Mix, mix_epochs, mix_free, mix_next, ... */
 #include "llmc/records/mix_options.h"   /* MIXING_OPTIONS, MixingOptions, mixing_defaults */
-#include "llmc/records/rankings.h"      /* Ranking, ranking_pack_scores, ranking_pair, ranking_size */
+#include "llmc/records/ranked.h"        /* Ranked, ranked_pack_scores, ranked_pair, ranked_size */
 #include "llmc/records/shard.h"         /* step_share, RECORD_PREFERENCE, RECORD_STEP, RECORD_UNPAIRED, ... */
 #include "llmc/report/metrics.h"        /* Metrics, metrics_phase, metrics_set, metrics_set_of, ... */
 #include "llmc/report/run_facts.h"      /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
@@ -150,10 +150,10 @@ static void check_labels(const Labelled *d) {
 static void check_soft(const Labelled *d, bool trained) {
     int64_t unknown = 0;
     if (!o.loss.soft) return;
-    if (d->rankings.longer)
+    if (d->ranked.longer)
         die("--soft-labels: %lld records of %s rank more than two completions; only pairs have probabilities",
-            (long long)d->rankings.longer, d->shard->name);
-    for (int64_t i = 0; i < d->count; i++) unknown += d->rankings.ranking[i].margin == 0;
+            (long long)d->ranked.longer, d->shard->name);
+    for (int64_t i = 0; i < d->count; i++) unknown += d->ranked.record[i].margin == 0;
     if (trained && unknown == d->count)
         die("--soft-labels: no pair of %s has a margin; data/pick --pairs p writes the log-odds of a judge's labels",
             d->shard->name);
@@ -285,7 +285,7 @@ static double plan_records(Run *r, const Labelled *d, const int64_t *records, in
     for (int64_t i = 0; i < n; i++) {
         if (r->owner[i] != r->t.dist.rank) continue;
         const int64_t record = r->own[own++] = records ? records[i] : i;
-        micro_plan_add(&r->plan, o.kind == REWARD_MODEL_BT ? ranking_size(&d->rankings.ranking[record], o.sharing)
+        micro_plan_add(&r->plan, o.kind == REWARD_MODEL_BT ? ranked_size(&d->ranked.record[record], o.sharing)
                                                            : example_size(&d->examples.example[record]));
     }
     return N;
@@ -297,10 +297,10 @@ static void pack_records(Run *r, const Labelled *d, int32_t first, int32_t end) 
     r->rankings = 0;
     for (int32_t i = first; i < end; i++) {
         if (o.kind == REWARD_MODEL_BT) {
-            const Ranking *q = &d->rankings.ranking[r->own[i]];
+            const Ranked *q = &d->ranked.record[r->own[i]];
             r->count[r->rankings] = q->count;
             r->margin[r->rankings++] = o.margin || o.loss.soft ? q->margin : 0;
-            ranking_pack_scores(&r->batch, q, o.sharing);
+            ranked_pack_scores(&r->batch, q, o.sharing);
         } else {
             const Example *x = &d->examples.example[r->own[i]];
             for (int32_t k = 0; k < x->labels; k++) r->label[r->batch.targets + k] = (float)step_share(x->label[k]);
@@ -350,7 +350,7 @@ static void count_tokens(Trainer *t, const Labelled *d, const int64_t *records, 
     for (int64_t i = 0; i < n; i++) {
         t->tokens += labelled_rows(d, records[i], false);
         t->trained +=
-            o.kind == REWARD_MODEL_BT ? d->rankings.ranking[records[i]].count : d->examples.example[records[i]].labels;
+            o.kind == REWARD_MODEL_BT ? d->ranked.record[records[i]].count : d->examples.example[records[i]].labels;
     }
 }
 
@@ -406,10 +406,10 @@ static Stats validate(Run *r, const Labelled *val) {
 }
 
 /* Shows the best and the worst completion of a ranking. */
-static void show_ranking(Run *r, const Ranking *q, const char *when) {
-    const Pair ends = ranking_pair(q);
+static void show_ranking(Run *r, const Ranked *q, const char *when) {
+    const Pair ends = ranked_pair(q);
     batch_clear(&r->batch);
-    ranking_pack_scores(&r->batch, q, o.sharing);
+    ranked_pack_scores(&r->batch, q, o.sharing);
     model_forward(&r->t.model, &r->work, &r->batch, 1.0f, &(ModelOutput){.value = r->score});
     trainer_show_pair(&r->t, when, &ends, (double)r->score[0], (double)r->score[q->count - 1]);
 }
@@ -427,7 +427,7 @@ static void show_records(Run *r, const Labelled *d, const char *when) {
     if (!trainer_records(t)) return;
     const TrainerPause pause = trainer_pause(t, RUN_SAMPLES);
     for (int64_t i = 0; i < d->count && i < TRAINER_PAIRS; i++)
-        if (o.kind == REWARD_MODEL_BT) show_ranking(r, &d->rankings.ranking[i], when);
+        if (o.kind == REWARD_MODEL_BT) show_ranking(r, &d->ranked.record[i], when);
         else show_solution(r, &d->examples.example[i], when);
     trainer_go_on(t, pause);
 }
@@ -613,7 +613,7 @@ int main(int argc, char **argv) {
     if (own) trainer_file(t, "normalize", o.normalize, third.shard->payload_hash);
     check_labels(&data);
     check_soft(&data, true);
-    if (option_given(&o.loss.ranking) && !data.rankings.longer)
+    if (option_given(&o.loss.ranking) && !data.ranked.longer)
         warn("--loss-type: has no effect, because no record of %s ranks more than two completions", data.shard->name);
     if (o.val.count) check_soft(&val, false);
     const int32_t step = o.kind == REWARD_MODEL_PRM ? step_token(&data) : -1;

@@ -238,18 +238,18 @@ static json_t *preference_line(const Prompt *p, Random *r, Tally *t) {
 }
 
 /* A completion of a ranking. */
-typedef struct Ranked {
+typedef struct RankedAnswer {
     char answer[ANSWER_MAX + 1];
     double score, key; /* the ranking has the largest key first */
-} Ranked;
+} RankedAnswer;
 
 static int by_key(const void *a, const void *b) {
-    const double x = ((const Ranked *)a)->key, y = ((const Ranked *)b)->key;
+    const double x = ((const RankedAnswer *)a)->key, y = ((const RankedAnswer *)b)->key;
     return (x < y) - (x > y);
 }
 
 /* Draws completions with different scores; false if DRAWS_MAX draws gave too few. */
-static bool draw_ranked(const Prompt *p, Ranked *all, Random *r) {
+static bool draw_ranked(const Prompt *p, RankedAnswer *all, Random *r) {
     int64_t n = 0;
     for (int i = 0; i < DRAWS_MAX && n < o.completions; i++) {
         draw_answer(p, all[n].answer, r);
@@ -264,7 +264,7 @@ static bool draw_ranked(const Prompt *p, Ranked *all, Random *r) {
 /* Draws a ranking; NULL if there are not enough different scores. With a temperature T, score / T plus Gumbel noise sorts
  * the completions as a Plackett-Luce model of score / T would (Yellott 1977). */
 static json_t *ranking_line(const Prompt *p, Random *r, Tally *t) {
-    Ranked *all = xcalloc((size_t)o.completions, sizeof *all);
+    RankedAnswer *all = xcalloc((size_t)o.completions, sizeof *all);
     json_t *line = NULL;
     if (draw_ranked(p, all, r)) {
         for (int64_t k = 0; k < o.completions; k++)

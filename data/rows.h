@@ -703,6 +703,7 @@ static inline bool row_answers_repeat(const Record *p) {
     return false;
 }
 
+/* Makes the record of a row with two or more completions. */
 static inline RowResult row_preference(Rows *r, const Jsonl *j, json_t *row, const RowPreference *x, Error *e) {
     if (!row_encode_prompt(r, j, row, &x->prompt, e)) return ROW_BAD;
     r->length = (int32_t *)xrealloc(r->length, (size_t)x->count, sizeof *r->length);

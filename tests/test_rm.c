@@ -14,7 +14,7 @@
 #include "../llmc/model/transformer.h"   /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"     /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/examples.h"    /* Example, examples_close, examples_open, Examples, ... */
-#include "../llmc/records/rankings.h"    /* Ranking, Rankings, rankings_close, rankings_open, rankings_open_all */
+#include "../llmc/records/ranked.h"      /* Ranked, RankedRecords, ranked_close, ranked_open, ranked_open_all */
 #include "../llmc/records/shard.h"       /* RECORD_STEP, RECORD_UNPAIRED, RECORD_PREFERENCE, Record, ... */
 #include "../llmc/reward/calibration.h"  /* CALIBRATION_BINS */
 #include "../llmc/reward/reward_model.h" /* reward_model_score, PRM_MIN, RewardItem, RewardModel, ... */
@@ -93,7 +93,7 @@ static double head_at(Scorer *s, const int32_t *prompt, int n, const int32_t *an
 static double nats(double x) { return log(1 + exp(-x)); }
 
 /* The head's output for completion k of a ranking. */
-static double score_of(Scorer *s, const Ranking *q, int k) {
+static double score_of(Scorer *s, const Ranked *q, int k) {
     const RankedCompletion *c = &q->completion[k];
     return head_at(s, q->prompt, q->prompt_len, c->tokens, c->count, q->prompt_len + c->count - 1);
 }
@@ -101,12 +101,12 @@ static double score_of(Scorer *s, const Ranking *q, int k) {
 static void pairs_loss(void **state) {
     (void)state;
     Error e;
-    Rankings p;
+    RankedRecords p;
     Scorer s = scorer_open("start.bin");
     double plain = 0, full = 0, least = INFINITY, total = 0, right = 0, gap = 0;
-    assert_true(rankings_open(&p, files_path("margins.shard"), &e));
+    assert_true(ranked_open(&p, files_path("margins.shard"), &e));
     for (int64_t i = 0; i < p.count; i++) {
-        const Ranking *q = &p.ranking[i];
+        const Ranked *q = &p.record[i];
         const double c = score_of(&s, q, 0), r = score_of(&s, q, 1);
         assert_true(q->margin > 0 && q->count == 2);
         plain += nats(c - r) / (double)p.count;
@@ -136,23 +136,23 @@ static void pairs_loss(void **state) {
     sh("./train_rm -c $T/start.bin -i $T/margins.shard -o $T/x.bin -x 1 --per-device-train-batch-size 40 -l 0 "
        "--metrics $T/plain.jsonl --no-use-margin");
     assert_near(metric("plain.jsonl", 0, "loss"), plain, 1e-5);
-    rankings_close(&p), scorer_close(&s);
+    ranked_close(&p), scorer_close(&s);
 }
 
 /* Rankings of four, of three and pairs with margins in one step, and their figures on held-out data. */
 static void rankings_loss(void **state) {
     (void)state;
     Error e;
-    Rankings p;
+    RankedRecords p;
     Scorer s = scorer_open("start.bin");
     const char *const paths[] = {xstrdup(files_path("four.shard")), xstrdup(files_path("three.shard")),
                                  xstrdup(files_path("margins.shard"))};
-    if (!rankings_open_all(&p, paths, 3, &e)) fail_msg("%s", e.text);
+    if (!ranked_open_all(&p, paths, 3, &e)) fail_msg("%s", e.text);
     assert_int_equal(p.count, 75);
     assert_int_equal(p.longer, 35);
     double pairwise = 0, order = 0, pairs = 0, right = 0, gap = 0, completions = 0, total = 0;
     for (int64_t i = 0; i < p.count; i++) {
-        const Ranking *q = &p.ranking[i];
+        const Ranked *q = &p.record[i];
         const double own = q->count * (q->count - 1) / 2;
         double score[4], half = 0, centre = 0, likely = 1;
         assert_int_equal(q->count, i < 20 ? 4 : i < 35 ? 3 : 2);
@@ -200,7 +200,7 @@ static void rankings_loss(void **state) {
         }
     }
     for (int i = 0; i < 3; i++) free((char *)paths[i]);
-    rankings_close(&p), scorer_close(&s);
+    ranked_close(&p), scorer_close(&s);
     /* every pair of a ranking is counted: 20 rankings of four have 120 */
     sh("./evaluate --reward-model $T/start.bin -i $T/four.shard");
     assert_holds(said, "on 20 records, 120 pairs");

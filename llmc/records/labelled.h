@@ -23,15 +23,15 @@
 #include "eval_sets.h"     /* EvalSets, eval_sets_new */
 #include "examples.h"      /* Example, Examples, example_size, examples_close, ... */
 #include "inputs.h"        /* Inputs */
-#include "rankings.h"      /* Ranking, Rankings, ranking_longest, ranking_size, ... */
+#include "ranked.h"        /* Ranked, RankedRecords, ranked_longest, ranked_size, ... */
 #include "shard.h"         /* RECORD_PREFERENCE, RecordKind, RECORD_UNPAIRED, Shard */
 
 typedef enum { FIT_DROP, FIT_TRUNCATE } FitKind;
 
 typedef struct Labelled {
     RecordKind kind;
-    Rankings rankings; /* records of a preference shard */
-    Examples examples; /* records of an unpaired or step shard */
+    RankedRecords ranked; /* records of a preference shard */
+    Examples examples;    /* records of an unpaired or step shard */
     const Shard *shard;
     int64_t all;       /* rankings or examples of the shard */
     int64_t count;     /* those that remain */
@@ -40,7 +40,7 @@ typedef struct Labelled {
 } Labelled;
 
 static inline void labelled_close(Labelled *l) {
-    if (l->kind == RECORD_PREFERENCE) rankings_close(&l->rankings);
+    if (l->kind == RECORD_PREFERENCE) ranked_close(&l->ranked);
     else examples_close(&l->examples);
 }
 
@@ -49,13 +49,13 @@ static inline void labelled_close(Labelled *l) {
 static inline bool labelled_open_all(Labelled *l, const char *const *paths, int n, RecordKind kind, bool unpair,
                                      Error *e) {
     *l = (Labelled){.kind = kind};
-    const bool ranked = kind == RECORD_PREFERENCE;
-    if (!(ranked ? rankings_open_all(&l->rankings, paths, n, e)
-                 : examples_open_all(&l->examples, paths, n, kind, unpair, e)))
+    const bool preference = kind == RECORD_PREFERENCE;
+    if (!(preference ? ranked_open_all(&l->ranked, paths, n, e)
+                     : examples_open_all(&l->examples, paths, n, kind, unpair, e)))
         return false;
-    l->shard = ranked ? &l->rankings.shard : &l->examples.shard;
-    l->count = ranked ? l->rankings.count : l->examples.count;
-    l->all = ranked ? l->rankings.shard.count : l->examples.count + l->examples.dropped;
+    l->shard = preference ? &l->ranked.shard : &l->examples.shard;
+    l->count = preference ? l->ranked.count : l->examples.count;
+    l->all = preference ? l->ranked.shard.count : l->examples.count + l->examples.dropped;
     return true;
 }
 
@@ -66,13 +66,13 @@ static inline bool labelled_open(Labelled *l, const char *path, RecordKind kind,
 /* The number of rows that record i takes in a batch. shared: the completions of a ranking share one copy of the
  * prompt. */
 static inline int32_t labelled_rows(const Labelled *l, int64_t i, bool shared) {
-    if (l->kind == RECORD_PREFERENCE) return (int32_t)ranking_size(&l->rankings.ranking[i], shared).rows;
+    if (l->kind == RECORD_PREFERENCE) return (int32_t)ranked_size(&l->ranked.record[i], shared).rows;
     return (int32_t)example_size(&l->examples.example[i]).rows;
 }
 
 /* The number of record i's file among those of the shard. */
 static inline int labelled_file(const Labelled *l, int64_t i) {
-    return l->kind == RECORD_PREFERENCE ? l->rankings.ranking[i].file : l->examples.example[i].file;
+    return l->kind == RECORD_PREFERENCE ? l->ranked.record[i].file : l->examples.example[i].file;
 }
 
 /* Counts the records of each file of the shard. count: (files), set to 0 by the caller. */
@@ -92,8 +92,8 @@ static inline EvalSets labelled_eval_sets(const Labelled *l, const Inputs *files
 /* Positions of record i's longest sequence. */
 static inline int32_t labelled_positions(const Labelled *l, int64_t i) {
     if (l->kind != RECORD_PREFERENCE) return labelled_rows(l, i, false);
-    const Ranking *q = &l->rankings.ranking[i];
-    return q->prompt_len + ranking_longest(q);
+    const Ranked *q = &l->ranked.record[i];
+    return q->prompt_len + ranked_longest(q);
 }
 
 static inline int32_t labelled_longest(const Labelled *l, bool shared) {
@@ -113,20 +113,20 @@ static inline void labelled_truncate(Labelled *l, int32_t *length, int64_t room)
 
 /* Leaves out the gold answers, which only TPO trains on, and warns if there are any. Call it before labelled_fit(). */
 static inline void labelled_drop_golds(Labelled *l) {
-    const bool ranked = l->kind == RECORD_PREFERENCE;
-    const int64_t golds = ranked ? l->rankings.golds : l->examples.golds;
+    const bool preference = l->kind == RECORD_PREFERENCE;
+    const int64_t golds = preference ? l->ranked.golds : l->examples.golds;
     if (!golds) return;
     warn(
         "%s: the gold answers of %lld records (field reference) are not used: train_dpo --loss-type tpo trains on them",
         l->shard->name, (long long)golds);
-    for (int64_t i = 0; ranked && i < l->count; i++) l->rankings.ranking[i].gold = (RankedCompletion){0};
-    l->rankings.golds = l->examples.golds = 0;
+    for (int64_t i = 0; preference && i < l->count; i++) l->ranked.record[i].gold = (RankedCompletion){0};
+    l->ranked.golds = l->examples.golds = 0;
 }
 
 /* Fits a ranking. Returns false if it is left out. */
-static inline bool labelled_fit_ranking(Labelled *l, Ranking *q, int64_t max_length, FitKind fit) {
+static inline bool labelled_fit_ranking(Labelled *l, Ranked *q, int64_t max_length, FitKind fit) {
     const int64_t room = max_length - q->prompt_len;
-    if (fit == FIT_DROP) return ranking_longest(q) <= room;
+    if (fit == FIT_DROP) return ranked_longest(q) <= room;
     if (room < 1) return false;
     for (int32_t k = 0; k < q->count; k++) labelled_truncate(l, &q->completion[k].count, room);
     labelled_truncate(l, &q->gold.count, room);
@@ -167,18 +167,18 @@ static inline void labelled_warn(const Labelled *l, int64_t max_length, FitKind 
 
 /* Fits all records to max_length tokens of prompt and completion. Fails if none is left. */
 static inline bool labelled_fit(Labelled *l, int64_t max_length, FitKind fit, Error *e) {
-    const bool ranked = l->kind == RECORD_PREFERENCE;
+    const bool preference = l->kind == RECORD_PREFERENCE;
     int64_t count = 0;
     for (int64_t i = 0; i < l->count; i++) {
-        if (ranked) {
-            Ranking q = l->rankings.ranking[i];
-            if (labelled_fit_ranking(l, &q, max_length, fit)) l->rankings.ranking[count++] = q;
+        if (preference) {
+            Ranked q = l->ranked.record[i];
+            if (labelled_fit_ranking(l, &q, max_length, fit)) l->ranked.record[count++] = q;
         } else {
             Example x = l->examples.example[i];
             if (labelled_fit_example(l, &x, max_length, fit)) l->examples.example[count++] = x;
         }
     }
-    *(ranked ? &l->rankings.count : &l->examples.count) = l->count = count;
+    *(preference ? &l->ranked.count : &l->examples.count) = l->count = count;
     l->dropped = l->all - count;
     if (!count)
         return error_set(e, "%s: no record is left: none of %lld fits into %lld tokens", l->shard->name,

@@ -1,5 +1,5 @@
 /* pairs.h - a prompt with a chosen and a rejected completion, and for TPO a gold answer, as train_dpo takes them from
- * shards (rankings.h) and makes them of samples (online_pairs.h). */
+ * shards (ranked.h) and makes them of samples (online_pairs.h). */
 #ifndef LLMC_RECORDS_PAIRS_H
 #define LLMC_RECORDS_PAIRS_H
 

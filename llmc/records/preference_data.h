@@ -20,7 +20,7 @@
 #include "inputs.h"         /* Inputs */
 #include "labelled.h"       /* FIT_TRUNCATE, Labelled, labelled_close, labelled_fit, ... */
 #include "pairs.h"          /* Pair */
-#include "rankings.h"       /* ranking_pair */
+#include "ranked.h"         /* ranked_pair */
 #include "ref_logps.h"      /* ref_logps_data */
 #include "shard.h"          /* RECORD_PREFERENCE, RECORD_UNPAIRED, RecordKind, Shard */
 
@@ -53,7 +53,7 @@ static inline bool preference_data_open(PreferenceData *d, const Inputs *in, boo
     const RecordKind kind = unpaired ? RECORD_UNPAIRED : RECORD_PREFERENCE;
     if (!labelled_open_all(&d->records, (const char *const *)in->path, in->count, kind, unpaired, e)) return false;
     d->shard = d->records.shard;
-    const Rankings *r = &d->records.rankings;
+    const RankedRecords *r = &d->records.ranked;
     if (!golds) labelled_drop_golds(&d->records);
     if (!r->longer && (!golds || r->golds == r->count)) return true;
     const char *name = d->shard->name;
@@ -143,7 +143,7 @@ static inline bool preference_data_fit(PreferenceData *d, bool shared, int64_t m
             d->good[i] = x->label[0];
             d->goods += d->good[i];
         } else {
-            *p = ranking_pair(&d->records.rankings.ranking[i]);
+            *p = ranked_pair(&d->records.ranked.record[i]);
             alike += preference_same_tokens(p->chosen, p->chosen_len, p->rejected, p->rejected_len);
         }
         if (pair_rows(p, shared) > d->longest) d->longest = (int32_t)pair_rows(p, shared);
