@@ -44,7 +44,6 @@
 #include "llmc/loss/scalar.h"              /* clamp */
 #include "llmc/model/batch.h"              /* Batch, batch_pairs */
 #include "llmc/model/micro_plan.h"         /* MicroPlan */
-#include "llmc/model/model_file.h"         /* ModelDtype, model_check_output, model_save */
 #include "llmc/model/transformer.h"        /* ModelOutput, model_flops, model_backward, model_forward */
 #include "llmc/model/workspace.h"          /* Workspace, workspace_free */
 #include "llmc/report/metrics.h"           /* metrics_set, metrics_phase, metrics_warn, Metrics, ... */
@@ -59,7 +58,7 @@
 #include "llmc/rollout/rollout.h"          /* RolloutRequest, Completion, completion_free, rollout_run, ... */
 #include "llmc/rollout/trajectory.h"       /* Trajectory */
 #include "llmc/train/credit.h"             /* CREDIT_LOSS_OPTIONS, Credit, CreditOptions, credit_backward, ... */
-#include "llmc/train/critic.h"             /* Critic, critic_close, critic_open, critic_step, ... */
+#include "llmc/train/critic.h"             /* critic_open, value_head_start */
 #include "llmc/train/generation.h"         /* Generation, GenerationSlice, ScoredCompletion, generation_forward, ... */
 #include "llmc/train/generation_options.h" /* GENERATION_DATA_OPTIONS, GENERATION_EVALUATION_OPTIONS, ... */
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
@@ -67,6 +66,7 @@
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/rollout_dump.h"       /* RolloutDump, rollout_dump_step, ROLLOUT_DUMP_OPTIONS, ... */
+#include "llmc/train/second_model.h"       /* SecondModel, SecondModelOpen, second_model_bytes, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
@@ -245,7 +245,7 @@ typedef struct Run {
     Generation g;
     RewardModel reward_model, gold;
     Rewards gold_reward;
-    Critic critic;
+    SecondModel critic;
     Pretraining ptx;
     KlControl beta;
     RolloutDump dump;
@@ -715,7 +715,7 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
     } else {
         trainer_update(t, loss);
     }
-    if (o.critic) critic_step(&r->critic, value_loss, step);
+    if (o.critic) second_model_step(&r->critic, value_loss, step);
     return loss;
 }
 
@@ -942,14 +942,11 @@ static void open_arrays(Run *r) {
 }
 
 static void close_run(Run *r, bool stopped) {
-    Error e;
-    if (o.critic && o.critic_output && !stopped && !r->t.dist.rank &&
-        !model_save(&r->critic.model, &r->critic.file, o.critic_output, (ModelDtype)o.t.output_dtype, NULL, NULL, &e))
-        trainer_later(&r->t, &e);
+    if (!stopped) second_model_write(&r->critic, o.critic_output);
     trainer_write(&r->t, stopped);
     rollout_dump_close(&r->dump);
     credit_close(&r->credit);
-    critic_close(&r->critic);
+    second_model_close(&r->critic);
     pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
     if (o.gold) reward_model_close(&r->gold);
@@ -1077,14 +1074,17 @@ static void open_run(Run *r) {
     check_gold(r);
     generation_open_code(g, &r->gold_reward);
     if (o.gold) generation_open_reward_model(g, &r->gold, "gold", o.gold);
-    if (o.critic) critic_open(&r->critic, t, o.critic, generation_longest(g), g->rows, o.critic_rate);
-    if (o.critic_output && !model_check_output(&r->critic.model.config, &r->critic.file, o.critic_output,
-                                               (ModelDtype)o.t.output_dtype, &e))
-        die("%s", e.text);
+    if (o.critic)
+        critic_open(
+            &r->critic, t,
+            (SecondModelOpen){
+                .path = o.critic, .longest = generation_longest(g), .rows = g->rows, .learning_rate = o.critic_rate});
+    second_model_check_output(&r->critic, o.critic_output);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     if (o.ptx) trainer_file(t, "ptx", o.ptx, r->ptx.shard.hash);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
-    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + generation_bytes(g));
+    const size_t critic = second_model_bytes(&r->critic, g->rows);
+    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + critic + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (has_reference())

@@ -1,4 +1,4 @@
-/* companion.h - the file of a second model that a training state needs: PPO's critic, or a reference that is trained.
+/* companion.h - the file of a second model that a training state needs: one that is trained (second_model.h), or a reference.
  *
  * The companion of a state at PATH is stored in PATH.KIND-STEP. It is written before the state, so the companion of a
  * state always exists; that of the previous state is removed once the new state is complete. The trainer

@@ -34,7 +34,7 @@
 #include "../base/clock.h"             /* clock_seconds */
 #include "../base/error.h"             /* die, Error, usage_error, warn, ... */
 #include "../base/io.h"                /* Writer, XXH3_64bits_withSeed, writer_abort, writer_open */
-#include "../base/json_text.h"         /* json_finite, json_utf8 */
+#include "../base/json_text.h"         /* json_utf8, json_finite */
 #include "../base/launch.h"            /* Launch, launch_of_environment */
 #include "../base/options.h"           /* Option, OPT_END, OPT_TEXT, OptionList, ... */
 #include "../base/output.h"            /* OUTPUT_READ, output_add, OUTPUT_RESUMED, OUTPUT_STATE, ... */
@@ -54,7 +54,7 @@
 #include "../model/model_load.h"       /* ModelFile, ModelLoad, Quantize, model_file_free, ... */
 #include "../model/model_state.h"      /* model_save_beside */
 #include "../model/model_text.h"       /* model_text_decode, ModelText, model_text_close, model_text_open */
-#include "../model/optimizer.h"        /* OptimizerResult, optimizer_take_weights, Optimizer, ... */
+#include "../model/optimizer.h"        /* Optimizer, OptimizerResult, optimizer_take_weights, ... */
 #include "../model/peft.h"             /* peft_make_folder, peft_write */
 #include "../model/rotary.h"           /* rope_has_lists */
 #include "../model/schedule.h"         /* Schedule, schedule_steps, DecayKind, ScheduleKind, ... */
@@ -201,8 +201,8 @@ static inline void trainer_check_options(TrainerOptions *o, const Option *table,
 
 /* How a run uses the path of an option. */
 static inline OutputUse trainer_use(const char *option) {
-    static const char *const written[] = {"output",        "best",           "metrics",    "report",  "tensorboard",
-                                          "critic-output", "adapter-output", "output-dir", "rollouts"};
+    static const char *const written[] = {"output",        "best",       "metrics",        "report",     "tensorboard",
+                                          "critic-output", "prm-output", "adapter-output", "output-dir", "rollouts"};
     if (!strcmp(option, "resume")) return OUTPUT_RESUMED;
     if (!strcmp(option, "state")) return OUTPUT_STATE;
     return resume_listed(option, written, sizeof written / sizeof *written) ? OUTPUT_WRITTEN : OUTPUT_READ;
@@ -405,23 +405,26 @@ static inline void trainer_check_shard(Trainer *t, const Shard *s) {
     trainer_agree(t, s->payload_hash, s->name);
 }
 
+/* Gives a model in training more tokens, which use padding rows. Its tokenizer, which does not have them, is forgotten. */
+static inline void trainer_grow_vocab(Model *m, const Optimizer *o, ModelFile *f, int32_t vocab, uint64_t seed) {
+    const size_t before = (size_t)m->config.vocab, C = (size_t)m->config.width, rows = ((size_t)vocab - before) * C;
+    model_grow_vocab(m, vocab, seed);
+    optimizer_take_weights(o, m, before * C, rows);
+    if (!m->config.tied) optimizer_take_weights(o, m, m->tensor[TENSOR_headw].offset + before * C, rows);
+    free(f->tokenizer);
+    f->tokenizer = NULL;
+}
+
 /* Gives the model the tokens of the data that are new to it, which use padding rows, if it has enough of them. */
 static inline void trainer_take_tokens(Trainer *t, const Shard *data, bool adapters) {
     const FitSide model = trainer_side(t), other = fit_shard(data);
-    const size_t before = (size_t)t->model.config.vocab, C = (size_t)t->model.config.width;
     if (data->vocab <= t->model.config.vocab || data->vocab > t->model.config.padded_vocab) return;
     if (t->file.tokenizer && !fit_extends(&model, &other)) return;
     if (t->dist.rank == 0)
         warn("%s: %d tokens are new to the model, usually special tokens of a chat template; they take padding rows%s",
              data->name, data->vocab - t->model.config.vocab,
              adapters ? ", which adapters do not train: they stay random" : "");
-    model_grow_vocab(&t->model, data->vocab, (uint64_t)t->o->seed);
-    const size_t rows = ((size_t)data->vocab - before) * C;
-    optimizer_take_weights(&t->optimizer, &t->model, before * C, rows);
-    if (!t->model.config.tied)
-        optimizer_take_weights(&t->optimizer, &t->model, t->model.tensor[TENSOR_headw].offset + before * C, rows);
-    free(t->file.tokenizer); /* trainer_take_texts() takes the data's */
-    t->file.tokenizer = NULL;
+    trainer_grow_vocab(&t->model, &t->optimizer, &t->file, data->vocab, (uint64_t)t->o->seed);
 }
 
 /* Takes the data's tokenizer and chat template if the model has none. A trainer that teaches the template of its data
