@@ -456,7 +456,8 @@ static void sample_and_score(Run *r) {
     if (has_gold()) score_gold(r, g, r->gold_score);
     g->reward_seconds = clock_seconds() - start - g->gen_seconds;
     metrics_phase(&r->t.metrics, phase);
-    for (int32_t i = 0; i < g->completions; i++) g->counts[i] = !isnan(r->score[i]) && !isnan(r->greedy[i]);
+    for (int32_t i = 0; i < g->completions; i++)
+        if (isnan(r->score[i]) || isnan(r->greedy[i])) g->counts[i] = 0;
 }
 
 /* ---- 2. old policy ----------------------------------------------------------------------------------------------- */

@@ -944,6 +944,11 @@ static void test_ppo_credit(void **state) {
                                        {"--algo rloo -G 2 --num-ppo-epochs 2", "\"tools/product/calls\":"},
                                        {"--algo rloo -G 2 --num-ppo-epochs 2 --llds-coef 5", "\"llds/active\":"}};
     assert_each_changes(PPO "-o $T/ppo.bin ", "cksum <$T/ppo.bin", cases, sizeof cases / sizeof *cases);
+    /* with every reason masked no token is trained on */
+    run(0, PPO "-o $T/ppo.bin --mask-stopped completed,max_tokens,context_overflow,max_turns,parse_error");
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"num_trained_tokens\":0");
+    free(metrics);
     refused_output("p.bin", 2, "./train_ppo -c $T/sft.bin -i $T/tasks.shard -o $T/p.bin --gae-level turn",
                    "--gae-level: used only with --tools or --tool-cmd");
     refused_output("p.bin", 2, PPO "-o $T/p.bin --turn-gamma 0.5", "--turn-gamma: used only with --gae-level turn");
