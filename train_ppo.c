@@ -3,7 +3,7 @@
  * One generation:
  *   1. sample and score   G completions y_i for each of P prompts from the policy; s_i: a reward model, verifiers, any
  *                         program, or their sum                                      (generation.h, reward_model.h)
- *   2. old policy         log pi_old, log ref and the critic's values, before the first update
+ *   2. old policy         log pi_old, log ref, the critic's values, prime's process rewards; before the first update
  *   3. token rewards      r_t = -beta k(log pi_old / log ref) + s_i at the last token         (gae.h, kl_control.h)
  *   4. advantages         A_t: from the critic's values or from a baseline, depending on --algo             (gae.h)
  *   5. update             policy and critic, in several epochs of mini-batches                         (loss/ppo.h)
@@ -17,10 +17,13 @@
  *   reinforce++           -        return to go, whitened                 1        mean of the batch
  *   reinforce++-baseline  -        return to go, whitened                 1        mean of its group
  *   a2po                  -        r - V, a regression's target           1        V from samples of the reference
+ *   prime                 -        process and outcome, whitened          1        means of the group
  *
- * All of them but a2po have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. a2po also has a loss of
- * its own, and estimates V before the first step (loss/a2po.h). The score is the reward of the completion's last token,
- * which is the stop token if the completion is finished; no value or reward follows it.
+ * All of them but a2po and prime have the same optimum, pi = ref exp(s / beta) / Z, and differ only in step 4. a2po also has a
+ * loss of its own, and estimates V before the first step (loss/a2po.h). prime has no KL penalty, and adds the returns of
+ * process rewards, which it takes from a second language model that learns from the scores (loss/implicit_prm.h). The score is
+ * the reward of the completion's last token, which is the stop token if the completion is finished; no value or reward follows
+ * it.
  *
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
@@ -64,15 +67,16 @@
 #include "llmc/train/generation_report.h"  /* generation_evaluate, generation_show, generation_check_evaluation, ... */
 #include "llmc/train/mixing.h"             /* mixing_check */
 #include "llmc/train/pretraining.h"        /* Pretraining, pretraining_close, pretraining_loss, ... */
+#include "llmc/train/prime.h"              /* PRIME_OPTIONS, Prime, PrimeOptions, prime_advantages, ... */
 #include "llmc/train/reference.h"          /* Reference, reference_bytes, reference_close, reference_open */
 #include "llmc/train/rollout_dump.h"       /* RolloutDump, rollout_dump_step, ROLLOUT_DUMP_OPTIONS, ... */
 #include "llmc/train/second_model.h"       /* SecondModel, SecondModelOpen, second_model_bytes, ... */
 #include "llmc/train/trainer.h"            /* Trainer, state_int, trainer_require, state_real, ... */
 #include "llmc/train/trainer_options.h"    /* TRAINER_LORA_OPTIONS, TRAINER_MODEL_OPTIONS, ... */
 
-#define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline|a2po"
+#define ALGO_CHOICES "ppo|a2c|reinforce|rloo|remax|reinforce++|reinforce++-baseline|a2po|prime"
 /* The algorithms, in the order of ALGO_CHOICES. */
-typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE, A2PO } Algo;
+typedef enum { PPO, A2C, REINFORCE, RLOO, REMAX, REINFORCE_PP, REINFORCE_PP_BASELINE, A2PO, PRIME } Algo;
 
 /* The properties of each algorithm and its defaults. least, group: minimum and default completions per prompt; epochs:
  * default passes over a generation. */
@@ -91,6 +95,7 @@ static const struct {
     [REINFORCE_PP]          = { false, false, true,  1,    1,    1,     1    },
     [REINFORCE_PP_BASELINE] = { false, false, true,  2,    4,    1,     1    },
     [A2PO]                  = { false, true,  false, 1,    1,    1,     1    },
+    [PRIME]                 = { false, false, true,  2,    4,    1,     1    },
     // clang-format on
 };
 
@@ -112,6 +117,7 @@ static struct {
     int64_t value_samples;
     double beta1, beta2;
     bool filter_all_incorrect;
+    PrimeOptions prime;
     PositiveNll positive; /* the options --positive-nll-coef and --positive-reward */
 } o;
 
@@ -186,7 +192,7 @@ static const Option options[] = {
     OPTION_REAL  ("turn-gamma",           0, &o.turn_gamma,        0, 1,
                   "--gae-level turn: discount factor of later turns (VAGEN's high_level_gamma)"),
     OPTION_CHOICE("whiten-advantages",    0, &o.whiten_advantages, "auto|no|yes",
-                  "normalise advantages to mean 0 and variance 1; auto: yes for ppo and reinforce++"),
+                  "normalise advantages to mean 0 and variance 1; auto: yes for ppo, reinforce++ and prime"),
     OPTION_TEXT  ("critic",               0, &o.critic,            "FILE",
                   "start a separate critic from this checkpoint; if not given, the policy has a value head"),
     OPTION_REAL  ("critic-learning-rate", 0, &o.critic_rate,       0, 10,
@@ -194,6 +200,7 @@ static const Option options[] = {
     OPTION_INT   ("critic-warmup",        0, &o.critic_warmup,     0, 1e9,
                   "number of initial optimizer steps that train only the separate critic"),
     OPTION_TEXT  ("critic-output",        0, &o.critic_output,     "FILE", "output file of the separate critic"),
+    PRIME_OPTIONS(o.prime),
     OPTION_GROUP("Loss"),
     OPTION_INT ("num-ppo-epochs",   0, &o.epochs,          1, 1000,
                 "passes over each generation (default: that of --algo: ppo 4, others 1)"),
@@ -232,11 +239,12 @@ static const Option options[] = {
 
 static const OptionAbout about = {
     "-c MODEL --reward-model RM -i prompts.shard -o OUT [options]",
-    "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++, A*-PO.\n\n"
+    "Trains a model on rewards for its own samples: PPO, A2C, REINFORCE, RLOO, ReMax, REINFORCE++, A*-PO, PRIME.\n\n"
     "  ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin\n"
     "  ./train_ppo -c sft.bin --reward-model rm.bin --gold gold.bin -i prompts.shard -o ppo.bin --kl-coef 0 \\\n"
     "      --report hacked.html\n"
-    "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o rloo.bin --algo rloo -G 4"};
+    "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o rloo.bin --algo rloo -G 4\n"
+    "  ./train_ppo -c sft.bin --reward verify -i tasks.shard -o prime.bin --algo prime --prm-output prm.bin"};
 
 typedef struct Run {
     Trainer t;
@@ -246,6 +254,7 @@ typedef struct Run {
     RewardModel reward_model, gold;
     Rewards gold_reward;
     SecondModel critic;
+    Prime prime;
     Pretraining ptx;
     KlControl beta;
     RolloutDump dump;
@@ -266,7 +275,7 @@ static bool has_critic(void) { return algos[o.algo].critic; }
 static bool has_head(void) { return has_critic() && !o.critic; } /* the policy has a value head */
 static bool has_gold(void) { return o.gold || o.gold_reward || o.gold_cmd; }
 static bool has_reference(void) {
-    return o.kl_coef > 0 || o.use_kl_loss || has_gold() || o.reference || o.algo == A2PO;
+    return o.kl_coef > 0 || o.use_kl_loss || has_gold() || o.reference || o.algo == A2PO || o.algo == PRIME;
 }
 static bool has_target(void) { return o.algo == RLOO || o.algo == A2PO; } /* a number per completion, not per token */
 static bool whitens(void) { return o.whiten_advantages == 2; } /* after check_options() it is "no" or "yes" */
@@ -458,11 +467,12 @@ static void sample_and_score(Run *r) {
     metrics_phase(&r->t.metrics, phase);
     for (int32_t i = 0; i < g->completions; i++)
         if (isnan(r->score[i]) || isnan(r->greedy[i])) g->counts[i] = 0;
+    if (o.algo == PRIME) prime_outcomes(&r->prime, r->score);
 }
 
 /* ---- 2. old policy ----------------------------------------------------------------------------------------------- */
 
-/* Computes log pi_old, the old values and log ref. If a generation gives only one step, the sampler's log-probabilities
+/* Computes log pi_old, the old values, log ref and the process rewards. If a generation gives only one step, the sampler's log-probabilities
  * are used as log pi_old. */
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
@@ -473,6 +483,7 @@ static void score_old_policy(Run *r) {
     const ModelOutput reference = {.logp = g->ref_logp};
     if (o.critic) generation_forward(g, &r->critic.model, &r->critic.work, 0, g->completions, &critic);
     if (has_reference()) generation_forward(g, &r->reference.model, &r->reference.work, 0, g->completions, &reference);
+    if (o.algo == PRIME) prime_rewards(&r->prime, r->score);
 }
 
 /* ---- 3. token rewards -------------------------------------------------------------------------------------------- */
@@ -547,7 +558,10 @@ static void compute_advantages(Run *r) {
         for (int32_t i = 0; i < n; i++)
             if (!g->counts[i]) r->R[i] = NAN;
         advantage_rloo(r->R, n / G, G, whitens(), r->completion_advantage, &unused);
-    } else if (whitens()) {
+        return;
+    }
+    if (o.algo == PRIME) prime_advantages(&r->prime, r->score, r->advantage);
+    if (whitens()) {
         whiten(r->advantage, g->offset, n, g->counts, true);
     }
 }
@@ -807,6 +821,7 @@ static void log_generation(Run *r, const Objective *m, const PpoStats *s) {
         metrics_set(to, "advantage", r->a2po.target / N);
         metrics_set(to, "v_star", m->score - r->a2po.target / N);
     }
+    if (o.algo == PRIME) prime_log(&r->prime);
     if (o.ptx_coef > 0) metrics_set(to, "loss/ptx", r->ptx.loss);
     metrics_set(to, "val/num_eos_tokens", ended);
     metrics_set(to, "episode", (double)r->g.next_id);
@@ -834,7 +849,7 @@ static void say_overoptimisation(Trainer *t) {
 /* Rejects options without effect. */
 static void refuse_unused(void) {
     const bool critic = has_critic(), ratio = !algos[o.algo].plain, clip = ratio && o.algo != RLOO;
-    const bool adaptive = o.controller == KL_ADAPTIVE, a2po = o.algo == A2PO;
+    const bool adaptive = o.controller == KL_ADAPTIVE, a2po = o.algo == A2PO, prime = o.algo == PRIME;
     const OptionUse use[] = {
         {&o.penalty_reward, o.non_eos_penalty, "used only with --non-eos-penalty"},
         {&o.kl, has_reference(), "used only with --kl-coef above 0 or a gold reward"},
@@ -873,6 +888,10 @@ static void refuse_unused(void) {
         {&o.whiten_advantages, !a2po, "--algo a2po has no advantages to normalise"},
         {&o.aggregation, !a2po || o.entropy_coef != 0 || o.use_kl_loss,
          "--algo a2po has a mean over completions; only --entropy-coef and --use-kl-loss are aggregated"},
+        {&o.kl_coef, !prime, "--algo prime has no KL penalty in the reward; --use-kl-loss adds one to the loss"},
+        {&o.controller, !prime, "--algo prime has no KL penalty in the reward; --use-kl-loss adds one to the loss"},
+        {&o.reward_model, !prime, "--algo prime learns from outcomes from 0 to 1, such as those of verifiers"},
+        {&o.whiten_rewards, !prime, "--algo prime has --prime-norm instead"},
         {&o.positive.reward, o.positive.coef > 0, "used only with --positive-nll-coef"},
         {&o.ptx_tokens, o.ptx, "used only with --ptx"},
         {&o.kl_loss_coef, o.use_kl_loss, "used only with --use-kl-loss"},
@@ -884,6 +903,7 @@ static void refuse_unused(void) {
     generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
     rollout_dump_check(&o.rollouts, options);
     credit_check(&o.credit, options, episodes_on(&o.g.episodes), !on_policy());
+    prime_check(&o.prime, options, prime);
 }
 
 /* Fills in the defaults of the algorithm and rejects options that contradict each other. */
@@ -899,7 +919,7 @@ static void check_options(void) {
     if (!o.g.reward && o.g.reward_cmd) o.g.reward = "command";
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
     refuse_unused();
-    if (o.algo == A2PO) o.kl_coef = 0; /* after its default, no option */
+    if (o.algo == A2PO || o.algo == PRIME) o.kl_coef = 0; /* after its default, no option */
     if (o.algo == A2PO && episodes_on(&o.g.episodes))
         usage_error("--algo a2po: cannot be combined with --tools and --tool-cmd");
     if (o.g.generations < algos[o.algo].least)
@@ -944,10 +964,12 @@ static void open_arrays(Run *r) {
 
 static void close_run(Run *r, bool stopped) {
     if (!stopped) second_model_write(&r->critic, o.critic_output);
+    if (!stopped && o.algo == PRIME) prime_write(&r->prime);
     trainer_write(&r->t, stopped);
     rollout_dump_close(&r->dump);
     credit_close(&r->credit);
     second_model_close(&r->critic);
+    prime_close(&r->prime);
     pretraining_close(&r->ptx);
     if (o.reward_model) reward_model_close(&r->reward_model);
     if (o.gold) reward_model_close(&r->gold);
@@ -1081,16 +1103,20 @@ static void open_run(Run *r) {
             (SecondModelOpen){
                 .path = o.critic, .longest = generation_longest(g), .rows = g->rows, .learning_rate = o.critic_rate});
     second_model_check_output(&r->critic, o.critic_output);
+    if (o.algo == PRIME) prime_open(&r->prime, &o.prime, g, o.gamma);
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     if (o.ptx) trainer_file(t, "ptx", o.ptx, r->ptx.shard.hash);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
-    const size_t critic = second_model_bytes(&r->critic, g->rows);
-    trainer_announce(t, options, g->rows, (int)g->o->slots, reference + critic + generation_bytes(g));
+    const SecondModel *second = o.algo == PRIME ? &r->prime.prm : &r->critic;
+    trainer_announce(t, options, g->rows, (int)g->o->slots,
+                     reference + second_model_bytes(second, g->rows) + generation_bytes(g));
     trainer_workspace(t, &r->work, g->rows);
     generation_open(g);
     if (has_reference())
         reference_open(&r->reference, t, o.reference, g->rows, generation_longest(g),
-                       o.algo == A2PO ? "--algo a2po" : "--kl-coef is not 0");
+                       o.algo == A2PO    ? "--algo a2po"
+                       : o.algo == PRIME ? "--algo prime"
+                                         : "--kl-coef is not 0");
     open_arrays(r);
     credit_open(&r->credit, &o.credit, g);
     r->loss = loss_options();
@@ -1182,6 +1208,7 @@ int main(int argc, char **argv) {
     o.credit = credit_defaults();
     o.lambda = o.lambda_critic = -1;
     o.positive.reward = 1;
+    o.prime = prime_options();
     o.value_samples = 8; /* TRL's */
     o.beta1 = 0.5;
     o.beta2 = 1e-3;
@@ -1194,7 +1221,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     check_options();
     program_start();
-    trainer_check_files(&o.t, options, o.critic_output);
+    trainer_check_files(&o.t, options, o.critic_output ? o.critic_output : o.prime.output);
 
     open_run(r);
     const bool stopped = train(r);

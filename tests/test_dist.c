@@ -351,7 +351,10 @@ static void other_trainers_know_ranks(void **state) {
             "--reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 "
             "--num-mini-batches 3 --zero 1"},
         {2, "./train_ppo -c $T/base.bin --algo a2po --reward verify -i $T/tasks.shard -g 4 -p 6 --micro-tokens 96 "
-            "-l 1e-3 --sample-count 0 -x 8 --beta2 0.1 --positive-nll-coef 0.1"}};
+            "-l 1e-3 --sample-count 0 -x 8 --beta2 0.1 --positive-nll-coef 0.1"},
+        {3,
+         "./train_ppo -c $T/base.bin --algo prime --prm-learning-rate 1e-3 --reward verify -i $T/tasks.shard -g 4 -p 6 "
+         "--micro-tokens 96 -l 1e-3 --sample-count 0 -x 8 --num-mini-batches 3 --prm-update before --zero 2"}};
     FILE *prefs = fopen(files_path("prefs.jsonl"), "w");
     for (int p = 0; p < 26; p++)
         fprintf(prefs, "{\"prompt\":\"%.*s%c=\",\"chosen\":\"%d\",\"rejected\":\"%dx\"}\n", p % 4, "abc", 'a' + p,

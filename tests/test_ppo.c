@@ -181,6 +181,9 @@ static int setup(void **state) {
         fprintf(tasks, "{\"prompt\":\"%c=\",\"answer\":\"%d\",\"task\":\"exact\"}\n", 'a' + p, right);
     }
     if (fclose(chat) | fclose(tasks) | fclose(prefs)) return 1;
+    FILE *even = fopen(files_path("even.sh"), "w");
+    fputs("while read -r l; do case $l in *'\"completion\":\"'[02468]*) echo 1;; *) echo 0;; esac; done\n", even);
+    if (fclose(even)) return 1;
     sh("sed 's/\"answer\":\"[0-9]\"/\"answer\":\"7\"/' $T/tasks.jsonl > $T/sevens.jsonl");
     sh("for f in chat tasks sevens prefs; do data/make_shard --quiet -i $T/$f.jsonl -o $T/$f.shard || exit 1; done");
     sh("./train_sft --context 16 --micro-tokens 256 --batch-tokens 240 -i $T/chat.shard --layers 1 --width 32 "
@@ -249,6 +252,80 @@ static void a2po_learns(void **state) {
             "--num-value-samples: 4096 completions of one prompt");
 }
 
+#define PRIME PPO "--algo prime -G 4 "
+#define EVEN  PRIME "--reward-cmd 'sh $T/even.sh' -p 24 --lr-scheduler-type constant --warmup-steps 0 "
+
+/* PRIME's process reward model (PRM), with an even digit as the right answer: a new one is the reference; it learns which
+ * answers are right while the policy stays; its file starts the next one, and is a language model. */
+static void the_process_reward_model(void **state) {
+    (void)state;
+    sh(EVEN "-x 40 -l 0 --prm-learning-rate 0.003 --beta-train 0.5 --prm-output $T/prm.bin -o $T/x.bin "
+            "--metrics $T/m.jsonl");
+    assert_true(weights_gap("x.bin", "sft.bin") == 0);
+    assert_near(metric("m.jsonl", 0, "reward_model/dpo_loss"), log(2), 1e-6);
+    assert_near(metric("m.jsonl", 0, "reward_model/dpo_acc_abs_before"), 0, 0);
+    assert_near(metric("m.jsonl", 0, "reward_model/raw_reward"), 0, 1e-6);
+    assert_true(metric("m.jsonl", 0, "reward_model/grad_norm") > 0);
+    assert_false(has_metric("m.jsonl", 0, "reward_model/dpo_acc"));
+    assert_true(metric_mean("m.jsonl", 35, 40, "reward_model/dpo_loss") < 0.4);
+    assert_true(metric_mean("m.jsonl", 35, 40, "reward_model/dpo_acc_abs_before") > 0.95);
+    assert_true(metric_mean("m.jsonl", 35, 40, "reward_model/dpo_acc_before") > 0.75);
+    sh(EVEN "-x 1 -l 0 --prm $T/prm.bin --beta-train 0.5 -o $T/x.bin --metrics $T/n.jsonl");
+    assert_true(metric("n.jsonl", 0, "reward_model/dpo_loss") < 0.4);
+    sh("./train_ppo -c $T/prm.bin -i $T/tasks.shard -g 4 --algo rloo -G 2 -p 4 -x 1 -o $T/x.bin");
+    /* before: a step on the generation orders its rewards */
+    sh(EVEN "-x 1 -l 0 --prm-learning-rate 0.003 --prm-update before -o $T/x.bin --metrics $T/n.jsonl");
+    assert_near(metric("n.jsonl", 0, "reward_model/dpo_acc_abs_before"), 0, 0);
+    assert_true(metric("n.jsonl", 0, "reward_model/dpo_acc") > metric("n.jsonl", 0, "reward_model/dpo_acc_before"));
+    assert_true(metric("n.jsonl", 0, "reward_model/raw_reward") != 0);
+}
+
+static void prime_learns(void **state) {
+    (void)state;
+    double start = 0, end = 0;
+    for (int seed = 1; seed <= 3; seed++) {
+        sh(EVEN "-x 30 -l 0.002 --prm-learning-rate 0.003 --seed %d -o $T/x.bin --metrics $T/m.jsonl", seed);
+        start += metric("m.jsonl", 0, "objective/scores") / 3;
+        end += metric_mean("m.jsonl", 25, 30, "objective/scores") / 3;
+    }
+    if (!(start < 0.65 && end > 0.85)) fail_msg("%g, then %g", start, end);
+}
+
+/* Without process rewards, PRIME's advantage is RLOO's, and so is the gradient if the losses of tokens are summed. Filters that
+ * keep everything and nothing; outcomes that are missing and outcomes out of range. */
+static void prime_without_process_rewards(void **state) {
+    (void)state;
+    sh(PRIME "-x 1 -l 1e-3 --reward-dpo-coef 0 --reward-gt-coef 1 --whiten-advantages no --loss-agg-mode "
+             "seq-mean-token-sum -o $T/a.bin --metrics $T/m.jsonl");
+    sh(PPO "-x 1 -l 1e-3 --algo rloo -G 4 --kl-coef 0 -o $T/b.bin --metrics $T/n.jsonl");
+    assert_near(metric("m.jsonl", 0, "grad_norm"), metric("n.jsonl", 0, "grad_norm"),
+                1e-5 * metric("n.jsonl", 0, "grad_norm"));
+    assert_true(metric("m.jsonl", 0, "grad_norm") > 0);
+    sh(PRIME "-x 2 -l 1e-3 -o $T/a.bin");
+    sh(PRIME "-x 2 -l 1e-3 --filter-accuracy --accuracy-lower-bound 0 --accuracy-upper-bound 1 -o $T/b.bin --metrics "
+             "$T/m.jsonl");
+    assert_true(weights_gap("a.bin", "b.bin") == 0);
+    assert_near(metric("m.jsonl", 0, "filter_accuracy/kept"), 1, 0);
+    sh(PRIME "-x 2 -l 1e-3 --filter-accuracy --accuracy-lower-bound 0.9 --accuracy-upper-bound 0.95 -o $T/b.bin "
+             "--prm-output $T/prm.bin --metrics $T/m.jsonl");
+    assert_holds(said, "no prompt has a mean outcome from 0.9 to 0.95");
+    assert_near(metric("m.jsonl", -1, "num_trained_tokens"), 0, 0);
+    assert_true(weights_gap("prm.bin", "sft.bin") == 0);
+    sh(PRIME "-x 2 -l 1e-3 --filter-accuracy --accuracy-lower-bound 0.25 --accuracy-upper-bound 0.75 -p 48 -o $T/b.bin "
+             "--metrics $T/m.jsonl");
+    const double kept = metric("m.jsonl", 0, "filter_accuracy/kept");
+    assert_true(kept > 0 && kept < 1);
+    /* of every second completion the outcome is not known */
+    sh(PRIME
+       "-x 2 --reward-cmd 'n=0; while read -r l; do n=$((n+1)); case $((n%%4)) in 1) echo 1;; 3) echo 0;; *) echo "
+       "null;; esac; done' -o $T/b.bin --metrics $T/m.jsonl");
+    assert_near(metric("m.jsonl", 0, "objective/scores"), 0.5, 1e-9);
+    assert_near(metric("m.jsonl", 0, "reward_model/dpo_loss"), log(2), 1e-6);
+    assert_true(isfinite(metric("m.jsonl", 1, "loss")) && metric("m.jsonl", 1, "grad_norm") > 0);
+    run(1, PRIME "-x 2 --reward verify:2 -o $T/x.bin");
+    assert_holds(said, "a completion has the score 2, and an outcome is from 0");
+}
+
 static void identities(void **state) {
     (void)state;
     /* one pass of PPO is A2C, whose loss has no ratio */
@@ -268,8 +345,9 @@ static void identities(void **state) {
 static void results_do_not_depend_on_memory_options(void **state) {
     (void)state;
     const char *how[] = {"", "--micro-tokens 16", "--micro-tokens 2k", "--recompute 2 --micro-tokens 40"},
-               *more[] = {"--entropy-coef 0.01 --critic $T/rm.bin", "--algo rloo -G 4 --num-mini-batches 2"};
-    for (int k = 0; k < 2; k++)
+               *more[] = {"--entropy-coef 0.01 --critic $T/rm.bin", "--algo rloo -G 4 --num-mini-batches 2",
+                          "--algo prime -G 4 --num-mini-batches 2 --prm-learning-rate 1e-3 --beta-train 1"};
+    for (int k = 0; k < 3; k++)
         for (int i = 0; i < 4; i++) {
             sh(PPO "-x 4 -l 1e-3 --adam-epsilon 1e-3 %s %s -o $T/m%d.bin --metrics $T/m%d.jsonl", more[k], how[i], i,
                i);
@@ -504,6 +582,16 @@ static void resumes_bit_for_bit(void **state) {
     assert_same_file("critic.bin", "critic_parts.bin");
     resumes("--algo remax --ptx $T/text.bin --ptx-coef 0.1 --ptx-tokens 50", 500, 3);
     resumes("--algo a2po --beta2 0.1 --num-value-samples 64", 1500, 3);
+#define PRM                                                                                                            \
+    "--algo prime -G 4 --num-mini-batches 2 --num-ppo-epochs 2 --prm-update before --prm-learning-rate 1e-3 "          \
+    "--prm-output $T/prm.bin "
+    resumes(PRM, 400, 3);
+    sh("cp $T/prm.bin $T/prm_parts.bin");
+    sh(PPO "-l 1e-3 -x 400 " PRM "-o $T/whole.bin");
+    assert_same_file("prm.bin", "prm_parts.bin");
+    sh(PPO PRM "-x 8 -o $T/a.bin --save-steps 4 --state $T/a.state && test -f $T/a.state.prm-8");
+    sh("cp $T/sft.bin $T/a.state.prm-8");
+    refused(1, PPO PRM "-x 12 -o $T/kept --resume $T/a.state", "it is not the prm of the state at step 8");
     /* each periodic state replaces the last one and its critic */
     sh("rm -f $T/*.critic-*");
     sh(PPO "-x 40 -l 1e-3 --critic $T/sft.bin --save-steps 8 -o $T/a.bin --state $T/a.state");
@@ -527,6 +615,19 @@ static void bad_input(void **state) {
     refused(2, PPO "-o $T/kept --algo rloo -G 1", "at least 2");
     refused(2, PPO "-o $T/kept --algo rloo --critic $T/sft.bin", "--critic: used only by --algo ppo and a2c");
     refused(2, PPO "-o $T/kept --critic-warmup 3", "--critic-warmup: used only with --critic");
+    refused(2, PPO "-o $T/kept --prm $T/sft.bin", "--prm: used only by --algo prime");
+    refused(2, PPO "-o $T/kept --algo rloo -G 2 --filter-accuracy", "--filter-accuracy: used only by --algo prime");
+    refused(2, PRIME "-o $T/kept --accuracy-upper-bound 0.9",
+            "--accuracy-upper-bound: used only with --filter-accuracy");
+    refused(2, PRIME "-o $T/kept --filter-accuracy --accuracy-upper-bound 0.1", "is above --accuracy-upper-bound, 0.1");
+    refused(2, PRIME "-o $T/kept --reward-dpo-coef 0 --reward-gt-coef 0", "there is nothing to learn");
+    refused(2, PRIME "-o $T/kept --kl-coef 0.1", "--kl-coef: --algo prime has no KL penalty in the reward");
+    refused(2, PRIME "-o $T/kept --reward-model $T/rm.bin", "--reward-model: --algo prime learns from outcomes");
+    refused(2, PRIME "-o $T/kept --critic $T/sft.bin", "--critic: used only by --algo ppo and a2c");
+    refused(2, PRIME "-o $T/kept --prm-output $T/kept", "--prm-output and --output: both are");
+    refused(2, PPO "-o $T/kept --algo prime -G 1", "at least 2");
+    refused(1, PRIME "-o $T/kept --prm $T/rm.bin", "it is a reward model, expected a language model");
+    refused(1, PRIME "-o $T/kept --prm $T/none.bin", "none.bin");
     refused(2, PPO "-o $T/kept --num-mini-batches 5", "does not divide the 12 prompts");
     refused(2, PPO "-o $T/kept --kl-controller adaptive --kl-coef 0", "--kl-coef is 0");
     refused(2, PPO "-o $T/kept --ptx-coef 1", "require each other");
@@ -541,6 +642,7 @@ static void bad_input(void **state) {
     refused(1, PPO "-o $T/kept --ptx $T/chat.shard --ptx-coef 1", "chat.shard");
     sh("./train_sft -i $T/chat.shard --context 3 --micro-tokens 256 --batch-tokens 240 --layers 1 --width 32 "
        "--heads 2 -o $T/short.bin -x 1");
+    refused(1, PRIME "-o $T/kept --prm $T/short.bin", "is shorter than the longest prompt with its completion");
     refused(1, PPO "-o $T/kept --critic $T/short.bin", "is shorter than the longest prompt with its completion");
 }
 
@@ -550,6 +652,9 @@ int main(void) {
                                        cmocka_unit_test(known_losses),
                                        cmocka_unit_test(each_algorithm_learns),
                                        cmocka_unit_test(a2po_learns),
+                                       cmocka_unit_test(the_process_reward_model),
+                                       cmocka_unit_test(prime_learns),
+                                       cmocka_unit_test(prime_without_process_rewards),
                                        cmocka_unit_test(identities),
                                        cmocka_unit_test(results_do_not_depend_on_memory_options),
                                        cmocka_unit_test(what_is_logged),

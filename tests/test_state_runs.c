@@ -46,10 +46,11 @@ static int setup(void **state) {
 
 static void resumes(const char *command, int steps) { assert_resumes(command, steps, "safetensors"); }
 
-#define SFT  "./train_sft -c $T/base -i $T/chat.shard --batch-tokens 200 -l 1e-2 "
-#define DPO  "./train_dpo -c $T/base -i $T/prefs.shard -l 1e-2 "
-#define GRPO "./train_grpo -c $T/base -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4 -l 1e-2 "
-#define PPO  "./train_ppo -c $T/base -i $T/prompts.shard --reward-model $T/rm -g 6 -l 1e-2 "
+#define SFT   "./train_sft -c $T/base -i $T/chat.shard --batch-tokens 200 -l 1e-2 "
+#define DPO   "./train_dpo -c $T/base -i $T/prefs.shard -l 1e-2 "
+#define GRPO  "./train_grpo -c $T/base -i $T/tasks.shard --beta 0.1 -g 4 -p 4 -G 4 -l 1e-2 "
+#define PRIME "./train_ppo -c $T/base -i $T/tasks.shard --algo prime -g 4 -p 4 -G 4 -l 1e-2 --prm-learning-rate 1e-2 "
+#define PPO   "./train_ppo -c $T/base -i $T/prompts.shard --reward-model $T/rm -g 6 -l 1e-2 "
 
 static void all_weights(void **state) {
     (void)state;
@@ -62,6 +63,7 @@ static void all_weights(void **state) {
     resumes(GRPO, 6);
     resumes(PPO, 12);
     resumes(PPO "--critic $T/rm", 12);
+    resumes(PRIME, 6);
 }
 
 static void adapters(void **state) {
@@ -72,8 +74,10 @@ static void adapters(void **state) {
     resumes(GRPO "--lora-rank 3", 6);
     resumes(PPO "--lora-rank 3", 12);
     resumes(PPO "--lora-rank 3 --critic $T/rm", 12);
+    resumes(PRIME "--lora-rank 3", 6);
     sh(SFT "-x 4 --lora-rank 3 --adapter-output $T/first");
     resumes(SFT "--adapter $T/first", 6);
+    resumes(PRIME "--adapter $T/first", 6);
     /* the base is a new model, which the seed gives again */
     resumes(
         "./train_sft --layers 1 --width 32 --heads 2 --context 48 -i $T/chat.shard --batch-tokens 200 --lora-rank 2",

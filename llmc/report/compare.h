@@ -339,9 +339,9 @@ static inline void compare_evaluations(FILE *f, const Runs *r) {
 
 /* Whether an option names an output: runs that differ in it are not different otherwise. */
 static inline bool compare_is_output(const char *name) {
-    static const char *const outputs[] = {"output",     "metrics",  "report",     "tensorboard",   "state",
-                                          "output-dir", "rollouts", "best",       "critic-output", "adapter-output",
-                                          "quiet",      "resume",   "save-steps", "logging-steps"};
+    static const char *const outputs[] = {"output",         "metrics",  "report", "tensorboard",   "state",
+                                          "output-dir",     "rollouts", "best",   "critic-output", "prm-output",
+                                          "adapter-output", "quiet",    "resume", "save-steps",    "logging-steps"};
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
         if (!strcmp(name, outputs[i])) return true;
     return false;

@@ -37,7 +37,7 @@ static inline bool resume_place(const char *option) {
         "output",        "output-dir",    "overwrite-output-dir", "state",    "best",           "resume",
         "metrics",       "tensorboard",   "report",               "quiet",    "micro-tokens",   "recompute",
         "logging-steps", "save-steps",    "save-total-limit",     "zero",     "dist-timeout",
-        "critic-output", "adapter-output", "rollouts", "rollout-steps", "rollout-prompts", "rollout-samples",
+        "critic-output", "prm-output", "adapter-output", "rollouts", "rollout-steps", "rollout-prompts", "rollout-samples",
         "judge-cache", "judge-parallel", "judge-retries", "judge-timeout", "judge-key-env", "judge-insecure"};
     // clang-format on
     return resume_listed(option, places, sizeof places / sizeof *places);
