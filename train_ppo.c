@@ -472,8 +472,8 @@ static void sample_and_score(Run *r) {
 
 /* ---- 2. old policy ----------------------------------------------------------------------------------------------- */
 
-/* Computes log pi_old, the old values, log ref and the process rewards. If a generation gives only one step, the sampler's log-probabilities
- * are used as log pi_old. */
+/* Computes log pi_old, the old values, log ref and the process rewards. If a generation gives only one step, the sampler's
+ * log-probabilities are used as log pi_old. */
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
     const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = has_head() ? r->old_value : NULL};
@@ -661,7 +661,8 @@ static double value_loss_of(Run *r, const GenerationSlice *x, const LossNormalis
     return ppo_value_loss(&r->loss, all, &b, r->dvalue + x->at, stats);
 }
 
-/* Adds the gradients of a micro-batch. warming: only those of the separate critic. Returns the loss of observed tokens. */
+/* Adds the gradients of a micro-batch. warming: only those of the separate critic, if there is one. Returns the loss of
+ * observed tokens. */
 static double backward(Run *r, const GenerationSlice *x, bool warming) {
     Trainer *t = &r->t;
     const Batch *b = &r->g.batch;
@@ -680,7 +681,8 @@ static double backward(Run *r, const GenerationSlice *x, bool warming) {
     return loss;
 }
 
-/* One optimizer step on completions [first, end). warming: train only the separate critic. Returns the loss.
+/* One optimizer step on completions [first, end). warming: the policy stays, and only the separate critic, if there is one, is
+ * trained here. Returns the loss.
  * Collective. */
 static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoStats *stats) {
     Trainer *t = &r->t;
@@ -738,13 +740,14 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
 static double update(Run *r, PpoStats *stats) {
     Trainer *t = &r->t;
     const int32_t size = r->g.completions / (int32_t)o.mini_batches;
+    const int64_t warmup = o.algo == PRIME ? o.prime.warmup : o.critic_warmup;
     double loss = 0;
     r->positive_nll[0] = r->positive_nll[1] = 0;
     r->a2po = (A2poStats){0};
     for (int64_t epoch = 0; epoch < o.epochs && t->step < t->steps; epoch++) {
         const PpoStats before = *stats;
         for (int32_t m = 0; m < o.mini_batches && t->step < t->steps; m++)
-            loss += update_step(r, m * size, (m + 1) * size, t->step < o.critic_warmup, stats);
+            loss += update_step(r, m * size, (m + 1) * size, t->step < warmup, stats);
         const double tokens = fmax(stats->sum.tokens - before.sum.tokens, 1);
         if (o.target_kl > 0 && (stats->sum.square_log - before.sum.square_log) / (2 * tokens) > o.target_kl) break;
     }

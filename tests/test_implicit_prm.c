@@ -230,8 +230,8 @@ static void without_process_it_is_rloo(void **state) {
     }
 }
 
-/* At its first token, a completion has the process return of the paper's equation 5, which subtracts the mean of the others from
- * each reward. With rewards that are the same for all tokens, so have all. */
+/* At its first token, a completion has the process return of the paper's equation 5, which subtracts the mean of the others
+ * from each reward. With rewards that are the same for all tokens, so have all. */
 static void the_first_token_is_the_papers(void **state) {
     (void)state;
     for (int k = 0; k < 2; k++) {

@@ -256,11 +256,11 @@ static void a2po_learns(void **state) {
 #define EVEN  PRIME "--reward-cmd 'sh $T/even.sh' -p 24 --lr-scheduler-type constant --warmup-steps 0 "
 
 /* PRIME's process reward model (PRM), with an even digit as the right answer: a new one is the reference; it learns which
- * answers are right while the policy stays; its file starts the next one, and is a language model. */
+ * answers are right in steps that are its alone; its file starts the next one, and is a language model. */
 static void the_process_reward_model(void **state) {
     (void)state;
-    sh(EVEN "-x 40 -l 0 --prm-learning-rate 0.003 --beta-train 0.5 --prm-output $T/prm.bin -o $T/x.bin "
-            "--metrics $T/m.jsonl");
+    sh(EVEN "-x 40 -l 0.01 --prm-warmup 40 --prm-learning-rate 0.003 --beta-train 0.5 --prm-output $T/prm.bin "
+            "-o $T/x.bin --metrics $T/m.jsonl");
     assert_true(weights_gap("x.bin", "sft.bin") == 0);
     assert_near(metric("m.jsonl", 0, "reward_model/dpo_loss"), log(2), 1e-6);
     assert_near(metric("m.jsonl", 0, "reward_model/dpo_acc_abs_before"), 0, 0);

@@ -18,12 +18,12 @@
  *   whitening    is in both codes, not in the paper, and so are the two weights.
  *   last token   It has a process reward, as in the paper and in the authors' code. verl leaves it out.
  *   whole        puts the sum over a completion at its last token, as the authors' code does. verl's line for it fails.
- *   batch_norm   divides r by the largest |sum_(s >= t) r_s|, so that beta has no effect on A_t. Both codes take the largest of
- *                a rank's completions. Here it is that of the generation, so that nothing depends on the number of ranks.
+ *   batch_norm   divides r by the largest |sum_(s >= t) r_s|, so that beta has no effect on A_t. Both codes take the largest
+ *                of a rank's completions. Here it is that of the generation, so that nothing depends on the number of ranks.
  *   gamma        discounts the process rewards only, as in the paper.
  *
- * Tokens of completion i are [offset[i], offset[i+1]) of every per-token array; completions of a prompt are adjacent. Inputs and
- * outputs are float, sums are double.
+ * Tokens of completion i are [offset[i], offset[i+1]) of every per-token array; completions of a prompt are adjacent. Inputs
+ * and outputs are float, sums are double.
  *
  *     ImplicitPrmConfig c = implicit_prm_config();
  *     loss += implicit_prm_loss(&c, 128, &b, dlogp);                   // each micro-batch; 128 completions in the batch
@@ -166,7 +166,7 @@ static inline double implicit_prm_pairs(const ImplicitPrmBatch *b, const double 
     return !pairs ? NAN : weight > 0 ? right / weight : 0.5;
 }
 
-/* Statistics of a generation; NaN if no completion counts. sum: (completions) memory for the caller's use. */
+/* Statistics of a generation; NaN if no completion counts. sum: (completions) is scratch memory. */
 static inline ImplicitPrmStats implicit_prm_stats(const ImplicitPrmBatch *b, const float *reward, int32_t G,
                                                   double *sum) {
     ImplicitPrmStats s = {0};

@@ -21,7 +21,7 @@
 #ifndef LLMC_TRAIN_PRIME_H
 #define LLMC_TRAIN_PRIME_H
 
-#include "../base/error.h"        /* usage_error, xcalloc, die, Error */
+#include "../base/error.h"        /* usage_error, xcalloc, Error, die, ... */
 #include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, OPTION_FLAG, ... */
 #include "../dist/dist.h"         /* dist_total */
 #include "../loss/implicit_prm.h" /* ImplicitPrmBatch, ImplicitPrmConfig, implicit_prm_rewards, ... */
@@ -31,7 +31,7 @@
 #include "../report/metrics.h"    /* metrics_set, Metrics, metrics_warn */
 #include "generation.h"           /* Generation, generation_tokens_max, GenerationSlice, generation_complete, ... */
 #include "second_model.h"         /* SecondModel, SecondModelOpen, second_model_check_output, ... */
-#include "trainer.h"              /* Trainer, trainer_count_flops */
+#include "trainer.h"              /* Trainer, trainer_count_flops, trainer_require */
 
 #define PRIME_UPDATE_CHOICES "after|before"
 typedef enum { PRIME_AFTER, PRIME_BEFORE } PrimeUpdate; /* in the order of PRIME_UPDATE_CHOICES */
@@ -39,7 +39,8 @@ typedef enum { PRIME_AFTER, PRIME_BEFORE } PrimeUpdate; /* in the order of PRIME
 typedef struct PrimeOptions {
     const char *prm, *output;
     double learning_rate;
-    int update; /* a PrimeUpdate */
+    int64_t warmup; /* initial optimizer steps that train only the PRM */
+    int update;     /* a PrimeUpdate */
     ImplicitPrmConfig loss;
     bool filter;
     double lower, upper; /* bounds of the filter, both included */
@@ -59,6 +60,8 @@ static inline PrimeOptions prime_options(void) {
     OPTION_TEXT  ("prm-output",           0, &(o).output,        "FILE", "output file of the PRM"),                    \
     OPTION_REAL  ("prm-learning-rate",    0, &(o).learning_rate, 0, 10,                                                \
                   "peak learning rate of the PRM; 0 uses --learning-rate"),                                            \
+    OPTION_INT   ("prm-warmup",           0, &(o).warmup,        0, 1e9,                                               \
+                  "number of initial optimizer steps that train only the PRM"),                                        \
     OPTION_CHOICE("prm-update",           0, &(o).update,        PRIME_UPDATE_CHOICES,                                 \
                   "train the PRM on a generation after or before it gives the rewards of its tokens; before takes one " \
                   "more forward pass"),                                                                                \
@@ -84,6 +87,7 @@ static inline void prime_check(const PrimeOptions *o, const Option *table, bool 
         {&o->prm, prime, only},
         {&o->output, prime, only},
         {&o->learning_rate, prime, only},
+        {&o->warmup, prime, only},
         {&o->update, prime, only},
         {&o->loss.beta, prime, only},
         {&o->loss.granularity, prime, only},
@@ -161,14 +165,20 @@ static inline void prime_filter(Prime *p, const float *outcome) {
                      p->o->lower, p->o->upper);
 }
 
-/* Checks the outcomes of a generation and applies --filter-accuracy to g->counts. outcome: (completions) of all ranks. */
+/* Checks the outcomes of a generation and applies --filter-accuracy to g->counts. outcome: (completions) of all ranks.
+ * Collective. */
 static inline void prime_outcomes(Prime *p, const float *outcome) {
     const Generation *g = p->g;
-    for (int32_t i = 0; i < g->completions; i++)
+    Error e;
+    bool ok = true;
+    for (int32_t i = 0; ok && i < g->completions; i++)
         if (g->counts[i] && !(outcome[i] >= 0 && outcome[i] <= 1))
-            die("--algo prime: a completion has the score %g, and an outcome is from 0 (wrong) to 1 (right); change the "
-                "weights of --reward or the penalties",
-                (double)outcome[i]);
+            ok =
+                error_set(&e,
+                          "--algo prime: a completion has the score %g, and an outcome is from 0 (wrong) to 1 (right); "
+                          "change the weights of --reward or the penalties",
+                          (double)outcome[i]);
+    trainer_require(g->t, ok, &e);
     if (p->o->filter) prime_filter(p, outcome);
 }
 
