@@ -1,13 +1,14 @@
 #!/bin/sh
-# check_losses.sh [SEED...] - learning curves of the losses and advantages of train_grpo that are not TRL's, beside dapo: five
-# seeds, some minutes.
+# check_losses.sh [SEED...] - learning curves of the losses and advantages of train_grpo that are not TRL's, beside dapo, or of
+# prime beside rloo: five seeds, some minutes.
 #
 # The task is that of scripts/demo.sh, sorting, with four digits and a smaller model: a transformer of two layers is trained
 # on worked examples, but stopped while it makes many mistakes; then each method trains it on the reward of the verifier
 # alone, with two passes of two mini-batches over each generation, forty in all. Prints, as mean and standard deviation over
-# the seeds: the reward over the last ten generations, its difference from dapo's with the same seed, the greedy accuracy on
-# held-out problems, the probability that one of eight samples is right, and entropy and length at the end. METHODS="dapo opo"
-# runs some of the methods. OUT=FOLDER keeps the metrics; runs that it has are not made again.
+# the seeds: the reward over the last ten generations, its difference from that of BASELINE (dapo) with the same seed, the
+# greedy accuracy on held-out problems, the probability that one of eight samples is right, and entropy and length at the end.
+# METHODS="dapo opo" runs some of the methods, which may be rloo and prime with its settings. OUT=FOLDER keeps the metrics; runs
+# that it has are not made again. SFT_STEPS and STEPS set the length of the training on examples and of the methods'.
 #
 # GUIDED=1 runs the methods that learn from demonstrations, on a task that the model cannot do by itself: it is fine-tuned to
 # sort two digits, and the prompts have three, so that no sample is right. luffy has a demonstration in each group
@@ -24,6 +25,7 @@ tasks() { data/make_tasks --task sort --items 4 --largest 9 "$@" 2>/dev/null; }
 all="dapo max_rl pass_k grpo_passk opo gpg optimal_token_baseline dppo clip_cov kl_cov positive_nll"
 all="$all gfpo_length gfpo_efficiency reset a2po"
 [ -z "${GUIDED-}" ] || all="dapo mixed_policy luffy sft_dapo"
+baseline=${BASELINE:-dapo}
 
 options() {
     case $1 in
@@ -40,6 +42,11 @@ options() {
     gfpo_efficiency) echo "--num-remains-in-group 4 --group-filter token_efficiency" ;;
     reset) echo "--beta 0.05 --ref-reset-steps 80" ;;
     a2po) echo "--algo a2po" ;;
+    rloo) echo "--algo rloo --kl-coef 0" ;;
+    prime) echo "--algo prime --prm-learning-rate 7e-4 --beta-train 1" ;;
+    prime_coef) echo "--algo prime --prm-learning-rate 7e-4 --beta-train 1 --reward-dpo-coef 1" ;;
+    prime_warmup) echo "--algo prime --prm-learning-rate 7e-4 --beta-train 1 --prm-warmup 160 --max-steps 320" ;;
+    prime_both) echo "$(options prime_warmup) --reward-dpo-coef 1" ;;
     *) echo "check_losses.sh: $1: unknown" >&2; return 1 ;;
     esac
 }
@@ -47,12 +54,15 @@ options() {
 # Trains by a method, with options $3. a2po, of train_ppo, has one completion of each of eight times as many prompts.
 improve() {
     program="./train_grpo --num-prompts 16 --num-generations 8 --num-iterations 2 --steps-per-generation 2"
-    [ "$1" != a2po ] || program="./train_ppo --num-prompts 128"
+    case $1 in
+    a2po) program="./train_ppo --num-prompts 128" ;;
+    rloo | prime*) program="./train_ppo --num-prompts 16 --num-generations 8 --num-ppo-epochs 2 --num-mini-batches 2" ;;
+    esac
     # shellcheck disable=SC2086
-    $program $3 -c "$work/sft-$2.bin" -i "$work/train-$2.shard" -j "$work/heldout-$2.shard" -o "$work/out-$2.bin" \
+    $program -c "$work/sft-$2.bin" -i "$work/train-$2.shard" -j "$work/heldout-$2.shard" -o "$work/out-$2.bin" \
         --max-completion-length 12 --max-steps "${STEPS:-160}" --temperature 0.6 --learning-rate 7e-4 --warmup-steps 20 \
         --micro-tokens 4096 --slots 128 --eval-steps 1000 --eval-samples 8 --sample-count 0 --seed "$2" \
-        --metrics "$work/$1-$2.jsonl"
+        --metrics "$work/$1-$2.jsonl" $3
 }
 
 # Fine-tunes model $1 on shard $2 for $3 steps, into model $4.
@@ -85,27 +95,23 @@ improve_guided() {
         --metrics "$work/$1-$2.jsonl"
 }
 
-for seed; do
-    if [ -n "${GUIDED-}" ]; then
-        prepare_guided
-        for method in ${METHODS:-$all}; do
-            more=$(options "$method")
-            grep -qs '"record":"end"' "$work/$method-$seed.jsonl" && continue
-            improve_guided "$method" "$seed" "$more" 2>"$work/log-$seed" || { tail -n 1 "$work/log-$seed" >&2; exit 1; }
-            echo "seed $seed  $method" >&2
-        done
-        continue
-    fi
+# The model and the prompts without GUIDED.
+prepare() {
     tasks --count 2000 --seed $((seed * 10 + 1)) --format chat -o "$work/sft-$seed.shard"
     tasks --count 2000 --seed $((seed * 10 + 2)) -o "$work/train-$seed.shard"
     tasks --count 300 --seed $((seed * 10 + 3)) --split heldout -o "$work/heldout-$seed.shard"
     ./train_sft --layers 2 --width 64 --heads 2 --context 32 -i "$work/sft-$seed.shard" -o "$work/sft-$seed.bin" \
         --max-steps "${SFT_STEPS:-110}" --batch-tokens 2048 --learning-rate 3e-3 --warmup-steps 20 --seed "$seed" \
         2>"$work/log-$seed"
+}
+
+kind=${GUIDED:+_guided}
+for seed; do
+    "prepare$kind"
     for method in ${METHODS:-$all}; do
         more=$(options "$method")
         grep -qs '"record":"end"' "$work/$method-$seed.jsonl" && continue
-        improve "$method" "$seed" "$more" 2>"$work/log-$seed" || { tail -n 1 "$work/log-$seed" >&2; exit 1; }
+        "improve$kind" "$method" "$seed" "$more" 2>"$work/log-$seed" || { tail -n 1 "$work/log-$seed" >&2; exit 1; }
         echo "seed $seed  $method" >&2
     done
 done
@@ -149,24 +155,33 @@ spread() {
     for seed; do value "$work/$method-$seed.jsonl" "$key" "$last"; done | moments "$factor" "$form"
 }
 
-# Mean and standard deviation of the reward, key $2, minus that of dapo with the same seed.
+# The key of a method's reward or entropy, which train_ppo has under other names.
+key() {
+    case $1 in
+    a2po | rloo | prime*) [ "$2" = reward ] && echo objective/scores || echo policy/entropy_avg ;;
+    *) echo "$2" ;;
+    esac
+}
+
+# Mean and standard deviation of the reward minus that of the baseline with the same seed.
 gain() {
-    method=$1 key=$2
-    shift 2
+    method=$1
+    shift
     for seed; do
-        [ -f "$work/dapo-$seed.jsonl" ] || continue
-        echo "$(value "$work/$method-$seed.jsonl" "$key" 10) $(value "$work/dapo-$seed.jsonl" reward 10)" |
+        [ -f "$work/$baseline-$seed.jsonl" ] || continue
+        echo "$(value "$work/$method-$seed.jsonl" "$(key "$method" reward)" 10)" \
+            "$(value "$work/$baseline-$seed.jsonl" "$(key "$baseline" reward)" 10)" |
             awk '{ print $1 - $2 }'
     done | moments 100 %.1f
 }
 
-echo "| method | options | reward % | minus dapo's | greedy % | pass@8 % | entropy | length |"
+echo "| method | options | reward % | minus $baseline's | greedy % | pass@8 % | entropy | length |"
 echo "|---|---|---|---|---|---|---|---|"
 for method in ${METHODS:-$all}; do
-    more=$(options "$method") reward=reward entropy=entropy
-    [ "$method" != a2po ] || reward=objective/scores entropy=policy/entropy_avg
-    echo "| $method | ${more:+\`$more\`} | $(spread $reward 10 "$method" 100 %.1f "$@") |" \
-        "$(gain "$method" $reward "$@") | $(spread eval_accuracy 1 "$method" 100 %.1f "$@") |" \
+    more=$(options "$method")
+    echo "| $method | ${more:+\`$more\`} | $(spread "$(key "$method" reward)" 10 "$method" 100 %.1f "$@") |" \
+        "$(gain "$method" "$@") | $(spread eval_accuracy 1 "$method" 100 %.1f "$@") |" \
         "$(spread eval_pass@8 1 "$method" 100 %.1f "$@") |" \
-        "$(spread $entropy 10 "$method" 1 %.3f "$@") | $(spread completions/mean_length 10 "$method" 1 %.2f "$@") |"
+        "$(spread "$(key "$method" entropy)" 10 "$method" 1 %.3f "$@") |" \
+        "$(spread completions/mean_length 10 "$method" 1 %.2f "$@") |"
 done
