@@ -453,7 +453,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
         if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
         else loss += credit_backward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, dentropy, NULL);
-        trainer_count_flops(t, &t->model, &g->batch, 3);
+        generation_count_step(g, &t->model, plan->first[m], plan->first[m + 1]);
     }
     loss = dist_total(&t->dist, loss);
     dist_sum(&t->dist, &r->positive.sum, 1);
@@ -670,6 +670,7 @@ static void open_run(Run *r) {
     const size_t reference = o.beta > 0 ? reference_bytes(t, o.reference, g->rows) : 0;
     distiller_open(&r->distiller, g, &o.distill);
     if (exact_kl()) t->teacher = &t->model.config;
+    generation_plan_cache(g, !distiller_on(&r->distiller) && !exact_kl());
     trainer_announce(t, options, g->rows, (int)g->o->slots,
                      reference + generation_bytes(g) +
                          teacher_bytes(&r->distiller.teacher, distiller_rows(&r->distiller, g->rows)));

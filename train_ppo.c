@@ -671,7 +671,7 @@ static double backward(Run *r, const GenerationSlice *x, bool warming) {
     if (!warming) {
         loss = credit_backward(&r->credit, &r->g, x, &t->model, &r->work, T, o.entropy_coef != 0 ? x->dentropy : NULL,
                                has_head() ? r->dvalue + x->at : NULL);
-        trainer_count_flops(t, &t->model, b, 3);
+        generation_count_step(&r->g, &t->model, x->first, x->first + x->count);
     }
     if (o.critic) {
         model_backward(&r->critic.model, &r->critic.work, b, T, NULL, NULL,
@@ -1110,6 +1110,7 @@ static void open_run(Run *r) {
     if (o.ptx && !pretraining_open(&r->ptx, o.ptx, &t->model.config, g->rows, &e)) die("%s", e.text);
     if (o.ptx) trainer_file(t, "ptx", o.ptx, r->ptx.shard.hash);
     const size_t reference = has_reference() ? reference_bytes(t, o.reference, g->rows) : 0;
+    generation_plan_cache(g, true);
     const SecondModel *second = o.algo == PRIME ? &r->prime.prm : &r->critic;
     trainer_announce(t, options, g->rows, (int)g->o->slots,
                      reference + second_model_bytes(second, g->rows) + generation_bytes(g));

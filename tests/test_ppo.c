@@ -13,7 +13,7 @@
 #include "files.h"                    /* files_path */
 #include "golden.h"                   /* golden, Golden, golden_count, golden_floats, ... */
 #include "models.h"                   /* assert_near, refused, models_setup, models_teardown */
-#include "run.h"                      /* sh, metric, metric_mean, metric_lines, ... */
+#include "run.h"                      /* metric, sh, metric_mean, metric_lines, ... */
 #include "shell.h"                    /* said, assert_holds, run */
 
 /* ---- losses ---------------------------------------------------------------------------------------------------- */
@@ -344,11 +344,12 @@ static void identities(void **state) {
 
 static void results_do_not_depend_on_memory_options(void **state) {
     (void)state;
-    const char *how[] = {"", "--micro-tokens 16", "--micro-tokens 2k", "--recompute 2 --micro-tokens 40"},
+    const char *how[] = {"", "--micro-tokens 16", "--micro-tokens 2k", "--recompute 2 --micro-tokens 40",
+                         "--activation-cache 0"},
                *more[] = {"--entropy-coef 0.01 --critic $T/rm.bin", "--algo rloo -G 4 --num-mini-batches 2",
-                          "--algo prime -G 4 --num-mini-batches 2 --prm-learning-rate 1e-3 --beta-train 1"};
-    for (int k = 0; k < 3; k++)
-        for (int i = 0; i < 4; i++) {
+                          "--algo prime -G 4 --num-mini-batches 2 --prm-learning-rate 1e-3 --beta-train 1", ""};
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 5; i++) {
             sh(PPO "-x 4 -l 1e-3 --adam-epsilon 1e-3 %s %s -o $T/m%d.bin --metrics $T/m%d.jsonl", more[k], how[i], i,
                i);
             if (!i) continue;

@@ -336,11 +336,12 @@ static void grpo_raises_the_reward(void **state) {
     if (!(before < 0.25 && after > 0.9)) fail_msg("reward %g before, %g after", before, after);
     assert_true(metric("g.jsonl", -1, "eval_accuracy") == 1);
     assert_holds(said, "100.0 % after");
-    for (int i = 0; i < 50; i++) /* the sampler equals the policy that is trained */
-        assert_true(metric("g.jsonl", i, "sampling/sampling_logp_difference/max") < 1e-3);
     assert_true(metric("g.jsonl", 0, "ratio/mean") == 1);
     /* control: with a random reward nothing about the answers can be learned */
-    sh(GRPO_ON("sevens.shard") "-o $T/r.bin -x 50 -l 1e-3 --reward random:1,verify:0 --metrics $T/r.jsonl");
+    sh(GRPO_ON("sevens.shard") "-o $T/r.bin -x 50 -l 1e-3 --reward random:1,verify:0 --metrics $T/r.jsonl "
+                               "--activation-cache 0");
+    for (int i = 0; i < 50; i++) /* the sampler equals the policy that is trained */
+        assert_true(metric("r.jsonl", i, "sampling/sampling_logp_difference/max") < 1e-3);
     const double chance = metric_mean("r.jsonl", 30, 50, "rewards/verify/mean");
     assert_near(metric_mean("r.jsonl", 0, 50, "rewards/random/mean"), 0.5, 0.05);
     if (!(chance < 0.3)) fail_msg("accuracy %g by a random reward", chance);
@@ -561,6 +562,35 @@ static void grpo_several_steps_a_generation(void **state) {
     refused(2, GRPO "-o $T/kept -x 1 --steps-per-generation 4", "4 does not divide the 6 prompts");
 }
 
+#define LONG                                                                                                           \
+    "./train_grpo --layers 2 --width 64 --heads 4 --context 64 -i $T/tasks.shard -g 40 -p 6 -G 8 --micro-tokens 512 "  \
+    "--sample-count 0 --reward random -x 6 -l 1e-3 --adam-epsilon 1e-3 "
+
+static void grpo_activation_cache(void **state) {
+    (void)state;
+    /* steps over the sampler's activations are steps over those of a forward pass, up to rounding (as in test_ppo.c) */
+    const char *how[] = {"", "--num-iterations 2 --steps-per-generation 3", "--dynamic-sampling --entropy-coef 0.1",
+                         "--micro-tokens 60 --recompute 2"};
+    for (int i = 0; i < 4; i++) {
+        sh(LONG "-o $T/a.bin %s --metrics $T/a.jsonl", how[i]);
+        sh(LONG "-o $T/b.bin %s --metrics $T/b.jsonl --activation-cache 0", how[i]);
+        assert_true(metric("a.jsonl", 0, "completions/mean_length") > 20);
+        assert_true(weights_gap("a.bin", "b.bin") < 2e-4);
+        assert_near(metric("a.jsonl", 0, "loss"), metric("b.jsonl", 0, "loss"), 1e-5);
+        assert_near(metric("a.jsonl", 0, "entropy"), metric("b.jsonl", 0, "entropy"), 1e-5);
+        assert_near(metric("a.jsonl", 0, "grad_norm") / metric("b.jsonl", 0, "grad_norm"), 1, 1e-4);
+        /* the trainer has the sampler's log-probabilities, not ones that are computed again */
+        assert_true(metric("a.jsonl", 0, "sampling/sampling_logp_difference/max") == 0);
+        assert_true(metric("b.jsonl", 0, "sampling/sampling_logp_difference/max") > 0);
+        if (i != 1) continue;
+        assert_true(metric("a.jsonl", 0, "onpolicy/max_abs_ratio_minus_1") == 0);
+        assert_true(metric("a.jsonl", 1, "onpolicy/max_abs_ratio_minus_1") > 1e-2); /* other weights */
+    }
+    refused(2, GRPO "-o $T/kept -x 1 --activation-cache 1 -p 4096", "the activations of a generation take up to");
+    refused(2, GRPO "-o $T/kept -x 1 --activation-cache 1 --beta 0.1 --kl-estimator exact",
+            "--activation-cache: used only without a teacher");
+}
+
 static void grpo_dynamic_sampling(void **state) {
     (void)state;
     /* four samples with a chance of a tenth each: most groups have no right answer and are replaced */
@@ -623,7 +653,7 @@ static void grpo_sampling_options(void **state) {
     sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-k 3 --metrics $T/s.jsonl");
     sh(GRPO "-o $T/x.bin -x 2 -l 0 --top-p 0.5 --min-p 0.01 --repetition-penalty 1.2 --metrics $T/s.jsonl");
     /* log-probabilities are at the sampling temperature, in sampling and in training */
-    sh(GRPO "-o $T/x.bin -x 2 -l 0 --temperature 0.5 --metrics $T/s.jsonl");
+    sh(GRPO "-o $T/x.bin -x 2 -l 0 --temperature 0.5 --activation-cache 0 --metrics $T/s.jsonl");
     assert_true(metric("s.jsonl", 0, "sampling/sampling_logp_difference/max") < 1e-3);
     /* neither the slots nor the micro-batch size change the samples and the training */
     sh(GRPO "-o $T/s0.bin -x 3 -l 1e-3 -G 8 --metrics $T/s0.jsonl");
@@ -721,6 +751,7 @@ int main(void) {
                                        cmocka_unit_test(grpo_reward_models),
                                        cmocka_unit_test(grpo_constants_of_losses),
                                        cmocka_unit_test(grpo_several_steps_a_generation),
+                                       cmocka_unit_test(grpo_activation_cache),
                                        cmocka_unit_test(grpo_dynamic_sampling),
                                        cmocka_unit_test(grpo_masks),
                                        cmocka_unit_test(grpo_entropy),

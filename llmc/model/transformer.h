@@ -26,6 +26,7 @@
 #define LLMC_MODEL_TRANSFORMER_H
 
 #include "../base/error.h" /* Error */
+#include "acts_cache.h"    /* activation_cache_copy */
 #include "backend.h"       /* Acts, Backend, acts_at, Norm, ... */
 #include "batch.h"         /* Batch, Segment */
 #include "config.h"        /* ModelConfig, model_q_width, NORM_POST, NORM_PRE, ... */
@@ -413,7 +414,8 @@ static inline void model_embed(const Model *m, const Workspace *w, int N) {
     else b->embed_forward(m->device, out, model_weight(m, TENSOR_wte, 0), wpe, token, position, scale, N, C);
 }
 
-/* Uploads the batch and runs the model from the tokens to the output of the final norm. */
+/* Uploads the batch and runs the model from the tokens to the output of the final norm. If the workspace has a cache of the
+ * batch's activations, they are taken from it; with a key/value cache they are put into it. */
 static inline void model_trunk(const Model *m, const Workspace *w, const Batch *batch, const KVCache *kv) {
     const Backend *b = m->backend;
     Device *d = m->device;
@@ -434,6 +436,11 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
         b->noise_add(d, work_acts(w, WORK_encoded, 0), work_floats(w, WORK_noise, 0), work_ints(w, WORK_noise_record),
                      work_ints(w, WORK_position), N, C, w->noise_seed, w->noise_stream);
     }
+    if (w->cache && !kv) {
+        for (int l = 0; l < L; l++) activation_cache_copy(w->cache, w, l, N, true);
+        norm_forward(m, w, MODEL_NORM_FINAL, 0, N, work_x3(w, L - 1), NULL, NULL);
+        return;
+    }
     if (c->norm_place != NORM_POST) norm_forward(m, w, MODEL_NORM_1, 0, N, work_acts(w, WORK_encoded, 0), NULL, NULL);
     for (int l = 0; l < L; l++) {
         model_layer(m, w, batch, kv, l);
@@ -441,6 +448,7 @@ static inline void model_trunk(const Model *m, const Workspace *w, const Batch *
         const bool last = l == L - 1;
         residual_forward(m, w, LINEAR_fcproj, l, N, work_x2(w, l), work_x3(w, l),
                          last ? MODEL_NORM_FINAL : MODEL_NORM_1, last ? 0 : l + 1);
+        if (w->cache) activation_cache_copy(w->cache, w, l, N, false);
     }
 }
 

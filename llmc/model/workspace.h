@@ -2,7 +2,9 @@
  *
  * A Workspace holds the activations of one batch in one allocation, whose size workspace_bytes() predicts. In training,
  * recompute trades time for memory: 0 keeps all activations, 1 recomputes the outputs of norms and activations, and 2
- * recomputes whole layers from their inputs. A Workspace for inference keeps the activations of one layer only.
+ * recomputes whole layers from their inputs. A Workspace for inference keeps the activations of one layer only. One of
+ * RECOMPUTE_CACHED is for inference whose activations go into an ActivationCache (acts_cache.h), layer by layer: it has
+ * what a training pass computes, of one layer only.
  *
  *     Workspace w;
  *     if (!workspace_new(&w, &model, rows, targets, segments, true, 0, &e)) return false;
@@ -92,6 +94,8 @@ enum {
         WORK_COUNT
 };
 
+enum { RECOMPUTE_CACHED = 3 }; /* a level of recomputation: see the head of this page */
+
 typedef struct Workspace {
     int rows, targets, segments; /* capacities */
     bool train;
@@ -99,6 +103,11 @@ typedef struct Workspace {
     void *arena;
     size_t bytes;
     size_t offset[WORK_COUNT], stride[WORK_COUNT]; /* bytes; stride: between layers, 0 if all layers share one */
+    size_t each[WORK_COUNT];                       /* bytes of one row, target or segment in one layer */
+    /* The cache of the batch's activations, or NULL: row i is cache_row[i] there, -1: it is not in it. A pass that decodes
+     * writes it, any other pass reads it instead of running the layers. */
+    struct ActivationCache *cache;
+    const int32_t *cache_row;
     /* NEFTune: noise_scale[N] on the host, or NULL for no noise; noise_record[N]: which record of the step a row is
      * of; noise_stream identifies the step */
     const float *noise_scale;
@@ -110,17 +119,20 @@ typedef struct Workspace {
 static inline size_t workspace_layout(Workspace *w, const ModelConfig *c, const Backend *b) {
     enum { ALWAYS, TRAIN, INFER };
     const size_t unit[] = {b->act_size, sizeof(float), sizeof(int32_t)};
+    const bool cached = w->recompute == RECOMPUTE_CACHED;
     size_t at = 0;
     int i = 0;
     if (w->recompute < (int)b->recompute) w->recompute = (int)b->recompute;
 #define A(name, kind, items, of, kept, when)                                                                           \
     {                                                                                                                  \
         const size_t count = ((size_t)w->of + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN;                                  \
-        const bool present = (when) == ALWAYS || ((when) == TRAIN) == w->train;                                        \
+        const bool present =                                                                                           \
+            (when) == ALWAYS || ((when) == TRAIN ? w->train && ((kept) >= 0 || !cached) : !w->train || cached);        \
         const bool stacked = w->train && (kept) >= w->recompute;                                                       \
         const size_t bytes = (count * (size_t)(items)*unit[kind] + 63) / 64 * 64;                                      \
         w->offset[i] = at;                                                                                             \
         w->stride[i] = stacked ? bytes : 0;                                                                            \
+        w->each[i] = present ? (size_t)(items)*unit[kind] : 0;                                                         \
         at += present ? bytes * (stacked ? (size_t)c->layers : 1) : 0;                                                 \
         i++;                                                                                                           \
     }
@@ -136,7 +148,8 @@ static inline size_t workspace_bytes(const ModelConfig *c, const Backend *b, int
     return workspace_layout(&w, c, b);
 }
 
-/* rows, targets, segments: capacities, the sizes of the largest batch. recompute: 0, 1 or 2 (training only). */
+/* rows, targets, segments: capacities, the sizes of the largest batch. recompute: 0, 1 or 2 (training only), or
+ * RECOMPUTE_CACHED, with `train`. */
 static inline bool workspace_new(Workspace *w, const Model *m, int rows, int targets, int segments, bool train,
                                  int recompute, Error *e) {
     *w = (Workspace){.rows = rows, .targets = targets, .segments = segments, .train = train, .recompute = recompute};

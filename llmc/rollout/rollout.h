@@ -36,6 +36,7 @@
 #include "../base/options.h"     /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
 #include "../base/random.h"      /* RANDOM_ROLLOUT */
 #include "../base/text.h"        /* TokenList */
+#include "../model/acts_cache.h" /* ActivationCache */
 #include "../model/backend.h"    /* Backend, Draw, Ints */
 #include "../model/batch.h"      /* Batch, Segment */
 #include "../model/config.h"     /* ModelConfig */
@@ -43,7 +44,7 @@
 #include "../model/model.h"      /* Model, model_sync */
 #include "../model/model_text.h" /* ModelText */
 #include "../model/pack.h"       /* batch_segment, batch_target, batch_clear, batch_fits, ... */
-#include "../model/workspace.h"  /* KVCache, Workspace, kv_bytes, kv_free, ... */
+#include "../model/workspace.h"  /* workspace_bytes, KVCache, RECOMPUTE_CACHED, Workspace, ... */
 #include "../text/tokenizer.h"   /* tokenizer_special */
 #include "stop_text.h"           /* STOP_TEXTS_MAX, StopTexts, stop_text_cut */
 #include "trajectory.h"          /* Trajectory, STOP_CONTEXT_OVERFLOW, STOP_MAX_TOKENS, STOP_MAX_TURN_TOKENS, ... */
@@ -162,6 +163,8 @@ typedef struct RolloutRequest {
     int32_t slot;       /* of a lone engine: 1 + the slot that the sample takes, which must be free; 0: any */
     int32_t cached; /* first tokens of the prompt, fewer than all, that an earlier sample has left in the cache of this
                      * slot; 0 except with `slot`, or in a lone engine of one slot */
+    /* 1 + its first row in the engine's activation cache, of rollout_activation_rows(); 0: it is not put there */
+    int64_t activations;
 } RolloutRequest;
 
 /* Sample `sample` of request number `request`. */
@@ -236,6 +239,7 @@ typedef struct Rollout {
     RolloutWaiting *waiting; /* queue of samples that have their first token and wait for a slot */
     int waiting_first, waiting_count, waiting_capacity;
     int32_t *cache_row;      /* (rows) */
+    int32_t *activation_row; /* (rows) in the activation cache of `work`, if it has one */
     int32_t *stream, *index; /* (targets, 2), (targets) */
     int32_t *token;          /* (targets) */
     float *logp;
@@ -264,10 +268,23 @@ static inline void completion_free(Completion *c) {
 
 static inline int rollout_rows(int slots, int prompt_max) { return slots + (prompt_max > 512 ? prompt_max : 512); }
 
+/* Rows of an activation cache (../model/acts_cache.h) that a request takes: those of its prompt, then `limit` - 1 for
+ * each sample, where `limit` is the smaller one of Sampling.max_new and the engine's new_max. */
+static inline int64_t rollout_activation_rows(int32_t prompt_len, int32_t samples, int limit) {
+    return prompt_len + (int64_t)samples * (limit - 1);
+}
+
 /* Bytes that rollout_new() allocates on the device. */
 static inline size_t rollout_bytes(const ModelConfig *c, const Backend *b, int slots, int prompt_max, int new_max) {
     const int rows = rollout_rows(slots, prompt_max);
     return workspace_bytes(c, b, rows, rows, rows, false, 0) + kv_bytes(c, b, slots * (prompt_max + new_max));
+}
+
+/* Bytes by which rollout_new_with() allocates more for an engine that can have an activation cache. */
+static inline size_t rollout_caching_bytes(const ModelConfig *c, const Backend *b, int slots, int prompt_max) {
+    const int rows = rollout_rows(slots, prompt_max);
+    return workspace_bytes(c, b, rows, rows, rows, true, RECOMPUTE_CACHED) -
+           workspace_bytes(c, b, rows, rows, rows, false, 0);
 }
 
 static inline void rollout_free(Rollout *r) {
@@ -276,49 +293,70 @@ static inline void rollout_free(Rollout *r) {
     kv_free(&r->kv, r->model);
     batch_free(&r->batch);
     if (r->history) r->model->backend->release(r->model->device, r->history);
-    free(r->slot), free(r->area_users), free(r->waiting), free(r->cache_row), free(r->stream), free(r->index);
+    free(r->slot), free(r->area_users), free(r->waiting), free(r->cache_row), free(r->activation_row);
+    free(r->stream), free(r->index);
     free(r->token), free(r->logp), free(r->target), free(r->history_host), free(r->history_len);
     *r = (Rollout){0};
 }
 
-/* Allocates what an engine needs, whose model, sizes and stride are set. */
-static inline bool rollout_alloc(Rollout *r, Error *e) {
+/* Allocates what an engine needs, whose model, sizes and stride are set. caches: its workspace can have a cache. */
+static inline bool rollout_alloc(Rollout *r, bool caches, Error *e) {
     const Model *m = r->model;
     const int slots = r->slots, rows = rollout_rows(slots, r->prompt_max);
     r->slot = (RolloutSlot *)xcalloc((size_t)slots, sizeof *r->slot);
     r->area_users = (int *)xcalloc((size_t)slots, sizeof *r->area_users);
     r->cache_row = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
+    r->activation_row = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
     r->stream = (int32_t *)xcalloc(2 * (size_t)rows, sizeof(int32_t));
     r->index = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
     r->token = (int32_t *)xcalloc((size_t)rows, sizeof(int32_t));
     r->logp = (float *)xcalloc((size_t)rows, sizeof(float));
     r->target = (RolloutSlot *)xcalloc((size_t)rows, sizeof *r->target);
     r->batch = batch_new(rows, rows, rows);
-    if (workspace_new(&r->work, m, rows, rows, rows, false, 0, e) && kv_new(&r->kv, m, slots * r->stride, e))
+    if (workspace_new(&r->work, m, rows, rows, rows, caches, caches ? RECOMPUTE_CACHED : 0, e) &&
+        kv_new(&r->kv, m, slots * r->stride, e))
         return true;
     rollout_free(r);
     return false;
 }
 
-/* slots: number of samples that run at once; prompt_max, new_max: maximum tokens of a prompt and of a completion. */
-static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
+/* slots: number of samples that run at once; prompt_max, new_max: maximum tokens of a prompt and of a completion. caches: the
+ * engine can have an activation cache, of rollout_cache(). */
+static inline bool rollout_new_with(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, bool caches,
+                                    Error *e) {
     *r = (Rollout){
         .model = m, .slots = slots, .prompt_max = prompt_max, .new_max = new_max, .stride = prompt_max + new_max};
-    return rollout_alloc(r, e);
+    return rollout_alloc(r, caches, e);
+}
+
+static inline bool rollout_new(Rollout *r, const Model *m, int slots, int prompt_max, int new_max, Error *e) {
+    return rollout_new_with(r, m, slots, prompt_max, new_max, false, e);
+}
+
+/* Sets the cache into which the activations of requests with `activations` go; NULL: none. */
+static inline void rollout_cache(Rollout *r, ActivationCache *cache) {
+    assert(!cache || r->work.train);
+    r->work.cache = cache;
+    r->work.cache_row = r->activation_row;
 }
 
 /* The same for requests of one sample each, whose prompt and completion together have at most `length` >= 2 tokens. */
 static inline bool rollout_new_lone(Rollout *r, const Model *m, int slots, int length, Error *e) {
     *r = (Rollout){
         .model = m, .slots = slots, .prompt_max = length - 1, .new_max = length - 1, .stride = length, .lone = true};
-    return rollout_alloc(r, e);
+    return rollout_alloc(r, false, e);
+}
+
+/* Maximum tokens of a completion. */
+static inline int rollout_most(const Rollout *r, const Sampling *s) {
+    return s->max_new < r->new_max ? s->max_new : r->new_max;
 }
 
 /* Maximum tokens of a completion to a prompt of this length. */
 static inline int rollout_limit(const Rollout *r, const Sampling *s, int32_t prompt_len) {
     const int context = r->model->config.context;
     const int room = (r->lone && r->stride < context ? r->stride : context) - prompt_len;
-    const int most = s->max_new < r->new_max ? s->max_new : r->new_max;
+    const int most = rollout_most(r, s);
     return room < most ? room : most;
 }
 
@@ -396,7 +434,10 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
         Segment *g = &r->batch.segment[segment];
         g->key_start = rollout_new_row(r, q, area) - q->prompt_len;
         g->past = q->cached;
-        for (int32_t i = 0; i < g->len; i++) r->cache_row[g->start + i] = g->key_start + g->past + i;
+        for (int32_t i = 0; i < g->len; i++) {
+            r->cache_row[g->start + i] = g->key_start + g->past + i;
+            r->activation_row[g->start + i] = q->activations ? (int32_t)q->activations - 1 + g->past + i : -1;
+        }
         for (int32_t k = 0; k < q->samples; k++) {
             if (q->out[k].trajectory) trajectory_start(q->out[k].trajectory, clock_seconds());
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
@@ -433,7 +474,11 @@ static inline void rollout_add_sample(Rollout *r, const Sampling *s, RolloutRequ
         segment->key_start = first;
         segment->past = cached;
     }
-    for (int32_t i = 0; i < len; i++) r->cache_row[segment->start + i] = first + cached + i;
+    const int64_t row = q->activations - 1 + rollout_activation_rows(q->prompt_len, who.sample, rollout_most(r, s));
+    for (int32_t i = 0; i < len; i++) {
+        r->cache_row[segment->start + i] = first + cached + i;
+        r->activation_row[segment->start + i] = q->activations ? (int32_t)row + cached + i : -1;
+    }
     if (c->trajectory) c->trajectory->cached += len;
     if (cached + len < c->count) return;
     batch_target(&r->batch, segment->start + len - 1, 0);
@@ -595,7 +640,7 @@ static inline bool rollout_check(const Rollout *r, const RolloutRequest *q, int6
 
 /* Allocates the completions of a request. */
 static inline void rollout_open(const Rollout *r, const Sampling *s, RolloutRequest *q) {
-    const size_t room = (size_t)(s->max_new < r->new_max ? s->max_new : r->new_max);
+    const size_t room = (size_t)rollout_most(r, s);
     for (int k = 0; k < q->samples; k++)
         q->out[k] = (Completion){.tokens = (int32_t *)xmalloc(room * sizeof(int32_t)),
                                  .logp = (float *)xmalloc(room * sizeof(float)),

@@ -28,12 +28,12 @@
 #include "../loss/policy.h"          /* PolicyBatch */
 #include "../model/micro_plan.h"     /* MicroPlan */
 #include "../model/model.h"          /* Model */
-#include "../model/transformer.h"    /* ModelOutput, model_backward, model_forward */
+#include "../model/transformer.h"    /* ModelOutput, model_forward, model_backward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../report/metrics.h"       /* metrics_set, Metrics */
 #include "../rollout/rollout.h"      /* Completion, completion_drawn, completion_mask */
 #include "../rollout/trajectory.h"   /* Trajectory */
-#include "generation.h"              /* Generation, GenerationSlice, generation_mine, generation_observe, ... */
+#include "generation.h"              /* Generation, GenerationSlice, generation_cached, generation_cached_work, ... */
 #include "trainer.h"                 /* trainer_count_flops */
 
 typedef struct CreditOptions {
@@ -223,6 +223,12 @@ static inline void credit_forward(Credit *c, Generation *g, const GenerationSlic
         generation_observe(g, x->first, x->first + x->count);
         out = (ModelOutput){.logp = c->logp, .entropy = c->entropy, .value = value ? c->value : NULL};
     }
+    if (generation_cached(g, m, x->first, x->first + x->count)) {
+        const Workspace cached = generation_cached_work(g, w, x->first, x->first + x->count);
+        model_forward(m, &cached, &g->batch, temperature, &out);
+        memcpy(x->logp, x->sampler_logp, drawn); /* equal up to the order of the head's sums */
+        return;
+    }
     model_forward(m, w, &g->batch, temperature, &out);
     if (!g->observe) return;
     memcpy(x->logp, c->logp, drawn);
@@ -247,14 +253,16 @@ static inline const float *credit_dvalue(Credit *c, const Generation *g, const G
 
 /* The backward pass of a micro-batch. dentropy, dvalue: of the drawn tokens, or NULL. Returns the cross-entropy's part of the
  * loss. */
-static inline double credit_backward(Credit *c, const Generation *g, const GenerationSlice *x, const Model *m,
+static inline double credit_backward(Credit *c, Generation *g, const GenerationSlice *x, const Model *m,
                                      const Workspace *w, float temperature, const float *dentropy,
                                      const float *dvalue) {
     const int32_t drawn = x->offset[x->count];
     const double weight = c->o->observation / fmax(c->observations, 1);
     double sum = 0;
     if (!g->observe) {
-        model_backward(m, w, &g->batch, temperature, x->dlogp, dentropy, dvalue);
+        const bool cached = generation_cached(g, m, x->first, x->first + x->count);
+        const Workspace work = cached ? generation_cached_work(g, w, x->first, x->first + x->count) : *w;
+        model_backward(m, &work, &g->batch, temperature, x->dlogp, dentropy, dvalue);
         return 0;
     }
     memcpy(c->dlogp, x->dlogp, (size_t)drawn * sizeof *c->dlogp);

@@ -15,6 +15,9 @@
  * normalisers and metrics are computed locally and agree. Only the backward pass is limited to the rank's own
  * completions, generation_mine().
  *
+ * The activations of sampling can serve as the forward pass of the training passes that follow, until the weights change:
+ * generation_plan_cache().
+ *
  * Owns: the prompt shards, the order of the prompts, the sampling engine, the verifiers, the completions and their
  * arrays. The trainer owns the model, its workspace and the metrics. Errors end the program (see trainer.h). In the
  * order of use:
@@ -46,19 +49,22 @@
 #define LLMC_TRAIN_GENERATION_H
 
 #include "../base/error.h"           /* xcalloc, die, Error, usage_error, ... */
-#include "../base/options.h"         /* options_parsed, OptionUse, options_refuse_unused */
+#include "../base/options.h"         /* option_given, options_parsed, OptionUse, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../judge/judge.h"          /* Judge, judge_close, judge_mode_name, judge_open */
 #include "../judge/judge_options.h"  /* JudgeMode, judge_given, JUDGE_MODES, JudgeOptions, ... */
 #include "../judge/judged.h"         /* judge_attach, judge_cost */
 #include "../judge/local.h"          /* JudgeLocal */
+#include "../model/acts_cache.h"     /* activation_cache_bytes, ActivationCache, activation_cache_free, ... */
+#include "../model/backend.h"        /* Backend */
 #include "../model/batch.h"          /* Batch */
+#include "../model/config.h"         /* ModelConfig */
 #include "../model/micro_plan.h"     /* MicroPlan, BatchSize, micro_plan_add, micro_plan_begin, ... */
 #include "../model/model.h"          /* Model */
 #include "../model/model_fits.h"     /* FitSide */
 #include "../model/pack.h"           /* batch_branch, batch_clear, batch_completion, batch_free, ... */
-#include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward */
+#include "../model/transformer.h"    /* model_flops, ModelOutput, model_forward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/eval_sets.h"    /* EvalSets, eval_sets_free, eval_sets_new, eval_sets_size */
 #include "../records/inputs.h"       /* Inputs, inputs_close */
@@ -71,13 +77,13 @@
 #include "../rollout/off_policy.h"   /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
 #include "../rollout/prompts.h"      /* Prompts, prompts_length, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
-#include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
+#include "../rollout/rollout.h"      /* Completion, RolloutRequest, completion_mask, rollout_activation_rows, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../tools/code_tool.h"      /* CodeToolOptions */
 #include "generation_options.h"      /* GenerationOptions, generation_sandbox */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
-#include "trainer.h"                 /* Trainer, trainer_file, trainer_open_files, state_int, ... */
+#include "trainer.h"                 /* Trainer, trainer_file, trainer_count_flops, trainer_open_files, ... */
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -86,7 +92,8 @@ typedef struct ScoredCompletion {
     size_t text_length; /* bytes, among which there may be NULs */
     int64_t prompt;     /* index of the prompt */
     uint64_t id;
-    bool off_policy; /* a demonstration, which the policy did not draw */
+    bool off_policy;         /* a demonstration, which the policy did not draw */
+    int64_t prompt_row, row; /* 1 + the first row of its prompt and its own in the activation cache; 0: not in it */
     float reward, parts[REWARDS_MAX];
 } ScoredCompletion;
 
@@ -102,8 +109,13 @@ typedef struct Generation {
     Rollout engine;
     Episodes episodes; /* the tools of --tools; its turns are the engine's */
     Sampling sampling;
-    Batch batch;             /* a micro-batch of completions */
-    int rows;                /* its capacity */
+    Batch batch;           /* a micro-batch of completions */
+    int rows;              /* its capacity */
+    ActivationCache cache; /* of the policy at the step cache_step; no memory: there is none */
+    int64_t cache_rows;    /* its capacity; 0: there is none */
+    int64_t cache_used;    /* rows */
+    int64_t cache_step;
+    int32_t *cache_row;      /* (rows) those of the batch */
     Inputs files;            /* of --input and --mix */
     EvalSets held;           /* those of the held-out prompts, which have their order */
     Mix mixture;             /* order of the training prompts */
@@ -366,12 +378,40 @@ static inline void generation_open_models(Generation *g, const char *path) {
     }
 }
 
+/* Decides whether there is an activation cache (../model/acts_cache.h). There is one if a generation fits into
+ * --activation-cache, on one rank of a CPU, for completions of one turn. used: the trainer runs the policy by credit_forward()
+ * and credit_backward(). Ends the program if the option is given and has no effect. Call it before trainer_announce(). */
+static inline void generation_plan_cache(Generation *g, bool used) {
+    const GenerationOptions *o = g->o;
+    const Trainer *t = g->t;
+    const char *why = NULL;
+    if (t->backend->stream) why = "on a CPU";
+    else if (t->dist.ranks > 1) why = "on one rank";
+    else if (o->agent.command || episodes_on(&o->episodes)) why = "for completions of one turn";
+    else if (!used) why = "without a teacher and without --kl-estimator exact";
+    if (why && o->activation_cache && option_given(&o->activation_cache))
+        usage_error("--activation-cache: used only %s", why);
+    if (why || !o->activation_cache) return;
+    const int64_t rows = o->prompts * rollout_activation_rows(generation_longest_prompt(g), (int32_t)o->generations,
+                                                              (int)o->max_completion);
+    const size_t bytes = activation_cache_bytes(&t->model.config, t->backend, (int)t->o->recompute, rows);
+    const bool fits = rows <= INT32_MAX && bytes >> 20 <= (size_t)o->activation_cache;
+    if (fits) g->cache_rows = rows;
+    else if (option_given(&o->activation_cache))
+        usage_error("--activation-cache %lld: the activations of a generation take up to %zu MiB",
+                    (long long)o->activation_cache, (bytes >> 20) + 1);
+}
+
 /* Size of the sampling engine in bytes, for trainer_announce(). */
 static inline size_t generation_bytes(const Generation *g) {
-    if (g->o->agent.command)
-        return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_agent_length(g) - 1, 1);
-    return rollout_bytes(&g->t->model.config, g->t->backend, (int)g->o->slots, generation_longest_prompt(g),
-                         (int)g->o->max_completion);
+    const ModelConfig *c = &g->t->model.config;
+    const Backend *b = g->t->backend;
+    const int slots = (int)g->o->slots, prompt = generation_longest_prompt(g);
+    if (g->o->agent.command) return rollout_bytes(c, b, slots, generation_agent_length(g) - 1, 1);
+    const size_t engine = rollout_bytes(c, b, slots, prompt, (int)g->o->max_completion);
+    if (!g->cache_rows) return engine;
+    return engine + rollout_caching_bytes(c, b, slots, prompt) +
+           activation_cache_bytes(c, b, (int)g->t->o->recompute, g->cache_rows);
 }
 
 static inline float **generation_token_arrays(Generation *g, int i) {
@@ -425,9 +465,12 @@ static inline void generation_open(Generation *g) {
     const GenerationOptions *o = g->o;
     const json_t *s = g->t->state;
     const size_t n = (size_t)(o->prompts * o->generations), tokens = generation_tokens_max(g);
-    if (!o->agent.command &&
-        !rollout_new(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g), (int)o->max_completion, &e))
+    if (!o->agent.command && !rollout_new_with(&g->engine, &g->t->model, (int)o->slots, generation_longest_prompt(g),
+                                               (int)o->max_completion, g->cache_rows > 0, &e))
         die("%s; lower --slots", e.text);
+    if (g->cache_rows && !activation_cache_new(&g->cache, &g->t->model, (int)g->t->o->recompute, g->cache_rows, &e))
+        die("%s; lower --activation-cache", e.text);
+    g->cache_row = (int32_t *)xcalloc((size_t)g->rows, sizeof *g->cache_row);
     if (episodes_on(&o->episodes)) g->engine.turns = &g->episodes.turns;
     g->batch = batch_new(g->rows, g->rows, g->rows);
     g->scored = (ScoredCompletion *)xcalloc(n, sizeof *g->scored);
@@ -479,6 +522,8 @@ static inline void generation_close(Generation *g) {
     if (g->engine.turns) episodes_close(&g->episodes);
     code_judge_close(&g->code);
     rollout_free(&g->engine);
+    if (g->cache_rows) activation_cache_free(&g->cache, &g->t->model);
+    free(g->cache_row);
     batch_free(&g->batch);
     prompts_close(&g->train);
     if (g->o->val.count) prompts_close(&g->val);
@@ -563,6 +608,28 @@ static inline int64_t generation_drawn(const Generation *g, int32_t *completions
     return tokens;
 }
 
+/* Gives the n groups of `scored`, which the requests q sample, rows of the activation cache, as far as it has any: dynamic
+ * sampling may have used them up. */
+static inline void generation_cache(Generation *g, RolloutRequest *q, ScoredCompletion *scored, int32_t n) {
+    const int32_t G = (int32_t)g->o->generations;
+    const int most = (int)g->o->max_completion;
+    if (!g->cache_rows) return;
+    rollout_cache(&g->engine, &g->cache);
+    if (scored == g->scored) g->cache_used = 0;
+    g->cache_step = g->t->step;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t samples = (int32_t)q[i].samples;
+        const int64_t rows = rollout_activation_rows(q[i].prompt_len, samples, most), first = g->cache_used;
+        if (first + rows > g->cache_rows) continue;
+        g->cache_used += rows;
+        q[i].activations = first + 1;
+        for (int32_t k = 0; k < samples; k++) {
+            scored[i * G + k].prompt_row = first + 1;
+            scored[i * G + k].row = first + 1 + rollout_activation_rows(q[i].prompt_len, k, most);
+        }
+    }
+}
+
 /* Fills groups of G completions, first ... first+n-1, with samples of the next n prompts, followed by the prompt's
  * demonstrations. Their tokens count as processed (num_tokens; TRL counts them at the same place, grpo_trainer.py).
  * Collective. */
@@ -589,7 +656,9 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
         for (int32_t k = samples; k < G; k++)
             out[i * G + k] = demonstrations_completion(&g->given, prompt, k - samples);
     }
+    generation_cache(g, q, scored, n);
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
+    if (g->cache_rows) rollout_cache(&g->engine, NULL);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
     generation_spread(g, scored, owner, n);
     for (int32_t i = 0; i < n * G; i++)
@@ -821,6 +890,35 @@ static inline void generation_observe(Generation *g, int32_t first, int32_t end)
     }
 }
 
+/* Whether the activation cache has what a training pass of `m` over completions [first, end) would compute. */
+static inline bool generation_cached(const Generation *g, const Model *m, int32_t first, int32_t end) {
+    if (!g->cache_rows || m != g->engine.model || g->t->step != g->cache_step) return false;
+    for (int32_t i = first; i < end; i++)
+        if (!g->scored[i].row) return false;
+    return true;
+}
+
+/* Workspace w for a training pass over completions [first, end), which are in the activation cache and which
+ * generation_pack() has packed. */
+static inline Workspace generation_cached_work(Generation *g, const Workspace *w, int32_t first, int32_t end) {
+    int32_t n = 0;
+    for (int32_t i = first; i < end; i++) {
+        const ScoredCompletion *s = &g->scored[i];
+        const int32_t prompt = i == first || i % g->o->generations == 0 ? prompts_length(&g->train, s->prompt) : 0;
+        for (int32_t k = 0; k < prompt; k++) g->cache_row[n++] = (int32_t)s->prompt_row - 1 + k;
+        for (int32_t k = 0; k < s->completion.count - 1; k++) g->cache_row[n++] = (int32_t)s->row - 1 + k;
+    }
+    assert(n == g->batch.rows);
+    return activation_cache_work(w, &g->cache, g->cache_row);
+}
+
+/* Counts the arithmetic of a step on the micro-batch of completions [first, end). */
+static inline void generation_count_step(Generation *g, const Model *m, int32_t first, int32_t end) {
+    const bool cached = generation_cached(g, m, first, end);
+    trainer_count_flops(g->t, m, &g->batch, cached ? 2 : 3);
+    if (cached) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1); /* the head */
+}
+
 /* This rank's completions among [first, end), which must be within one part: [*mine, *last). */
 static inline void generation_mine(const Generation *g, int32_t first, int32_t end, int32_t *mine, int32_t *last) {
     const int64_t *cut = g->cut + first / (g->completions / g->parts) * (g->t->dist.ranks + 1) + g->t->dist.rank;
@@ -842,6 +940,24 @@ static inline void generation_complete(Generation *g, void *array, int32_t first
     if (array) dist_complete(&g->t->dist, array, at, 4);
 }
 
+/* Runs a model over completions [first, end), which generation_pack() has packed. Those of the activation cache have the
+ * sampler's log-probabilities. */
+static inline void generation_run(Generation *g, const Model *m, const Workspace *w, int32_t first, int32_t end,
+                                  const ModelOutput *out) {
+    const size_t tokens = (size_t)(g->offset[end] - g->offset[first]);
+    if (!generation_cached(g, m, first, end)) {
+        model_forward(m, w, &g->batch, (float)g->o->temperature, out);
+        trainer_count_flops(g->t, m, &g->batch, 1);
+        return;
+    }
+    const Workspace cached = generation_cached_work(g, w, first, end);
+    if (out->entropy || out->argmax || out->value || out->log_square)
+        model_forward(m, &cached, &g->batch, (float)g->o->temperature, out);
+    if (out->logp) memcpy(out->logp, g->sampler_logp + g->offset[first], tokens * sizeof *out->logp);
+    if (out->entropy || out->argmax) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1);
+    if (out->log_square) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1);
+}
+
 /* Computes the outputs requested in `out` for all tokens of completions [first, end) under a model. The arrays of `out`
  * are flat, of the whole generation. Each rank computes its own completions, followed by an all-gather. Collective. */
 static inline void generation_forward(Generation *g, const Model *m, const Workspace *w, int32_t first, int32_t end,
@@ -858,8 +974,7 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
                                       .argmax = out->argmax ? out->argmax + at : NULL,
                                       .value = out->value ? out->value + at : NULL,
                                       .log_square = out->log_square ? out->log_square + at : NULL};
-            model_forward(m, w, &g->batch, (float)g->o->temperature, &some);
-            trainer_count_flops(g->t, m, &g->batch, 1);
+            generation_run(g, m, w, plan->first[i], plan->first[i + 1], &some);
         }
         generation_complete(g, out->logp, part, part_end);
         generation_complete(g, out->entropy, part, part_end);

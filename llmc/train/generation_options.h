@@ -44,6 +44,7 @@ typedef struct GenerationOptions {
     OptionList stop;
     EpisodeOptions episodes;
     AgentOptions agent;
+    int64_t activation_cache; /* MiB */
     double epochs, temperature, top_p, min_p, repetition_penalty, reward_timeout;
 } GenerationOptions;
 
@@ -61,6 +62,7 @@ static inline GenerationOptions generation_defaults(void) {
     o.top_p = 1;
     o.repetition_penalty = 1;
     o.slots = 64;
+    o.activation_cache = 2048;
     o.reward_timeout = 60;
     o.reward_workers = 1;
     o.eval_steps = 50;
@@ -89,7 +91,9 @@ static inline GenerationOptions generation_defaults(void) {
     OPTION_INT("num-generations",       'G', &(o).generations,    least, 4096,                                         \
                "completions per prompt (the size of a group)"),                                                        \
     OPTION_INT("max-completion-length", 'g', &(o).max_completion, 1, 1 << 20, "maximum tokens per completion"),        \
-    ROLLOUT_SAMPLING_OPTIONS(o, 0.01, "temperature of sampling and of log-probabilities")
+    ROLLOUT_SAMPLING_OPTIONS(o, 0.01, "temperature of sampling and of log-probabilities"),                             \
+    OPTION_INT("activation-cache",      0,   &(o).activation_cache, 0, 1 << 20,                                        \
+               "most memory in MiB for activations of sampling, which then serve as a step's forward pass; 0: none")
 
 #define GENERATION_REWARD_OPTIONS(o)                                                                                   \
     OPTION_TEXT("reward",         0, &(o).reward,         "SPEC",                                                      \

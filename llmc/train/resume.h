@@ -38,7 +38,8 @@ static inline bool resume_place(const char *option) {
         "metrics",       "tensorboard",   "report",               "quiet",    "micro-tokens",   "recompute",
         "logging-steps", "save-steps",    "save-total-limit",     "zero",     "dist-timeout",
         "critic-output", "prm-output", "adapter-output", "rollouts", "rollout-steps", "rollout-prompts", "rollout-samples",
-        "judge-cache", "judge-parallel", "judge-retries", "judge-timeout", "judge-key-env", "judge-insecure"};
+        "judge-cache", "judge-parallel", "judge-retries", "judge-timeout", "judge-key-env", "judge-insecure",
+        "activation-cache"};
     // clang-format on
     return resume_listed(option, places, sizeof places / sizeof *places);
 }
