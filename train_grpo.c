@@ -442,7 +442,13 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
                          .chosen = by_covariance() ? r->chosen + x.at : NULL,
                          .off_policy = g->given.count ? x.off_policy : NULL};
         if (token_baseline()) b.token_advantage = r->addition + x.at;
-        if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
+        /* without an entropy bonus, the sampler's log-probabilities determine dlogp before the forward pass */
+        const bool known = c.entropy_coef == 0 && !distiller_on(&r->distiller) &&
+                           generation_cached(g, &t->model, x.first, x.first + x.count);
+        if (known) {
+            memcpy(x.logp, x.sampler_logp, (size_t)x.offset[x.count] * sizeof *x.logp);
+            b.entropy = NULL;
+        } else if (distiller_on(&r->distiller)) distiller_forward(&r->distiller, g, &x, &r->work, &b);
         else credit_forward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, NULL);
         credit_give(&r->credit, &x, &b, r->distiller.advantage);
         loss += policy_loss(&c, &n, &b, x.dlogp, x.dentropy, stats);
@@ -451,7 +457,12 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
         loss += positive_nll_add(&r->positive, &right, x.dlogp);
         if (r->dump.clip) clip_histogram_policy(r->dump.clip, &c, &b);
         const float *dentropy = c.entropy_coef != 0 ? x.dentropy : NULL;
-        if (distiller_on(&r->distiller)) loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
+        if (known) {
+            generation_forward_backward(g, &x, &t->model, &r->work);
+            b.entropy = x.entropy;
+            policy_stats_entropy(&b, stats);
+        } else if (distiller_on(&r->distiller))
+            loss += distiller_backward(&r->distiller, g, &x, &r->work, n.tokens, dentropy);
         else loss += credit_backward(&r->credit, g, &x, &t->model, &r->work, (float)o.g.temperature, dentropy, NULL);
         generation_count_step(g, &t->model, plan->first[m], plan->first[m + 1]);
     }

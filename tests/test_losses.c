@@ -534,6 +534,14 @@ static void test_kept_entropy(void **state) {
     PolicyStats s = policy_stats();
     policy_loss(&c, &n, &b, NULL, NULL, &s);
     assert_true(s.sum.kept == 1 && s.sum.kept_entropy == 2 && s.sum.tokens == 2 && s.sum.entropy == 2.5);
+    /* entropies that are known after the loss alone have the same stats */
+    PolicyBatch late = b;
+    PolicyStats after = policy_stats();
+    late.entropy = NULL;
+    policy_loss(&c, &n, &late, NULL, NULL, &after);
+    assert_true(after.sum.tokens == 2 && after.sum.kept == 0 && !after.max.has_entropy);
+    policy_stats_entropy(&b, &after);
+    assert_memory_equal(&s, &after, sizeof s);
 }
 
 static void test_advantage_identities(void **state) {

@@ -372,10 +372,6 @@ static inline void policy_count_token(PolicyStats *s, const PolicyBatch *b, int3
     s->sum.square_log += d * d;
     s->max.ratio = rho > s->max.ratio ? rho : s->max.ratio;
     s->max.ratio_gap = fabs(rho - 1) > s->max.ratio_gap ? fabs(rho - 1) : s->max.ratio_gap;
-    if (b->entropy) {
-        s->sum.entropy += b->entropy[t];
-        s->max.has_entropy = 1;
-    }
     if (b->sampler_logp && !isnan(b->sampler_logp[t])) {
         const double gap = fabs((double)(b->old_logp ? b->old_logp[t] : b->logp[t]) - b->sampler_logp[t]);
         s->sum.sampler_gap += gap;
@@ -452,10 +448,6 @@ static inline double policy_loss_sequence(const PolicyLossConfig *c, const Polic
         if (dlogp) dlogp[t] = (float)(w * (p.dlogp + (by_sequence ? 0 : p.drho * rho)));
         if (kept && c->entropy_coef != 0) bonus += c->entropy_coef * b->entropy[t] / fmax(n->kept_tokens, 1);
         if (dentropy) dentropy[t] = kept ? (float)(-c->entropy_coef / fmax(n->kept_tokens, 1)) : 0;
-        if (kept && b->entropy) {
-            stats->sum.kept++;
-            stats->sum.kept_entropy += b->entropy[t];
-        }
         bool is_low, is_high;
         policy_is_clipped(c, metric_by_sequence ? s : token_rho, change, A, &is_low, &is_high);
         low += is_low;
@@ -504,6 +496,18 @@ static inline double policy_off_policy_sequence(const PolicyLossConfig *c, const
     return policy - bonus;
 }
 
+/* Adds the entropies of micro-batch `b` to *stats: for a caller who did not have them in policy_loss(). */
+static inline void policy_stats_entropy(const PolicyBatch *b, PolicyStats *stats) {
+    for (int32_t i = 0; i < b->completions; i++)
+        for (int32_t t = b->offset[i]; t < b->offset[i + 1] && (!b->counts || b->counts[i]); t++) {
+            stats->max.has_entropy = 1;
+            stats->sum.entropy += b->entropy[t];
+            if (b->keep && !b->keep[t]) continue;
+            stats->sum.kept++;
+            stats->sum.kept_entropy += b->entropy[t];
+        }
+}
+
 /* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
  * dlogp and dentropy are written per token, like b->logp (0 for excluded completions); NULL skips them. dentropy is
  * required if entropy_coef is not 0 and dlogp is given. NaN in, NaN out. */
@@ -530,6 +534,7 @@ static inline double policy_loss(const PolicyLossConfig *c, const PolicyNormalis
         }
         stats->sum.phi += 1;
     }
+    if (b->entropy) policy_stats_entropy(b, stats);
     stats->sum.loss += loss;
     return loss;
 }

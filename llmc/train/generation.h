@@ -64,7 +64,7 @@
 #include "../model/model.h"          /* Model */
 #include "../model/model_fits.h"     /* FitSide */
 #include "../model/pack.h"           /* batch_branch, batch_clear, batch_completion, batch_free, ... */
-#include "../model/transformer.h"    /* model_flops, ModelOutput, model_forward */
+#include "../model/transformer.h"    /* model_flops, ModelOutput, model_forward, model_forward_backward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/eval_sets.h"    /* EvalSets, eval_sets_free, eval_sets_new, eval_sets_size */
 #include "../records/inputs.h"       /* Inputs, inputs_close */
@@ -84,6 +84,7 @@
 #include "generation_options.h"      /* GenerationOptions, generation_sandbox */
 #include "mixing.h"                  /* mixing_begin, mixing_check_limit, mixing_inputs, mixing_open */
 #include "trainer.h"                 /* Trainer, trainer_file, trainer_count_flops, trainer_open_files, ... */
+#include <unistd.h>
 
 /* One completion with its prompt and its rewards. */
 typedef struct ScoredCompletion {
@@ -379,7 +380,7 @@ static inline void generation_open_models(Generation *g, const char *path) {
 }
 
 /* Decides whether there is an activation cache (../model/acts_cache.h). There is one if a generation fits into
- * --activation-cache, on one rank of a CPU, for completions of one turn. used: the trainer runs the policy by credit_forward()
+ * --activation-cache, by default also into a quarter of the machine's memory, on one rank of a CPU, for completions of one turn. used: the trainer runs the policy by credit_forward()
  * and credit_backward(). Ends the program if the option is given and has no effect. Call it before trainer_announce(). */
 static inline void generation_plan_cache(Generation *g, bool used) {
     const GenerationOptions *o = g->o;
@@ -395,9 +396,11 @@ static inline void generation_plan_cache(Generation *g, bool used) {
     const int64_t rows = o->prompts * rollout_activation_rows(generation_longest_prompt(g), (int32_t)o->generations,
                                                               (int)o->max_completion);
     const size_t bytes = activation_cache_bytes(&t->model.config, t->backend, (int)t->o->recompute, rows);
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    const bool given = option_given(&o->activation_cache);
     const bool fits = rows <= INT32_MAX && bytes >> 20 <= (size_t)o->activation_cache;
-    if (fits) g->cache_rows = rows;
-    else if (option_given(&o->activation_cache))
+    if (fits && (given || bytes <= machine / 4)) g->cache_rows = rows;
+    else if (given)
         usage_error("--activation-cache %lld: the activations of a generation take up to %zu MiB",
                     (long long)o->activation_cache, (bytes >> 20) + 1);
 }
@@ -910,6 +913,15 @@ static inline Workspace generation_cached_work(Generation *g, const Workspace *w
     }
     assert(n == g->batch.rows);
     return activation_cache_work(w, &g->cache, g->cache_row);
+}
+
+/* The forward and the backward pass over a slice of cached completions in one, with one pass over the head. Its gradient dlogp
+ * follows from the sampler's log-probabilities. Writes entropy, for the metrics. */
+static inline void generation_forward_backward(Generation *g, const GenerationSlice *x, const Model *m,
+                                               const Workspace *w) {
+    const Workspace cached = generation_cached_work(g, w, x->first, x->first + x->count);
+    model_forward_backward(m, &cached, &g->batch, (float)g->o->temperature, x->dlogp,
+                           &(ModelOutput){.entropy = x->entropy});
 }
 
 /* Counts the arithmetic of a step on the micro-batch of completions [first, end). */
