@@ -365,7 +365,7 @@ static bool encode_row(Items *items, Rows *rows, const Jsonl *j, json_t *row, co
 
 /* Removes the fields that describe a row's earlier completion, which a new one replaces. */
 static void forget_completion(json_t *row) {
-    static const char *const old[] = {"sample", "right", "reward", "rewards"};
+    static const char *const old[] = {"sample", "right", "reward", "rewards", "role", "episode"};
     if (o.output_field || !json_object_get(row, "completion")) return;
     for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
 }

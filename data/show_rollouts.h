@@ -8,7 +8,7 @@
 
 #include "../llmc/base/error.h"      /* PLURAL, error_set, Error */
 #include "../llmc/base/terminal.h"   /* terminal_width */
-#include "../llmc/base/text.h"       /* text_format, TextBuffer, text_free, text_visible, ... */
+#include "../llmc/base/text.h"       /* text_format, text_visible, TextBuffer, text_free, ... */
 #include "../llmc/report/rollouts.h" /* Rollouts, RolloutLine */
 
 enum { ROLLOUT_COLUMN = 30, ROLLOUT_GAP = 2 };
@@ -36,7 +36,7 @@ static inline void rollout_append(TextBuffer *out, const char *name, double valu
     if (!isnan(value)) text_format(out, "%s%s %.4g", out->length ? "  " : "", name, value);
 }
 
-/* The first line of a completion: its number, whether it is a demonstration, verdict, reward, gold reward and advantage. */
+/* The first line of a completion: its number, whether it is a demonstration, verdict, role, reward, gold reward and advantage. */
 static inline void rollout_cell_head(RolloutCell *cell, size_t k, const json_t *sample) {
     const json_t *right = json_object_get(sample, "right");
     text_clear(&cell->text);
@@ -45,6 +45,9 @@ static inline void rollout_cell_head(RolloutCell *cell, size_t k, const json_t *
                 json_is_true(right)    ? " right"
                 : json_is_false(right) ? " wrong"
                                        : "");
+    const json_t *role = json_object_get(sample, "role");
+    if (json_string_length(role)) text_string(&cell->text, " ");
+    text_visible(&cell->text, json_string_value(role), json_string_length(role), false);
     rollout_append(&cell->text, "reward", rollout_value(sample, "reward"));
     rollout_append(&cell->text, "gold", rollout_value(sample, "gold"));
     rollout_append(&cell->text, "A", rollout_value(sample, "advantage"));

@@ -327,7 +327,9 @@ static void test_pack(void **state) {
     y->counts.failed_calls = 3;
     trajectory_branch(y, 0);
     trajectory_branch(y, 4);
-    int32_t words[64];
+    strcpy(y->role, "player0");
+    strcpy(y->episode_id, "12.0");
+    int32_t words[128];
     const int64_t n = trajectory_pack(y, 7, words);
     assert_int_equal(n, trajectory_words(y, 7));
     Trajectory *z = trajectory_unpack(words, tokens, 7);
@@ -340,6 +342,8 @@ static void test_pack(void **state) {
     assert_true(z->state[1] == y->state[1]);
     assert_int_equal(z->drawn_count, 4);
     assert_memory_equal(z->drawn_ids, ((int32_t[]){3, 1, 9, 2}), 4 * sizeof(int32_t));
+    assert_string_equal(z->role, "player0");
+    assert_string_equal(z->episode_id, "12.0");
     assert_true(z->end_reward == 0.75f && z->start[0] == 0 && z->start[1] == 5);
     assert_true(z->branches == 2 && z->branch[0] == 0 && z->branch[1] == 4);
     assert_true(trajectory_branch_end(z, 0, 7) == 4 && trajectory_branch_end(z, 1, 7) == 7);

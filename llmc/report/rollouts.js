@@ -669,7 +669,7 @@ if (typeof document !== 'undefined') (function () {
                 if (seen[i]) return;
                 seen[i] = true;
                 var verdict = s.right == null ? '' : s.right ? '\u2713 right, ' : '\u2717 wrong, ';
-                var more = [s.stop && s.stop !== 'completed' ? R.visible(s.stop) : null,
+                var more = [typeof s.role === 'string' ? R.visible(s.role) : null, s.stop && s.stop !== 'completed' ? R.visible(s.stop) : null,
                     s.turns > 1 ? s.turns + ' turns' : null, s.calls ? s.calls + (s.calls === 1 ? ' call' : ' calls') : null,
                     s.failed_calls ? s.failed_calls + ' failed' : null, s.gold != null ? 'gold ' + number(s.gold) : null];
                 boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},

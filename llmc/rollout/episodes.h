@@ -24,7 +24,7 @@
 #define XXH_INLINE_ALL
 
 #include "../base/clock.h"         /* clock_seconds */
-#include "../base/error.h"         /* Error, error_set, xcalloc, xstrdup, ... */
+#include "../base/error.h"         /* error_set, Error, xcalloc, xstrdup, ... */
 #include "../base/json_text.h"     /* json_utf8 */
 #include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, ... */
 #include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
@@ -34,11 +34,11 @@
 #include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
 #include "../tools/code_tool.h"    /* CodeTool, CodeToolOptions, code_tool_begin, code_tool_close, ... */
 #include "../tools/tool_format.h"  /* TOOL_PYTHON_TOKENS, ToolCalls, TOOL_FORMATS, tool_format_answer, ... */
-#include "../tools/tool_program.h" /* ToolReply, ToolProgram, tool_programs_next, tool_programs_send, ... */
+#include "../tools/tool_program.h" /* ToolReply, ToolProgram, TOOL_PROGRAMS_MAX, ToolPrograms, ... */
 #include "../tools/tools.h"        /* TOOL_PROGRAM, Tool, TOOLS_BUILT_IN, TOOL_BROKEN, ... */
 #include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
 #include "prompts.h"               /* PromptText */
-#include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns */
+#include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns, ... */
 #include "trajectory.h"            /* Trajectory, STOP_TOOL_FAILED, STOP_NONE, trajectory_stop_name, ... */
 #include <xxhash.h>
 
@@ -127,10 +127,20 @@ typedef struct EpisodeTimes {
 /* What a request to a program is for; the number of a call is added to EPISODE_CALL. */
 enum { EPISODE_RESET, EPISODE_END, EPISODE_STEP, EPISODE_CALL };
 
+/* The samples of one prompt, if a program may let one wait for another, as the players of a game do. */
+typedef struct EpisodeGroup {
+    int64_t request;
+    int32_t samples, over;       /* all; those whose episodes are over and freed */
+    struct Episode *first;       /* the episodes that have begun and are not freed */
+    int life[TOOL_PROGRAMS_MAX]; /* of the worker, when the first of them began; 0: none has */
+    double sent;                 /* clock_seconds() of the last request */
+    struct EpisodeGroup *next;
+} EpisodeGroup;
+
 /* A sample while it is drawn. */
 typedef struct Episode {
     int64_t request;
-    int32_t sample;
+    int32_t sample, samples; /* of its prompt: which, and how many there are */
     Trajectory *y;
     EpisodeCall *call; /* of the last turn */
     int count;
@@ -150,6 +160,8 @@ typedef struct Episode {
     int32_t read;         /* turns whose text is among the messages */
     int parse_errors;     /* in a row */
     struct Episode *next; /* in the queue of answered turns */
+    EpisodeGroup *group;  /* NULL: no program lets episodes wait for one another */
+    struct Episode *peer; /* the next one of the group */
 } Episode;
 
 typedef struct Episodes {
@@ -168,6 +180,7 @@ typedef struct Episodes {
     int text;                /* a program that answers whole turns; -1: none */
     int64_t samples, failed; /* of this run of the engine: all, and those that a program failed */
     int ending;              /* answers to ends that have not come yet */
+    EpisodeGroup *groups;    /* those with episodes */
     TokenList ids;
 } Episodes;
 
@@ -239,23 +252,60 @@ static inline void episode_forget_calls(Episode *p) {
     p->invalid = false;
 }
 
-static inline void episode_free(Episode *p) {
-    if (!p) return;
+/* Adds an episode to its group, of q->samples, which begins with the first one. */
+static inline void episodes_join(Episodes *x, Episode *p, const RolloutRequest *q) {
+    EpisodeGroup *g = x->groups;
+    while (g && g->request != p->request) g = g->next;
+    if (!g) {
+        g = (EpisodeGroup *)xcalloc(1, sizeof *g);
+        *g = (EpisodeGroup){.request = p->request, .samples = q->samples, .next = x->groups};
+        x->groups = g;
+    }
+    p->group = g;
+    p->peer = g->first;
+    g->first = p;
+}
+
+/* Removes an episode that is over from its group. The last one frees the group. */
+static inline void episodes_leave(Episodes *x, Episode *p) {
+    EpisodeGroup *g = p->group, **at = &x->groups;
+    Episode **peer = &g->first;
+    while (*peer != p) peer = &(*peer)->peer;
+    *peer = p->peer;
+    if (++g->over < g->samples) return;
+    while (*at != g) at = &(*at)->next;
+    *at = g->next;
+    free(g);
+}
+
+/* The time from which a program owes its answers to the requests of an episode's group: that of the last request, or INFINITY
+ * as long as a sample of the group is drawn, because the program may wait for it; ToolPrograms.owes. */
+static inline double episodes_owes(const void *context) {
+    const EpisodeGroup *g = ((const Episode *)context)->group;
+    int32_t resting = g->over;
+    for (const Episode *p = g->first; p; p = p->peer) resting += p->ended || p->waiting;
+    return resting < g->samples ? INFINITY : g->sent;
+}
+
+static inline void episode_free(Episodes *x, Episode *p) {
+    if (p->group) episodes_leave(x, p);
     episode_forget_calls(p);
     free(p);
 }
 
-static inline Episode *episode_of(const Episodes *x, const RolloutSample *who, const Completion *c) {
+static inline Episode *episode_of(Episodes *x, const RolloutSample *who, const Completion *c) {
     Trajectory *y = c->trajectory;
     if (!y->episode) {
         Error unused; /* episodes_check() has found it */
         Episode *p = (Episode *)xcalloc(1, sizeof *p);
         *p = (Episode){.request = who->request,
                        .sample = who->sample,
+                       .samples = who->q->samples,
                        .y = y,
                        .id = who->q->id + (uint64_t)who->sample,
                        .record = (const PromptText *)who->q->record};
         if (!episode_row_read(&x->tools, &x->programs, p->record, &p->row, &unused)) p->row.tools = 0;
+        if (x->turns.together) episodes_join(x, p, who->q);
         y->episode = p;
         y->messages = json_array();
     }
@@ -364,25 +414,40 @@ static inline void episodes_fail(Episodes *x, Episode *p) {
     episodes_forget(x, p);
 }
 
+/* The worker of a program that an episode stays with: that of its group if episodes can wait for one another. */
+static inline int episodes_worker(const Episodes *x, const Episode *p, int program) {
+    const uint64_t number = x->programs.program[program].group ? (uint64_t)p->request : p->id;
+    return (int)(number % (uint64_t)x->programs.o.workers);
+}
+
+/* Begins an episode with a program, unless the worker has lost its group. id: as in its requests. */
+static inline void episodes_reset(Episodes *x, Episode *p, int program, const char *id) {
+    const ToolProgram *g = &x->programs.program[program];
+    const PromptText *r = p->record;
+    const int worker = episodes_worker(x, p, program), life = g->worker[worker].life;
+    const uint64_t seed = random_bits(x->seed, RANDOM_ENVIRONMENT + p->id, 0) >> 11;
+    p->link[program].life = life;
+    if (g->group && !p->group->life[program]) p->group->life[program] = life;
+    if (g->group) p->link[program].life = p->group->life[program];
+    if (p->link[program].life != life) return;
+    json_t *fields = r && r->fields && *r->fields ? json_loads(r->fields, JSON_ALLOW_NUL, NULL) : NULL;
+    json_t *reset =
+        json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:I}", "op", "reset", "id", id, "prompt", r ? r->text : "", "answer",
+                  r ? r->answer : "", "task", r ? r->task : "", "samples", p->samples, "seed", (json_int_t)seed);
+    json_object_set_new(reset, "fields", fields ? fields : json_object());
+    tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET);
+    p->waiting++;
+}
+
 /* Sends a request about an episode to its worker of a program. Begins the episode with the first one. */
 static inline void episodes_send(Episodes *x, Episode *p, int program, json_t *request, int tag) {
-    ToolProgram *g = &x->programs.program[program];
-    const int worker = (int)(p->id % (uint64_t)x->programs.o.workers);
-    const int life = g->worker[worker].life;
+    const ToolProgram *g = &x->programs.program[program];
+    const int worker = episodes_worker(x, p, program), life = g->worker[worker].life;
     char id[48];
     snprintf(id, sizeof id, "%lld.%d", (long long)p->request, p->sample);
     json_object_set_new(request, "id", json_string(id));
-    if (g->episodes && !p->link[program].life) {
-        const PromptText *r = p->record;
-        json_t *fields = r && r->fields && *r->fields ? json_loads(r->fields, JSON_ALLOW_NUL, NULL) : NULL;
-        const uint64_t seed = random_bits(x->seed, RANDOM_ENVIRONMENT + p->id, 0) >> 11;
-        json_t *reset = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I}", "op", "reset", "id", id, "prompt", r ? r->text : "",
-                                  "answer", r ? r->answer : "", "task", r ? r->task : "", "seed", (json_int_t)seed);
-        json_object_set_new(reset, "fields", fields ? fields : json_object());
-        tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET);
-        p->link[program].life = life;
-        p->waiting++;
-    }
+    if (g->episodes && !p->link[program].life) episodes_reset(x, p, program, id);
+    if (p->group) p->group->sent = clock_seconds();
     if (g->episodes && p->link[program].life != life) { /* the worker has lost the episode */
         json_decref(request);
         episodes_fail(x, p);
@@ -481,6 +546,32 @@ static inline void episodes_state(Episode *p, const json_t *value) {
     free(text);
 }
 
+/* Reads a name that an answer may give a trajectory into `name`, which it cannot change afterwards. Returns false, with the
+ * reason in *why, if it cannot. */
+static inline bool episode_name(const json_t *value, const char *key, char name[TRAJECTORY_NAME], Error *why) {
+    const json_t *given = json_object_get(value, key);
+    const char *text = json_string_value(given);
+    const size_t n = json_string_length(given);
+    if (!given || json_is_null(given)) return true;
+    if (!text) return error_set(why, "--tool-cmd: the \"%s\" of an answer is no text", key);
+    if (!n || n >= TRAJECTORY_NAME)
+        return error_set(why, "--tool-cmd: the \"%s\" of an answer has %zu bytes, expected 1 to %d", key, n,
+                         TRAJECTORY_NAME - 1);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)text[i] < ' ')
+            return error_set(why, "--tool-cmd: the \"%s\" of an answer has a control character", key);
+    if (*name && strcmp(name, text))
+        return error_set(why, "--tool-cmd: the \"%s\" of a completion changes from '%s' to '%s'", key, name, text);
+    memcpy(name, text, n + 1);
+    return true;
+}
+
+/* Takes the names that the answer to a reset or an end may give a trajectory. Returns false if they are none. */
+static inline bool episodes_take_names(Episodes *x, Episode *p, const json_t *value) {
+    return episode_name(value, "role", p->y->role, &x->programs.why) &&
+           episode_name(value, "episode", p->y->episode_id, &x->programs.why);
+}
+
 /* Takes the answer to a call or a step. Returns false if it is not one. */
 static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *r) {
     const bool step = r->tag == EPISODE_STEP;
@@ -513,13 +604,14 @@ static inline void episodes_took(Episodes *x, Episode *p) {
     x->failed += failed;
     episodes_forget(x, p);
     x->ending--;
-    episode_free(p);
+    episode_free(x, p);
 }
 
 /* Takes the answer to an end. */
 static inline void episodes_take_end(Episodes *x, Episode *p, const ToolReply *r) {
     double reward = NAN;
-    if (!r->value || !episode_reward(r->value, &reward)) p->y->stop = STOP_TOOL_FAILED;
+    if (!r->value || !episode_reward(r->value, &reward) || !episodes_take_names(x, p, r->value))
+        p->y->stop = STOP_TOOL_FAILED;
     p->y->reward = (float)episode_sum(p->y->reward, reward);
     p->y->end_reward = (float)episode_sum(p->y->end_reward, reward);
     p->waiting--;
@@ -544,7 +636,8 @@ static inline bool episodes_take(Episodes *x, const ToolReply *r, Error *e) {
             "the model's first turn; put it into the prompt",
             x->programs.program[0].command);
     }
-    if (r->tag != EPISODE_RESET) good = good && episodes_take_turn(x, p, r);
+    if (r->tag == EPISODE_RESET) good = good && episodes_take_names(x, p, r->value);
+    else good = good && episodes_take_turn(x, p, r);
     json_decref(r->value);
     if (good) p->waiting--;
     else episodes_fail(x, p);
@@ -721,7 +814,7 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
     const bool lost = p->y->stop == STOP_TOOL_FAILED;
     for (int i = 0; i < x->programs.count; i++) {
         const ToolProgram *g = &x->programs.program[i];
-        const int worker = (int)(p->id % (uint64_t)x->programs.o.workers);
+        const int worker = episodes_worker(x, p, i);
         if (!g->episodes || !(p->row.programs >> i & 1) || (lost && p->link[i].life != g->worker[worker].life))
             continue;
         episodes_send(x, p, i,
@@ -769,12 +862,19 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
         return;
     }
     x->failed += y->stop == STOP_TOOL_FAILED;
-    episode_free(p);
+    episode_free(x, p);
+}
+
+/* Adds the names that the environment gave a completion to a row of JSON. */
+static inline void episode_row_named(json_t *row, const Trajectory *y) {
+    const char *const names[][2] = {{"role", y->role}, {"episode", y->episode_id}};
+    for (int i = 0; i < 2; i++)
+        if (*names[i][1]) json_object_set_new(row, names[i][0], json_string(names[i][1]));
 }
 
 /* Adds the fields of a completion of several turns to a row of JSON: the messages of the prompt (those of the row, or its
  * prompt as the user's) with those of the turns, the lengths of the runs of drawn and observed tokens, beginning with the
- * drawn ones, and why it ended. */
+ * drawn ones, why it ended, and its role. */
 static inline void episode_row(json_t *row, const Completion *c) {
     const Trajectory *y = c->trajectory;
     if (!y) return;
@@ -790,6 +890,7 @@ static inline void episode_row(json_t *row, const Completion *c) {
     json_object_set_new(row, "drawn", trajectory_runs(y, c->count));
     json_object_set_new(row, "stop", json_string(trajectory_stop_name(y->stop)));
     json_object_set_new(row, "turn_rewards", rewards);
+    episode_row_named(row, y);
 }
 
 /* Waits for the answers to ends; RolloutTurns.finish. */
@@ -813,6 +914,11 @@ static inline void episodes_close(Episodes *x) {
     tool_programs_close(&x->programs);
     for (int i = 0; x->times && i < x->tools.count; i++) free(x->times[i].seconds);
     free(x->times);
+    while (x->groups) {
+        EpisodeGroup *next = x->groups->next;
+        free(x->groups);
+        x->groups = next;
+    }
     code_tool_close(&x->code);
     tools_free(&x->tools);
     tool_format_free(&x->format);
@@ -850,6 +956,8 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
         const ToolProgram *g = &x->programs.program[i];
         json_t *schemas = json_object_get(g->hello, "tools");
         if (g->text) x->text = i;
+        if (!g->episodes && json_is_true(json_object_get(g->hello, "group")))
+            return error_set(e, "tool program '%.200s': its hello has \"group\" without \"episodes\"", g->command);
         for (size_t k = 0; k < json_array_size(schemas); k++) {
             if (!tools_add_schema(&x->tools, TOOL_PROGRAM, json_incref(json_array_get(schemas, k)), e)) return false;
             x->tools.tool[x->tools.count - 1].program = i;
@@ -927,6 +1035,13 @@ static inline json_t *episodes_shown(const Episodes *x) {
     return list;
 }
 
+/* Whether a program lets the samples of a prompt wait for one another. */
+static inline bool episodes_together(const ToolPrograms *p) {
+    bool any = false;
+    for (int i = 0; i < p->count; i++) any = any || p->program[i].group;
+    return any;
+}
+
 /* Opens the tools, their programs and their format. text: the model's; it must outlive *x, which must not move afterwards.
  * code: how the programs of python and c run. slots: of the engine. program, seed: the trainer's name and its seed. */
 static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const CodeToolOptions *code,
@@ -940,7 +1055,9 @@ static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const Cod
         return false;
     }
     x->times = (EpisodeTimes *)xcalloc((size_t)x->tools.count + 1, sizeof *x->times);
+    x->programs.owes = episodes_owes;
     x->turns = (RolloutTurns){.context = x,
+                              .together = episodes_together(&x->programs),
                               .turn_tokens = (int32_t)o->max_turn_tokens,
                               .ends = {.tokenizer = &text->tokenizer},
                               .turn = episodes_turn,

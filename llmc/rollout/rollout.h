@@ -195,6 +195,7 @@ typedef struct RolloutTurns {
     int end_token_count;
     bool specials; /* special tokens are part of what a person is shown */
     bool cut;      /* turn() is also called for turns that turn_tokens cut, of which Completion.finished is false */
+    bool together; /* the samples of a request may wait for one another: each needs a slot */
     /* A turn has ended by an end token or an end text. Returns whether the sample is parked: an answer will come. */
     bool (*turn)(void *context, const RolloutSample *who, const Completion *c);
     /* Sets *answer to an answer that has come and returns 1; returns 0 if there is none, after waiting for one if `wait`
@@ -631,6 +632,9 @@ static inline bool rollout_check(const Rollout *r, const RolloutRequest *q, int6
     if (q->samples > r->batch.targets_max - r->slots)
         return error_set(e, "prompt %lld: %d samples, at most %d can be sampled at once", (long long)number, q->samples,
                          r->batch.targets_max - r->slots);
+    if (r->turns && r->turns->together && q->samples > r->slots)
+        return error_set(e, "prompt %lld: %d samples, which may wait for one another, need as many slots (--slots %d)",
+                         (long long)number, q->samples, r->slots);
     for (int32_t k = 0; k < q->prompt_len; k++)
         if (q->prompt[k] < 0 || q->prompt[k] >= V)
             return error_set(e, "prompt %lld: token %d is outside the vocabulary of %d", (long long)number,

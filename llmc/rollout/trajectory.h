@@ -50,6 +50,9 @@ typedef enum {
     STOP_INTERRUPTED = STOP_COUNT /* a person ended it, in a chat */
 } TrajectoryStop;
 
+/* Bytes of the name of a role or an episode, with the NUL after it. */
+enum { TRAJECTORY_NAME = 64 };
+
 /* What happened in a trajectory. */
 typedef struct TrajectoryCounts {
     int32_t calls;               /* calls of tools */
@@ -76,9 +79,12 @@ typedef struct Trajectory {
     int32_t *branch;  /* (branches) index of the first token of each */
     float reward;     /* of the environment for the whole trajectory; NaN: none */
     float end_reward; /* of it: given at the end, not with the answer to a turn; NaN: none */
-    json_t *messages; /* its turns and their answers as OpenAI's messages; NULL: not kept */
-    int32_t thought;  /* tokens before the end of its thinking (thinking.h); -1: none is marked */
-    int32_t waits;    /* ends of its thinking that were removed */
+    char role[TRAJECTORY_NAME]; /* the part that the environment gave it, such as a player of a game; "": none */
+    char episode_id
+        [TRAJECTORY_NAME]; /* of what it shares with other completions of its prompt, such as a game; "": none */
+    json_t *messages;      /* its turns and their answers as OpenAI's messages; NULL: not kept */
+    int32_t thought;       /* tokens before the end of its thinking (thinking.h); -1: none is marked */
+    int32_t waits;         /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
@@ -226,7 +232,11 @@ static inline float trajectory_reward(const Trajectory *y, float score) {
 
 /* ---- between ranks --------------------------------------------------------------------------------------------- */
 
-enum { TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t), TRAJECTORY_HEAD = 6 + TRAJECTORY_COUNTS };
+enum {
+    TRAJECTORY_COUNTS = sizeof(TrajectoryCounts) / sizeof(int32_t),
+    TRAJECTORY_NAME_WORDS = TRAJECTORY_NAME / sizeof(int32_t),
+    TRAJECTORY_HEAD = 6 + TRAJECTORY_COUNTS + 2 * TRAJECTORY_NAME_WORDS
+};
 
 /* The number of 32-bit words of trajectory_pack(). */
 static inline int64_t trajectory_words(const Trajectory *y, int32_t tokens) {
@@ -244,6 +254,10 @@ static inline int64_t trajectory_pack(const Trajectory *y, int32_t tokens, int32
     memcpy(at++, &y->end_reward, sizeof y->end_reward);
     memcpy(at, &y->counts, sizeof y->counts);
     at += TRAJECTORY_COUNTS;
+    memcpy(at, y->role, sizeof y->role);
+    at += TRAJECTORY_NAME_WORDS;
+    memcpy(at, y->episode_id, sizeof y->episode_id);
+    at += TRAJECTORY_NAME_WORDS;
     memcpy(at, y->turn_reward, (size_t)y->turns * sizeof *y->turn_reward);
     at += y->turns;
     memcpy(at, y->start, (size_t)y->turns * sizeof *y->start);
@@ -277,6 +291,10 @@ static inline Trajectory *trajectory_unpack(const int32_t *from, const int32_t *
     memcpy(&y->end_reward, at++, sizeof y->end_reward);
     memcpy(&y->counts, at, sizeof y->counts);
     at += TRAJECTORY_COUNTS;
+    memcpy(y->role, at, sizeof y->role);
+    at += TRAJECTORY_NAME_WORDS;
+    memcpy(y->episode_id, at, sizeof y->episode_id);
+    at += TRAJECTORY_NAME_WORDS;
     memcpy(y->turn_reward, at, (size_t)y->turns * sizeof *y->turn_reward);
     at += y->turns;
     memcpy(y->start, at, (size_t)y->turns * sizeof *y->start);

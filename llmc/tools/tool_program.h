@@ -5,9 +5,9 @@
  * apart by "op", "id", "turn" and "call", which the answer repeats:
  *
  *     -> {"op":"hello","version":1,"program":"train_grpo","worker":0,"workers":2,"seed":1}
- *     <- {"op":"hello","tools":[SCHEMA,...],"episodes":true,"text":false}
- *     -> {"op":"reset","id":"12.3","prompt":"...","answer":"...","task":"...","fields":{},"seed":98765}
- *     <- {"op":"reset","id":"12.3"}
+ *     <- {"op":"hello","tools":[SCHEMA,...],"episodes":true,"text":false,"group":false}
+ *     -> {"op":"reset","id":"12.3","prompt":"...","answer":"...","task":"...","fields":{},"samples":8,"seed":98765}
+ *     <- {"op":"reset","id":"12.3","role":"first","episode":"1"}
  *     -> {"op":"call","id":"12.3","turn":0,"call":0,"name":"lookup","arguments":{"key":"k7"}}
  *     <- {"op":"call","id":"12.3","turn":0,"call":0,"content":"v19","reward":0,"done":false}
  *     -> {"op":"step","id":"12.3","turn":0,"text":"16"}
@@ -40,6 +40,7 @@
 #include "../base/process.h" /* PROCESS_FAILED, PROCESS_LATE, PROCESS_READ, PROCESS_WROTE, ... */
 #include "../base/text.h"    /* text_free, TextBuffer, text_string, text_append, ... */
 #include <jansson.h>
+#include <math.h>
 
 enum { TOOL_PROGRAMS_MAX = 8 };
 
@@ -62,6 +63,7 @@ typedef struct ToolProgram {
     ToolWorker *worker; /* (workers) */
     json_t *hello;
     bool episodes, text;
+    bool group; /* episodes of one prompt may wait for one another */
 } ToolProgram;
 
 /* A request without an answer yet. */
@@ -91,6 +93,9 @@ typedef struct ToolPrograms {
     int pending_count, pending_room;
     int64_t restarts;
     Error why; /* of the last failure */
+    /* Of a program with `group`: the time from which it owes the answer to a request of this context, INFINITY as long as it
+     * may wait for another episode. NULL: from when the request was sent. */
+    double (*owes)(const void *context);
 } ToolPrograms;
 
 static inline void tool_worker_stop(ToolWorker *w, bool at_once) {
@@ -238,6 +243,7 @@ static inline bool tool_programs_open(ToolPrograms *p, const char *const *comman
         for (int k = 0; k < o->workers && ok; k++) ok = tool_worker_start(p, i, k, e);
         g->episodes = json_is_true(json_object_get(g->hello, "episodes"));
         g->text = json_is_true(json_object_get(g->hello, "text"));
+        g->group = g->episodes && json_is_true(json_object_get(g->hello, "group"));
     }
     if (!ok) tool_programs_close(p);
     return ok;
@@ -307,6 +313,12 @@ static inline ToolReply tool_pending_done(ToolPrograms *p, int i, json_t *value)
     return (ToolReply){.context = q.context, .tag = q.tag, .value = value, .seconds = clock_seconds() - q.sent};
 }
 
+/* Whether the answer to a request is late. */
+static inline bool tool_pending_late(const ToolPrograms *p, const ToolPending *q) {
+    const bool waits = p->owes && q->context && p->program[q->program].group;
+    return clock_seconds() - fmax(q->sent, waits ? p->owes(q->context) : 0) > p->o.timeout;
+}
+
 /* Looks once for an answer, as tool_programs_next(). */
 static inline int tool_programs_look(ToolPrograms *p, ToolReply *reply, Error *e) {
     char why[400];
@@ -339,8 +351,7 @@ static inline int tool_programs_look(ToolPrograms *p, ToolReply *reply, Error *e
             }
             for (i = 0; !got && i < p->pending_count; i++) {
                 const ToolPending *q = &p->pending[i];
-                if (q->program != g || q->worker != k || q->failed || clock_seconds() - q->sent <= p->o.timeout)
-                    continue;
+                if (q->program != g || q->worker != k || q->failed || !tool_pending_late(p, q)) continue;
                 snprintf(why, sizeof why, "no answer in %g seconds", p->o.timeout);
                 got = -1;
             }

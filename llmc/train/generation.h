@@ -431,6 +431,10 @@ static inline size_t generation_tokens_max(const Generation *g) {
 /* Checks that the samples of a prompt fit into the engine. option: that has their number. */
 static inline void generation_check_samples(const Generation *g, const char *option, int64_t samples) {
     const int slots = (int)g->o->slots, most = rollout_rows(slots, generation_longest_prompt(g)) - slots;
+    if (g->episodes.turns.together && samples > slots)
+        die("--%s: the %lld completions of a prompt may wait for one another (\"group\": true of --tool-cmd); give "
+            "--slots %lld or more",
+            option, (long long)samples, (long long)samples);
     if (samples > most)
         die("--%s: %lld completions of one prompt, at most %d can be sampled at once", option, (long long)samples,
             most);

@@ -47,6 +47,7 @@
 #include "../report/run_facts.h"     /* RUN_SAMPLES */
 #include "../reward/rewards.h"       /* REWARD_VERIFY */
 #include "../reward/verify_answer.h" /* RewardInput */
+#include "../rollout/episodes.h"     /* episode_row_named */
 #include "../rollout/evaluation.h"   /* evaluation_check */
 #include "../rollout/prompts.h"      /* PromptText, prompts_input, prompts_request */
 #include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
@@ -285,6 +286,7 @@ static inline void rollout_dump_end(const Completion *c, json_t *o) {
                                                   : "max_tokens"));
     json_object_set_new(o, "turns", json_integer(y ? y->turns : 1));
     if (!y) return;
+    episode_row_named(o, y);
     if (isfinite(y->began[0])) json_object_set_new(o, "turn_times", rollout_dump_times(y));
     json_object_set_new(o, "calls", json_integer(y->counts.calls));
     json_object_set_new(o, "failed_calls", json_integer(y->counts.failed_calls));

@@ -1,0 +1,169 @@
+/* test_roles.c - completions of a prompt that play against one another through a program of --tool-cmd: the game of
+ * scripts/kuhn.py with few and many slots and workers; a player who waits longer than --tool-timeout; a worker that dies; roles
+ * that are none.
+ *
+ * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_shard and data/show. */
+#include "../llmc/base/clock.h" /* clock_seconds */
+#include "files.h"              /* files_path, text_of, files_directory, files_setup, ... */
+#include "shell.h"              /* run, assert_holds, out, said, ... */
+#include <jansson.h>
+
+#define KUHN     "--tool-cmd 'python3 scripts/kuhn.py' "
+#define GENERATE "./generate -c $T/sft.bin -i $T/tasks.shard -g 100 --num-samples 4 --temperature 1 "
+
+static int setup(void **state) {
+    if (files_setup(state) || setenv("T", files_directory, 1)) return 1;
+    put("row.jsonl", "{\"prompt\":\"Kuhn poker\",\"answer\":\"\",\"task\":\"game\"}\n");
+    run(0, "python3 scripts/kuhn.py demos 500 | data/make_shard --quiet -i - -o $T/sft.shard --template chatml; cd $T; "
+           "cat row.jsonl row.jsonl >two.jsonl; cat two.jsonl two.jsonl two.jsonl two.jsonl >tasks.jsonl");
+    run(0, "data/make_shard --quiet -i $T/row.jsonl -o $T/one.shard --template chatml && "
+           "data/make_shard --quiet -i $T/two.jsonl -o $T/two.shard --template chatml && "
+           "data/make_shard --quiet -i $T/tasks.jsonl -o $T/tasks.shard --template chatml");
+    run(0,
+        "./train_sft --layers 1 --width 64 --heads 2 --context 160 -i $T/sft.shard -x 60 --batch-tokens 2048 -l 5e-3 "
+        "-o $T/sft.bin");
+    return 0;
+}
+
+/* The rewards of each pair of samples are a zero-sum game between two roles. Returns the number of games. */
+static int zero_sum(const char *rows) {
+    int games = 0;
+    double first = 0;
+    char *copy = strdup(rows);
+    for (char *line = strtok(copy, "\n"); line; line = strtok(NULL, "\n")) {
+        json_t *row = json_loads(line, 0, NULL);
+        const int sample = (int)json_integer_value(json_object_get(row, "sample"));
+        double reward = 0;
+        size_t i;
+        json_t *value;
+        json_array_foreach(json_object_get(row, "turn_rewards"), i, value) reward += json_number_value(value);
+        assert_string_equal(json_string_value(json_object_get(row, "role")), sample % 2 ? "player1" : "player0");
+        if (sample % 2) {
+            assert_true(reward == -first);
+            games++;
+        }
+        first = reward;
+        json_decref(row);
+    }
+    free(copy);
+    return games;
+}
+
+/* Games between samples: the same rows for as many slots as players and one worker, and for many of both; fewer slots are
+ * refused. A sample without a partner plays against the program. */
+static void test_games(void **state) {
+    (void)state;
+    run(0, GENERATE KUHN "--slots 4 --tool-workers 1");
+    char *few = strdup(out);
+    assert_int_equal(zero_sum(few), 16);
+    run(0, GENERATE KUHN "--slots 64 --tool-workers 3");
+    assert_string_equal(out, few);
+    free(few);
+    run(0, GENERATE KUHN "--num-samples 3");
+    assert_holds(out, "\"sample\":2,");
+    assert_null(strstr(out, "tool_failed"));
+    run(1, GENERATE KUHN "--slots 3");
+    assert_holds(said, "4 samples, which may wait for one another, need as many slots (--slots 3)");
+    run(1,
+        "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 2 -G 4 -g 100 -x 1 --slots 3 --reward none -o $T/no.bin " KUHN);
+    assert_holds(said, "--num-generations: the 4 completions of a prompt may wait for one another");
+}
+
+/* Writes a program of two players. At a step, `turn` is a Python statement that may set its answer. */
+static void put_players(const char *name, const char *hello, const char *reset, const char *step, const char *end) {
+    char text[2000];
+    snprintf(text, sizeof text,
+             "import json, os, sys, time\n"
+             "held = {}\n"
+             "for line in sys.stdin:\n"
+             "    r = json.loads(line)\n"
+             "    a = {k: r[k] for k in ('op', 'id', 'turn') if k in r}\n"
+             "    out = [a]\n"
+             "    if r['op'] == 'hello': a.update(episodes=True, text=True); a.update(%s)\n"
+             "    group, sample = (int(n) for n in r.get('id', '0.0').split('.'))\n"
+             "    if r['op'] == 'reset': %s\n"
+             "    if r['op'] == 'step': %s\n"
+             "    if r['op'] == 'end': %s\n"
+             "    for one in out: print(json.dumps(one), flush=True)\n",
+             hello, reset, step, end);
+    put(name, text);
+}
+
+/* The first player waits until the second one has had three turns, which takes longer than --tool-timeout: only while all
+ * players wait is the program late. */
+static void test_waiting(void **state) {
+    (void)state;
+    const double start = clock_seconds();
+    put_players(
+        "slow.py", "group=True", "pass",
+        "held[sample] = a; out = []; (time.sleep(0.4), a.update(observation='K '), out.append(a)) if sample and "
+        "r['turn'] < 3 else None; out = [dict(h, done=True, reward=1) for h in held.values()] if r['turn'] == 3 else out",
+        "pass");
+    run(0, "./generate -c $T/sft.bin -i $T/one.shard -g 150 --num-samples 2 --temperature 0.5 --tool-timeout 1 "
+           "--tool-cmd 'python3 $T/slow.py' --max-tool-failures 0");
+    assert_true(clock_seconds() - start > 1.2);
+    /* and a program that answers nobody is late */
+    put_players("silent.py", "group=True", "pass", "out = []", "pass");
+    run(1, "./generate -c $T/sft.bin -i $T/one.shard -g 150 --num-samples 2 --tool-timeout 0.3 "
+           "--tool-cmd 'python3 $T/silent.py'");
+    assert_holds(said, "no answer in 0.3 seconds");
+}
+
+/* The worker of one group dies: the whole group is lost at once, also a player whose turns had not reached the program, and
+ * the group of the other worker is not. */
+static void test_dead_worker(void **state) {
+    (void)state;
+    put_players("dies.py", "group=True", "a.update(role='p%d' % sample)",
+                "os._exit(1) if group == 0 else a.update(done=True, reward=0)", "pass");
+    run(0, "./generate -c $T/sft.bin -i $T/two.shard -g 100 --num-samples 4 --temperature 1 --tool-workers 2 "
+           "--tool-timeout 20 --max-tool-failures 1 --tool-cmd 'python3 $T/dies.py' >$T/rows; "
+           "grep -c tool_failed $T/rows; grep -c '\"stop\":\"tool_stopped\".*\"role\":\"p[0-3]\"' $T/rows");
+    assert_string_equal(out, "4\n4\n");
+}
+
+/* Names that are none make a completion a lost one, like other answers that are wrong. */
+static void test_bad_names(void **state) {
+    (void)state;
+    static const char *const cases[][3] = {
+        {"a['role'] = 5", "pass", "the \"role\" of an answer is no text"},
+        {"a['role'] = ''", "pass", "the \"role\" of an answer has 0 bytes, expected 1 to 63"},
+        {"a['role'] = 'x' * 64", "pass", "the \"role\" of an answer has 64 bytes, expected 1 to 63"},
+        {"a['role'] = 'a' + chr(10)", "pass", "the \"role\" of an answer has a control character"},
+        {"a['episode'] = [1]", "pass", "the \"episode\" of an answer is no text"},
+        {"a['role'] = 'a'", "a['role'] = 'b'", "the \"role\" of a completion changes from 'a' to 'b'"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put_players("names.py", "group=False", cases[i][0], "a['done'] = True", cases[i][1]);
+        run(1, GENERATE "--tool-workers 1 --tool-cmd 'python3 $T/names.py'");
+        assert_holds(said, "were lost because a tool failed (--max-tool-failures 0.1): --tool-cmd: ");
+        assert_holds(said, cases[i][2]);
+    }
+    put_players("names.py", "group=False", "a['role'] = 'x' * 63", "a['done'] = True",
+                "a.update(role='x' * 63, episode='e')");
+    run(0, GENERATE "--tool-workers 1 --tool-cmd 'python3 $T/names.py'");
+    assert_holds(out, "xxx\",\"episode\":\"e\"}");
+    put_players("names.py", "group=True, episodes=False", "pass", "pass", "pass");
+    run(1, GENERATE "--tool-cmd 'python3 $T/names.py'");
+    assert_holds(said, "its hello has \"group\" without \"episodes\"");
+}
+
+/* Roles in metrics and rollouts. */
+static void test_metrics(void **state) {
+    (void)state;
+    run(0, "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 2 -G 4 -g 100 -x 2 --reward none -o $T/grpo.bin --metrics "
+           "$T/m.jsonl --rollouts $T/r.jsonl --rollout-steps 2 " KUHN "&& data/show $T/r.jsonl");
+    assert_holds(out, "[0] player0  reward ");
+    char *metrics = text_of(files_path("m.jsonl")), *rows = text_of(files_path("r.jsonl"));
+    const char *first = strstr(metrics, "\"role/player0/reward\":"),
+               *second = strstr(metrics, "\"role/player1/reward\":");
+    assert_true(first && second && strtod(first + 22, NULL) == -strtod(second + 22, NULL));
+    assert_holds(metrics, "\"role/player1/share\":0.5");
+    assert_holds(rows, "\"role\":\"player1\"");
+    free(metrics), free(rows);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_games), cmocka_unit_test(test_waiting),
+                                       cmocka_unit_test(test_dead_worker), cmocka_unit_test(test_bad_names),
+                                       cmocka_unit_test(test_metrics)};
+    return cmocka_run_group_tests_name("roles", tests, setup, files_teardown);
+}
