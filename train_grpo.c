@@ -28,7 +28,7 @@
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"       /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
-#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, AdvantageEstimator, ADVANTAGE_CHOICES, ... */
+#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, ADVANTAGE_RAE, AdvantageEstimator, ... */
 #include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
 #include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
 #include "llmc/loss/covariance.h"           /* CovarianceStats, covariance_choose */
@@ -55,6 +55,7 @@
 #include "llmc/train/mixing.h"              /* mixing_check */
 #include "llmc/train/off_policy.h"          /* OFF_POLICY_OPTIONS, OffPolicyOptions, off_policy_check, ... */
 #include "llmc/train/reference.h"           /* REFERENCE_SYNC_OPTIONS, Reference, ReferenceSync, ... */
+#include "llmc/train/roles.h"               /* RoleBaselines, role_baselines_advantages, role_baselines_free, ... */
 #include "llmc/train/rollout_dump.h"        /* rollout_dump_step, ROLLOUT_DUMP_OPTIONS, RolloutDump, ... */
 #include "llmc/train/teacher.h"             /* teacher_bytes, teacher_guard */
 #include "llmc/train/trainer.h"             /* Trainer, state_real, trainer_begin_step, trainer_announce, ... */
@@ -78,6 +79,7 @@ static struct {
     PositiveNll positive; /* the options --positive-nll-coef and --positive-reward */
     PolicyShape shape;    /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
     int64_t pass_k;
+    double rae_decay;
     int64_t remains; /* completions of a group that GFPO keeps; 0: all */
     int filter;      /* a GroupFilter */
     int advantage;   /* an AdvantageEstimator */
@@ -106,6 +108,8 @@ static const Option options[] = {
     OPTION_CHOICE("advantage-estimator",         0, &o.advantage,   ADVANTAGE_CHOICES,
                   "advantages of a group: as in GRPO, or of another method"),
     OPTION_INT   ("pass-k",                      0, &o.pass_k,      1, 4096, "pass_k: completions of which the best counts"),
+    OPTION_REAL  ("rae-decay",                   0, &o.rae_decay,   0, 0.999999,
+                  "rae: decay of the moving average of a role's rewards, its baseline"),
     OPTION_INT   ("num-remains-in-group",        0, &o.remains,     0, 4096,
                   "GFPO: completions of a group that are learned from; 0: all"),
     OPTION_CHOICE("group-filter",                0, &o.filter,      GROUP_FILTER_CHOICES,
@@ -220,6 +224,7 @@ typedef struct Run {
     RolloutDump dump;
     Distiller distiller; /* with --teacher, or for an exact KL */
     Credit credit;       /* of turns */
+    RoleBaselines roles; /* of rae */
 #if __has_include(<microhttpd.h>)
     Agents agents; /* of --agent-cmd */
 #endif
@@ -353,6 +358,8 @@ static AdvantageStats compute_advantages(Run *r) {
     } else if (token_baseline()) {
         const TokenBaseline x = {g->offset, g->old_logp, r->log_square, r->token_advantage, r->addition};
         advantage_tokens(&x, reward, P, G, r->advantage, &stats);
+    } else if (o.advantage == ADVANTAGE_RAE) {
+        role_baselines_advantages(&r->roles, g, reward, o.rae_decay, r->advantage, &stats);
     } else if (o.advantage) {
         for (int32_t i = 0; i < g->completions; i++)
             if (!advantage_takes((AdvantageEstimator)o.advantage, g->reward[i]))
@@ -574,6 +581,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
     }
     generation_log(&r->g);
     off_policy_log(&r->g);
+    if (o.advantage == ADVANTAGE_RAE) role_baselines_log(&r->roles, m);
     log_agents(r);
     if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !any_advantage(r))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
@@ -642,6 +650,7 @@ static EntropyControl entropy_options(void) {
 
 static void save_counters(Run *r) {
     generation_save(&r->g);
+    if (o.advantage == ADVANTAGE_RAE) role_baselines_save(&r->roles, r->t.state);
     json_object_set_new(r->t.state, "entropy_coef", json_real(r->entropy.coef));
     json_object_set_new(r->t.state, "kl_coef", json_real(r->beta.coef));
     if (isfinite(r->entropy.last)) json_object_set_new(r->t.state, "entropy_last", json_real(r->entropy.last));
@@ -651,6 +660,7 @@ static void load_counters(Run *r) {
     const json_t *s = r->t.state;
     if (!r->t.step) return;
     r->entropy.coef = state_real(s, "entropy_coef");
+    if (o.advantage == ADVANTAGE_RAE) role_baselines_load(&r->roles, s);
     if (json_object_get(s, "kl_coef")) r->beta.coef = state_real(s, "kl_coef");
     if (json_object_get(s, "entropy_last")) r->entropy.last = state_real(s, "entropy_last");
 }
@@ -893,6 +903,9 @@ static void check_options(void) {
         {&o.advantage, o.loss != POLICY_RLOO && !o.aggregation,
          "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
         {&o.pass_k, o.advantage == ADVANTAGE_PASS_K, "used only by --advantage-estimator pass_k"},
+        {&o.rae_decay, o.advantage == ADVANTAGE_RAE, "used only by --advantage-estimator rae"},
+        {&o.dynamic_sampling, o.advantage != ADVANTAGE_RAE,
+         "not used by --advantage-estimator rae, by which a group with equal rewards has a gradient"},
         {&o.kl, kl, "used only with --beta above 0"},
         {&o.kl_in, kl, "used only with --beta above 0"},
         {&o.kl_bias_correction, kl && !o.kl_in && !gmpo && !exact_kl(),
@@ -978,6 +991,7 @@ int main(int argc, char **argv) {
     o.g = generation_defaults();
     o.resample = 10;
     o.pass_k = 4;
+    o.rae_decay = 0.95;
     o.epsilon = o.epsilon_high = -1;
     o.loss = POLICY_DAPO;
     o.kl = KL_K3;
@@ -1013,6 +1027,7 @@ int main(int argc, char **argv) {
     trainer_write(&r->t, stopped);
     distiller_close(&r->distiller);
     credit_close(&r->credit);
+    role_baselines_free(&r->roles);
     close_agents(r);
     if (o.beta > 0) reference_close(&r->reference);
     workspace_free(&r->work, &r->t.model);

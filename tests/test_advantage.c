@@ -1,9 +1,11 @@
 /* test_advantage.c - the advantages of advantage_estimators.h: all subsets of a group, and the formulas in another form;
  * those of turns (advantage_turns.h) against loops from the formulas and values of the peers' code (golden/turns.txt,
- * written by dev/golden/golden_turns.py); LLDS against its formula. */
-#include "../llmc/base/random.h"               /* random_below, Random, random_real, random_start */
+ * written by dev/golden/golden_turns.py); LLDS against its formula; those of roles (advantage_roles.h) against values of
+ * prime-rl's code (golden/roles.txt, written by dev/golden/golden_roles.py) and known answers. */
+#include "../llmc/base/random.h"               /* Random, random_below, random_real, random_start */
 #include "../llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, advantage_group, ... */
 #include "../llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, advantage_estimate, advantage_takes, ... */
+#include "../llmc/loss/advantage_roles.h"      /* advantage_rae, advantage_peers */
 #include "../llmc/loss/advantage_turns.h"      /* CREDIT_TURN, CREDIT_GIGPO, TurnCredit, TurnRewards, ... */
 #include "../llmc/loss/llds.h"                 /* LldsStats, llds_loss */
 #include "../llmc/loss/policy.h"               /* PolicyBatch */
@@ -11,6 +13,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include <float.h>
 #include "golden.h" /* golden, golden_floats, Golden, golden_count, ... */
 
 enum { P = 3, G = 6 };
@@ -311,12 +314,92 @@ static void llds_is_its_formula(void **state) {
     assert_true(active > 50);
 }
 
+/* rae and hierarchical_grpo as prime-rl's classes compute them in float64; ours are stored as float32. */
+static void roles_are_those_of_prime_rl(void **state) {
+    (void)state;
+    enum { N = 24, SIZE = 8 };
+    FILE *f = golden_open("roles.txt");
+    Golden g;
+    int cases = 0;
+    for (; golden_next(f, &g); golden_free(&g), cases++) {
+        const double *want = golden(&g, "advantage"), *roles = golden(&g, "roles"), *episodes = golden(&g, "episodes");
+        const bool rae = !strcmp(g.family, "rae");
+        float *reward = golden_floats(&g, "reward"), advantage[N];
+        double baseline[2] = {0};
+        assert_int_equal(golden_count(&g, "advantage"), N);
+        for (int at = 0; at < N; at += SIZE) {
+            int32_t role[SIZE], order[SIZE], peers[SIZE];
+            for (int i = 0; i < SIZE; i++) {
+                role[i] = (int32_t)roles[at + i];
+                order[i] = i;
+                const bool scoped = !rae && (role[i] == 1 || golden(&g, "both")[0] > 0);
+                peers[i] = 100 * role[i] + (scoped ? (int32_t)episodes[at + i] : 0);
+            }
+            if (!rae) advantage_peers(reward + at, peers, SIZE, advantage + at);
+            else advantage_rae(reward + at, role, order, SIZE, golden(&g, "decay")[0], baseline, advantage + at);
+            for (int k = 0; rae && k < 2; k++)
+                if (fabs(baseline[k] - golden(&g, "baseline")[at / SIZE * 2 + k]) > 1e-15)
+                    fail_msg("%s: baseline", g.name);
+        }
+        for (int i = 0; i < N; i++)
+            if (fabs((double)advantage[i] - want[i]) > 0.5 * FLT_EPSILON * fabs(want[i]) + 1e-15)
+                fail_msg("%s %s: advantage %d is %.9g, not %.9g", g.family, g.name, i, (double)advantage[i], want[i]);
+        free(reward);
+    }
+    fclose(f);
+    assert_int_equal(cases, 6);
+}
+
+/* Known answers: for a constant reward c the advantage is c decay^t; the baseline of one role is the moving average in closed form;
+ * the order is that of `order`, not of the array; completions without a reward change nothing. */
+static void rae_has_known_answers(void **state) {
+    (void)state;
+    enum { N = 40 };
+    float reward[N], advantage[N], again[N];
+    int32_t role[N], order[N], reverse[N];
+    Random random = random_start(9, 0);
+    double baseline[2] = {0};
+    for (int i = 0; i < N; i++) {
+        reward[i] = 3;
+        role[i] = 0;
+        order[i] = i;
+        reverse[i] = N - 1 - i;
+    }
+    advantage_rae(reward, role, order, N, 0.9, baseline, advantage);
+    for (int i = 0; i < N; i++) near(advantage[i], 3 * pow(0.9, i));
+    for (int i = 0; i < N; i++) reward[i] = i % 7 == 3 ? NAN : (float)random_real(&random);
+    baseline[0] = 0.25;
+    advantage_rae(reward, role, reverse, N, 0.9, baseline, advantage);
+    for (int i = N - 1; i >= 0; i--) {
+        double b = 0, seen = 0;
+        for (int j = i + 1; j < N; j++) { /* b = sum_j 0.1 0.9^(rewards between j and i) r_j + 0.9^(rewards) 0.25 */
+            if (isnan(reward[j])) continue;
+            b += 0.1 * pow(0.9, seen++) * (double)reward[j];
+        }
+        near(advantage[i], isnan(reward[i]) ? 0 : (double)reward[i] - b - pow(0.9, seen) * 0.25);
+    }
+    /* two roles are two runs of one */
+    double one[2] = {0}, two[2] = {0};
+    for (int i = 0; i < N; i++) role[i] = i % 3 == 0;
+    advantage_rae(reward, role, order, N, 0.9, two, advantage);
+    for (int k = 0; k < 2; k++) {
+        int32_t n = 0;
+        for (int i = 0; i < N; i++)
+            if (role[i] == k) order[n++] = i;
+        advantage_rae(reward, role, order, n, 0.9, one, again);
+        for (int i = 0; i < n; i++) assert_true(again[order[i]] == advantage[order[i]]);
+    }
+    assert_true(one[0] == two[0] && one[1] == two[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(pass_k_is_the_mean_over_subsets),
                                        cmocka_unit_test(others_are_their_formulas),
                                        cmocka_unit_test(unscored_completions),
                                        cmocka_unit_test(turns_are_those_of_peers),
                                        cmocka_unit_test(turns_are_their_formulas),
-                                       cmocka_unit_test(llds_is_its_formula)};
+                                       cmocka_unit_test(llds_is_its_formula),
+                                       cmocka_unit_test(roles_are_those_of_prime_rl),
+                                       cmocka_unit_test(rae_has_known_answers)};
     return cmocka_run_group_tests_name("advantage", tests, NULL, NULL);
 }

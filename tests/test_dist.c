@@ -274,7 +274,8 @@ static void grpo_is_the_same_on_any_number_of_ranks(void **state) {
         "-x 6 --steps-per-generation 3 --loss-type clip_cov --clip-cov-ratio 0.1 --clip-cov-lb 0.01",
         "-x 6 --steps-per-generation 3 --loss-type kl_cov --kl-cov-ratio 0.2",
         "-x 6 --advantage-estimator optimal_token_baseline --positive-nll-coef 0.1 --num-remains-in-group 3",
-        "-x 6 -i $T/given.shard --n-prefix 2 --steps-per-generation 3 --beta 0.1 --num-iterations 2"};
+        "-x 6 -i $T/given.shard --n-prefix 2 --steps-per-generation 3 --beta 0.1 --num-iterations 2",
+        "-x 6 --advantage-estimator rae --steps-per-generation 3"};
     for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
         sh(GRPO "%s -o $T/one.bin --metrics $T/one.jsonl", how[i]);
         sh("$RANKS %d " GRPO "%s -o $T/many.bin --metrics $T/many.jsonl --zero %d", i == 1 ? 4 : 2, how[i], (int)i % 3);

@@ -5,8 +5,9 @@
  * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_shard and data/show. */
 #include "../llmc/base/clock.h" /* clock_seconds */
 #include "files.h"              /* files_path, text_of, files_directory, files_setup, ... */
-#include "shell.h"              /* run, assert_holds, out, said, ... */
+#include "shell.h"              /* run, assert_holds, said, out, ... */
 #include <jansson.h>
+#include <math.h>
 
 #define KUHN     "--tool-cmd 'python3 scripts/kuhn.py' "
 #define GENERATE "./generate -c $T/sft.bin -i $T/tasks.shard -g 100 --num-samples 4 --temperature 1 "
@@ -161,9 +162,48 @@ static void test_metrics(void **state) {
     free(metrics), free(rows);
 }
 
+#define GRPO "./train_grpo -c $T/sft.bin -i $T/tasks.shard -g 100 -l 1e-3 --warmup-steps 0 "
+
+/* A number of a line of the metrics; NaN: it is not there. */
+static double metric(int line, const char *key) {
+    char *text = text_of(files_path("m.jsonl")), *at = strstr(text, "{\"step\":"), name[80];
+    for (int i = 0; i < line; i++) at = strstr(at + 1, "{\"step\":");
+    snprintf(name, sizeof name, "\"%s\":", key);
+    const char *end = strchr(at, '\n'), *value = strstr(at, name);
+    const double x = value && (!end || value < end) ? strtod(value + strlen(name), NULL) : NAN;
+    free(text);
+    return x;
+}
+
+/* The baselines of a run are the moving averages of its rewards, and those of a resumed run to the bit. */
+static void test_rae(void **state) {
+    (void)state;
+    run(0, GRPO
+        "-p 1 -G 2 -x 4 -o $T/rae.bin --advantage-estimator rae --rae-decay 0.5 --reward none --metrics $T/m.jsonl " KUHN);
+    double baseline[2] = {0};
+    for (int line = 0; line < 4; line++)
+        for (int k = 0; k < 2; k++) {
+            char key[2][40];
+            snprintf(key[0], sizeof key[0], "role/player%d/reward", k);
+            snprintf(key[1], sizeof key[1], "role/player%d/baseline", k);
+            baseline[k] = 0.5 * baseline[k] + 0.5 * metric(line, key[0]);
+            assert_true(fabs(metric(line, key[1]) - baseline[k]) < 1e-6);
+        }
+    assert_true(baseline[0] != 0 && baseline[0] == -baseline[1]);
+    run(0, GRPO
+        "-p 2 -G 4 -x 6 -o $T/whole.bin --advantage-estimator rae --reward none --state $T/run.state --save-steps 3 " KUHN
+        "&& " GRPO "-p 2 -G 4 -x 6 -o $T/parts.bin --advantage-estimator rae --reward none --resume $T/run.state " KUHN
+        "&& cmp $T/whole.bin $T/parts.bin");
+    assert_holds(said, "resume");
+    /* without roles there is one baseline, which is said once */
+    run(0, GRPO "-p 2 -G 4 -x 3 -o $T/rae.bin --advantage-estimator rae --reward length=0/10 --metrics $T/m.jsonl");
+    const char *warning = strstr(said, "no completion has a role, so that all have one baseline");
+    assert_true(warning && !strstr(warning + 1, "no completion has a role") && !isnan(metric(2, "role/baseline")));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_games), cmocka_unit_test(test_waiting),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_games),       cmocka_unit_test(test_waiting),
                                        cmocka_unit_test(test_dead_worker), cmocka_unit_test(test_bad_names),
-                                       cmocka_unit_test(test_metrics)};
+                                       cmocka_unit_test(test_metrics),     cmocka_unit_test(test_rae)};
     return cmocka_run_group_tests_name("roles", tests, setup, files_teardown);
 }

@@ -24,8 +24,8 @@
 
 #include "advantage.h" /* AdvantageStats, advantage_or_zero, spread_of, SCALE_NONE, ... */
 
-#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg|optimal_token_baseline"
-/* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h */
+#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg|optimal_token_baseline|rae"
+/* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h; ADVANTAGE_RAE: advantage_roles.h */
 typedef enum {
     ADVANTAGE_GROUP,
     ADVANTAGE_MAX_RL,
@@ -33,7 +33,8 @@ typedef enum {
     ADVANTAGE_GRPO_PASSK,
     ADVANTAGE_OPO,
     ADVANTAGE_GPG,
-    ADVANTAGE_OTB
+    ADVANTAGE_OTB,
+    ADVANTAGE_RAE
 } AdvantageEstimator;
 
 #define GROUP_FILTER_CHOICES "length|token_efficiency"
@@ -103,7 +104,7 @@ static inline double advantage_length_baseline(const float *r, const int32_t *of
     return sum / tokens;
 }
 
-/* Every other estimator than optimal_token_baseline. reward, advantage: (groups, G); offset: (groups * G + 1) of the
+/* The estimators of this header, except optimal_token_baseline. reward, advantage: (groups, G); offset: (groups * G + 1) of the
  * completions' tokens; k: of pass_k. */
 static inline void advantage_estimate(AdvantageEstimator kind, const float *reward, const int32_t *offset,
                                       int64_t groups, int64_t G, int64_t k, float *advantage, AdvantageStats *stats) {

@@ -33,7 +33,7 @@
 #include "../tools/tools.h"             /* Tool */
 #include "generation.h"                 /* Generation */
 #include "mixing.h"                     /* mixing_log */
-#include "roles.h"                      /* Roles, roles_close, roles_log, roles_open */
+#include "roles.h"                      /* roles_log */
 #include "trainer.h"                    /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
 
 /* Ends the program if the completions of no held-out prompt can be verified or scored. */
@@ -249,14 +249,6 @@ static inline void generation_log_turns(Generation *g) {
     }
 }
 
-/* Sets the metrics of the roles that an environment gave the completions. */
-static inline void generation_log_roles(Generation *g) {
-    Roles roles;
-    roles_open(&roles, g);
-    roles_log(&roles, g, &g->t->metrics);
-    roles_close(&roles);
-}
-
 /* Sets the metrics of completions that are programs, over all ranks, and begins to count again: how many had each outcome;
  * the tests that were run; percentiles of the seconds of a completion, on the slowest rank; programs that waited for a
  * sandbox to start. Warns the first time that completions cannot be scored because the sandbox failed. Collective. */
@@ -370,7 +362,7 @@ static inline void generation_log(Generation *g) {
     metrics_set(m, "epoch", mix_epochs(&g->mixture));
     mixing_log(&g->mixture, m);
     if (g->engine.turns || g->o->agent.command) generation_log_turns(g);
-    generation_log_roles(g);
+    roles_log(g, m);
     if (count[1] == 0) metrics_warn(m, "no completion ended within %lld tokens", (long long)g->o->max_completion);
 }
 

@@ -1,19 +1,29 @@
-/* roles.h - the roles of a generation's completions, such as the players of a game.
+/* roles.h - the roles of a generation's completions, such as the players of a game, and the advantages that depend on them
+ * (../loss/advantage_roles.h).
  *
  * A program of --tool-cmd gives a completion its role (../rollout/episodes.h). Programs are games of their own: if several
- * of them answer whole turns, a role is that of one of them, as in "kuhn/first".
+ * of them answer whole turns, a role is that of one of them, as in "kuhn/player0".
  *
- *     Roles roles;
- *     roles_open(&roles, &generation);                      // after generation_score()
+ *     Roles roles = {0};
+ *     int32_t *role = roles_read(&roles, &generation, false);    // after generation_score()
  *     for (int k = 0; k < roles.count; k++) printf("%s\n", roles.name[k]);
- *     roles_close(&roles);
+ *     free(role);
+ *     roles_free(&roles);
+ *
+ *     RoleBaselines b = {0};
+ *     role_baselines_load(&b, trainer.state);
+ *     role_baselines_advantages(&b, &generation, generation.reward, 0.95, advantage, &stats);
+ *     role_baselines_save(&b, trainer.state);                    // as soon as the generation has been learned from
+ *     role_baselines_free(&b);
  */
 #ifndef LLMC_TRAIN_ROLES_H
 #define LLMC_TRAIN_ROLES_H
 
-#include "../base/error.h"           /* Error, die, xmalloc, xstrdup */
+#include "../base/error.h"           /* die, Error, xcalloc, xmalloc, ... */
 #include "../base/text.h"            /* TextBuffer, text_clear, text_format, text_free, ... */
-#include "../report/metrics.h"       /* metrics_set, Metrics */
+#include "../loss/advantage.h"       /* AdvantageStats, advantage_batch_stats, advantage_group_differs */
+#include "../loss/advantage_roles.h" /* advantage_rae */
+#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_warn */
 #include "../rollout/episode_rows.h" /* episode_program_name, EpisodeRow, episode_row_read */
 #include "../rollout/trajectory.h"   /* Trajectory */
 #include "../tools/tool_program.h"   /* ToolPrograms */
@@ -24,8 +34,14 @@ enum { ROLES_MAX = 64 };
 typedef struct Roles {
     char *name[ROLES_MAX];
     int count;
-    int32_t *of; /* (completions) index of the role of each; -1: it has none */
 } Roles;
+
+/* The baselines of rae. */
+typedef struct RoleBaselines {
+    Roles roles; /* without roles, the only one is "" */
+    double value[ROLES_MAX];
+    bool told; /* that there are no roles */
+} RoleBaselines;
 
 /* The index of a name, which is added if it is new. Ends the program if there are too many. */
 static inline int roles_find(Roles *r, const char *name) {
@@ -33,10 +49,15 @@ static inline int roles_find(Roles *r, const char *name) {
     while (k < r->count && strcmp(r->name[k], name)) k++;
     if (k < r->count) return k;
     if (k == ROLES_MAX)
-        die("--tool-cmd: more than %d roles, such as '%s'; a role is what many completions have, as a player's", k,
+        die("--tool-cmd: more than %d roles, such as '%s'; a role is what many completions have, such as a player's", k,
             name);
     r->name[r->count++] = xstrdup(name);
     return k;
+}
+
+static inline void roles_free(Roles *r) {
+    for (int k = 0; k < r->count; k++) free(r->name[k]);
+    *r = (Roles){0};
 }
 
 /* Writes the game of completion i and a slash if there is more than one game. */
@@ -50,45 +71,104 @@ static inline void roles_game(const Generation *g, int32_t i, TextBuffer *name) 
         text_format(name, "%s/", episode_program_name(&p->program[row.text]));
 }
 
-/* Reads the roles of a generation. */
-static inline void roles_open(Roles *r, const Generation *g) {
-    TextBuffer name = {0};
-    *r = (Roles){.of = (int32_t *)xmalloc(((size_t)g->completions + 1) * sizeof *r->of)};
-    for (int32_t i = 0; i < g->completions; i++) {
-        const Trajectory *y = g->scored[i].completion.trajectory;
-        r->of[i] = -1;
-        if (!y || !*y->role) continue;
-        text_clear(&name);
-        roles_game(g, i, &name);
-        text_string(&name, y->role);
-        r->of[i] = roles_find(r, name.text);
-    }
-    text_free(&name);
+/* Whether completion i has a role. */
+static inline bool roles_has(const Generation *g, int32_t i) {
+    const Trajectory *y = g->scored[i].completion.trajectory;
+    return y && *y->role;
 }
 
-static inline void roles_close(Roles *r) {
-    for (int k = 0; k < r->count; k++) free(r->name[k]);
-    free(r->of);
-    *r = (Roles){0};
+/* Returns the index of the role of each completion, (completions), to be freed; -1: it has none. all: the completions with a
+ * reward that have no role have one together. */
+static inline int32_t *roles_read(Roles *r, const Generation *g, bool all) {
+    TextBuffer name = {0};
+    int32_t *of = (int32_t *)xmalloc(((size_t)g->completions + 1) * sizeof *of);
+    for (int32_t i = 0; i < g->completions; i++) {
+        of[i] = -1;
+        if (!roles_has(g, i) && (!all || isnan(g->scored[i].reward))) continue;
+        text_clear(&name);
+        roles_game(g, i, &name);
+        text_string(&name, roles_has(g, i) ? g->scored[i].completion.trajectory->role : "");
+        of[i] = roles_find(r, name.text);
+    }
+    text_free(&name);
+    return of;
 }
 
 /* Sets the metrics of each role: the share of the completions that have it, and their mean reward. */
-static inline void roles_log(const Roles *r, const Generation *g, Metrics *m) {
-    for (int k = 0; k < r->count; k++) {
+static inline void roles_log(const Generation *g, Metrics *m) {
+    Roles r = {0};
+    int32_t *of = roles_read(&r, g, false);
+    for (int k = 0; k < r.count; k++) {
         double sum = 0, scored = 0, all = 0;
         char key[256];
         for (int32_t i = 0; i < g->completions; i++) {
-            if (r->of[i] != k) continue;
+            if (of[i] != k) continue;
             all++;
             if (isnan(g->scored[i].reward)) continue;
             scored++;
             sum += g->scored[i].reward;
         }
-        snprintf(key, sizeof key, "role/%.200s/share", r->name[k]);
+        snprintf(key, sizeof key, "role/%.200s/share", r.name[k]);
         metrics_set(m, key, all / g->completions);
-        snprintf(key, sizeof key, "role/%.200s/reward", r->name[k]);
+        snprintf(key, sizeof key, "role/%.200s/reward", r.name[k]);
         metrics_set(m, key, scored > 0 ? sum / scored : NAN);
     }
+    free(of);
+    roles_free(&r);
 }
+
+/* ---- rae ------------------------------------------------------------------------------------------------------- */
+
+/* The completions in the order in which they were numbered, which is that of any number of ranks; to be freed. */
+static inline int32_t *roles_order(const Generation *g) {
+    int32_t *order = (int32_t *)xcalloc((size_t)g->completions + 1, sizeof *order);
+    uint64_t first = UINT64_MAX;
+    for (int32_t i = 0; i < g->completions; i++) first = g->scored[i].id < first ? g->scored[i].id : first;
+    for (int32_t i = 0; i < g->completions; i++) order[g->scored[i].id - first] = i;
+    return order;
+}
+
+/* reward, advantage: (completions) of a generation whose ids follow one another: without dynamic sampling. */
+static inline void role_baselines_advantages(RoleBaselines *b, const Generation *g, const float *reward, double decay,
+                                             float *advantage, AdvantageStats *stats) {
+    const int32_t n = g->completions, G = (int32_t)g->o->generations;
+    int32_t *role = roles_read(&b->roles, g, true), *order = roles_order(g), equal = 0;
+    advantage_batch_stats(reward, n, stats);
+    for (int32_t i = 0; i < n; i += G) equal += !advantage_group_differs(reward + i, G);
+    stats->frac_reward_zero_std = (double)equal / (double)(n / G);
+    advantage_rae(reward, role, order, n, decay, b->value, advantage);
+    free(role), free(order);
+}
+
+/* Sets the metrics of the baselines. Warns the first time that there are no roles. */
+static inline void role_baselines_log(RoleBaselines *b, Metrics *m) {
+    for (int k = 0; k < b->roles.count; k++) {
+        char key[256];
+        snprintf(key, sizeof key, "role/%.200s%sbaseline", b->roles.name[k], *b->roles.name[k] ? "/" : "");
+        metrics_set(m, key, b->value[k]);
+    }
+    if (!b->told && b->roles.count == 1 && !*b->roles.name[0])
+        metrics_warn(m, "--advantage-estimator rae: no completion has a role, so that all have one baseline");
+    b->told = true;
+}
+
+static inline void role_baselines_save(const RoleBaselines *b, json_t *state) {
+    json_t *all = json_object();
+    for (int k = 0; k < b->roles.count; k++) json_object_set_new(all, b->roles.name[k], json_real(b->value[k]));
+    json_object_set_new(state, "role_baselines", all);
+}
+
+/* Continues with the baselines of a trainer's state. Ends the program if one of them is no number. */
+static inline void role_baselines_load(RoleBaselines *b, const json_t *state) {
+    json_t *all = json_object_get(state, "role_baselines"), *value;
+    const char *name;
+    json_object_foreach(all, name, value) {
+        if (!json_is_number(value)) die("the state's baseline of the role '%.80s' is no number", name);
+        const int k = roles_find(&b->roles, name);
+        b->value[k] = json_number_value(value);
+    }
+}
+
+static inline void role_baselines_free(RoleBaselines *b) { roles_free(&b->roles); }
 
 #endif
