@@ -28,7 +28,7 @@
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"       /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
-#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, ADVANTAGE_RAE, AdvantageEstimator, ... */
+#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, ADVANTAGE_RAE, ADVANTAGE_HIERARCHICAL, ... */
 #include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
 #include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
 #include "llmc/loss/covariance.h"           /* CovarianceStats, covariance_choose */
@@ -80,6 +80,7 @@ static struct {
     PolicyShape shape;    /* the constants of sapo, vespo, dppo, clip_cov and kl_cov */
     int64_t pass_k;
     double rae_decay;
+    const char *episode_agents;
     int64_t remains; /* completions of a group that GFPO keeps; 0: all */
     int filter;      /* a GroupFilter */
     int advantage;   /* an AdvantageEstimator */
@@ -110,6 +111,8 @@ static const Option options[] = {
     OPTION_INT   ("pass-k",                      0, &o.pass_k,      1, 4096, "pass_k: completions of which the best counts"),
     OPTION_REAL  ("rae-decay",                   0, &o.rae_decay,   0, 0.999999,
                   "rae: decay of the moving average of a role's rewards, its baseline"),
+    OPTION_TEXT  ("episode-agents",              0, &o.episode_agents, "ROLE,...",
+                  "hierarchical_grpo: roles that are compared within an episode, such as solver; others: within the group"),
     OPTION_INT   ("num-remains-in-group",        0, &o.remains,     0, 4096,
                   "GFPO: completions of a group that are learned from; 0: all"),
     OPTION_CHOICE("group-filter",                0, &o.filter,      GROUP_FILTER_CHOICES,
@@ -360,6 +363,8 @@ static AdvantageStats compute_advantages(Run *r) {
         advantage_tokens(&x, reward, P, G, r->advantage, &stats);
     } else if (o.advantage == ADVANTAGE_RAE) {
         role_baselines_advantages(&r->roles, g, reward, o.rae_decay, r->advantage, &stats);
+    } else if (o.advantage == ADVANTAGE_HIERARCHICAL) {
+        roles_hierarchical(g, o.episode_agents, reward, r->advantage, &stats);
     } else if (o.advantage) {
         for (int32_t i = 0; i < g->completions; i++)
             if (!advantage_takes((AdvantageEstimator)o.advantage, g->reward[i]))
@@ -582,6 +587,7 @@ static void log_rewards(Run *r, const AdvantageStats *a) {
     generation_log(&r->g);
     off_policy_log(&r->g);
     if (o.advantage == ADVANTAGE_RAE) role_baselines_log(&r->roles, m);
+    if (o.advantage == ADVANTAGE_HIERARCHICAL) roles_warn_absent(&r->g, o.episode_agents, m);
     log_agents(r);
     if (a->frac_reward_zero_std == 1 && !o.distill.teacher.path && !any_advantage(r))
         metrics_warn(m, "the rewards of every group are all equal: no gradient");
@@ -903,6 +909,8 @@ static void check_options(void) {
         {&o.advantage, o.loss != POLICY_RLOO && !o.aggregation,
          "not used by --loss-type rloo and --multi-objective-aggregation normalize_then_sum"},
         {&o.pass_k, o.advantage == ADVANTAGE_PASS_K, "used only by --advantage-estimator pass_k"},
+        {&o.episode_agents, o.advantage == ADVANTAGE_HIERARCHICAL,
+         "used only by --advantage-estimator hierarchical_grpo"},
         {&o.rae_decay, o.advantage == ADVANTAGE_RAE, "used only by --advantage-estimator rae"},
         {&o.dynamic_sampling, o.advantage != ADVANTAGE_RAE,
          "not used by --advantage-estimator rae, by which a group with equal rewards has a gradient"},
@@ -953,6 +961,10 @@ static void check_options(void) {
     if (o.advantage == ADVANTAGE_PASS_K && o.pass_k > o.g.generations)
         usage_error("--pass-k: %lld is more than the %lld completions of a group", (long long)o.pass_k,
                     (long long)o.g.generations);
+    if (o.advantage == ADVANTAGE_HIERARCHICAL && !o.episode_agents)
+        usage_error(
+            "--advantage-estimator hierarchical_grpo: give --episode-agents, the roles that are compared within an "
+            "episode, such as solver");
     if (o.remains && (o.remains < 2 || o.remains >= o.g.generations))
         usage_error("--num-remains-in-group: %lld must be at least 2 and less than the %lld completions of a group",
                     (long long)o.remains, (long long)o.g.generations);

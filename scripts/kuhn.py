@@ -6,8 +6,9 @@
 
 Both players pay 1 and get one of the cards J, Q and K. A player says `pass` or `bet`, which costs 1 more. Who passes after
 a bet loses what he has paid; otherwise the higher card wins. Who says anything else loses 2. Samples 2k and 2k + 1 of a
-prompt are player0 and player1. With the argument `random`, or without a partner, a completion plays against random moves.
-Its first turn is a greeting, which is answered by its card and the moves so far. doc/agents.md explains the lines.
+prompt are player0 and player1. With the argument `random`, or without a partner, a completion plays against random moves;
+with `fee`, player0 pays 3 more to player1 in each game. The first turn of a completion is a greeting, which is answered by
+its card and the moves so far. doc/agents.md explains the lines.
 """
 import json
 import random
@@ -38,7 +39,7 @@ class Game:
 
     def reward(self, seat):
         self.paid.add(seat)
-        return self.result * (1 - 2 * seat)
+        return (self.result - fee) * (1 - 2 * seat)
 
     def answers(self):  # to the players who wait for nobody
         while self.result is None and len(self.seeds) == len(self.seats) and len(self.moves) % 2 not in self.seats:
@@ -62,7 +63,7 @@ if sys.argv[1:2] == ["demos"]:
             moves += said[0]
         print(json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}))
     sys.exit()
-joining, games = {}, {}
+joining, games, fee = {}, {}, 3 if "fee" in sys.argv else 0
 for line in sys.stdin:
     r = json.loads(line)
     answer, after = {name: r[name] for name in ("op", "id", "turn") if name in r}, []

@@ -82,6 +82,7 @@ static void options_of_one_trainer(void **state) {
     unused("./train_grpo", "--advantage-estimator rae --dynamic-sampling", "--dynamic-sampling");
     unused("./train_grpo", "--advantage-estimator rae --scale-rewards none", "--scale-rewards");
     unused("./train_grpo", "--rae-decay 0.9", "--rae-decay");
+    unused("./train_grpo", "--episode-agents solver", "--episode-agents");
     unused("./train_grpo", "--positive-reward 0.5", "--positive-reward");
     unused("./train_ppo", "--positive-reward 0.5", "--positive-reward");
     unused("./train_grpo", "--group-filter length", "--group-filter");

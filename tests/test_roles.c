@@ -97,12 +97,12 @@ static void test_waiting(void **state) {
     const double start = clock_seconds();
     put_players(
         "slow.py", "group=True", "pass",
-        "held[sample] = a; out = []; (time.sleep(0.4), a.update(observation='K '), out.append(a)) if sample and "
+        "held[sample] = a; out = []; (time.sleep(1.1), a.update(observation='K '), out.append(a)) if sample and "
         "r['turn'] < 3 else None; out = [dict(h, done=True, reward=1) for h in held.values()] if r['turn'] == 3 else out",
         "pass");
-    run(0, "./generate -c $T/sft.bin -i $T/one.shard -g 150 --num-samples 2 --temperature 0.5 --tool-timeout 1 "
+    run(0, "./generate -c $T/sft.bin -i $T/one.shard -g 150 --num-samples 2 --temperature 0.5 --tool-timeout 3 "
            "--tool-cmd 'python3 $T/slow.py' --max-tool-failures 0");
-    assert_true(clock_seconds() - start > 1.2);
+    assert_true(clock_seconds() - start > 3.2);
     /* and a program that answers nobody is late */
     put_players("silent.py", "group=True", "pass", "out = []", "pass");
     run(1, "./generate -c $T/sft.bin -i $T/one.shard -g 150 --num-samples 2 --tool-timeout 0.3 "
@@ -201,9 +201,51 @@ static void test_rae(void **state) {
     assert_true(warning && !strstr(warning + 1, "no completion has a role") && !isnan(metric(2, "role/baseline")));
 }
 
+/* Two proposed problems with a proposer and two solvers each: the advantages of the rollouts are the rewards minus the means of
+ * what each is compared with. What lacks a role or an episode ends the run. */
+static void test_hierarchical(void **state) {
+    (void)state;
+#define HIERARCHICAL                                                                                                   \
+    GRPO                                                                                                               \
+        "-p 1 -G 6 -x 1 -o $T/h.bin --reward none --advantage-estimator hierarchical_grpo --tool-cmd 'python3 $T/h.py' "
+    static const double reward[] = {1, 2, 5, 9, 7, 4}, solver[] = {-4, -1.5, 1.5, 4, 1.5, -1.5},
+                        both[] = {0, -1.5, 1.5, 0, 1.5, -1.5};
+    put_players("h.py", "group=True",
+                "a.update(role='solver' if sample % 3 else 'proposer', episode='e%d' % (sample // 3))",
+                "a.update(done=True, reward=[1, 2, 5, 9, 7, 4][sample])", "pass");
+    for (int k = 0; k < 2; k++) {
+        char command[600];
+        snprintf(command, sizeof command, HIERARCHICAL "--rollouts $T/h.jsonl --rollout-steps 2 --episode-agents %s",
+                 k ? "solver,proposer" : "solver");
+        run(0, command);
+        char *rows = text_of(files_path("h.jsonl")), *line = strstr(rows, "\"kind\":\"trained\"");
+        while (line > rows && line[-1] != '\n') line--;
+        json_t *group = json_loadb(line, strcspn(line, "\n"), 0, NULL), *samples = json_object_get(group, "samples");
+        assert_int_equal(json_array_size(samples), 6);
+        for (size_t i = 0; i < 6; i++) {
+            const json_t *s = json_array_get(samples, i);
+            assert_true(json_number_value(json_object_get(s, "reward")) == reward[i]);
+            assert_true(json_number_value(json_object_get(s, "advantage")) == (k ? both : solver)[i]);
+        }
+        json_decref(group);
+        free(rows);
+    }
+    run(0, HIERARCHICAL "--episode-agents solver,critic");
+    assert_holds(said, "--episode-agents: no completion has the role 'critic'");
+    run(2, HIERARCHICAL);
+    assert_holds(said, "give --episode-agents, the roles that are compared within an episode");
+    put_players("h.py", "group=True", "a['role'] = 'solver'", "a.update(done=True, reward=1)", "pass");
+    run(1, HIERARCHICAL "--episode-agents solver");
+    assert_holds(said, "--episode-agents: a completion with the role 'solver' has no episode");
+    put_players("h.py", "group=True", "pass", "a.update(done=True, reward=1)", "pass");
+    run(1, HIERARCHICAL "--episode-agents solver");
+    assert_holds(said, "--advantage-estimator hierarchical_grpo: a completion has no role");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_games),       cmocka_unit_test(test_waiting),
                                        cmocka_unit_test(test_dead_worker), cmocka_unit_test(test_bad_names),
-                                       cmocka_unit_test(test_metrics),     cmocka_unit_test(test_rae)};
+                                       cmocka_unit_test(test_metrics),     cmocka_unit_test(test_rae),
+                                       cmocka_unit_test(test_hierarchical)};
     return cmocka_run_group_tests_name("roles", tests, setup, files_teardown);
 }

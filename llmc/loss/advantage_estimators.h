@@ -24,8 +24,8 @@
 
 #include "advantage.h" /* AdvantageStats, advantage_or_zero, spread_of, SCALE_NONE, ... */
 
-#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg|optimal_token_baseline|rae"
-/* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h; ADVANTAGE_RAE: advantage_roles.h */
+#define ADVANTAGE_CHOICES "group|max_rl|pass_k|grpo_passk|opo|gpg|optimal_token_baseline|rae|hierarchical_grpo"
+/* in the order of ADVANTAGE_CHOICES; ADVANTAGE_GROUP: advantage.h; ADVANTAGE_RAE and ADVANTAGE_HIERARCHICAL: advantage_roles.h */
 typedef enum {
     ADVANTAGE_GROUP,
     ADVANTAGE_MAX_RL,
@@ -34,7 +34,8 @@ typedef enum {
     ADVANTAGE_OPO,
     ADVANTAGE_GPG,
     ADVANTAGE_OTB,
-    ADVANTAGE_RAE
+    ADVANTAGE_RAE,
+    ADVANTAGE_HIERARCHICAL
 } AdvantageEstimator;
 
 #define GROUP_FILTER_CHOICES "length|token_efficiency"

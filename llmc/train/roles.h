@@ -15,6 +15,8 @@
  *     role_baselines_advantages(&b, &generation, generation.reward, 0.95, advantage, &stats);
  *     role_baselines_save(&b, trainer.state);                    // as soon as the generation has been learned from
  *     role_baselines_free(&b);
+ *
+ *     roles_hierarchical(&generation, "solver", generation.reward, advantage, &stats);
  */
 #ifndef LLMC_TRAIN_ROLES_H
 #define LLMC_TRAIN_ROLES_H
@@ -22,10 +24,10 @@
 #include "../base/error.h"           /* die, Error, xcalloc, xmalloc, ... */
 #include "../base/text.h"            /* TextBuffer, text_clear, text_format, text_free, ... */
 #include "../loss/advantage.h"       /* AdvantageStats, advantage_batch_stats, advantage_group_differs */
-#include "../loss/advantage_roles.h" /* advantage_rae */
-#include "../report/metrics.h"       /* metrics_set, Metrics, metrics_warn */
+#include "../loss/advantage_roles.h" /* advantage_peers, advantage_rae */
+#include "../report/metrics.h"       /* Metrics, metrics_set, metrics_warn */
 #include "../rollout/episode_rows.h" /* episode_program_name, EpisodeRow, episode_row_read */
-#include "../rollout/trajectory.h"   /* Trajectory */
+#include "../rollout/trajectory.h"   /* Trajectory, TRAJECTORY_NAME */
 #include "../tools/tool_program.h"   /* ToolPrograms */
 #include "generation.h"              /* Generation */
 
@@ -170,5 +172,74 @@ static inline void role_baselines_load(RoleBaselines *b, const json_t *state) {
 }
 
 static inline void role_baselines_free(RoleBaselines *b) { roles_free(&b->roles); }
+
+/* ---- hierarchical_grpo ----------------------------------------------------------------------------------------- */
+
+/* Whether a role is in a list of roles with commas between them. */
+static inline bool roles_listed(const char *list, const char *role) {
+    const size_t length = strlen(role);
+    for (const char *at = list; *at;) {
+        const size_t n = strcspn(at, ",");
+        if (n == length && !memcmp(at, role, n)) return true;
+        at += n + (at[n] == ',');
+    }
+    return false;
+}
+
+/* Whether completions i and k of a group have the same role and, if it is in `scoped`, the same episode. */
+static inline bool roles_peers(const Generation *g, int32_t i, int32_t k, const char *scoped) {
+    const Trajectory *a = g->scored[i].completion.trajectory, *b = g->scored[k].completion.trajectory;
+    if (!roles_has(g, i) || !roles_has(g, k)) return false; /* lost completions have none */
+    return !strcmp(a->role, b->role) && (!roles_listed(scoped, a->role) || !strcmp(a->episode_id, b->episode_id));
+}
+
+/* Ends the program if a completion with a reward has no role, or no episode although its role is in `scoped`. */
+static inline void roles_check(const Generation *g, const char *scoped) {
+    for (int32_t i = 0; i < g->completions; i++) {
+        if (isnan(g->scored[i].reward)) continue;
+        if (!roles_has(g, i))
+            die("--advantage-estimator hierarchical_grpo: a completion has no role; the program of --tool-cmd gives it, as "
+                "\"role\" in its answer to a reset or an end");
+        if (roles_listed(scoped, g->scored[i].completion.trajectory->role) &&
+            !*g->scored[i].completion.trajectory->episode_id)
+            die("--episode-agents: a completion with the role '%s' has no episode; the program of --tool-cmd gives it, as "
+                "\"episode\" in its answer to a reset or an end",
+                g->scored[i].completion.trajectory->role);
+    }
+}
+
+/* scoped: the roles that are compared within an episode; the others are compared within the group. reward, advantage:
+ * (completions). Ends the program if the completions have no roles. */
+static inline void roles_hierarchical(const Generation *g, const char *scoped, const float *reward, float *advantage,
+                                      AdvantageStats *stats) {
+    const int32_t n = g->completions, G = (int32_t)g->o->generations;
+    int64_t equal = 0;
+    roles_check(g, scoped);
+    advantage_batch_stats(reward, n, stats);
+    for (int32_t first = 0; first < n; first += G) {
+        int32_t peers[G];
+        for (int32_t i = 0; i < G; i++) {
+            int32_t k = 0;
+            while (k < i && !roles_peers(g, first + i, first + k, scoped)) k++;
+            peers[i] = k;
+        }
+        equal += advantage_peers(reward + first, peers, G, advantage + first);
+    }
+    stats->frac_reward_zero_std = (double)equal / n;
+}
+
+/* Warns about each role of a list that no completion has. */
+static inline void roles_warn_absent(const Generation *g, const char *list, Metrics *m) {
+    for (const char *at = list; *at;) {
+        char name[TRAJECTORY_NAME];
+        const size_t n = strcspn(at, ",");
+        bool any = false;
+        snprintf(name, sizeof name, "%.*s", (int)n, at);
+        for (int32_t i = 0; i < g->completions && !any; i++)
+            any = roles_has(g, i) && !strcmp(g->scored[i].completion.trajectory->role, name);
+        if (!any) metrics_warn(m, "--episode-agents: no completion has the role '%s'", name);
+        at += n + (at[n] == ',');
+    }
+}
 
 #endif
