@@ -5,18 +5,20 @@
  * of them answer whole turns, a role is that of one of them, as in "kuhn/player0".
  *
  *     Roles roles = {0};
- *     int32_t *role = roles_read(&roles, &generation, false);    // after generation_score()
+ *     int32_t *role = roles_read(&roles, &g, false);             // after generation_score()
  *     for (int k = 0; k < roles.count; k++) printf("%s\n", roles.name[k]);
  *     free(role);
  *     roles_free(&roles);
  *
  *     RoleBaselines b = {0};
+ *     AdvantageStats stats;
  *     role_baselines_load(&b, trainer.state);
- *     role_baselines_advantages(&b, &generation, generation.reward, 0.95, advantage, &stats);
+ *     role_baselines_advantages(&b, &g, g.reward, 0.95, advantage, &stats);
  *     role_baselines_save(&b, trainer.state);                    // as soon as the generation has been learned from
  *     role_baselines_free(&b);
  *
- *     roles_hierarchical(&generation, "solver", generation.reward, advantage, &stats);
+ *     AdvantageStats stats;
+ *     roles_hierarchical(&g, "solver", g.reward, advantage, &stats);
  */
 #ifndef LLMC_TRAIN_ROLES_H
 #define LLMC_TRAIN_ROLES_H
