@@ -432,8 +432,8 @@ static inline void episodes_reset(Episodes *x, Episode *p, int program, const ch
     if (p->link[program].life != life) return;
     json_t *fields = r && r->fields && *r->fields ? json_loads(r->fields, JSON_ALLOW_NUL, NULL) : NULL;
     json_t *reset =
-        json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:I}", "op", "reset", "id", id, "prompt", r ? r->text : "", "answer",
-                  r ? r->answer : "", "task", r ? r->task : "", "samples", p->samples, "seed", (json_int_t)seed);
+        json_pack("{s:s,s:s,s:i,s:s,s:s,s:s,s:I}", "op", "reset", "id", id, "samples", p->samples, "prompt",
+                  r ? r->text : "", "answer", r ? r->answer : "", "task", r ? r->task : "", "seed", (json_int_t)seed);
     json_object_set_new(reset, "fields", fields ? fields : json_object());
     tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET);
     p->waiting++;

@@ -6,7 +6,7 @@
  *
  *     -> {"op":"hello","version":1,"program":"train_grpo","worker":0,"workers":2,"seed":1}
  *     <- {"op":"hello","tools":[SCHEMA,...],"episodes":true,"text":false,"group":false}
- *     -> {"op":"reset","id":"12.3","prompt":"...","answer":"...","task":"...","fields":{},"samples":8,"seed":98765}
+ *     -> {"op":"reset","id":"12.3","samples":8,"prompt":"...","answer":"...","task":"...","fields":{},"seed":98765}
  *     <- {"op":"reset","id":"12.3","role":"first","episode":"1"}
  *     -> {"op":"call","id":"12.3","turn":0,"call":0,"name":"lookup","arguments":{"key":"k7"}}
  *     <- {"op":"call","id":"12.3","turn":0,"call":0,"content":"v19","reward":0,"done":false}
