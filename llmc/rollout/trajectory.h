@@ -79,12 +79,11 @@ typedef struct Trajectory {
     int32_t *branch;  /* (branches) index of the first token of each */
     float reward;     /* of the environment for the whole trajectory; NaN: none */
     float end_reward; /* of it: given at the end, not with the answer to a turn; NaN: none */
-    char role[TRAJECTORY_NAME]; /* the part that the environment gave it, such as a player of a game; "": none */
-    char episode_id
-        [TRAJECTORY_NAME]; /* of what it shares with other completions of its prompt, such as a game; "": none */
-    json_t *messages;      /* its turns and their answers as OpenAI's messages; NULL: not kept */
-    int32_t thought;       /* tokens before the end of its thinking (thinking.h); -1: none is marked */
-    int32_t waits;         /* ends of its thinking that were removed */
+    char role[TRAJECTORY_NAME];       /* given by the environment, such as a player's; "": none */
+    char episode_id[TRAJECTORY_NAME]; /* shared with others of its prompt, such as a game's; "": none */
+    json_t *messages;                 /* its turns and their answers as OpenAI's messages; NULL: not kept */
+    int32_t thought;                  /* tokens before the end of its thinking (thinking.h); -1: none is marked */
+    int32_t waits;                    /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
