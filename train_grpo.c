@@ -869,6 +869,7 @@ static void check_off_policy(void) {
         {o.beta > 0 && o.kl_in, "--kl-in reward, which needs samples of the policy; give --kl-in loss"},
         {by_covariance(), "--loss-type clip_cov and kl_cov, which choose among the tokens that the policy drew"},
         {token_baseline(), "--advantage-estimator optimal_token_baseline"},
+        {o.advantage == ADVANTAGE_RAE, "--advantage-estimator rae, whose baseline is that of samples"},
         {o.remains > 0, "--num-remains-in-group"},
         {o.top_entropy < 1, "--top-entropy-quantile"},
         {o.positive.coef > 0, "--positive-nll-coef"},
