@@ -39,7 +39,6 @@
 #include "peak.h"       /* cpu_peak */
 #include "quantized.h"  /* QUANT_BUFFER, cpu_quant_backward, cpu_quant_embed_forward, cpu_quant_forward */
 #include "rotary.h"     /* cpu_rotary_backward, cpu_rotary_forward, cpu_rotary_table */
-#include <sys/mman.h>
 #include <unistd.h>
 
 #ifndef CPU_BACKEND
@@ -67,25 +66,12 @@ static inline void cpu_close(Device *d) {
     gemm_plans_clear(d);
     while (d->pack_count) gemm_weights_changed(d, d->packs[0].from, 1, true);
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
-    free(d->plans), free(d->packs), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
+    free(d->plans), free(d->packs), free(d->pools), free(d->half[0]), free(d->half[1]), free(d->scratchpad);
     for (int i = 0; i < CPU_WIDE; i++) free(d->wide[i]);
     free(d->sums), free(d->logits), free(d->partial), free(d->low), free(d->panel), free(d->work), free(d);
 }
 
 static inline bool cpu_sync(Device *d, Error *e) { return d->failed ? error_set(e, "%s", d->error.text) : true; }
-
-/* Asks for huge pages for memory that will be used as a whole: filling it causes fewer page faults, and reading it fewer TLB
- * misses. Linux uses huge pages unasked only if /sys/kernel/mm/transparent_hugepage/enabled is `always`. */
-static inline void cpu_huge_pages(void *memory, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-    enum { HUGE_PAGE = 2 << 20 };
-    const uintptr_t first = ((uintptr_t)memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE,
-                    last = ((uintptr_t)memory + bytes) / HUGE_PAGE * HUGE_PAGE;
-    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE); /* a failure changes only the speed */
-#else
-    (void)memory, (void)bytes;
-#endif
-}
 
 /* Returns memory aligned to CPU_ALIGN, with zeros or uninitialised. What free() takes is stored before it. */
 static inline void *cpu_new(bool zeroed, size_t bytes, const char *what, Error *e) {
