@@ -159,7 +159,9 @@ static inline void cpu_copy(Device *d, void *to, const void *from, size_t bytes)
 }
 
 static inline void cpu_weights_upload(Device *d, Weights *weights, const float *host, size_t n) {
-    memcpy(weights, host, n * sizeof(float));
+#pragma omp parallel for schedule(static) if (cpu_worth(n))
+    for (size_t at = 0; at < n; at += CPU_BLOCK)
+        memcpy((float *)weights + at, host + at, (n - at < CPU_BLOCK ? n - at : CPU_BLOCK) * sizeof(float));
     gemm_weights_changed(d, (const float *)weights, n, false);
 }
 

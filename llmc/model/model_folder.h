@@ -11,11 +11,19 @@
 #include "huggingface.h"       /* Huggingface, huggingface_close, huggingface_floats, huggingface_hash, ... */
 #include "huggingface_names.h" /* HuggingfacePart */
 #include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_save */
-#include "model.h"             /* Model, ModelChunk, model_each_chunk */
+#include "model.h"             /* MODEL_CHUNK, Model, ModelChunk, model_each_chunk */
 #include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, model_check_weights, ... */
 #include "optimizer.h"         /* Optimizer */
 #include "safetensors.h"       /* SafetensorsType */
 #include "tensors.h"           /* TENSOR_valueb, TENSOR_valuew */
+
+/* Reads elements [first, first + n) of part i as float32, by all threads. */
+static inline void model_read_part(const Huggingface *h, size_t i, size_t first, float *to, size_t n) {
+    enum { PIECE = MODEL_CHUNK / 8 };
+#pragma omp parallel for schedule(static) if (n > PIECE)
+    for (size_t at = 0; at < n; at += PIECE)
+        huggingface_floats(h, i, first + at, to + at, n - at < PIECE ? n - at : PIECE);
+}
 
 /* Uploads the tensors of a folder. */
 static inline bool model_read_parts(const Huggingface *h, const Model *m, const Optimizer *o, Error *e) {
@@ -26,7 +34,7 @@ static inline bool model_read_parts(const Huggingface *h, const Model *m, const 
         if (p->tensor == TENSOR_valuew && !m->config.value_head) continue;
         ModelChunk c = {0};
         while (ok && model_each_chunk(&c, p->rows * p->columns)) {
-            huggingface_floats(h, i, c.at, c.host, c.n);
+            model_read_part(h, i, c.at, c.host, c.n);
             ok = model_check_weights(m, h->path, p->at + c.at, c.host, c.n, e);
             if (ok) model_put_weights(m, o, p->at + c.at, c.host, c.n);
         }

@@ -321,16 +321,20 @@ static inline void safetensors_floats(const SafeTensor *t, uint64_t first, float
         memcpy(to, from, n * sizeof *to);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t half;
-        double value;
-        if (t->type == SAFETENSORS_F64) {
+    if (t->type == SAFETENSORS_F64) {
+        for (size_t i = 0; i < n; i++) {
+            double value;
             memcpy(&value, from + 8 * i, 8);
             to[i] = (float)value;
-            continue;
         }
+        return;
+    }
+    const bool brain = t->type == SAFETENSORS_BF16;
+#pragma omp simd
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half;
         memcpy(&half, from + 2 * i, 2);
-        to[i] = t->type == SAFETENSORS_BF16 ? half_from_bf16(half) : half_from_f16(half);
+        to[i] = brain ? half_from_bf16(half) : half_from_f16(half);
     }
 }
 
