@@ -18,7 +18,7 @@
 #include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
 #include "product.h"          /* CPU_VEC, CpuQuad, CpuVec, CPU_UNROLL, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
-#include "vector_math.h"      /* cpu_exp, cpu_cap */
+#include "vector_math.h"      /* cpu_exp, cpu_max, cpu_cap */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>
@@ -118,28 +118,78 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, c
     }
 }
 
-/* s[i] = scale q . k_i for 4 keys that are `stride` apart */
-static inline void cpu_dots4(float s[4], const float *q, const Act *k, size_t stride, int D, float scale) {
-    CpuVec sum[4] = {{0}};
+/* On the path for few lanes, up to CPU_GROUP query heads of one key head are computed together, so that a key and a value are
+ * loaded once for all of them. */
+enum { CPU_GROUP_MAX = 4, CPU_GROUP = CPU_VEC == 16 ? CPU_GROUP_MAX : 2 }; /* AVX2 has registers for the sums of two */
+
+/* s[h][i] = scale q_h . k_i for `heads` heads, whose queries are D apart, and 4 keys that are `stride` apart. Only the first
+ * `keys` of these exist; the others get the score of the last one. Rows of s are CPU_KEYS long. */
+CPU_INLINE void cpu_dots4(const int heads, float *s, const float *q, const Act *k, size_t stride, int keys, int D,
+                          float scale) {
+    CpuVec sum[CPU_GROUP_MAX][4] = {{{0}}};
+    const Act *key[4];
+    int d = 0;
+    for (int i = 0; i < 4; i++) key[i] = k + (size_t)(i < keys ? i : keys - 1) * stride;
+    for (; d + CPU_VEC <= D; d += CPU_VEC) {
+        CPU_UNROLL for (int i = 0; i < 4; i++) {
+            const CpuVec x = act_vector(key[i] + d);
+            CPU_UNROLL for (int h = 0; h < heads; h++) {
+                const CpuVec *from = (const CpuVec *)(q + (size_t)h * D + d);
+                sum[h][i] = sum[h][i] + *from * x;
+            }
+        }
+    }
+    CPU_UNROLL for (int h = 0; h < heads; h++) {
+        CpuQuad part[4];
+        CPU_UNROLL for (int i = 0; i < 4; i++) {
+            CpuQuad quad[CPU_VEC / 4];
+            memcpy(quad, &sum[h][i], sizeof quad);
+            for (int step = CPU_VEC / 8; step; step /= 2)
+                for (int j = 0; j < step; j++) quad[j] += quad[j + step];
+            part[i] = quad[0];
+        }
+        cpu_transpose4(part, part);
+        CpuQuad total = (part[0] + part[1]) + (part[2] + part[3]);
+        for (int e = d; e < D; e++)
+            for (int i = 0; i < 4; i++) total[i] += q[(size_t)h * D + e] * act_get(key[i][e]);
+        *(CpuQuad *)(s + h * CPU_KEYS) = total * scale;
+    }
+}
+
+/* out_h += sum_i s[h][i] v_i for `heads` heads, whose outputs are D apart, and 4 values that are `stride` apart. Rows of s are
+ * CPU_KEYS long. */
+CPU_INLINE void cpu_values4(const int heads, float *out, const float *s, const Act *v, size_t stride, int D) {
     int d = 0;
     for (; d + CPU_VEC <= D; d += CPU_VEC) {
-        const CpuVec x = *(const CpuVec *)(q + d);
-        CPU_UNROLL for (int i = 0; i < 4; i++) sum[i] = sum[i] + x * act_vector(k + i * stride + d);
+        CpuVec x[4];
+        CPU_UNROLL for (int i = 0; i < 4; i++) x[i] = act_vector(v + i * stride + d);
+        CPU_UNROLL for (int h = 0; h < heads; h++) {
+            const float *p = s + h * CPU_KEYS;
+            CpuVec *o = (CpuVec *)(out + (size_t)h * D + d);
+            *o = *o + ((x[0] * p[0] + x[1] * p[1]) + (x[2] * p[2] + x[3] * p[3]));
+        }
     }
-    CpuQuad part[4];
-    CPU_UNROLL for (int i = 0; i < 4; i++) {
-        CpuQuad quad[CPU_VEC / 4];
-        memcpy(quad, &sum[i], sizeof quad);
-        for (int step = CPU_VEC / 8; step; step /= 2)
-            for (int j = 0; j < step; j++) quad[j] += quad[j + step];
-        part[i] = quad[0];
-    }
-    cpu_transpose4(part, part);
-    CpuQuad total = (part[0] + part[1]) + (part[2] + part[3]);
     for (; d < D; d++)
-        for (int i = 0; i < 4; i++) total[i] += q[d] * act_get(k[i * stride + d]);
-    *(CpuQuad *)s = total * scale;
+        for (int h = 0; h < heads; h++) {
+            const float *p = s + h * CPU_KEYS;
+            out[(size_t)h * D + d] += (p[0] * act_get(v[d]) + p[1] * act_get(v[stride + d])) +
+                                      (p[2] * act_get(v[2 * stride + d]) + p[3] * act_get(v[3 * stride + d]));
+        }
 }
+
+/* Number of heads from h on, before h1, that are computed together. */
+static inline int cpu_group(int h, int h1, int shared) {
+    const int left = shared - h % shared, most = left < h1 - h ? left : h1 - h;
+    return most < CPU_GROUP ? most : CPU_GROUP;
+}
+
+#define CPU_FOR_GROUP(heads, function, ...)                                                                            \
+    switch (heads) {                                                                                                   \
+    case 1: function(1, __VA_ARGS__); break;                                                                           \
+    case 2: function(2, __VA_ARGS__); break;                                                                           \
+    case 3: function(3, __VA_ARGS__); break;                                                                           \
+    case 4: function(4, __VA_ARGS__); break;                                                                           \
+    }
 
 /* The same softmax for heads h0 .. h1-1 of one query row over `keys` keys, along the channels: rows of k and v are read
  * from end to end, which is the fastest order for memory. On entry the row of `out` holds the weighted values of the
@@ -171,25 +221,21 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
     for (int key = start; key < keys; key += CPU_KEYS, k += CPU_KEYS * stride, v += CPU_KEYS * stride) {
         const int n = keys - key < CPU_KEYS ? keys - key : CPU_KEYS;
         for (int i = 0; i < n; i += 4)
-            for (int h = h0; h < h1; h++) {
+            for (int h = h0, heads; h < h1; h += heads) {
                 const Act *from = k + i * stride + (size_t)(h / shared) * D;
+                heads = cpu_group(h, h1, shared);
                 for (int j = i; j < i + 4 && j < n; j++) {
                     cpu_prefetch(v + j * stride + (size_t)(h / shared) * D, D);
                     if (key + j + CPU_AHEAD < keys) cpu_prefetch(from + (j - i + CPU_AHEAD) * stride, D);
                 }
-                if (i + 4 <= n) cpu_dots4(p[h - h0] + i, q + (size_t)h * D, from, stride, D, a->scale);
-                else
-                    for (int j = 0; j < n - i; j++) { /* 4 times the same key, to sum in the same order */
-                        float same[4];
-                        cpu_dots4(same, q + (size_t)h * D, from + j * stride, 0, D, a->scale);
-                        p[h - h0][i + j] = same[0];
-                    }
+                CPU_FOR_GROUP(heads, cpu_dots4, p[h - h0] + i, q + (size_t)h * D, from, stride, n - i, D, a->scale)
             }
         for (int h = h0; h < h1; h++) {
             float *s = p[h - h0], next = m[h - h0], total = 0;
             if (a->cap > 0) cpu_cap(s, n, a->cap);
             for (int i = 0; key + i < seen_from; i++) s[i] = -INFINITY;
-            for (int i = 0; i < n; i++) next = next > s[i] ? next : s[i];
+            const float most = cpu_max(16, s, n);
+            next = next > most ? next : most;
 #pragma omp simd reduction(+ : total)
             for (int i = 0; i < n; i++) {
                 s[i] = cpu_exp(s[i] - next);
@@ -204,18 +250,16 @@ static inline void cpu_attend_row(const Attention *a, int row, int h0, int h1, s
             if (key + n == keys)
                 for (int j = i; j < (i + 4 <= n ? i + 4 : i + 1) && j < next_keys; j++)
                     cpu_prefetch(next_k + j * stride, end - from);
-            for (int h = h0; h < h1; h++) {
+            for (int h = h0, heads; h < h1; h += heads) {
                 const Act *x = v + i * stride + (size_t)(h / shared) * D;
                 const float *s = p[h - h0] + i;
                 float *o = out + (size_t)h * D;
-                if (i + 4 <= n)
-#pragma omp simd
-                    for (int d = 0; d < D; d++)
-                        o[d] += (s[0] * act_get(x[d]) + s[1] * act_get(x[stride + d])) +
-                                (s[2] * act_get(x[2 * stride + d]) + s[3] * act_get(x[3 * stride + d]));
+                heads = cpu_group(h, h1, shared);
+                if (i + 4 <= n) CPU_FOR_GROUP(heads, cpu_values4, o, s, x, stride, D)
                 else
+                    for (int g = 0; g < heads; g++)
 #pragma omp simd
-                    for (int d = 0; d < D; d++) o[d] += s[0] * act_get(x[d]);
+                        for (int d = 0; d < D; d++) o[(size_t)g * D + d] += s[g * CPU_KEYS] * act_get(x[d]);
             }
         }
     }

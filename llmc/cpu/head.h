@@ -13,7 +13,7 @@
 #include "head_tiles.h"       /* HeadRow, head_tiles */
 #include "quantized.h"        /* quant_backward_floats, quant_forward_floats */
 #include "tiles.h"            /* CPU_TILES */
-#include "vector_math.h"      /* cpu_exp, cpu_cap */
+#include "vector_math.h"      /* cpu_exp, cpu_max, cpu_cap */
 
 #define HEAD_CHUNK ((size_t)26 << 20)
 
@@ -44,22 +44,8 @@ static inline void head_product_backward(Device *d, const Head *a, Act *dh, cons
     else gemm_nn_floats(d, dh, dz, (const float *)a->weight, n, a->channels, a->padded_vocab);
 }
 
-/* The largest of n numbers, ignoring NaN. Computed in lanes, because clang does not vectorise a maximum reduction
- * unless NaN is ruled out. */
-static inline float head_max(const float *z, int n) {
-    enum { LANES = 32 };
-    float lane[LANES], max = -INFINITY;
-    for (int k = 0; k < LANES; k++) lane[k] = -INFINITY;
-    int v = 0;
-    for (; v + LANES <= n; v += LANES)
-        for (int k = 0; k < LANES; k++) lane[k] = z[v + k] > lane[k] ? z[v + k] : lane[k];
-    for (; v < n; v++) max = z[v] > max ? z[v] : max;
-    for (int k = 0; k < LANES; k++) max = lane[k] > max ? lane[k] : max;
-    return max;
-}
-
 static inline HeadRow head_row(const float *restrict z, int V, float inverse_temperature) {
-    const float max = head_max(z, V);
+    const float max = cpu_max(32, z, V);
     HeadRow row = {.max = max, .argmax = -1};
     double sum = 0, weighted = 0;
     for (int start = 0; start < V; start += 4096) { /* sums in float over a block and in double over the row */
@@ -275,7 +261,7 @@ static inline void sample_row(const Draw *a, int r, float *z, float *work) {
             y[seen[k]] = raw > 0 ? raw / a->repetition_penalty : raw * a->repetition_penalty;
         }
     }
-    const float max = head_max(y, V);
+    const float max = cpu_max(32, y, V);
     int32_t token;
     if (greedy) token = head_argmax(y, V, max);
     else {

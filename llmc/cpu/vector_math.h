@@ -1,4 +1,4 @@
-/* vector_math.h - exp, log and tanh as straight-line arithmetic that compilers vectorise.
+/* vector_math.h - exp, log, tanh and the maximum as straight-line arithmetic that compilers vectorise.
  *
  * libm's expf is a function call, which prevents vectorisation of a loop. The functions here have no branch, table or
  * call, so gcc and clang vectorise `#pragma omp simd` loops over them (-fopt-info-vec, -Rpass=loop-vectorize). They
@@ -11,6 +11,7 @@
 #ifndef LLMC_CPU_VECTOR_MATH_H
 #define LLMC_CPU_VECTOR_MATH_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -77,6 +78,20 @@ static inline float cpu_tanh(float x) {
     p = p * s + -0.3333328118f;
     const float near = z + z * (s * p), far = 1.0f - 2.0f / (cpu_exp(2.0f * z) + 1.0f);
     return cpu_from_bits(cpu_bits(z < 0.625f ? near : far) | sign); /* if x is NaN, so is `far` */
+}
+
+/* The largest of n numbers, ignoring NaN; -inf if there are none. Computed in lanes, a power of two of them, because clang does
+ * not vectorise a maximum reduction unless NaN is ruled out. */
+static inline __attribute__((always_inline)) float cpu_max(const int lanes, const float *z, int n) {
+    float lane[32];
+    int i = 0;
+    for (int k = 0; k < lanes; k++) lane[k] = -INFINITY;
+    for (; i + lanes <= n; i += lanes)
+        for (int k = 0; k < lanes; k++) lane[k] = z[i + k] > lane[k] ? z[i + k] : lane[k];
+    for (int k = 0; i < n; i++, k++) lane[k] = z[i] > lane[k] ? z[i] : lane[k];
+    for (int half = lanes / 2; half; half /= 2)
+        for (int k = 0; k < half; k++) lane[k] = lane[k + half] > lane[k] ? lane[k + half] : lane[k];
+    return lane[0];
 }
 
 /* x = cap tanh(x / cap) for n numbers: the soft cap of Gemma 2's scores and logits. */
