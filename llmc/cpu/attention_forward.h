@@ -15,10 +15,10 @@
 #include "../model/backend.h" /* Attention, Device */
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, CPU_PAIRS, act_floats, ... */
-#include "attention_strip.h"  /* CPU_LANES, CPU_KEYS, CPU_STRIP, CpuLanes, ... */
-#include "product.h"          /* CPU_VEC, CpuQuad, CpuVec, CPU_UNROLL, ... */
+#include "attention_strip.h"  /* CPU_KEYS, CPU_LANES, CPU_STRIP, CpuLanes, ... */
+#include "product.h"          /* CPU_VEC, CpuVec, CPU_UNROLL, CpuQuad, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
-#include "vector_math.h"      /* cpu_exp, cpu_max, cpu_cap */
+#include "vector_math.h"      /* cpu_exp, cpu_cap, cpu_max */
 #include <assert.h>
 #include <math.h>
 #include <stdbool.h>

@@ -32,7 +32,7 @@
 #include "attention.h"  /* cpu_kv_store */
 #include "divergence.h" /* cpu_divergence, divergence_chunk_rows, divergence_tiles_left, divergence_tiles_right */
 #include "dora.h"       /* cpu_dora_backward, cpu_dora_forward, cpu_dora_norm */
-#include "gemm.h"       /* Device, gemm_weights_changed, CPU_BLOCK, GEMM_WIDE_ROWS, ... */
+#include "gemm.h"       /* Device, CPU_BLOCK, gemm_weights_changed, GEMM_WIDE_ROWS, ... */
 #include "head.h"       /* head_chunk_rows, cpu_head, cpu_logits, cpu_quant_logits, ... */
 #include "lora.h"       /* cpu_lora_backward, cpu_lora_forward, lora_scratch_most */
 #include "norm.h"       /* COLUMN_BLOCK, cpu_gelu_forward, cpu_add, cpu_column_sums, ... */

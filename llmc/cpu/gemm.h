@@ -25,7 +25,7 @@
 #ifndef LLMC_CPU_GEMM_H
 #define LLMC_CPU_GEMM_H
 
-#include "../base/error.h"    /* checked, Error, error_set, xrealloc */
+#include "../base/error.h"    /* checked, xrealloc, Error, error_set */
 #include "../model/backend.h" /* Acts, DTYPE_BF16, ROW_ALIGN, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
 #include "tiles.h"            /* CPU_TILES, tiles_pack_team, tiles_count, TILES_PAIRS, ... */

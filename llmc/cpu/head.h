@@ -13,7 +13,7 @@
 #include "head_tiles.h"       /* HeadRow, head_tiles */
 #include "quantized.h"        /* quant_backward_floats, quant_forward_floats */
 #include "tiles.h"            /* CPU_TILES */
-#include "vector_math.h"      /* cpu_exp, cpu_max, cpu_cap */
+#include "vector_math.h"      /* cpu_exp, cpu_cap, cpu_max */
 
 #define HEAD_CHUNK ((size_t)26 << 20)
 

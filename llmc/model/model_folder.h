@@ -11,7 +11,7 @@
 #include "huggingface.h"       /* Huggingface, huggingface_close, huggingface_floats, huggingface_hash, ... */
 #include "huggingface_names.h" /* HuggingfacePart */
 #include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_save */
-#include "model.h"             /* MODEL_CHUNK, Model, ModelChunk, model_each_chunk */
+#include "model.h"             /* Model, MODEL_CHUNK, ModelChunk, model_each_chunk */
 #include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, model_check_weights, ... */
 #include "optimizer.h"         /* Optimizer */
 #include "safetensors.h"       /* SafetensorsType */
