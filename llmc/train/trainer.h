@@ -720,8 +720,10 @@ static inline void trainer_announce(Trainer *t, const Option *table, int rows, i
                                                     .adapters = lora_widest(c),
                                                     .quantized = model_largest_matrix(&t->model),
                                                     .quantized_head = model_output_blocks(&t->model) != NULL});
-    /* on a CPU the process may have been larger while it loaded the model */
-    const size_t held = b->memory_peak ? model + moments : program_memory(), loading = program_peak_memory();
+    /* On a CPU the process has what it holds now, and the pages of gradients and of moments that are not from a state, which
+     * appear in the first step. It may have been larger while it loaded the model. */
+    const size_t fresh = t->model.grads_count * sizeof(float) + (t->o->resume ? 0 : moments);
+    const size_t held = b->memory_peak ? model + moments : program_memory() + fresh, loading = program_peak_memory();
     t->predicted = held + work + scratch + more;
     if (!b->memory_peak && loading > t->predicted) t->predicted = loading;
     t->peak = dist_total(&t->dist, b->peak(t->device));
