@@ -25,11 +25,11 @@
  * Tokens of completion i are [offset[i], offset[i+1]) of every per-token array; completions of a prompt are adjacent. Inputs
  * and outputs are float, sums are double.
  *
+ *     ImplicitPrmBatch b;
  *     ImplicitPrmConfig c = implicit_prm_config();
  *     loss += implicit_prm_loss(&c, 128, &b, dlogp);                   // each micro-batch; 128 completions in the batch
  *     implicit_prm_rewards(&c, &b, reward);                            // the whole generation
- *     implicit_prm_advantages(&c, &b, reward, 4, advantage);           // 4 completions per prompt
- *     whiten(advantage, offset, completions, counts, true);
+ *     implicit_prm_advantages(&c, &b, reward, 4, advantage);           // 4 completions per prompt; then whiten()
  */
 #ifndef LLMC_LOSS_IMPLICIT_PRM_H
 #define LLMC_LOSS_IMPLICIT_PRM_H

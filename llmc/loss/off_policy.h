@@ -15,7 +15,7 @@
  *
  *     const OffPolicy o = off_policy_default();
  *     double slope;
- *     double ratio = off_policy_ratio(&o, logp[t], &slope);      // f(p), d f / d log pi
+ *     double ratio = off_policy_ratio(&o, logp[i], &slope);      // f(p), d f / d log pi
  */
 #ifndef LLMC_LOSS_OFF_POLICY_H
 #define LLMC_LOSS_OFF_POLICY_H

@@ -9,10 +9,12 @@
  * activation functions are computed again. Memory of the host only, so for backends whose device memory is that.
  *
  *     ActivationCache cache;
- *     if (!activation_cache_new(&cache, &model, recompute, rows, &e)) die("%s", e.text);
- *     engine.work.cache = &cache, engine.work.cache_row = row;              // a workspace of RECOMPUTE_CACHED; decode
- *     const Workspace cached = activation_cache_work(&work, &cache, row);   // row[i]: the row of row i of the batch
- *     model_forward(&model, &cached, &batch, 1.0f, &out);
+ *     Workspace decode;                                                     // of RECOMPUTE_CACHED
+ *     int32_t row[256];                                                     // the row in the cache of each row of a batch
+ *     if (!activation_cache_new(&cache, &model, 1, rows, &e)) die("%s", e.text);
+ *     decode.cache = &cache, decode.cache_row = row;                        // for model_decode()
+ *     const Workspace cached = activation_cache_work(&work, &cache, row);
+ *     model_forward(&model, &cached, &batch, 1.0f, &out);                   // transformer.h
  *     model_backward(&model, &cached, &batch, 1.0f, dlogp, NULL, NULL);
  *     activation_cache_free(&cache, &model);
  */

@@ -12,9 +12,9 @@
  * begins with "<think>\n" is written without it after a prompt that ends with it.
  *
  *     Demonstrations d = {.key = "target", .most = 1};
- *     if (!demonstrations_read(&d, &prompts, &text, &sampling, context, &e)) die("%s", e.text);
- *     const int32_t n = demonstrations_of(&d, prompt);                       // 0 or 1
- *     if (n) completion = demonstrations_completion(&d, prompt, 0);          // free it with completion_free()
+ *     if (!demonstrations_read(&d, &prompts, &model_text, &sampling, 1024, &e)) die("%s", e.text);
+ *     const int32_t n = demonstrations_of(&d, record);                      // 0 or 1
+ *     if (n) c = demonstrations_completion(&d, record, 0);                   // free it with completion_free()
  *     demonstrations_free(&d);
  */
 #ifndef LLMC_ROLLOUT_OFF_POLICY_H

@@ -6,6 +6,7 @@
  *
  * The metrics reward, rewards/... and completions/... are those of the samples.
  *
+ *     AdvantageStats stats;
  *     OffPolicyOptions o = off_policy_options();                    // before options_parse_all()
  *     off_policy_open(&o, &g);                                      // after generation_open_prompts()
  *     off_policy_stats(&g, &stats);                                 // after the advantages of each generation

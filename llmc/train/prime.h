@@ -8,8 +8,9 @@
  * loss, mean or metric. Errors end the program (see trainer.h).
  *
  *     Prime p;
- *     prime_open(&p, &options, &generation, gamma);                         // after trainer_open()
- *     while (...) {
+ *     PrimeOptions o = prime_options();
+ *     prime_open(&p, &o, &g, 1.0);                                          // after trainer_open(); gamma is 1
+ *     for (each generation) {
  *         prime_outcomes(&p, score);                                        // checks them, filters prompts
  *         prime_rewards(&p, score);                                         // trains the PRM; token rewards
  *         prime_advantages(&p, score, advantage);                           // before they are whitened
