@@ -560,7 +560,8 @@ static void numbers_that_are_not_finite(void **state) {
     Error e;
     ShardWriter w = models_shard("margin.shard", RECORD_PREFERENCE, "plain");
     int32_t ids[] = {'a', 'b', 'c'};
-    const Record r = {.tokens = ids, .count = 3, .prompt = 1, .chosen = 1, .rejected = 1, .margin = INFINITY};
+    int32_t length[] = {1, 1};
+    const Record r = {.tokens = ids, .count = 3, .prompt = 1, .completions = 2, .length = length, .margin = INFINITY};
     assert_false(shard_add(&w, &r, &e));
     assert_holds(e.text, "has a margin that is not finite");
     shard_abort(&w);
