@@ -153,6 +153,13 @@ static inline bool dist_watch(void *context, double seconds, const uint8_t *miss
                      d->ranks, (long long)d->peer[first].process, d->peer[first].host, more, d->timeout);
 }
 
+/* True if a call has failed because of a rank that has ended or does not answer. */
+static inline bool dist_any_lost(const Dist *d) {
+    for (int r = 0; d->lost && r < d->ranks; r++)
+        if (d->lost[r]) return true;
+    return false;
+}
+
 /* True if this rank prints the error after a failed call: it is the lowest that is not lost. */
 static inline bool dist_speaks(const Dist *d) {
     for (int r = 0; r < d->rank; r++)

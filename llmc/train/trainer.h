@@ -997,7 +997,11 @@ static inline bool trainer_write_state(Trainer *t, const char *path, Error *e) {
  * of ranks. False if it cannot be written; only rank 0 notices. Collective. */
 static inline bool trainer_save_state(Trainer *t, const char *path, Error *why) {
     Error e;
-    if (!t->dist.rank) return trainer_write_state(t, path, why);
+    if (!t->dist.rank) {
+        const bool ok = trainer_write_state(t, path, why);
+        if (!ok && dist_any_lost(&t->dist)) dist_failed(&t->dist, why); /* the moments of a rank, not the file */
+        return ok;
+    }
     companion_save(&t->companion, path, t->step, false, &e);
     trainer_set_counters(t);
     if (!model_save_beside(&t->model, &t->optimizer, &e)) dist_failed(&t->dist, &e);
