@@ -52,12 +52,23 @@ static int zero_sum(const char *rows) {
 
 /* Games between samples: the same rows for as many slots as players and one worker, and for many of both; fewer slots are
  * refused. A sample without a partner plays against the program. */
+/* Removes the log-probabilities from rows, whose last digits depend on the size of the batches. */
+static void without_logprobs(char *rows) {
+    char *to = rows;
+    for (const char *from = rows; *from;)
+        if (!strncmp(from, "\"logprob\":", 10)) from += strcspn(from, ",") + 1;
+        else *to++ = *from++;
+    *to = 0;
+}
+
 static void test_games(void **state) {
     (void)state;
     run(0, GENERATE KUHN "--slots 4 --tool-workers 1");
     char *few = strdup(out);
     assert_int_equal(zero_sum(few), 16);
+    without_logprobs(few);
     run(0, GENERATE KUHN "--slots 64 --tool-workers 3");
+    without_logprobs(out);
     assert_string_equal(out, few);
     free(few);
     run(0, GENERATE KUHN "--num-samples 3");
