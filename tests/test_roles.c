@@ -50,8 +50,6 @@ static int zero_sum(const char *rows) {
     return games;
 }
 
-/* Games between samples: the same rows for as many slots as players and one worker, and for many of both; fewer slots are
- * refused. A sample without a partner plays against the program. */
 /* Removes the log-probabilities from rows, whose last digits depend on the size of the batches. */
 static void without_logprobs(char *rows) {
     char *to = rows;
@@ -61,6 +59,8 @@ static void without_logprobs(char *rows) {
     *to = 0;
 }
 
+/* Games between samples: the same rows for as many slots as players and one worker, and for many of both; fewer slots are
+ * refused. A sample without a partner plays against the program. */
 static void test_games(void **state) {
     (void)state;
     run(0, GENERATE KUHN "--slots 4 --tool-workers 1");
