@@ -1,4 +1,5 @@
-"""Shared parts of the generators of golden values: exact inputs, the output's format, a process of one.
+"""Shared parts of the generators of golden values: exact inputs, the output's format, functions out of a peer's file, a process
+of one.
 
     import golden                                      # before TRL: it keeps the library offline
     from golden import Accelerator, emit, float32
@@ -8,7 +9,12 @@
     out.close()
 """
 
+import __future__
+import ast
 import os
+from pathlib import Path
+import textwrap
+from types import SimpleNamespace
 
 os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
 import torch
@@ -35,6 +41,17 @@ def emit(key, values, digits=None):
 def float32(x):
     """x rounded to float32, so that the C code gets the same numbers."""
     return x.float().double()
+
+
+def functions(path, names, **space):
+    """Defines these functions, methods and classes of a file without running the rest of it, and returns them by their names.
+    space: what they use of the rest. Annotations are not evaluated."""
+    source = Path(path).read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names:
+            text = textwrap.dedent(ast.get_source_segment(source, node, padded=True))
+            exec(compile(text, str(path), "exec", __future__.annotations.compiler_flag), space)
+    return SimpleNamespace(**{name: space[name] for name in names})
 
 
 class Accelerator:

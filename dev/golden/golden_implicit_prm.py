@@ -14,27 +14,15 @@ apart from the outcome's return, which verl makes in float32.
 Format: `case prime prime NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
 
-import ast
-from pathlib import Path
 import sys
-import textwrap
 from types import SimpleNamespace
 
 import golden
-from golden import emit, float32
+from golden import emit, float32, functions
 import torch
 
 peers_folder, algos_file, model_file = sys.argv[1:4]
 LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
-
-
-def functions(path, names, **space):
-    """Defines these functions of a file, which may be methods, without running the rest of it."""
-    source = Path(path).read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            exec(textwrap.dedent(ast.get_source_segment(source, node, padded=True)), space)
-    return SimpleNamespace(**{name: space[name] for name in names})
 
 
 def case(name, G, outcome, beta=0.05, norm="batch_norm", dpo_coef=5.0, gt_coef=5.0, spread=0.3):
@@ -71,7 +59,7 @@ verl_F = functions(peers_folder + "/verl/utils/torch_functional.py",
                    ["masked_sum", "masked_mean", "masked_var", "masked_whiten"], torch=torch)
 algos = functions(algos_file, ["compute_rloo_advantage_return", "compute_ce_dpo_loss_rm", "compute_dpo_accuracy",
                                "compute_dpo_abs_accuracy"],
-                  torch=torch, verl=SimpleNamespace(DataProto=None), verl_F=verl_F)
+                  torch=torch, verl_F=verl_F)
 model = functions(model_file, ["prime_norm"], torch=torch)
 out = golden.start("implicit_prm.txt", seed=5)
 print(f"# made by dev/golden/golden_implicit_prm.py with verl-recipe 48ea0a7, verl 0.9.1, torch {torch.__version__}", file=out)

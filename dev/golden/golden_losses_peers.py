@@ -13,7 +13,6 @@ GFPOTrainer._generate_and_score_completions from the rewards to the advantages.
 Format: `case KIND FAMILY NAME`, then lines `key count v1 v2 ...`, then `end`.
 """
 
-import ast
 from collections import defaultdict
 import inspect
 import math
@@ -22,10 +21,9 @@ import re
 import sys
 import textwrap
 from types import SimpleNamespace
-from typing import Any, Optional
 
 import golden
-from golden import emit, float32
+from golden import emit, float32, functions
 import numpy as np
 import torch
 from trl.experimental.a2po import A2POTrainer
@@ -37,15 +35,6 @@ LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
 def masked_mean(x, mask):
     """verl.utils.torch_functional.masked_mean"""
     return (x * mask).sum() / (mask.sum() + 1e-8)
-
-
-def functions(path, names, **space):
-    """Defines these functions of a file, without running the rest of it."""
-    source = Path(path).read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            exec(ast.get_source_segment(source, node), space)
-    return SimpleNamespace(**{name: space[name] for name in names})
 
 
 def batch(drift):
@@ -185,10 +174,9 @@ verl_F = SimpleNamespace(masked_mean=masked_mean, masked_sum=lambda x, mask: (x 
 verl = functions(peers_folder + "/verl/trainer/ppo/core_algos.py",
                  ["agg_loss", "compute_policy_loss_clip_cov", "compute_policy_loss_kl_cov",
                   "compute_optimal_token_baseline_advantage"],
-                 torch=torch, np=np, verl_F=verl_F, defaultdict=defaultdict, Any=Any, Optional=Optional,
-                 ActorConfig=SimpleNamespace, AlgoConfig=type(None))
+                 torch=torch, np=np, verl_F=verl_F, defaultdict=defaultdict, ActorConfig=SimpleNamespace,
+                 AlgoConfig=type(None))
 prime = functions(prime_file, ["_safe_mean", "compute_importance_ratio_and_mismatch_kl", "default_loss_fn"], torch=torch,
-                  Tensor=torch.Tensor, LossInputs=SimpleNamespace, DefaultLossConfig=SimpleNamespace,
                   LossOutputs=SimpleNamespace)
 out = golden.start("losses_peers.txt", seed=3)
 print(f"# made by dev/golden/golden_losses_peers.py with verl 0.9.1, prime-rl 559b447, torch {torch.__version__}", file=out)

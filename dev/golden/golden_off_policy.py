@@ -12,28 +12,16 @@ gamma, the clip range and the constant that the sum of the tokens is divided by,
 FAMILY is the divisor, `group` the size of a group.
 """
 
-import ast
 from collections import defaultdict
-from pathlib import Path
 import sys
-from types import SimpleNamespace
 
 import golden
-from golden import emit, float32
+from golden import emit, float32, functions
 import numpy as np
 import torch
 
 LENGTH = torch.tensor([6, 1, 3, 5, 2, 4])
 OFF_POLICY = torch.tensor([0, 1, 0, 0, 1, 1])
-
-
-def functions(path, names, **space):
-    """Defines these functions of a file, without running the rest of it."""
-    source = Path(path).read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            exec(ast.get_source_segment(source, node), space)
-    return SimpleNamespace(**{name: space[name] for name in names})
 
 
 def loss_case(name, reshape, gamma, drift=0.4, clip=0.2, lowest=-3.0, constant=False, off_policy=OFF_POLICY):

@@ -11,7 +11,6 @@ Format: `case roles METHOD NAME`, then lines `key count v1 v2 ...`, then `end`. 
 for rae, baseline is that of each role after each group.
 """
 
-import ast
 import asyncio
 from collections import defaultdict
 from pathlib import Path
@@ -19,20 +18,11 @@ import sys
 from types import SimpleNamespace
 
 import golden
-from golden import emit, float32
+from golden import emit, float32, functions
 import torch
 
 ALGO = Path(sys.argv[1]) / "src/prime_rl/orchestrator/algo"
 GROUPS, G = 3, 8
-
-
-def definition(file, name, space):
-    """Defines a class or a function of a file, without running the rest of it."""
-    source = (ALGO / file).read_text()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
-            exec("from __future__ import annotations\n" + ast.get_source_segment(source, node), space)
-    return space[name]
 
 
 class Algorithm:
@@ -72,10 +62,10 @@ def emit_case(method, name, algorithm, roles, episodes, rewards, errors, **more)
     print("end", file=out)
 
 
-space = {"Algorithm": Algorithm, "assign_advantages": assign_advantages, "defaultdict": defaultdict}
-definition("base.py", "iter_trainable_traces", space)
-RAE = definition("rae.py", "RAEAlgorithm", space)
-Hierarchical = definition("hierarchical_grpo.py", "HierarchicalGRPOAlgorithm", space)
+space = dict(vars(functions(ALGO / "base.py", ["iter_trainable_traces"])), Algorithm=Algorithm,
+             assign_advantages=assign_advantages, defaultdict=defaultdict)
+RAE = functions(ALGO / "rae.py", ["RAEAlgorithm"], **space).RAEAlgorithm
+Hierarchical = functions(ALGO / "hierarchical_grpo.py", ["HierarchicalGRPOAlgorithm"], **space).HierarchicalGRPOAlgorithm
 out = golden.start("roles.txt", seed=7)
 print("# made by dev/golden/golden_roles.py with prime-rl 559b447", file=out)
 n = GROUPS * G

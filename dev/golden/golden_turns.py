@@ -11,40 +11,26 @@ two turns of three tokens, with a result of two tokens between them, and _comput
 Format: `case turns METHOD NAME`, then lines `key count v1 v2 ...`, then `end`. turns: of each trajectory; group of G trajectories.
 """
 
-import ast
 import sys
-import textwrap
 from collections import defaultdict
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List, Sequence
 from difflib import SequenceMatcher
 import uuid
 
 import golden
-from golden import Accelerator, emit, float32
+from golden import Accelerator, emit, float32, functions
 import numpy as np
 import torch
 
 P, G = 3, 4
 
-
-def functions(path, *names):
-    """Defines these functions of a file, without running the rest of it."""
-    source = Path(path).read_text()
-    space = dict(np=np, torch=torch, defaultdict=defaultdict, uuid=uuid, SequenceMatcher=SequenceMatcher, Any=Any,
-                 Dict=Dict, List=List, Sequence=Sequence, DataProto=object)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name in names:
-            exec(textwrap.dedent(ast.get_source_segment(source, node, padded=True)), space)
-    return SimpleNamespace(**{name: space[name] for name in names})
-
-
-gigpo = functions(f"{sys.argv[1]}/gigpo/core_gigpo.py", "to_hashable", "compute_step_discounted_returns",
-                  "compute_gigpo_outcome_advantage", "episode_norm_reward", "build_step_group", "step_norm_reward")
+gigpo = functions(f"{sys.argv[1]}/gigpo/core_gigpo.py",
+                  ["to_hashable", "compute_step_discounted_returns", "compute_gigpo_outcome_advantage", "episode_norm_reward",
+                   "build_step_group", "step_norm_reward"],
+                  np=np, torch=torch, defaultdict=defaultdict, uuid=uuid, SequenceMatcher=SequenceMatcher)
 trainers = f"{sys.argv[2]}/verifiers/trainers"
-mt = functions(f"{trainers}/mt_grpo_env_trainer.py", "_assign_advantages")
-base = functions(f"{trainers}/grpo_env_trainer.py", "_compute_normalized_advantages")
+mt = functions(f"{trainers}/mt_grpo_env_trainer.py", ["_assign_advantages"], torch=torch)
+base = functions(f"{trainers}/grpo_env_trainer.py", ["_compute_normalized_advantages"], torch=torch)
 out = golden.start("turns.txt", seed=3)
 
 
