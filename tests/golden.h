@@ -84,6 +84,17 @@ static inline float *golden_floats(const Golden *g, const char *key) {
     return x;
 }
 
+/* Sets offset to the first tokens of a case's completions, whose lengths are under `key`, and to the end of the last one.
+ * Returns their number. room: values of offset; most: tokens that a caller has room for. */
+static inline int golden_offsets(const Golden *g, const char *key, int32_t *offset, int room, int most) {
+    const int n = golden_count(g, key);
+    assert_true(n < room);
+    offset[0] = 0;
+    for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)golden(g, key)[i];
+    assert_true(offset[n] <= most);
+    return n;
+}
+
 static inline void golden_free(Golden *g) {
     for (int i = 0; i < g->fields; i++) free(g->field[i].values);
 }

@@ -14,16 +14,6 @@
 
 enum { MOST_TOKENS = 64, MOST_COMPLETIONS = 16 };
 
-/* Sets offset to the first tokens of a case's completions, and to the end of the last one. Returns their number. */
-static int offsets_of(const Golden *g, int32_t offset[MOST_COMPLETIONS]) {
-    const int n = golden_count(g, "length");
-    assert_true(n < MOST_COMPLETIONS);
-    offset[0] = 0;
-    for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)golden(g, "length")[i];
-    assert_true(offset[n] <= MOST_TOKENS);
-    return n;
-}
-
 /* ---- verl ---- */
 
 /* Rewards are rounded to float before they are summed, over up to six tokens. */
@@ -37,7 +27,7 @@ static void check_golden(const Golden *g) {
     uint8_t counts[MOST_COMPLETIONS];
     float reward[MOST_TOKENS], A[MOST_TOKENS], dlogp[MOST_TOKENS], parts[MOST_TOKENS];
     double sum[MOST_COMPLETIONS], loss = 0;
-    const int n = offsets_of(g, offset), G = (int)golden(g, "config")[3];
+    const int n = golden_offsets(g, "length", offset, MOST_COMPLETIONS, MOST_TOKENS), G = (int)golden(g, "config")[3];
     const double *s = golden(g, "config");
     const ImplicitPrmConfig c = {.beta = s[0], .dpo_coef = s[1], .gt_coef = s[2], .gamma = 1, .norm = (int)s[4]};
     memset(counts, 1, sizeof counts);

@@ -27,10 +27,11 @@ typedef struct PolicyCase {
 } PolicyCase;
 
 static void policy_case_load(PolicyCase *p, const Golden *g) {
-    const double *config = golden(g, "config"), *length = golden(g, "length"), *mask = golden(g, "mask");
+    const double *config = golden(g, "config"), *mask = golden(g, "mask");
     *p = (PolicyCase){0};
-    const int loss = option_choice_index(POLICY_LOSS_CHOICES, g->family), n = golden_count(g, "length");
-    assert_true(loss >= 0 && n < 64);
+    const int loss = option_choice_index(POLICY_LOSS_CHOICES, g->family),
+              n = golden_offsets(g, "length", p->offset, 64, 512);
+    assert_true(loss >= 0);
     p->config = policy_loss_config((PolicyLossKind)loss);
     p->config.importance = golden(g, "importance")[0] ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
     p->config.epsilon = config[0];
@@ -41,10 +42,7 @@ static void policy_case_load(PolicyCase *p, const Golden *g) {
     p->config.entropy_coef = config[5];
     p->config.off_policy_mask = config[6];
     p->config.max_completion_length = config[7];
-    for (int i = 0; i < n; i++) {
-        p->offset[i + 1] = p->offset[i] + (int32_t)length[i];
-        p->mask[i] = (uint8_t)mask[i];
-    }
+    for (int i = 0; i < n; i++) p->mask[i] = (uint8_t)mask[i];
     const char *names[6] = {"advantage", "logp", "old", "ref", "sampler", "entropy"};
     for (int i = 0; i < 6; i++) p->arrays[i] = golden_floats(g, names[i]);
     p->tokens = p->offset[n];

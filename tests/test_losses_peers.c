@@ -22,16 +22,6 @@ enum { MOST_TOKENS = 512, MOST_COMPLETIONS = 64 };
 
 static uint64_t ids[MOST_COMPLETIONS]; /* of sequences */
 
-/* Sets offset to the first tokens of a case's completions, and to the end of the last one. Returns their number. */
-static int offsets_of(const Golden *g, int32_t offset[MOST_COMPLETIONS]) {
-    const int n = golden_count(g, "length");
-    assert_true(n < MOST_COMPLETIONS);
-    offset[0] = 0;
-    for (int i = 0; i < n; i++) offset[i + 1] = offset[i] + (int32_t)golden(g, "length")[i];
-    assert_true(offset[n] <= MOST_TOKENS);
-    return n;
-}
-
 /* ---- losses ---- */
 
 /* Sets the choice of clip_cov to verl's, after checks of ours: all candidates if verl took all, else as many among them. */
@@ -66,7 +56,8 @@ static void test_policy_golden(void **state) {
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "policy")) continue;
         int32_t offset[MOST_COMPLETIONS];
-        const int loss = option_choice_index(POLICY_LOSS_CHOICES, g.family), n = offsets_of(&g, offset);
+        const int loss = option_choice_index(POLICY_LOSS_CHOICES, g.family),
+                  n = golden_offsets(&g, "length", offset, MOST_COMPLETIONS, MOST_TOKENS);
         const double *config = golden(&g, "config"), *expected = golden(&g, "dlogp");
         assert_true(loss >= POLICY_DPPO);
         PolicyLossConfig c = policy_loss_config((PolicyLossKind)loss);
@@ -114,7 +105,8 @@ static void test_token_baseline_golden(void **state) {
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "advantage")) continue;
         int32_t offset[MOST_COMPLETIONS];
-        const int n = offsets_of(&g, offset), G = (int)*golden(&g, "group");
+        const int n = golden_offsets(&g, "length", offset, MOST_COMPLETIONS, MOST_TOKENS),
+                  G = (int)*golden(&g, "group");
         const double *expected = golden(&g, "advantage");
         float *reward = golden_floats(&g, "reward"), *logp = golden_floats(&g, "logp"),
               *square = golden_floats(&g, "log_square"), A[MOST_TOKENS], addition[MOST_TOKENS],
@@ -186,7 +178,8 @@ static void test_a2po_golden(void **state) {
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "a2po")) continue;
         int32_t offset[MOST_COMPLETIONS];
-        const int n = offsets_of(&g, offset), samples = golden_count(&g, "samples") / n;
+        const int n = golden_offsets(&g, "length", offset, MOST_COMPLETIONS, MOST_TOKENS),
+                  samples = golden_count(&g, "samples") / n;
         const double *beta = golden(&g, "beta"), *expected = golden(&g, "dlogp");
         uint8_t counts[MOST_COMPLETIONS];
         float *reward = golden_floats(&g, "samples"), *target = golden_floats(&g, "target"),

@@ -43,16 +43,11 @@ static void test_loss_golden(void **state) {
     int cases = 0;
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "loss")) continue;
-        const int n = golden_count(&g, "length");
         const double *config = golden(&g, "config"), *expected = golden(&g, "dlogp"), *off = golden(&g, "off_policy");
-        int32_t offset[MOST_COMPLETIONS] = {0};
+        int32_t offset[MOST_COMPLETIONS];
         uint8_t off_policy[MOST_COMPLETIONS];
-        assert_true(n < MOST_COMPLETIONS);
-        for (int i = 0; i < n; i++) {
-            offset[i + 1] = offset[i] + (int32_t)golden(&g, "length")[i];
-            off_policy[i] = off[i] != 0;
-        }
-        assert_true(offset[n] <= MOST_TOKENS);
+        const int n = golden_offsets(&g, "length", offset, MOST_COMPLETIONS, MOST_TOKENS);
+        for (int i = 0; i < n; i++) off_policy[i] = off[i] != 0;
         PolicyLossConfig c = policy_loss_config(config[2] > 0 ? POLICY_DR_GRPO : POLICY_DAPO);
         c.off_policy.reshape = option_choice_index(OFF_POLICY_RESHAPE_CHOICES, g.family);
         c.off_policy.gamma = config[0];

@@ -27,14 +27,11 @@ static void assert_close(const Golden *g, const char *key, const float *x, int n
 }
 
 static void golden_loss(const Golden *g, bool cut) {
-    int32_t offset[17] = {0};
+    int32_t offset[17];
     uint8_t counts[16];
-    const int n = golden_count(g, "lengths");
+    const int n = golden_offsets(g, "lengths", offset, 17, 64);
     const double *s = golden(g, "settings");
-    for (int i = 0; i < n; i++) {
-        offset[i + 1] = offset[i] + (int32_t)golden(g, "lengths")[i];
-        counts[i] = (uint8_t)golden(g, "counts")[i];
-    }
+    for (int i = 0; i < n; i++) counts[i] = (uint8_t)golden(g, "counts")[i];
     const char *key[] = {"logp", "old_logp", "advantage", "entropy", "value", "old_value", "target", "ref_logp"};
     float *x[8], dlogp[64], dentropy[64], dvalue[64];
     for (int i = 0; i < 8; i++) x[i] = golden_floats(g, key[i]);

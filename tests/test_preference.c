@@ -114,15 +114,12 @@ static void test_kto_golden(void **state) {
     int cases = 0;
     for (; golden_next(f, &g); golden_free(&g)) {
         if (strcmp(g.kind, "kto")) continue;
-        const double *x = golden(&g, "config"), *length = golden(&g, "length"), *kl_length = golden(&g, "kl_length");
-        const int n = golden_count(&g, "length");
-        int32_t offset[16] = {0}, kl_offset[16] = {0};
+        const double *x = golden(&g, "config");
+        int32_t offset[16], kl_offset[16];
         uint8_t good[16];
-        for (int i = 0; i < n; i++) {
-            offset[i + 1] = offset[i] + (int32_t)length[i];
-            kl_offset[i + 1] = kl_offset[i] + (int32_t)kl_length[i];
-            good[i] = (uint8_t)golden(&g, "good")[i];
-        }
+        const int n = golden_offsets(&g, "length", offset, 16, 64);
+        assert_int_equal(golden_offsets(&g, "kl_length", kl_offset, 16, 64), n);
+        for (int i = 0; i < n; i++) good[i] = (uint8_t)golden(&g, "good")[i];
         float *logp = golden_floats(&g, "logp"), *ref = golden_floats(&g, "ref"), dlogp[64];
         float *kl_logp = golden_floats(&g, "kl_logp"), *kl_ref = golden_floats(&g, "kl_ref");
         KtoConfig c = kto_config();
