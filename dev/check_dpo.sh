@@ -14,19 +14,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2
 
-# Completions have one length, so that no loss can win by length alone. The rule rewards the letter a.
-prefs() { data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null; }
-quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
+. dev/win_rate.sh
+
 value() { grep '^{"step"' "$work/m.jsonl" | tail -n 1 | sed -n "s|.*\"$1\":\([-0-9.eE+]*\).*|\1|p"; }
-scores() { # MODEL: prints the score of each of 256 completions
-    printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
-    quiet ./generate -c "$1" -i "$work/ask.jsonl" --num-samples 64 -g 6 --temperature 1 -o "$work/said.jsonl"
-    data/make_prefs --score --rule char=a <"$work/said.jsonl" 2>/dev/null
-}
-win_rate() { # MODEL: prints its win rate against the SFT model in percent
-    scores "$1" >"$work/mine"
-    paste "$work/mine" "$work/sft.scores" | awk '{ w += $1 > $2 ? 1 : $1 == $2 ? 0.5 : 0 } END { printf "%.1f", 100 * w / NR }'
-}
 train() { # LOSS OPTIONS...: writes $work/out.bin and $work/m.jsonl
     loss=$1
     shift
@@ -37,27 +27,24 @@ train() { # LOSS OPTIONS...: writes $work/out.bin and $work/m.jsonl
 
 printf '%4s %-36s %8s %10s %10s %10s\n' seed loss "wins %" "held-out %" chosen rejected
 for seed in "${@:-1 2 3}"; do for seed in $seed; do
-    prefs --count 600 --seed "$seed" --format chat | data/make_shard --quiet -i - -o "$work/chat.shard"
-    prefs --count 400 --seed "$seed" | data/make_shard --quiet -i - -o "$work/prefs.shard"
-    prefs --count 200 --seed "10$seed" | data/make_shard --quiet -i - -o "$work/held.shard"
-    prefs --count 400 --seed "$seed" --format unpaired | data/make_shard --quiet -i - -o "$work/labels.shard"
-    prefs --count 64 --seed "$seed" --format prompt | data/make_shard --quiet -i - -o "$work/prompts.shard" 2>/dev/null
-    prefs --count 8 --seed "$seed" | data/make_shard --quiet -i - -o "$work/few.shard"
-    quiet ./train_sft --layers 2 --width 64 --heads 2 --context 16 --seed "$seed" -i "$work/chat.shard" \
-        -o "$work/sft.bin" -x 80 -l 3e-3 --batch-tokens 1024
-    scores "$work/sft.bin" >"$work/sft.scores"
+    prefs --count 400 --seed "$seed" | shard prefs
+    prefs --count 200 --seed "10$seed" | shard held
+    prefs --count 400 --seed "$seed" --format unpaired | shard labels
+    prefs --count 64 --seed "$seed" --format prompt | shard prompts 2>/dev/null
+    prefs --count 8 --seed "$seed" | shard few
+    sft_model "$seed"
     for loss in sigmoid sigmoid_norm hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero \
         apo_down discopop dpop orpo simpo cpo sigmoid,sft; do
         more=
         case $loss in exo_pair) more="--label-smoothing 0.001" ;; robust) more="--label-smoothing 0.1" ;;
         sigmoid_norm | simpo) more="--beta 1" ;; ipo) more="--beta 0.5" ;; esac
         train "$loss" -i "$work/prefs.shard" -j "$work/held.shard" --eval-steps 80 $more
-        printf '%4s %-36s %8s %10.1f %10.6s %10.6s\n' "$seed" "$loss $more" "$(win_rate "$work/out.bin")" \
+        printf '%4s %-36s %8.1f %10.1f %10.6s %10.6s\n' "$seed" "$loss $more" "$(win_rate "$work/out.bin")" \
             "$(value eval_rewards/accuracies | awk '{ print 100 * $1 }')" "$(value eval_logratios/chosen)" \
             "$(value eval_logratios/rejected)"
     done
     train kto -i "$work/labels.shard" --desirable-weight 3
-    printf '%4s %-36s %8s\n' "$seed" kto "$(win_rate "$work/out.bin")"
+    printf '%4s %-36s %8.1f\n' "$seed" kto "$(win_rate "$work/out.bin")"
     for loss in sigmoid ipo_sum; do
         rm -f "$work/m.jsonl"
         quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/few.shard" --per-device-train-batch-size 8 \
@@ -71,7 +58,7 @@ for seed in "${@:-1 2 3}"; do for seed in $seed; do
         quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -i "$work/prompts.shard" --online --online-loss $way \
             --reward-cmd 'data/make_prefs --score --rule char=a' --per-device-train-batch-size 16 -x 60 -l 1e-3 -g 6 \
             --sample-count 0 -o "$work/out.bin" --metrics "$work/m.jsonl"
-        printf '%4s %-36s %8s   score: first %.2f, last %.2f\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
+        printf '%4s %-36s %8.1f   score: first %.2f, last %.2f\n' "$seed" "$way" "$(win_rate "$work/out.bin")" \
             "$(grep -m 1 '^{"step"' "$work/m.jsonl" | sed -n 's|.*"objective/scores":\([-0-9.eE+]*\).*|\1|p')" \
             "$(value objective/scores)"
     done

@@ -14,23 +14,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2
 
-prefs() {
-    data/make_prefs --rule char=a --letters 4 --split all --prompt-length 2 --min-length 6 --max-length 6 "$@" 2>/dev/null
-}
-shard() { data/make_shard --quiet -i - -o "$work/$1"; }
-quiet() { "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; }
-scores() { # MODEL: prints the score of each of 256 completions
-    printf '{"prompt":"%s:"}\n' a b c d >"$work/ask.jsonl"
-    quiet ./generate -c "$1" -i "$work/ask.jsonl" --num-samples 64 -g 6 --temperature 1 -o "$work/said.jsonl"
-    data/make_prefs --score --rule char=a <"$work/said.jsonl" 2>/dev/null
-}
-win_rate() { # MODEL: prints its win rate against the SFT model in percent
-    scores "$1" >"$work/mine"
-    paste "$work/mine" "$work/sft.scores" | awk '{ w += $1 > $2 ? 1 : $1 == $2 ? 0.5 : 0 } END { print 100 * w / NR }'
-}
+. dev/win_rate.sh
 
 for seed; do
-    prefs --count 600 --seed "$seed" --format chat | shard chat
     # A line of make_prefs has the completions between every second pair of quotes.
     prefs --count 400 --seed "$seed" --format ranking >"$work/rows"
     awk -F'"' '{
@@ -38,14 +24,12 @@ for seed; do
     }' "$work/rows" | shard triples
     awk -F'"' '{ printf "{\"prompt\":\"%s\",\"chosen\":\"%s\",\"rejected\":\"%s\"}\n", $4, $8, $12 }' "$work/rows" |
         shard gold
-    quiet ./train_sft --layers 2 --width 64 --heads 2 --context 16 --seed "$seed" -i "$work/chat" -o "$work/sft.bin" -x 80 \
-        -l 3e-3 --batch-tokens 1024
-    scores "$work/sft.bin" >"$work/sft.scores"
+    sft_model "$seed"
     while IFS='|' read -r name data options; do
         for steps in 10 20 40 80; do
             # shellcheck disable=SC2086
             quiet ./train_dpo -c "$work/sft.bin" --seed "$seed" -l 1e-4 --warmup-steps 10 --per-device-train-batch-size 16 \
-                -x $steps -i "$work/$data" -o "$work/out.bin" $options
+                -x $steps -i "$work/$data.shard" -o "$work/out.bin" $options
             echo "$name|$steps|$(win_rate "$work/out.bin")"
         done
     done <<LOSSES
