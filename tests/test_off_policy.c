@@ -196,7 +196,8 @@ static void test_gradient(void **state) {
     }
 }
 
-/* Without demonstrations nothing changes, and neither ratios nor clips of the metrics see their tokens. */
+/* Without demonstrations nothing changes. The entropy, the ratios and the clips of the metrics are those of the other tokens,
+ * and the entropy that the bonus acts on is that of all. */
 static void test_metrics(void **state) {
     (void)state;
     static Mixed m;
@@ -217,6 +218,11 @@ static void test_metrics(void **state) {
     for (int t = 2 * T; t < 3 * T; t++) m.old[t] = m.logp[t] - 5; /* a ratio of e^5, if it were one */
     policy_loss(&c, &all, &m.batch, a, NULL, &mixed);
     assert_true(mixed.max.ratio < 2);
+    double entropy[2] = {0}; /* of the samples, of the demonstration that counts */
+    for (int t = 0; t < 5 * T; t++) entropy[t / T == 2] += (double)m.entropy[t];
+    check_near(metric_of(&c, &mixed, "entropy"), entropy[0] / (4 * T), 0, 1e-12, "entropy");
+    assert_true(mixed.sum.kept == 5 * T);
+    check_near(mixed.sum.kept_entropy, entropy[0] + entropy[1], 0, 1e-12, "entropy of all");
     check_near(metric_of(&c, &mixed, "off_policy/tokens"), 1.0 / 5, 0, 1e-12, "fraction of the tokens");
     ClipHistogram h = clip_histogram(log(0.8), log(1.2));
     double tokens = 0;

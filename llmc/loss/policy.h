@@ -484,10 +484,6 @@ static inline double policy_off_policy_sequence(const PolicyLossConfig *c, const
         if (dlogp) dlogp[t] = (float)(w * (c->beta * dk - slope * A));
         if (c->entropy_coef != 0) bonus += coef * b->entropy[t];
         if (dentropy) dentropy[t] = (float)-coef;
-        if (b->entropy) {
-            stats->sum.kept++;
-            stats->sum.kept_entropy += b->entropy[t];
-        }
         stats->sum.off_tokens++;
         stats->sum.off_ratio += ratio;
         stats->sum.off_p += exp((double)b->logp[t]);
@@ -496,16 +492,21 @@ static inline double policy_off_policy_sequence(const PolicyLossConfig *c, const
     return policy - bonus;
 }
 
-/* Adds the entropies of micro-batch `b` to *stats: for a caller who did not have them in policy_loss(). */
+/* Adds the entropies of micro-batch `b` to *stats: for a caller who did not have them in policy_loss(). Those of another
+ * policy's completions are only in `kept_entropy`. */
 static inline void policy_stats_entropy(const PolicyBatch *b, PolicyStats *stats) {
-    for (int32_t i = 0; i < b->completions; i++)
+    for (int32_t i = 0; i < b->completions; i++) {
+        const bool sampled = !b->off_policy || !b->off_policy[i];
         for (int32_t t = b->offset[i]; t < b->offset[i + 1] && (!b->counts || b->counts[i]); t++) {
-            stats->max.has_entropy = 1;
-            stats->sum.entropy += b->entropy[t];
+            if (sampled) {
+                stats->max.has_entropy = 1;
+                stats->sum.entropy += b->entropy[t];
+            }
             if (b->keep && !b->keep[t]) continue;
             stats->sum.kept++;
             stats->sum.kept_entropy += b->entropy[t];
         }
+    }
 }
 
 /* Returns the contribution of micro-batch `b`, in nats, to the loss of the batch that `n` describes. Adds to *stats.
