@@ -379,9 +379,10 @@ static inline void generation_open_models(Generation *g, const char *path) {
     }
 }
 
-/* Decides whether there is an activation cache (../model/acts_cache.h). There is one if a generation fits into
- * --activation-cache, by default also into a quarter of the machine's memory, on one rank of a CPU, for completions of one turn. used: the trainer runs the policy by credit_forward()
- * and credit_backward(). Ends the program if the option is given and has no effect. Call it before trainer_announce(). */
+/* Decides whether there is an activation cache (../model/acts_cache.h). There is one on one rank of a CPU, for completions of
+ * one turn, if a generation fits into --activation-cache and, without that option, into a quarter of the machine's memory.
+ * used: the trainer runs the policy by credit_forward() and credit_backward(). Ends the program if the option is given and has
+ * no effect. Call it before trainer_announce(). */
 static inline void generation_plan_cache(Generation *g, bool used) {
     const GenerationOptions *o = g->o;
     const Trainer *t = g->t;
@@ -390,15 +391,14 @@ static inline void generation_plan_cache(Generation *g, bool used) {
     else if (t->dist.ranks > 1) why = "on one rank";
     else if (o->agent.command || episodes_on(&o->episodes)) why = "for completions of one turn";
     else if (!used) why = "without a teacher and without --kl-estimator exact";
-    if (why && o->activation_cache && option_given(&o->activation_cache))
-        usage_error("--activation-cache: used only %s", why);
+    const bool given = option_given(&o->activation_cache);
+    if (why && o->activation_cache && given) usage_error("--activation-cache: used only %s", why);
     if (why || !o->activation_cache) return;
     const int64_t rows = o->prompts * rollout_activation_rows(generation_longest_prompt(g), (int32_t)o->generations,
                                                               (int)o->max_completion);
     const size_t bytes = activation_cache_bytes(&t->model.config, t->backend, (int)t->o->recompute, rows);
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    const bool given = option_given(&o->activation_cache);
-    const bool fits = rows <= INT32_MAX && bytes >> 20 <= (size_t)o->activation_cache;
+    const bool fits = rows <= INT32_MAX && bytes <= (size_t)o->activation_cache << 20;
     if (fits && (given || bytes <= machine / 4)) g->cache_rows = rows;
     else if (given)
         usage_error("--activation-cache %lld: the activations of a generation take up to %zu MiB",
@@ -928,11 +928,16 @@ static inline void generation_forward_backward(Generation *g, const GenerationSl
                            &(ModelOutput){.entropy = x->entropy});
 }
 
+/* The arithmetic of one pass over the head for the targets of the batch. */
+static inline double generation_head_flops(const Generation *g, const Model *m) {
+    return model_flops(&m->config, 0, g->batch.targets, 0, 1);
+}
+
 /* Counts the arithmetic of a step on the micro-batch of completions [first, end). */
 static inline void generation_count_step(Generation *g, const Model *m, int32_t first, int32_t end) {
     const bool cached = generation_cached(g, m, first, end);
     trainer_count_flops(g->t, m, &g->batch, cached ? 2 : 3);
-    if (cached) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1); /* the head */
+    if (cached) g->t->flops += generation_head_flops(g, m);
 }
 
 /* This rank's completions among [first, end), which must be within one part: [*mine, *last). */
@@ -967,11 +972,12 @@ static inline void generation_run(Generation *g, const Model *m, const Workspace
         return;
     }
     const Workspace cached = generation_cached_work(g, w, first, end);
-    if (out->entropy || out->argmax || out->value || out->log_square)
-        model_forward(m, &cached, &g->batch, (float)g->o->temperature, out);
+    ModelOutput rest = *out;
+    if (!out->log_square) rest.logp = NULL; /* which is computed from it */
+    const int heads = (rest.logp || rest.entropy || rest.argmax) + (rest.log_square != NULL);
+    if (heads || rest.value) model_forward(m, &cached, &g->batch, (float)g->o->temperature, &rest);
     if (out->logp) memcpy(out->logp, g->sampler_logp + g->offset[first], tokens * sizeof *out->logp);
-    if (out->entropy || out->argmax) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1);
-    if (out->log_square) g->t->flops += model_flops(&m->config, 0, g->batch.targets, 0, 1);
+    g->t->flops += heads * generation_head_flops(g, m);
 }
 
 /* Computes the outputs requested in `out` for all tokens of completions [first, end) under a model. The arrays of `out`
