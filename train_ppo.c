@@ -561,9 +561,7 @@ static void compute_advantages(Run *r) {
         return;
     }
     if (o.algo == PRIME) prime_advantages(&r->prime, r->score, r->advantage);
-    if (whitens()) {
-        whiten(r->advantage, g->offset, n, g->counts, true);
-    }
+    if (whitens()) whiten(r->advantage, g->offset, n, g->counts, true);
 }
 
 /* ---- 5. update --------------------------------------------------------------------------------------------------- */
@@ -719,7 +717,6 @@ static double update_step(Run *r, int32_t first, int32_t end, bool warming, PpoS
         r->positive_nll[0] += r->positive.sum;
         r->positive_nll[1] += r->positive.tokens;
     }
-    if (o.algo == A2PO) dist_sum(&t->dist, DIST_FIELDS(r->a2po));
     dist_sum(&t->dist, DIST_FIELDS(part.sum));
     dist_max(&t->dist, DIST_FIELDS(part.max));
     ppo_stats_add(stats, &part);
@@ -751,6 +748,7 @@ static double update(Run *r, PpoStats *stats) {
         const double tokens = fmax(stats->sum.tokens - before.sum.tokens, 1);
         if (o.target_kl > 0 && (stats->sum.square_log - before.sum.square_log) / (2 * tokens) > o.target_kl) break;
     }
+    if (o.algo == A2PO) dist_sum(&t->dist, DIST_FIELDS(r->a2po));
     return loss / stats->updates;
 }
 
