@@ -564,13 +564,14 @@ static void grpo_several_steps_a_generation(void **state) {
 
 #define LONG                                                                                                           \
     "./train_grpo --layers 2 --width 64 --heads 4 --context 64 -i $T/tasks.shard -g 40 -p 6 -G 8 --micro-tokens 512 "  \
-    "--sample-count 0 --reward random -x 6 -l 1e-3 --adam-epsilon 1e-3 "
+    "--sample-count 0 -x 6 -l 1e-3 --adam-epsilon 1e-3 "
 
 static void grpo_activation_cache(void **state) {
     (void)state;
     /* steps over the sampler's activations are steps over those of a forward pass, up to rounding (as in test_ppo.c) */
-    const char *how[] = {"", "--num-iterations 2 --steps-per-generation 3", "--dynamic-sampling --entropy-coef 0.1",
-                         "--micro-tokens 60 --recompute 2"};
+    const char *how[] = {"--reward random", "--reward random --num-iterations 2 --steps-per-generation 3",
+                         "--reward 'regex=/[0-9][0-9]/' --dynamic-sampling --max-resamples 50 --entropy-coef 0.1",
+                         "--reward random --micro-tokens 60 --recompute 2"};
     for (int i = 0; i < 4; i++) {
         sh(LONG "-o $T/a.bin %s --metrics $T/a.jsonl", how[i]);
         sh(LONG "-o $T/b.bin %s --metrics $T/b.jsonl --activation-cache 0", how[i]);
@@ -582,6 +583,7 @@ static void grpo_activation_cache(void **state) {
         /* the trainer has the sampler's log-probabilities, not ones that are computed again */
         assert_true(metric("a.jsonl", 0, "sampling/sampling_logp_difference/max") == 0);
         assert_true(metric("b.jsonl", 0, "sampling/sampling_logp_difference/max") > 0);
+        if (i == 2) assert_true(metric("a.jsonl", 0, "dynamic_sampling/resampled_groups") >= 2);
         if (i != 1) continue;
         assert_true(metric("a.jsonl", 0, "onpolicy/max_abs_ratio_minus_1") == 0);
         assert_true(metric("a.jsonl", 1, "onpolicy/max_abs_ratio_minus_1") > 1e-2); /* other weights */

@@ -114,7 +114,6 @@ typedef struct Generation {
     int rows;              /* its capacity */
     ActivationCache cache; /* of the policy at the step cache_step; no memory: there is none */
     int64_t cache_rows;    /* its capacity; 0: there is none */
-    int64_t cache_used;    /* rows */
     int64_t cache_step;
     int32_t *cache_row;      /* (rows) those of the batch */
     Inputs files;            /* of --input and --mix */
@@ -615,26 +614,27 @@ static inline int64_t generation_drawn(const Generation *g, int32_t *completions
     return tokens;
 }
 
-/* Gives the n groups of `scored`, which the requests q sample, rows of the activation cache, as far as it has any: dynamic
- * sampling may have used them up. */
-static inline void generation_cache(Generation *g, RolloutRequest *q, ScoredCompletion *scored, int32_t n) {
+/* Gives groups first ... first+n-1, which the requests q sample, rows of the activation cache: those of its parts, one for each
+ * group of a generation, that no group before them has. */
+static inline void generation_cache(Generation *g, RolloutRequest *q, int32_t first, int32_t n) {
     const int32_t G = (int32_t)g->o->generations;
     const int most = (int)g->o->max_completion;
     if (!g->cache_rows) return;
-    rollout_cache(&g->engine, &g->cache);
-    if (scored == g->scored) g->cache_used = 0;
-    g->cache_step = g->t->step;
-    for (int32_t i = 0; i < n; i++) {
-        const int32_t samples = (int32_t)q[i].samples;
-        const int64_t rows = rollout_activation_rows(q[i].prompt_len, samples, most), first = g->cache_used;
-        if (first + rows > g->cache_rows) continue;
-        g->cache_used += rows;
-        q[i].activations = first + 1;
-        for (int32_t k = 0; k < samples; k++) {
-            scored[i * G + k].prompt_row = first + 1;
-            scored[i * G + k].row = first + 1 + rollout_activation_rows(q[i].prompt_len, k, most);
+    const int64_t part = g->cache_rows / g->o->prompts;
+    uint8_t *taken = (uint8_t *)xcalloc((size_t)g->o->prompts, 1);
+    for (int32_t i = 0; i < first; i++) taken[(g->scored[i * G].prompt_row - 1) / part] = 1;
+    for (int32_t i = 0, at = 0; i < n; i++, at++) {
+        ScoredCompletion *s = g->scored + (first + i) * G;
+        while (taken[at]) at++;
+        q[i].activations = at * part + 1;
+        for (int32_t k = 0; k < q[i].samples; k++) {
+            s[k].prompt_row = q[i].activations;
+            s[k].row = q[i].activations + rollout_activation_rows(q[i].prompt_len, k, most);
         }
     }
+    free(taken);
+    g->cache_step = g->t->step;
+    rollout_cache(&g->engine, &g->cache);
 }
 
 /* Fills groups of G completions, first ... first+n-1, with samples of the next n prompts, followed by the prompt's
@@ -663,7 +663,7 @@ static inline void generation_sample(Generation *g, int32_t first, int32_t n) {
         for (int32_t k = samples; k < G; k++)
             out[i * G + k] = demonstrations_completion(&g->given, prompt, k - samples);
     }
-    generation_cache(g, q, scored, n);
+    generation_cache(g, q, first, n);
     if (!rollout_run(&g->engine, &g->sampling, q, own, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
     if (g->cache_rows) rollout_cache(&g->engine, NULL);
     for (int32_t i = 0; i < n * G; i++) scored[i].completion = out[i];
