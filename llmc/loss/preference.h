@@ -558,6 +558,7 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
     const int32_t first = b->offset[0], last = b->offset[4 * b->pairs];
     if (dlogp)
         for (int32_t t = first; t < last; t++) dlogp[t] = 0;
+    bool learned[4] = {false}; /* the parts of a pair with a negative log-likelihood term */
     for (int j = 0; j < c->losses; j++) {
         const PreferenceLoss kind = c->loss[j];
         const double share = c->weight[j] / n->pairs;
@@ -565,8 +566,9 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
             loss += preference_aot(c, pair, b->pairs, kind == PREFERENCE_AOT, share);
             continue;
         }
-        const PreferenceNll learned = preference_nll_term(c, kind, n);
-        if (learned.weight != 0) loss += preference_nll(b, &learned, c->weight[j], dlogp);
+        const PreferenceNll nll = preference_nll_term(c, kind, n);
+        for (int part = nll.begin; part < nll.end; part++) learned[part] = true;
+        if (nll.weight != 0) loss += preference_nll(b, &nll, c->weight[j], dlogp);
         if (kind == PREFERENCE_SFT) continue;
         for (int32_t i = 0; i < b->pairs; i++) {
             const PreferenceTerm t = preference_pair(c, kind, pair[i].completion);
@@ -577,8 +579,6 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
             }
         }
     }
-    const bool learned[4] = {preference_has(c, PREFERENCE_ORPO), preference_learns_chosen(c), false,
-                             preference_uses_gold(c)}; /* the parts of a pair with a negative log-likelihood term */
     for (int32_t i = 0; i < b->pairs; i++) {
         const int32_t shared = preference_shared(b, i);
         if (dlogp)
@@ -587,8 +587,8 @@ static inline double preference_loss(const PreferenceConfig *c, const Preference
                     dlogp[t] += (float)(pair[i].dlogp[k] * preference_ld(c, t - preference_begin(b, i, k), shared) +
                                         pair[i].dplain[k]);
         for (int part = 0; part < 4; part++) {
-            const int32_t end = b->offset[4 * i + part + (learned[part] ? 1 : 0)];
-            for (int32_t t = b->offset[4 * i + part]; t < end; t++) {
+            if (!learned[part]) continue;
+            for (int32_t t = b->offset[4 * i + part]; t < b->offset[4 * i + part + 1]; t++) {
                 stats->nll -= b->logp[t];
                 stats->nll_tokens++;
             }
