@@ -245,6 +245,21 @@ static void round_trip(void **state) {
     assert_int_equal(entries(".tmp"), 0);
 }
 
+/* Parts of more elements than one thread reads at a time, as they are and turned, by three threads. */
+static void threads(void **state) {
+    (void)state;
+    Model m = models_new(1, 128, 300), n;
+    ModelFile f = {0}, g;
+    save(&m, &f, files_path("large/"), false);
+    omp_set_num_threads(3);
+    load(&n, &g, files_path("large/"), false);
+    omp_set_num_threads(1);
+    float *a = weights_of(&m), *b = weights_of(&n);
+    assert_int_equal(m.parameters, n.parameters);
+    assert_memory_equal(a, b, m.parameters * sizeof *a);
+    free(a), free(b), unload(&m, &f), unload(&n, &g);
+}
+
 /* The type asked for; only the key of the type changes in config.json. */
 static void types(void **state) {
     (void)state;
@@ -1093,6 +1108,6 @@ int main(void) {
         cmocka_unit_test(changed_text),   cmocka_unit_test(config_refusals), cmocka_unit_test(folder_refusals),
         cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
         cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
-        cmocka_unit_test(atomic),         cmocka_unit_test(mutations)};
+        cmocka_unit_test(atomic),         cmocka_unit_test(mutations),       cmocka_unit_test(threads)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }

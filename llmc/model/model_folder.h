@@ -17,9 +17,9 @@
 #include "safetensors.h"       /* SafetensorsType */
 #include "tensors.h"           /* TENSOR_valueb, TENSOR_valuew */
 
-/* Reads elements [first, first + n) of part i as float32, by all threads. */
+/* Reads elements [first, first + n) of part i as float32, by all threads. A piece is large enough to be worth a thread. */
 static inline void model_read_part(const Huggingface *h, size_t i, size_t first, float *to, size_t n) {
-    enum { PIECE = MODEL_CHUNK / 8 };
+    enum { PIECE = MODEL_CHUNK / 32 };
 #pragma omp parallel for schedule(static) if (n > PIECE)
     for (size_t at = 0; at < n; at += PIECE)
         huggingface_floats(h, i, first + at, to + at, n - at < PIECE ? n - at : PIECE);
