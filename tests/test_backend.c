@@ -204,6 +204,61 @@ static void test_scratch(void **state) {
     B = whole;
 }
 
+enum { PACKED = 5, PACKED_COLUMNS = 1024 };
+static const int packed_rows[PACKED] = {5120, 1024, 4096, 5120, 512};
+
+/* Matrix i of test_packs(), all of whose elements are i + 1. */
+static Weights *packed_weights(Device *d, int i) {
+    Error e;
+    const size_t n = (size_t)packed_rows[i] * PACKED_COLUMNS;
+    float *values = FLOATS(n);
+    for (size_t k = 0; k < n; k++) values[k] = (float)(i + 1);
+    Weights *w = B->alloc(d, n * sizeof *values, "w", &e);
+    B->weights_upload(d, w, values, n);
+    return w;
+}
+
+/* Products of ones by the matrices that there are. They are exact. */
+static void check_packed(Device *d, Weights *const *w, const Acts *x, Acts *y) {
+    for (int i = 0; i < PACKED; i++) {
+        if (!w[i]) continue;
+        B->linear_forward(d, y, x, w[i], NULL, 1, PACKED_COLUMNS, packed_rows[i]);
+        const float *got = fetch(y, (size_t)packed_rows[i]);
+        for (int k = 0; k < packed_rows[i]; k++) assert_true(got[k] == (float)(PACKED_COLUMNS * (i + 1)));
+    }
+}
+
+/* More packed weights than a pool of memory has: those that remain are right after others were released or were added. */
+static void test_packs(void **state) {
+    (void)state;
+    Error e;
+    static const int order[PACKED - 1] = {1, 3, 0, 4};
+    float *ones = FLOATS(PACKED_COLUMNS);
+    for (int i = 0; i < PACKED_COLUMNS; i++) ones[i] = 1;
+    Acts *x = acts(ones, 1, PACKED_COLUMNS), *y = acts(NULL, 1, packed_rows[0]);
+    for (int dtype = DTYPE_FLOAT32; dtype <= DTYPE_BF16; dtype++) {
+        Device *d;
+        Weights *w[PACKED];
+        if (!B->open(&d, (Dtype)dtype, &e)) continue;
+        for (int i = 0; i < PACKED; i++) w[i] = packed_weights(d, i);
+        check_packed(d, w, x, y);
+        for (int k = 0; k < PACKED - 1; k++) {
+            const int i = order[k];
+            const size_t n = (size_t)packed_rows[i] * PACKED_COLUMNS, before = B->scratch_bytes(d);
+            B->weights_release(d, w[i], n);
+            w[i] = NULL;
+            assert_true(B->scratch_bytes(d) + n * (dtype ? 2 : 4) <= before);
+            check_packed(d, w, x, y);
+        }
+        w[3] = packed_weights(d, 3);
+        check_packed(d, w, x, y);
+        for (int i = 0; i < PACKED; i++)
+            if (w[i]) B->weights_release(d, w[i], (size_t)packed_rows[i] * PACKED_COLUMNS);
+        assert_true(B->sync(d, &e));
+        B->close(d);
+    }
+}
+
 /* ==== Embedding, noise, rows ==== */
 
 /* Rows of embeddings in blocks of several types: their values times the scale, plus those of positions. */
@@ -1552,6 +1607,7 @@ int main(void) {
         TEST(test_failure),
         TEST(test_peak),
         TEST(test_scratch),
+        TEST(test_packs),
         TEST(test_embed),
         TEST(test_embed_scaled),
         TEST(test_embed_blocks),
