@@ -276,7 +276,8 @@ static inline bool shard_header(Shard *s, Reader *r, uint64_t sizes[SHARD_SECTIO
     uint64_t count, total;
     if (!reader_header(r, h, sizeof h, MAGIC_RECORDS, MAGIC_RECORDS, e)) return false;
     if (h[1] != SHARD_VERSION)
-        return error_set(e, "%s: record shard of version %d, expected %d", r->name, (int)h[1], SHARD_VERSION);
+        return error_set(e, "%s: record shard of version %d, expected %d; make it again with data/make_shard", r->name,
+                         (int)h[1], SHARD_VERSION);
     if (h[2] < RECORD_CHAT || h[2] > RECORD_UNPAIRED)
         return error_set(e, "%s: kind of record is %d, expected 1 to 5", r->name, (int)h[2]);
     if (h[3] < 1 || h[3] > SHARD_VOCAB_MAX)
