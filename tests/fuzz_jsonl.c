@@ -94,6 +94,8 @@ static void read_lines(const uint8_t *data, size_t n, uint8_t mode) {
             if (result == ROW_MADE && rows.kind != ROW_TEXT) {
                 require(!record_refused((RecordKind)rows.kind, r));
                 require(!rows.max_tokens || rows.kind == ROW_PREFERENCE || r->count <= rows.max_tokens);
+                for (int32_t i = 0; rows.max_tokens && i < r->completions; i++)
+                    require(r->prompt + r->length[i] <= rows.max_tokens && r->prompt + r->gold <= rows.max_tokens);
                 for (int32_t i = 0; i < r->count; i++)
                     require(r->tokens[i] >= 0 && r->tokens[i] < rows.tokenizer.vocab);
             }
