@@ -366,7 +366,8 @@ static inline void row_turns_parts(RowTurns *t, const json_t *content, int flags
 }
 
 /* The first `count` messages as a template with sections writes them. If it has a section for calls, or the content has
- * results, each part of an assistant's content is encoded by itself, as nanochat does. The caller frees them with row_turns_free(). */
+ * results, each part of an assistant's content is encoded by itself, as nanochat does. The caller frees them with
+ * row_turns_free(). */
 static inline RowTurns row_turns(const RowMessages *m, const ChatTemplate *c, int count) {
     RowTurns t = {0};
     for (int i = 0; i < count; i++) {

@@ -36,7 +36,8 @@ static inline void rollout_append(TextBuffer *out, const char *name, double valu
     if (!isnan(value)) text_format(out, "%s%s %.4g", out->length ? "  " : "", name, value);
 }
 
-/* The first line of a completion: its number, whether it is a demonstration, verdict, role, reward, gold reward and advantage. */
+/* The first line of a completion: its number, whether it is a demonstration, verdict, role, reward, gold reward and
+ * advantage. */
 static inline void rollout_cell_head(RolloutCell *cell, size_t k, const json_t *sample) {
     const json_t *right = json_object_get(sample, "right");
     text_clear(&cell->text);

@@ -24,7 +24,8 @@ static inline Shard open_shard(const char *name, RecordKind kind, int64_t count)
     return s;
 }
 
-/* Record i as text. | precedes each completion and the gold answer of a preference. Trained tokens (chat) or the last token of a step (step) are enclosed in [ and ]. */
+/* Record i as text. | precedes each completion and the gold answer of a preference. Trained tokens (chat) or the last token
+ * of a step (step) are enclosed in [ and ]. */
 static inline void assert_record(const Shard *s, int64_t i, const char *want) {
     Error e;
     Record r = {0};
