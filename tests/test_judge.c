@@ -796,6 +796,10 @@ static void programs(void **state) {
     assert_near(right / 120, json_number_of(figures, "accuracy"), 1e-9);
     json_decref(figures);
     free(labelled);
+    sh("echo '{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\",\"reference\":\"d\"}' | "
+       "./data/make_shard --quiet -i - -o $T/gold.shard");
+    run(0, "./evaluate --judge $T/knows.bin --judge-template $T/ask.txt -i $T/gold.shard");
+    assert_holds(said, "gold.shard: the gold answers of 1 records (field reference) are not used");
     sh("./data/pick -i $T/labelled.jsonl --pairs p --tie 0.05 -o $T/soft.jsonl 2>/dev/null && "
        "./data/make_shard --quiet -i $T/soft.jsonl -o $T/soft.shard --template plain && "
        "./train_rm --layers 1 --width 16 --heads 2 --context 32 -i $T/soft.shard --soft-labels -o $T/soft.bin -x 2 2>/dev/null");

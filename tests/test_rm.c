@@ -210,6 +210,15 @@ static void rankings_loss(void **state) {
     assert_near(json_number_of(figures, "accuracy"), metric("f.jsonl", 0, "accuracy"), 1e-12);
     assert_near(json_number_of(figures, "margin"), metric("f.jsonl", 0, "margin"), 1e-5);
     json_decref(figures);
+    /* gold answers have no place in an order, and are not dropped without a word */
+    sh("echo '{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\",\"reference\":\"d\"}' | "
+       "data/make_shard --quiet -i - -o $T/gold.shard");
+    static const char *const programs[] = {"./evaluate --reward-model $T/start.bin -i $T/gold.shard",
+                                           "./train_rm -c $T/start.bin -i $T/gold.shard -o $T/x.bin -x 1"};
+    for (size_t i = 0; i < sizeof programs / sizeof *programs; i++) {
+        sh("%s", programs[i]);
+        assert_holds(said, "gold.shard: the gold answers of 1 records (field reference) are not used");
+    }
 }
 
 /* The samples file of a run without a learning rate has the first eight solutions twice, each step with its text, its label and

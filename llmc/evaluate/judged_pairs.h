@@ -85,6 +85,7 @@ static inline void evaluate_judge(Evaluator *ev, const Shard *s) {
     if (texts.unwrapped)
         warn("%s: %lld of %lld prompts are no single message of a user; they are read with their special tokens",
              s->name, (long long)texts.unwrapped, (long long)count);
+    shard_warn_golds(s, v.golds);
     judged_pairs_report(ev, &v, &j, clock_seconds() - start);
     pair_texts_close(&texts);
     judge_close(&j);

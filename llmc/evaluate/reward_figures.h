@@ -124,6 +124,7 @@ static inline void reward_figures_score(Evaluator *ev, RewardModel *r, const Sha
     if (v.dropped)
         warn("%s: %lld of %lld records have no completion or no label, or exceed the context of %d; they were left out",
              s->name, (long long)v.dropped, (long long)count, r->model.config.context);
+    shard_warn_golds(s, v.golds);
     reward_figures_report(ev, &v, r, s, clock_seconds() - start);
 }
 

@@ -80,6 +80,7 @@ typedef bool (*JudgedPairWatch)(void *context, const JudgedPair *pair, Error *e)
 
 typedef struct JudgeEvaluation {
     double pairs, unanswered;
+    int64_t golds; /* pairs with a gold answer, which the judge does not read */
     double right, agreement, single;
     double longer, longer_right, shorter, shorter_right; /* pairs in which the chosen one is longer, shorter */
     Calibration calibration;
@@ -129,6 +130,7 @@ static inline bool judge_evaluate(JudgeEvaluation *v, Judge *j, PairTexts *t, co
                                (long long)(first + i), (int)r.completions);
                 break;
             }
+            v->golds += r.gold > 0;
             pair_prompt_text(t, r.tokens, r.prompt, &x[0]);
             text_clear(&x[1]);
             text_clear(&x[2]);

@@ -115,10 +115,7 @@ static inline void labelled_truncate(Labelled *l, int32_t *length, int64_t room)
 static inline void labelled_drop_golds(Labelled *l) {
     const bool preference = l->kind == RECORD_PREFERENCE;
     const int64_t golds = preference ? l->ranked.golds : l->examples.golds;
-    if (!golds) return;
-    warn(
-        "%s: the gold answers of %lld records (field reference) are not used: train_dpo --loss-type tpo trains on them",
-        l->shard->name, (long long)golds);
+    shard_warn_golds(l->shard, golds);
     for (int64_t i = 0; preference && i < l->count; i++) l->ranked.record[i].gold = (RankedCompletion){0};
     l->ranked.golds = l->examples.golds = 0;
 }

@@ -673,6 +673,14 @@ static inline bool shard_record(const Shard *all, int64_t i, Record *r, Error *e
     return true;
 }
 
+/* Warns that the gold answers of `golds` records are not used, if there are any. */
+static inline void shard_warn_golds(const Shard *s, int64_t golds) {
+    if (golds)
+        warn("%s: the gold answers of %lld records (field reference) are not used: train_dpo --loss-type tpo trains on "
+             "them",
+             s->name, (long long)golds);
+}
+
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
 /* The header precedes the records and contains their count, so records are kept in memory until shard_commit(). */

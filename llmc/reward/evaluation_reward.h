@@ -36,6 +36,7 @@ enum { EVALUATION_REWARD_CHUNK = 256 }; /* records scored at once */
 
 typedef struct RewardEvaluation {
     int64_t records, dropped;
+    int64_t golds;    /* preference: records with a gold answer, which is not scored */
     double units;     /* number of pairs, completions or steps */
     double accuracy;  /* NaN: the model has no threshold */
     double margin;    /* preference: mean of chosen score - rejected score; else NaN */
@@ -151,6 +152,7 @@ static inline bool tally_answers(RewardTally *t, const Shard *s, int64_t first, 
         memcpy(tokens, r->tokens, (size_t)r->count * sizeof *tokens);
         const int32_t *at = tokens + r->prompt;
         for (int32_t k = 0; k < count; at += length[k], k++) item[n++] = (RewardItem){tokens, at, r->prompt, length[k]};
+        t->v->golds += r->gold > 0;
         label[records] = (uint8_t)r->label;
         completions[records++] = count;
         tokens += r->count;
