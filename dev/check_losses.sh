@@ -7,13 +7,14 @@
 # alone, with two passes of two mini-batches over each generation, forty in all. Prints, as mean and standard deviation over
 # the seeds: the reward over the last ten generations, its difference from that of BASELINE (dapo) with the same seed, the
 # greedy accuracy on held-out problems, the probability that one of eight samples is right, and entropy and length at the end.
-# METHODS="dapo opo" runs some of the methods, which may be rloo and prime with its settings. OUT=FOLDER keeps the metrics; runs
-# that it has are not made again. SFT_STEPS and STEPS set the length of the training on examples and of the methods'.
+# METHODS="dapo opo" runs some of the methods; those of doc/ppo.md are "rloo prime prime_coef prime_warmup prime_both".
+# OUT=FOLDER keeps the metrics; runs that it has are not made again. SFT_STEPS (110) is the number of steps on the worked
+# examples, STEPS (160) that of each method.
 #
 # GUIDED=1 runs the methods that learn from demonstrations, on a task that the model cannot do by itself: it is fine-tuned to
 # sort two digits, and the prompts have three, so that no sample is right. luffy has a demonstration in each group
 # (--n-prefix 1), mixed_policy the same without policy shaping, sft_dapo is dapo after fine-tuning on as many demonstrations
-# as luffy has; 300 generations of one step.
+# as luffy has. STEPS is 300, with one step for each generation; SFT_STEPS is not used.
 set -eu
 cd "$(dirname "$0")/.."
 make -s train_sft train_grpo train_ppo data/make_tasks >&2

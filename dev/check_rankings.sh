@@ -78,7 +78,10 @@ status=0
 for count in 50 150 600 2400; do
     for seed; do
         rankings $count "$seed"
-        for data in one all pairwise plackett_luce; do echo $count $data "$(accuracy $data "$seed" 150)"; done
+        for data in one all pairwise plackett_luce; do
+            right=$(accuracy $data "$seed" 150)
+            echo $count $data "$right"
+        done
     done
 done >"$work/table"
 echo "| rankings | one pair of each | all pairs | pairwise | plackett_luce |"
@@ -88,7 +91,8 @@ for steps in 10 20 40 80 160; do
     for seed; do
         rankings 600 "$seed"
         for data in one all pairwise plackett_luce; do
-            echo $steps $data "$(accuracy $data "$seed" $steps)"
+            right=$(accuracy $data "$seed" $steps)
+            echo $steps $data "$right"
             echo $data $steps "$(cat "$work/tokens")" >>"$work/fed"
         done
     done

@@ -6,8 +6,8 @@
 #           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
 #           are the seeds of the runs; the controls have the first one
 #   guess   a model trains with the game of scripts/guess.py after demonstrations of which half guess at random: its mean
-#           reward, which must be within that of a tenth of a turn of bisection's, the share of games that it wins, and the mean
-#           turns of those
+#           reward, the share of games that it wins, and the mean turns of those; fails if the mean reward is below bisection's
+#           by more than a tenth of a turn costs
 #   faults  a program of --tool-cmd is killed at random, 200 times: every completion is what it is without that and has the same
 #           reward, or has none; without episodes no completion is lost
 #   turns   the share of the time in which the engine computes while tools take 0.1 s, and the time of a turn in long
