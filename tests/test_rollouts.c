@@ -397,6 +397,29 @@ static void test_page_parts(void **state) {
     free(page);
 }
 
+/* The pairs of train_dpo are drawn over their loss only if they have log-ratios to a reference. */
+static void test_page_without_reference(void **state) {
+    (void)state;
+    const struct {
+        const char *loss;
+        int widgets;
+    } cases[] = {{"tpo-l", 0}, {"simpo,sft", 0}, {"tpo", 0}, {"tpo,ipo", 1}, {"cpo,sigmoid", 1}, {"sigmoid_norm", 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        History h = {.program = strdup("train_dpo")};
+        char *page;
+        size_t n;
+        history_start(&h, json_pack("{s:{s:s,s:s}}", "args", "beta", "0.5", "loss-type", cases[i].loss));
+        history_pair(&h, 0, "before", "p", "c", "r", 1, -0.5);
+        FILE *f = open_memstream(&page, &n);
+        report_page(f, &h, false);
+        fclose(f);
+        assert_page(page, n);
+        assert_int_equal(occurrences(page, "data-widget='pairs'"), cases[i].widgets);
+        history_free(&h);
+        free(page);
+    }
+}
+
 /* ---- the script ---- */
 
 static void put_list(FILE *f, const char *name, const float *values, int n) {
@@ -758,14 +781,16 @@ static void test_show(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),        cmocka_unit_test(test_resume),
-                                       cmocka_unit_test(test_cut),          cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_shorten),      cmocka_unit_test(test_steps),
-                                       cmocka_unit_test(test_histogram),    cmocka_unit_test(test_histogram_rows),
-                                       cmocka_unit_test(test_grpo),         cmocka_unit_test(test_grpo_resume),
-                                       cmocka_unit_test(test_ppo),          cmocka_unit_test(test_dpo),
-                                       cmocka_unit_test(test_tools),        cmocka_unit_test(test_show),
-                                       cmocka_unit_test(test_page_hostile), cmocka_unit_test(test_page_size),
-                                       cmocka_unit_test(test_page_parts),   cmocka_unit_test(test_script)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_texts),        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_cut),          cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_shorten),      cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_histogram),    cmocka_unit_test(test_histogram_rows),
+        cmocka_unit_test(test_grpo),         cmocka_unit_test(test_grpo_resume),
+        cmocka_unit_test(test_ppo),          cmocka_unit_test(test_dpo),
+        cmocka_unit_test(test_tools),        cmocka_unit_test(test_show),
+        cmocka_unit_test(test_page_hostile), cmocka_unit_test(test_page_size),
+        cmocka_unit_test(test_page_parts),   cmocka_unit_test(test_page_without_reference),
+        cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

@@ -69,13 +69,27 @@ static inline double pair_option(const json_t *args, const char *name, double st
     return isfinite(value) ? value : standard;
 }
 
+/* Whether one of train_dpo's losses, separated by commas, compares the policy with a reference. */
+static inline bool pair_has_reference(const char *losses) {
+    static const char *const without[] = {"sft", "orpo", "simpo", "cpo", "tpo", "tpo-l"};
+    for (const char *name = losses; *name;) {
+        const size_t n = strcspn(name, ",");
+        bool has = n > 0;
+        for (size_t i = 0; i < sizeof without / sizeof *without; i++)
+            has = has && (strlen(without[i]) != n || strncmp(name, without[i], n));
+        if (has) return true;
+        name += n + (name[n] == ',');
+    }
+    return false;
+}
+
 /* Writes the pairs' implicit rewards for the script, which draws them over the contours of the loss, if the run is one of
- * train_dpo with a beta: the log-ratio to the reference is the reward divided by beta. */
+ * train_dpo with a reference and a beta: the log-ratio to the reference is the reward divided by beta. */
 static inline void pair_data(FILE *f, const History *h) {
     const json_t *args = json_object_get(json_array_get(h->starts, 0), "args");
     const char *loss = json_string_value(json_object_get(args, "loss-type"));
     const double b = pair_option(args, "beta", 0);
-    if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0)) return;
+    if (!h->program || strcmp(h->program, "train_dpo") || !(b > 0) || (loss && !pair_has_reference(loss))) return;
     fputs("<div class='widget' data-widget='pairs'></div>\n<script type='application/json' id='pairs-data'>", f);
     fprintf(f, "{\"beta\":%.6g,\"smoothing\":%.6g,\"tau\":%.6g,\"lambda\":%.6g,\"loss\":\"%s\",\"pairs\":[", b,
             pair_option(args, "label-smoothing", 0), pair_option(args, "discopop-tau", 0.05),
