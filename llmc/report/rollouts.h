@@ -13,11 +13,10 @@
  * each token of the completion; a character of several tokens is in the last of them. drawn: the lengths of runs of
  * tokens, drawn ones first, then observed ones (results of tools), and so on; the values of observed tokens are null.
  * turn_times: of several turns, when each began and ended, in seconds from the start of the completion; between the end of
- * one and the beginning of the next it waited for the answer. role, episode: the names that an environment gave it, such as
- * the player of a game and the game. advantage: a number, or one for each token. kl: the sum of
- * logp - ref_logp over the drawn tokens, in nats. off_policy: true for a demonstration, which the policy did not draw, so that
- * its sampler_logp are null. What a trainer does not have is left out or null. Numbers have four
- * significant digits.
+ * one and the beginning of the next it waited for the answer. role, episode: what a program of --tool-cmd says that the
+ * completion plays, and in which game. advantage: a number, or one for each token. kl: the sum of logp - ref_logp over the
+ * drawn tokens, in nats. off_policy: true for a demonstration, which the policy did not draw, so that its sampler_logp are
+ * null. What a trainer does not have is left out or null. Numbers have four significant digits.
  *
  * A file whose name ends in .zst is compressed, one frame for each line. Resuming drops the lines after the state's step
  * and a line that is cut off. The file names its run: a run is not continued in the file of another. If a line cannot be

@@ -110,7 +110,7 @@ static inline bool serve_refuse(ServeFault *f, int status, const char *param, co
     return false;
 }
 
-/* Gives a fault one of OpenAI's codes. */
+/* Gives a fault one of OpenAI's codes. Returns false, as serve_refuse() does. */
 static inline bool serve_code(ServeFault *f, const char *code) {
     f->code = code;
     return false;
