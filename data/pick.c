@@ -2,6 +2,7 @@
  *
  *     data/pick -i samples.jsonl --where 'right and finished' --group index --max-per-group 4 --dedupe text --as sft -o rft.jsonl
  *     data/pick -i samples.jsonl --group index --pairs reward --min-margin 0.2 -o prefs.jsonl
+ *     data/pick -i samples.jsonl --group index --rankings reward -o rankings.jsonl
  *     data/pick -i labelled.jsonl --pairs p --tie 0.1 -o prefs.jsonl
  *
  * Rows are JSON lines, such as those that generate and evaluate write. Each row passes these steps in this order, whatever
@@ -13,7 +14,7 @@
  *     --dedupe, --decontaminate, --drop-near    rows that repeat an earlier row or a test set are dropped
  *     --rate                                groups are dropped by their share of right rows, over all rows that were read
  *     --best, --max-per-group               of each group some rows stay
- *     --pairs                               each group becomes pairs
+ *     --pairs, --rankings                   each group becomes pairs or a ranking
  *     --sample, --shuffle                   of all these some stay, in random order
  *     --rename, --drop, --as                fields are renamed and left out
  *
@@ -37,12 +38,13 @@
 #include <signal.h>
 #include <unistd.h>
 
-enum { AS_AUTO, AS_ROWS, AS_SFT, AS_PROMPT, AS_PREFERENCE, AS_UNPAIRED };
+enum { AS_AUTO, AS_ROWS, AS_SFT, AS_PROMPT, AS_PREFERENCE, AS_RANKING, AS_UNPAIRED };
+#define AS_CHOICES "auto|rows|sft|prompt|preference|ranking|unpaired"
 
 static struct {
     OptionList inputs, set, rename, drop;
-    const char *output, *where, *group, *rate, *by, *pairs, *chosen_field, *dedupe, *near_field, *decontaminate, *join,
-        *on;
+    const char *output, *where, *group, *rate, *by, *pairs, *rankings, *chosen_field, *dedupe, *near_field,
+        *decontaminate, *join, *on;
     int64_t max_per_group, best, pairs_per_group, ngram, sample, seed, max_memory;
     double min_margin, tie, near, overlap;
     bool all_pairs, spin, unpaired, shuffle, skip_bad, stats, quiet;
@@ -55,8 +57,8 @@ static const Option options[] = {
     OPTION_LIST  ("input",  'i', &o.inputs, "FILE",
                   "JSON lines or a JSON array, also .gz or .zst, or a pattern; - is standard input; may be repeated"),
     OPTION_TEXT  ("output", 'o', &o.output, "FILE", "JSON lines; - is standard output, .zst compresses"),
-    OPTION_CHOICE("as",      0,  &o.as,     "auto|rows|sft|prompt|preference|unpaired",
-                  "fields that are written; auto: those of the pairs or labels that are made, else all"),
+    OPTION_CHOICE("as",      0,  &o.as,     AS_CHOICES,
+                  "fields that are written; auto: those of the pairs, rankings or labels that are made, else all"),
     OPTION_FLAG  ("skip-bad", 0, &o.skip_bad, "count and skip invalid lines instead of stopping at the first"),
     OPTION_FLAG  ("stats",    0, &o.stats,  "print the sizes of groups and the means of rewards and lengths"),
     OPTION_FLAG  ("quiet",   'q', &o.quiet, "print no summary, only warnings"),
@@ -92,15 +94,18 @@ static const Option options[] = {
     OPTION_INT   ("max-per-group", 0, &o.max_per_group, 0, 1e9, "keep at most N rows of a group, at random; 0: all"),
     OPTION_INT   ("best",     0, &o.best,   0, 1e9, "keep the N rows of a group with the highest --by; 0: all"),
     OPTION_TEXT  ("by",       0, &o.by,     "FIELD", "number by which --best chooses"),
-    OPTION_GROUP("Pairs and labels"),
+    OPTION_GROUP("Pairs, rankings and labels"),
     OPTION_TEXT  ("pairs",    0, &o.pairs,  "FIELD",
                   "write the completions of a group with the highest and the lowest value as chosen and rejected; without "
                   "--group, FIELD is the probability that a row's chosen completion is better than its rejected one"),
     OPTION_REAL  ("tie",      0, &o.tie,    0, 0.5, "drop pairs whose probability is closer to 1/2 than this"),
-    OPTION_REAL  ("min-margin", 0, &o.min_margin, 0, 1e300, "the difference of a pair's values must be above this"),
+    OPTION_REAL  ("min-margin", 0, &o.min_margin, 0, 1e300,
+                  "the difference of a pair's values, or of neighbours in a ranking, must be above this"),
     OPTION_FLAG  ("all-pairs", 0, &o.all_pairs, "write all pairs of a group"),
     OPTION_INT   ("pairs-per-group", 0, &o.pairs_per_group, 0, 1e9,
                   "write N of all pairs of a group, at random; 0: the highest against the lowest"),
+    OPTION_TEXT  ("rankings", 0, &o.rankings, "FIELD",
+                  "write the completions of a group from the highest value to the lowest; of equal ones only the first"),
     OPTION_FLAG  ("spin",     0, &o.spin,   "write the reference answer as chosen, the completion as rejected"),
     OPTION_TEXT  ("chosen-field", 0, &o.chosen_field, "FIELD", "reference answer of --spin"),
     OPTION_FLAG  ("unpaired", 0, &o.unpaired, "write whether a completion is right as its label"),
@@ -115,6 +120,7 @@ static const OptionAbout about = {
     "  pick -i samples.jsonl --where right --group index --max-per-group 4 --dedupe text --as sft -o rft.jsonl\n"
     "  pick -i samples.jsonl --group index --rate 0.2,0.8 --max-per-group 1 --as prompt -o harder.jsonl\n"
     "  pick -i samples.jsonl --group index --pairs reward --min-margin 0.2 -o prefs.jsonl\n"
+    "  pick -i samples.jsonl --group index --max-per-group 4 --rankings reward -o rankings.jsonl\n"
     "  pick -i new.jsonl -i seeds.jsonl --near-field prompt --drop-near 0.7 --decontaminate test.jsonl -o pool.jsonl\n"
     "\n"
     "A condition of --where compares fields, numbers and texts in quotes by == != < <= > >= and joins them by and, or,\n"
@@ -128,8 +134,9 @@ typedef struct Kept {
     char *text;
     int64_t number;   /* of the input row, from 0 */
     int64_t group;    /* number of its group, or -1 */
-    double by, value; /* of --best and --pairs; NaN: null */
-    bool out;
+    double by, value; /* of --best, and of --pairs or --rankings; NaN: null */
+    uint64_t said;    /* hash of the completion, with --rankings */
+    int64_t next;     /* the row below it in its ranking, or -1 */
 } Kept;
 
 typedef struct Group {
@@ -137,7 +144,7 @@ typedef struct Group {
     int64_t rows, first;    /* that are kept; place of the first in `order` */
 } Group;
 
-/* A row to write: kept row a, or the pair of a over b. */
+/* A row to write: kept row a, the ranking that a leads, or the pair of a over b. */
 typedef struct Unit {
     int64_t a, b; /* b: -1 */
     uint64_t rank;
@@ -176,8 +183,8 @@ static struct {
 } joined;
 
 static struct {
-    int64_t read, where, unlabelled, equal, tied, repeated, contaminated, near, rate, per_group, ties, valueless,
-        unsampled, unjoined, written;
+    int64_t read, where, unlabelled, equal, tied, repeated, contaminated, near, rate, per_group, ties, valueless, level,
+        twice, unsampled, unjoined, written;
     double reward, length;
     int64_t rewards, lengths;
 } tally;
@@ -515,21 +522,27 @@ static bool reshapes(void) { return renamed.count || dropped.count || o.as > AS_
 
 static void write_row(json_t *row, const char *text);
 
+/* The field by which the rows of a group are ordered, or NULL, and the option that names it. */
+static const char *order_field(void) { return o.rankings ? o.rankings : o.group ? o.pairs : NULL; }
+static const char *order_option(void) { return o.rankings ? "--rankings" : "--pairs"; }
+
 /* Keeps the row for the steps that follow. */
 static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
     if (kept_count == kept_capacity) {
         kept_capacity = 2 * kept_capacity + 64;
         kept = (Kept *)xrealloc(kept, (size_t)kept_capacity, sizeof *kept);
     }
-    Kept k = {.number = tally.read - 1, .group = group};
+    Kept k = {.number = tally.read - 1, .group = group, .next = -1};
     if (o.by && !number_of(row, o.by, &k.by, e)) return false;
-    const bool pairs = o.pairs && o.group;
-    if (pairs && !number_of(row, o.pairs, &k.value, e)) return false;
-    if (pairs && !completion_of(row)) return jsonl_error(&reader, NULL, e, "has no completion for --pairs");
-    if (pairs && isnan(k.value)) {
+    const char *field = order_field();
+    json_t *said = completion_of(row);
+    if (field && !number_of(row, field, &k.value, e)) return false;
+    if (field && !said) return jsonl_error(&reader, NULL, e, "has no completion for %s", order_option());
+    if (field && isnan(k.value)) {
         tally.valueless++;
         return true;
     }
+    if (o.rankings) k.said = hash_value(said);
     k.text = row_text(row, changed);
     kept_bytes += strlen(k.text) + 32;
     kept[kept_count++] = k;
@@ -607,11 +620,23 @@ static int by_rank(const void *x, const void *y) {
     return a->rank != b->rank ? a->rank < b->rank ? -1 : 1 : by_place(x, y);
 }
 
-/* Orders rows by --by, the highest first; equal values in the order of the input, null last. */
+/* Orders rows a and b of values p and q, the highest first; equal values in the order of the input, null last. */
+static int falling(double p, double q, int64_t a, int64_t b) {
+    if (isnan(p)) p = -INFINITY;
+    if (isnan(q)) q = -INFINITY;
+    return p != q ? (p > q ? -1 : 1) : (a > b) - (a < b);
+}
+
+/* By --by. */
+static int by_choice(const void *x, const void *y) {
+    const int64_t a = *(const int64_t *)x, b = *(const int64_t *)y;
+    return falling(kept[a].by, kept[b].by, a, b);
+}
+
+/* By the value of --rankings. */
 static int by_value(const void *x, const void *y) {
     const int64_t a = *(const int64_t *)x, b = *(const int64_t *)y;
-    const double p = isnan(kept[a].by) ? -INFINITY : kept[a].by, q = isnan(kept[b].by) ? -INFINITY : kept[b].by;
-    return p != q ? (p > q ? -1 : 1) : (a > b) - (a < b);
+    return falling(kept[a].value, kept[b].value, a, b);
 }
 
 /* Keeps n of the units from `from` on with the lowest ranks, in the order of the input. */
@@ -642,6 +667,29 @@ static void pair_group(const int64_t *row, int64_t n) {
     if (o.pairs_per_group) draw_units(before, o.pairs_per_group);
 }
 
+/* Whether a ranking holds the completion of a row. */
+static bool ranking_has(int64_t first, int64_t row) {
+    for (int64_t i = first; i >= 0; i = kept[i].next)
+        if (kept[i].said == kept[row].said) return true;
+    return false;
+}
+
+/* Adds the ranking of a group's rows, which are put in order. A row that is not --min-margin below the one before it, or that
+ * repeats the completion of a better one, is left out: the order of a ranking is strict. */
+static void rank_group(int64_t *row, int64_t n) {
+    qsort(row, (size_t)n, sizeof *row, by_value);
+    int64_t last = row[0];
+    for (int64_t i = 1; i < n; i++) {
+        const bool level = kept[last].value - kept[row[i]].value <= o.min_margin;
+        const bool twice = !level && ranking_has(row[0], row[i]);
+        tally.level += level;
+        tally.twice += twice;
+        if (!level && !twice) last = kept[last].next = row[i];
+    }
+    if (last != row[0]) add_unit(row[0], -1, 0);
+    else tally.ties++;
+}
+
 /* Drops rows of a group by --rate, --best and --max-per-group. Returns the number that is left, in row[]. */
 static int64_t thin_group(const Group *g, int64_t *row, int64_t n) {
     const double share = g->checked ? (double)g->right / (double)g->checked : NAN;
@@ -651,7 +699,7 @@ static int64_t thin_group(const Group *g, int64_t *row, int64_t n) {
     }
     const int64_t before = n;
     if (o.best && n > o.best) {
-        qsort(row, (size_t)n, sizeof *row, by_value);
+        qsort(row, (size_t)n, sizeof *row, by_choice);
         n = o.best;
     }
     if (o.max_per_group && n > o.max_per_group) {
@@ -689,10 +737,11 @@ static void make_units(void) {
         if (n) n = thin_group(&groups[g], row, n);
         if (n) qsort(row, (size_t)n, sizeof *row, by_number);
         if (n && o.pairs) pair_group(row, n);
-        for (int64_t i = 0; i < n && !o.pairs; i++) add_unit(row[i], -1, 0);
+        if (n && o.rankings) rank_group(row, n);
+        for (int64_t i = 0; i < n && !order_field(); i++) add_unit(row[i], -1, 0);
     }
     free(order);
-    if (!o.pairs || !o.group) qsort(units, (size_t)unit_count, sizeof *units, by_place);
+    if (!order_field()) qsort(units, (size_t)unit_count, sizeof *units, by_place);
     if (o.sample && o.sample < unit_count) {
         tally.unsampled = unit_count - o.sample;
         for (int64_t i = 0; i < unit_count; i++) units[i].rank = rank_of(RANK_SAMPLE, units[i].a, units[i].b);
@@ -741,7 +790,7 @@ static bool needs(json_t *row, RowFieldId field, Error *e) {
     char names[240], name[128];
     if (row_peek(&usual, row, field)) return true;
     row_list(row, names, sizeof names);
-    option_choice_name("auto|rows|sft|prompt|preference|unpaired", o.as, name, sizeof name);
+    option_choice_name(AS_CHOICES, o.as, name, sizeof name);
     return error_set(e, "--as %s: a row has no %.*s; it has the fields %s", name,
                      (int)strcspn(row_field[field].names, "|"), row_field[field].names, names);
 }
@@ -751,7 +800,9 @@ static bool shape(json_t *row, Error *e) {
     static const RowFieldId before[] = {FIELD_MESSAGES, FIELD_PROMPT, FIELD_INPUT,      FIELD_SYSTEM,
                                         FIELD_HISTORY,  FIELD_TOOLS,  FIELD_COMPLETION, FIELD_LABEL};
     static const RowFieldId pair[] = {FIELD_MESSAGES, FIELD_PROMPT, FIELD_INPUT,    FIELD_SYSTEM, FIELD_HISTORY,
-                                      FIELD_TOOLS,    FIELD_CHOSEN, FIELD_REJECTED, FIELD_MARGIN};
+                                      FIELD_TOOLS,    FIELD_CHOSEN, FIELD_REJECTED, FIELD_MARGIN, FIELD_REFERENCE};
+    static const RowFieldId ranking[] = {FIELD_MESSAGES, FIELD_PROMPT, FIELD_INPUT,       FIELD_SYSTEM,
+                                         FIELD_HISTORY,  FIELD_TOOLS,  FIELD_COMPLETIONS, FIELD_REFERENCE};
     static const char *const none[] = {NULL};
     static const char *const samples[] = {"index",   "sample", "completion", "tokens", "finished",
                                           "logprob", "right",  "reward",     "rewards"};
@@ -767,6 +818,10 @@ static bool shape(json_t *row, Error *e) {
     case AS_PREFERENCE:
         if (!needs(row, FIELD_CHOSEN, e) || !needs(row, FIELD_REJECTED, e)) return false;
         only(row, pair, sizeof pair / sizeof *pair, none);
+        return true;
+    case AS_RANKING:
+        if (!needs(row, FIELD_COMPLETIONS, e)) return false;
+        only(row, ranking, sizeof ranking / sizeof *ranking, none);
         return true;
     case AS_UNPAIRED:
         if (!needs(row, FIELD_LABEL, e) || !needs(row, FIELD_COMPLETION, e)) return false;
@@ -807,31 +862,58 @@ static json_t *load(int64_t i) {
     return (json_t *)checked_object(json_loads(kept[i].text, JSON_ALLOW_NUL, NULL), "a row");
 }
 
-/* Makes the row of a pair: the fields in which both rows agree, and chosen, rejected and margin. */
-static json_t *pair_row(json_t *a, json_t *b, double margin) {
-    json_t *row = json_object(), *value;
-    const char *key;
+/* Returns a copy of a row without its completion. */
+static json_t *without_completion(json_t *row) {
     char own[128];
-    row_name(&usual, a, FIELD_COMPLETION, own, sizeof own);
+    json_t *rest = json_copy(row);
+    row_name(&usual, row, FIELD_COMPLETION, own, sizeof own);
     own[strcspn(own, ".")] = 0;
-    json_object_foreach(a, key, value) {
-        if (strcmp(key, own) && json_equal(value, json_object_get(b, key))) json_object_set(row, key, value);
+    json_object_del(rest, own);
+    return rest;
+}
+
+/* Leaves those fields of a row in which another one agrees. */
+static void keep_common(json_t *row, json_t *other) {
+    void *next;
+    const char *key;
+    json_t *value;
+    json_object_foreach_safe(row, next, key, value) {
+        if (!json_equal(value, json_object_get(other, key))) json_object_del(row, key);
     }
+}
+
+/* Makes the row of a pair: the fields in which both rows agree, and chosen, rejected and margin. */
+static json_t *pair_row(const Unit *u) {
+    json_t *a = load(u->a), *b = load(u->b), *row = without_completion(a);
+    keep_common(row, b);
     json_object_set(row, "chosen", completion_of(a));
     json_object_set(row, "rejected", completion_of(b));
-    json_object_set_new(row, "margin", json_real(margin));
+    json_object_set_new(row, "margin", json_real(kept[u->a].value - kept[u->b].value));
+    json_decref(a), json_decref(b);
+    return row;
+}
+
+/* Makes the row of a ranking: the fields in which all of its rows agree, and completions. */
+static json_t *ranking_row(const Unit *u) {
+    json_t *best = load(u->a), *row = without_completion(best), *all = json_array();
+    json_array_append(all, completion_of(best));
+    for (int64_t i = kept[u->a].next; i >= 0; i = kept[i].next) {
+        json_t *other = load(i);
+        keep_common(row, other);
+        json_array_append(all, completion_of(other));
+        json_decref(other);
+    }
+    json_object_set_new(row, "completions", all);
+    json_decref(best);
     return row;
 }
 
 static void write_units(void) {
     for (int64_t i = 0; i < unit_count; i++) {
         const Unit *u = &units[i];
-        json_t *row = u->b >= 0 || o.stats || reshapes() ? load(u->a) : NULL;
-        if (u->b >= 0) {
-            json_t *other = load(u->b), *pair = pair_row(row, other, kept[u->a].value - kept[u->b].value);
-            write_row(pair, NULL);
-            json_decref(other), json_decref(pair);
-        } else write_row(row, reshapes() ? NULL : kept[u->a].text);
+        const bool made = u->b >= 0 || o.rankings;
+        json_t *row = u->b >= 0 ? pair_row(u) : o.rankings ? ranking_row(u) : o.stats || reshapes() ? load(u->a) : NULL;
+        write_row(row, made || reshapes() ? NULL : kept[u->a].text);
         json_decref(row);
     }
 }
@@ -855,8 +937,10 @@ static void summarize(int64_t skipped, const Error *first) {
         say(tally.near, "near another");
         say(tally.rate, "dropped by --rate");
         say(tally.per_group, "beyond the number of a group");
-        say(tally.valueless, "without a value for --pairs");
-        say(tally.ties, "groups without a pair");
+        say(tally.valueless, o.rankings ? "without a value for --rankings" : "without a value for --pairs");
+        say(tally.level, "too close to a better one");
+        say(tally.twice, "with the completion of a better one");
+        say(tally.ties, o.rankings ? "groups without a ranking" : "groups without a pair");
         say(tally.unsampled, "not sampled");
         fputc('\n', stderr);
     }
@@ -962,7 +1046,8 @@ static void check_options(void) {
         {&o.best, grouped, "used only with --group"},
         {&o.by, o.best > 0, "used only with --best"},
         {&o.tie, o.pairs && !grouped, "used only with --pairs without --group"},
-        {&o.min_margin, o.pairs && grouped, "used only with --pairs and --group"},
+        {&o.rankings, grouped, "used only with --group"},
+        {&o.min_margin, (o.pairs && grouped) || o.rankings, "used only with --pairs and --group, or with --rankings"},
         {&o.all_pairs, o.pairs && grouped, "used only with --pairs and --group"},
         {&o.pairs_per_group, o.pairs && grouped, "used only with --pairs and --group"},
         {&o.chosen_field, o.spin, "used only with --spin"},
@@ -972,15 +1057,16 @@ static void check_options(void) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     if (o.join && !o.on) usage_error("--join needs the field that rows are joined by: --on FIELD");
     if (o.best && !o.by) usage_error("--best needs the number that it goes by: --by FIELD");
-    if ((o.pairs != NULL) + o.spin + o.unpaired > 1)
-        usage_error("--pairs, --spin and --unpaired: give only one of them");
+    if ((o.pairs != NULL) + (o.rankings != NULL) + o.spin + o.unpaired > 1)
+        usage_error("--pairs, --rankings, --spin and --unpaired: give only one of them");
     if (o.all_pairs && o.pairs_per_group) usage_error("--all-pairs and --pairs-per-group: give only one of them");
     read_pairs(&set, &o.set, "set", true);
     read_pairs(&renamed, &o.rename, "rename", false);
     read_drops();
     check_rate();
     if (o.where && !condition_parse(&condition, o.where, &e)) usage_error("--where: %s", e.text);
-    if (o.as == AS_AUTO) o.as = o.pairs || o.spin ? AS_PREFERENCE : o.unpaired ? AS_UNPAIRED : AS_ROWS;
+    if (o.as == AS_AUTO)
+        o.as = o.pairs || o.spin ? AS_PREFERENCE : o.rankings ? AS_RANKING : o.unpaired ? AS_UNPAIRED : AS_ROWS;
     collects = o.group || o.sample || o.shuffle;
     if (!o.max_memory) o.max_memory = (int64_t)sysconf(_SC_PHYS_PAGES) / 2 * sysconf(_SC_PAGESIZE);
 }

@@ -275,7 +275,7 @@ static void contamination_is_overlap(void **state) {
 
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
 
-enum { ROWS = 600, GROUPS = 60 };
+enum { ROWS = 600, GROUPS = 60, SAID = 12 };
 
 /* The rows of samples.jsonl: groups whose rows are not adjacent, rewards with ties and nulls, repeated completions. */
 static struct Sample {
@@ -290,7 +290,7 @@ static void put_samples(void) {
     for (int i = 0; i < ROWS; i++) {
         struct Sample *s = &sample[i];
         s->index = (int)random_below(&r, GROUPS);
-        s->said = (int)random_below(&r, 12);
+        s->said = (int)random_below(&r, SAID);
         s->reward = random_below(&r, 20) ? (double)random_below(&r, 8) / 4 : NAN;
         s->right = random_below(&r, 20) ? random_below(&r, GROUPS) < (uint64_t)s->index : -1;
         char reward[20] = "null";
@@ -475,6 +475,78 @@ static void pairs(void **state) {
     assert_int_equal(lines_of(out), decided);
 }
 
+/* The row that follows `last` (-1: none) in the ranking of group g: the first with the highest reward that is more than `margin`
+ * below that of `last`, and whose completion is not in the ranking; -1: there is none. */
+static int ranked_next(int g, int last, double margin, const bool *used) {
+    int best = -1;
+    for (int i = 0; i < ROWS; i++) {
+        if (sample[i].index != g || isnan(sample[i].reward) || used[sample[i].said]) continue;
+        if (last >= 0 && sample[last].reward - sample[i].reward <= margin) continue;
+        if (best < 0 || sample[i].reward > sample[best].reward) best = i;
+    }
+    return best;
+}
+
+/* Sets row[] to the ranking of group g. Returns its length. */
+static int ranking_of(int g, double margin, int row[ROWS]) {
+    bool used[SAID] = {false};
+    int k = 0;
+    for (int next = -1; (next = ranked_next(g, next, margin, used)) >= 0; used[sample[next].said] = true)
+        row[k++] = next;
+    return k;
+}
+
+/* Every group becomes one ranking, and make_shard takes it. */
+static void rankings(void **state) {
+    (void)state;
+    int row[ROWS], wanted = 0, longest = 0;
+    for (int g = 0; g < GROUPS; g++) wanted += ranking_of(g, 0.4, row) > 1;
+    run(0, "data/pick -i $T/samples.jsonl --group index --rankings reward --min-margin 0.4 -o $T/ranked.jsonl && "
+           "data/make_shard -i $T/ranked.jsonl -o $T/ranked.shard && cat $T/ranked.jsonl");
+    assert_holds(said, "preference, ");
+    assert_null(strstr(said, "left out"));
+    assert_holds(said, "too close to a better one");
+    assert_int_equal(lines_of(out), wanted);
+    for (int i = 0; i < wanted; i++) {
+        json_t *made = json_line_of(out, i);
+        const json_t *list = json_object_get(made, "completions");
+        const int n = ranking_of(atoi(json_text_of(made, "prompt") + 1), 0.4, row);
+        assert_int_equal(json_object_size(made), 2);
+        assert_int_equal(json_array_size(list), n);
+        for (int k = 0; k < n; k++)
+            assert_int_equal(atoi(json_string_value(json_array_get(list, (size_t)k)) + 1), sample[row[k]].said);
+        if (n > longest) longest = n;
+        json_decref(made);
+    }
+    assert_true(wanted > 10 && longest > 3);
+
+    /* at most three rows of a group; the fields in which they agree; a gold answer stays */
+    run(0, "data/pick -i $T/samples.jsonl --group index --max-per-group 3 --rankings reward --as rows --stats");
+    assert_true(lines_of(out) > 10);
+    for (int i = 0; i < lines_of(out); i++) {
+        json_t *made = json_line_of(out, i);
+        assert_in_range(json_array_size(json_object_get(made, "completions")), 2, 3);
+        assert_string_equal(json_text_of(made, "answer"), "c3");
+        assert_null(json_object_get(made, "row"));
+        assert_null(json_object_get(made, "completion"));
+        json_decref(made);
+    }
+    put("r.jsonl", "{\"index\":0,\"prompt\":\"q\",\"reference\":\"g\",\"output\":\"a\",\"s\":0}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"reference\":\"g\",\"output\":\"b\",\"s\":2}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"reference\":\"g\",\"output\":\"b\",\"s\":1}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"reference\":\"g\",\"output\":\"c\",\"s\":0}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"reference\":\"g\",\"output\":\"d\",\"s\":null}\n"
+                   "{\"index\":1,\"prompt\":\"r\",\"output\":\"e\",\"s\":true}\n"
+                   "{\"index\":1,\"prompt\":\"r\",\"output\":\"f\",\"s\":1}\n");
+    run(0, "data/pick -i $T/r.jsonl --group index --rankings s");
+    assert_string_equal(out, "{\"prompt\":\"q\",\"completions\":[\"b\",\"a\"],\"reference\":\"g\"}\n");
+    assert_holds(said, "7 rows read, 1 written, 1 without a value for --rankings, 2 too close to a better one, "
+                       "1 with the completion of a better one, 1 groups without a ranking");
+    run(0, "data/pick -i $T/r.jsonl --group index --pairs s");
+    assert_string_equal(out,
+                        "{\"prompt\":\"q\",\"chosen\":\"b\",\"rejected\":\"a\",\"margin\":2.0,\"reference\":\"g\"}\n");
+}
+
 static void labels(void **state) {
     (void)state;
     int other = 0, checked = 0;
@@ -593,6 +665,14 @@ static void bad_input(void **state) {
     refused(1, "data/pick -i $T/samples.jsonl --where 'prompt > 1' -o $T/kept",
             "samples.jsonl: line 1: field 'prompt': is a string, which cannot be compared so with a number");
     refused(1, "data/pick -i $T/samples.jsonl --pairs reward", "has no chosen and rejected; give --group");
+    refused(2, "data/pick -i $T/samples.jsonl --rankings reward", "--rankings: used only with --group");
+    refused(2, "data/pick -i $T/samples.jsonl --group index --rankings reward --pairs reward", "give only one of them");
+    refused(2, "data/pick -i $T/samples.jsonl --group index --rankings reward --all-pairs", "used only with --pairs");
+    refused(2, "data/pick -i $T/samples.jsonl --min-margin 1", "or with --rankings");
+    refused(1, "data/pick -i $T/samples.jsonl --group index --rankings prompt -o $T/kept", "expected a number");
+    refused(1, "echo '{\"index\":0,\"reward\":1}' | data/pick -i - --group index --rankings reward -o $T/kept",
+            "line 1: has no completion for --rankings");
+    refused(1, "data/pick -i $T/samples.jsonl --as ranking -o $T/kept", "--as ranking: a row has no completions");
     refused(2, "data/pick -i $T/samples.jsonl --group index --best 2", "--best needs");
     refused(2, "data/pick -i $T/samples.jsonl --group index --rate 0.5", "expected LOW,HIGH");
     refused(2, "data/pick -i $T/samples.jsonl --group index --rate 0.9,0.5", "expected LOW,HIGH");
@@ -644,6 +724,7 @@ int main(void) {
         cmocka_unit_test(filters),
         cmocka_unit_test(random_choices),
         cmocka_unit_test(pairs),
+        cmocka_unit_test(rankings),
         cmocka_unit_test(labels),
         cmocka_unit_test(judged_pairs),
         cmocka_unit_test(equations),
