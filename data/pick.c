@@ -520,6 +520,7 @@ static char *row_text(json_t *row, bool changed) {
 /* Whether --rename, --drop or --as change rows before they are written. */
 static bool reshapes(void) { return renamed.count || dropped.count || o.as > AS_ROWS; }
 
+static void count_row(json_t *row);
 static void write_row(json_t *row, const char *text);
 
 /* The field by which the rows of a group are ordered, or NULL, and the option that names it. */
@@ -568,6 +569,7 @@ static bool take(json_t *row, Error *e) {
     if (repeated) return true;
     if (collects) return keep_row(row, group, changed, e);
     char *text = reshapes() ? NULL : row_text(row, changed);
+    count_row(row);
     write_row(row, text);
     free(text);
     return true;
@@ -831,8 +833,9 @@ static bool shape(json_t *row, Error *e) {
     }
 }
 
-/* Adds the row to the statistics of what is written. */
+/* Adds a row whose completion is written to the statistics. */
 static void count_row(json_t *row) {
+    if (!o.stats) return;
     const json_t *reward = row_get(row, "reward"), *tokens = row_get(row, "tokens"), *said = completion_of(row);
     if (json_is_number(reward)) {
         tally.reward += json_number_value(reward);
@@ -848,7 +851,6 @@ static void write_row(json_t *row, const char *text) {
     Error e;
     char *made = NULL;
     tally.written++;
-    if (o.stats) count_row(row);
     if (!text) {
         if (!change_names(row, &e) || !shape(row, &e)) fail(&e);
         made = json_dump_short(row, JSON_COMPACT);
@@ -889,6 +891,7 @@ static json_t *pair_row(const Unit *u) {
     json_object_set(row, "chosen", completion_of(a));
     json_object_set(row, "rejected", completion_of(b));
     json_object_set_new(row, "margin", json_real(kept[u->a].value - kept[u->b].value));
+    count_row(a), count_row(b);
     json_decref(a), json_decref(b);
     return row;
 }
@@ -901,9 +904,11 @@ static json_t *ranking_row(const Unit *u) {
         json_t *other = load(i);
         keep_common(row, other);
         json_array_append(all, completion_of(other));
+        count_row(other);
         json_decref(other);
     }
     json_object_set_new(row, "completions", all);
+    count_row(best);
     json_decref(best);
     return row;
 }
@@ -913,6 +918,7 @@ static void write_units(void) {
         const Unit *u = &units[i];
         const bool made = u->b >= 0 || o.rankings;
         json_t *row = u->b >= 0 ? pair_row(u) : o.rankings ? ranking_row(u) : o.stats || reshapes() ? load(u->a) : NULL;
+        if (row && !made) count_row(row);
         write_row(row, made || reshapes() ? NULL : kept[u->a].text);
         json_decref(row);
     }
@@ -958,7 +964,7 @@ static void summarize(int64_t skipped, const Error *first) {
                     (long long)used, (long long)group_count, (long long)least, (long long)most,
                     (double)rows / (double)used);
         if (tally.rewards)
-            fprintf(stderr, "reward    mean %.4f of the rows written\n", tally.reward / (double)tally.rewards);
+            fprintf(stderr, "reward    mean %.4f of the completions written\n", tally.reward / (double)tally.rewards);
         if (tally.lengths)
             fprintf(stderr, "length    mean %.1f tokens, or characters of rows without tokens\n",
                     tally.length / (double)tally.lengths);

@@ -542,6 +542,13 @@ static void rankings(void **state) {
     assert_string_equal(out, "{\"prompt\":\"q\",\"completions\":[\"b\",\"a\"],\"reference\":\"g\"}\n");
     assert_holds(said, "7 rows read, 1 written, 1 without a value for --rankings, 2 too close to a better one, "
                        "1 with the completion of a better one, 1 groups without a ranking");
+    put("s.jsonl", "{\"index\":0,\"prompt\":\"q\",\"completion\":\"a\",\"reward\":1}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"completion\":\"b\",\"reward\":4}\n"
+                   "{\"index\":0,\"prompt\":\"q\",\"completion\":\"c\",\"reward\":7}\n");
+    run(0, "data/pick -i $T/s.jsonl --group index --rankings reward --min-margin 3.5 --stats");
+    assert_holds(said, "reward    mean 4.0000 of the completions written"); /* c and a */
+    run(0, "data/pick -i $T/s.jsonl --group index --pairs reward --stats");
+    assert_holds(said, "reward    mean 4.0000 of the completions written");
     run(0, "data/pick -i $T/r.jsonl --group index --pairs s");
     assert_string_equal(out,
                         "{\"prompt\":\"q\",\"chosen\":\"b\",\"rejected\":\"a\",\"margin\":2.0,\"reference\":\"g\"}\n");
