@@ -1,21 +1,29 @@
 /* test_rollouts.c - files of rollouts: what is written, read back, cut off, refused or continued; the histogram of a
  * clip with the loss that clips; train_grpo with --rollouts, and data/show. Needs the trainers and data/. */
-#include "../llmc/base/error.h"             /* Error */
-#include "../llmc/loss/advantage.h"         /* advantage_group, AdvantageStats, SCALE_GROUP, SCALE_NONE, ... */
-#include "../llmc/loss/clip_histogram.h"    /* CLIP_BINS, CLIP_ROWS, ClipHistogram, clip_histogram, ... */
-#include "../llmc/loss/policy.h"            /* policy_loss_config, POLICY_CISPO, POLICY_GMPO, POLICY_GRPO, ... */
-#include "../llmc/loss/preference.h"        /* PREFERENCE_APO_DOWN, PREFERENCE_APO_ZERO, PREFERENCE_BCO_PAIR, ... */
-#include "../llmc/report/history.h"         /* History, history_free, history_line, history_pair, ... */
-#include "../llmc/report/report.h"          /* report_page */
-#include "../llmc/report/report_rollouts.h" /* ROLLOUTS_GROUPS, RolloutTilt, rollout_tilt */
-#include "../llmc/report/rollouts.h"        /* Rollouts, rollouts_free, rollouts_read, RolloutLog, ... */
-#include "../llmc/train/rollout_dump.h"     /* rollout_dump_steps */
-#include "files.h"                          /* files_path, files_put, files_assert_error, files_get */
-#include "letters.h"                        /* letters_setup */
-#include "models.h"                         /* refused, models_teardown */
-#include "page.h"                           /* assert_page, occurrences */
-#include "run.h"                            /* sh, assert_same_file, metric */
-#include "shell.h"                          /* assert_holds, said */
+#include "../llmc/base/error.h"               /* Error */
+#include "../llmc/loss/advantage.h"           /* advantage_group, AdvantageStats, SCALE_GROUP, SCALE_NONE, ... */
+#include "../llmc/loss/clip_histogram.h"      /* CLIP_BINS, CLIP_ROWS, ClipHistogram, clip_histogram, ... */
+#include "../llmc/loss/policy.h"              /* policy_loss_config, POLICY_CISPO, POLICY_GMPO, POLICY_GRPO, ... */
+#include "../llmc/loss/preference.h"          /* PREFERENCE_EXO_PAIR, PREFERENCE_APO_DOWN, PREFERENCE_APO_ZERO, ... */
+#include "../llmc/model/batch.h"              /* Batch */
+#include "../llmc/model/model.h"              /* Model, model_free */
+#include "../llmc/model/pack.h"               /* batch_clear, batch_free, batch_new, batch_segment, ... */
+#include "../llmc/model/transformer.h"        /* ModelOutput, model_forward */
+#include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
+#include "../llmc/report/history.h"           /* History, history_free, history_pair, history_line, ... */
+#include "../llmc/report/report.h"            /* report_page */
+#include "../llmc/report/report_rollouts.h"   /* ROLLOUTS_GROUPS, RolloutTilt, rollout_tilt */
+#include "../llmc/report/rollouts.h"          /* Rollouts, rollouts_free, rollouts_read, RolloutLog, ... */
+#include "../llmc/rollout/rollout.h"          /* RolloutRequest, Completion, Rollout, Sampling, ... */
+#include "../llmc/train/generation.h"         /* Generation */
+#include "../llmc/train/generation_options.h" /* GenerationOptions */
+#include "../llmc/train/rollout_dump.h"       /* rollout_dump_steps, RolloutDump, rollout_dump_decode */
+#include "files.h"                            /* files_path, files_put, files_assert_error, files_get */
+#include "letters.h"                          /* letters_setup */
+#include "models.h"                           /* refused, models_new, models_teardown */
+#include "page.h"                             /* assert_page, occurrences */
+#include "run.h"                              /* sh, assert_same_file, metric */
+#include "shell.h"                            /* assert_holds, said */
 
 /* ---- the file ---- */
 
@@ -196,6 +204,62 @@ static void test_steps(void **state) {
         assert_true(n <= 24 && out[0] == 0 && out[n - 1] == steps);
         for (size_t i = 1; i < n; i++) assert_true(out[i] > out[i - 1]);
     }
+}
+
+/* ---- values of the tokens ---- */
+
+/* The log-probabilities and entropies that the engine's decoding keeps are those of an uncached forward pass, but for rounding. */
+static void test_decode(void **state) {
+    (void)state;
+    enum { PROMPTS = 3, G = 4, MOST = 9, N = PROMPTS * G, ROWS = 64 };
+    static const int32_t prompt[PROMPTS][3] = {{65, 66, 67}, {97, 98, 99}, {49, 43, 50}};
+    Error e;
+    Model m = models_new(2, 32, 32);
+    Rollout engine;
+    Completion out[N] = {{0}};
+    RolloutRequest q[PROMPTS];
+    int32_t drawn[N] = {0};
+    float logp[N * MOST], entropy[N * MOST], row_logp[600], row_entropy[600], wanted_logp[MOST], wanted_entropy[MOST];
+    const GenerationOptions o = {.max_completion = MOST};
+    RolloutDump d = {.stream = 5ull << 33, .drawn = drawn, .row_logp = row_logp, .row_entropy = row_entropy};
+    d.fixed = (Generation){.o = &o, .logp = logp, .entropy = entropy};
+    Sampling how = sampling_default();
+    how.temperature = 0.7f;
+    how.max_new = MOST;
+    how.stream = d.stream;
+    if (!rollout_new(&engine, &m, 5, 3, MOST, &e)) fail_msg("%s", e.text);
+    assert_true(engine.work.targets <= 600);
+    engine.decode = rollout_dump_decode;
+    engine.decode_context = &d;
+    for (int i = 0; i < PROMPTS; i++)
+        q[i] = (RolloutRequest){
+            .prompt = prompt[i], .prompt_len = i + 1, .samples = G, .id = (uint64_t)(i * G), .out = out + i * G};
+    if (!rollout_run(&engine, &how, q, PROMPTS, NULL, NULL, &e)) fail_msg("%s", e.text);
+
+    Workspace w;
+    Batch b = batch_new(ROWS, ROWS, ROWS);
+    if (!workspace_new(&w, &m, ROWS, ROWS, ROWS, false, 0, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < N; i++) {
+        const int32_t n = out[i].count, length = i / G + 1;
+        int32_t whole[3 + MOST];
+        memcpy(whole, prompt[i / G], (size_t)length * sizeof *whole);
+        memcpy(whole + length, out[i].tokens, (size_t)n * sizeof *whole);
+        batch_clear(&b);
+        batch_segment(&b, whole, length + n, 0, -1);
+        for (int32_t k = 0; k < n; k++) batch_target(&b, length + k - 1, out[i].tokens[k]);
+        model_forward(&m, &w, &b, how.temperature, &(ModelOutput){.logp = wanted_logp, .entropy = wanted_entropy});
+        assert_int_equal(drawn[i], n);
+        for (int32_t k = 0; k < n;
+             k++) { /* values of order 5 from sums of about a hundred terms: a few units of 5e-7 */
+            assert_true(fabs((double)logp[i * MOST + k] - wanted_logp[k]) < 1e-5);
+            assert_true(fabs((double)entropy[i * MOST + k] - wanted_entropy[k]) < 1e-5);
+        }
+        completion_free(&out[i]);
+    }
+    batch_free(&b);
+    workspace_free(&w, &m);
+    rollout_free(&engine);
+    model_free(&m);
 }
 
 /* ---- the histogram ---- */
@@ -561,6 +625,9 @@ static void test_script(void **state) {
         "near('distinct', R.distinct(['a b c a b c'], 3), 3 / 4);\n"
         "var rise = R.risen([{text: 'a b'}], [{text: 'c b', reward: 2, gold: 1}, {text: 'c d', reward: 4, gold: 0}], 2);\n"
         "same([rise[0].text, rise[0].before, rise[0].after, rise[0].reward, rise[0].gold], ['c', 0, 1, 3, 0.5]);\n"
+        /* "a", "b" and "ab" are more frequent because of "ab c" alone, as is "c" */
+        "rise = R.risen([{text: 'x y'}, {text: 'x y'}], [{text: 'ab c', reward: 1}, {text: 'x y', reward: 1}], 9);\n"
+        "same(rise.map(function (c) { return c.text; }), ['ab c']);\n"
         "same(R.hacked([1, 2, 3, 4].map(function (i) { return {step: 10 * i, reward: i, gold: -i}; })), 10);\n"
         "same(R.hacked([1, 2, 3, 4].map(function (i) { return {step: i, reward: i, gold: i}; })), -1);\n"
         "same(R.hacked([{step: 1, reward: 1, gold: null}]), -1);\n"
@@ -573,7 +640,18 @@ static void test_script(void **state) {
         "same(R.turns({tokens: ['a'], drawn: [2, 3], turn_times: [[0, 1], [2, 3]]}),\n"
         "[{drawn: 2, text: 'a', observed: 3, answer: '', began: null, ended: null, waited: null}]);\n"
         "same(R.values({tokens: ['a', 'b'], logp: [-1, -2], ref_logp: [-3, null]}, 'kl'), [2, null]);\n"
-        "same(R.values({tokens: ['a', 'b'], advantage: 0.5}, 'advantage'), [0.5, 0.5]);\n",
+        "same(R.values({tokens: ['a', 'b'], advantage: 0.5}, 'advantage'), [0.5, 0.5]);\n"
+        /* log rho is 0.1, 0.3 and -0.3: above for a positive advantage, below for a negative one; without old_logp it is 0 */
+        "var moved = {tokens: ['a', 'b', 'c', 'd'], advantage: 2, logp: [-1, -1, -1, null], old_logp: [-1.1, -1.3, -0.7, null]};\n"
+        "same(R.kept(moved, {low: -0.2, high: 0.2}), [2, 0, 2, 2]); same(R.kept(moved, null), [2, 2, 2, 2]);\n"
+        "moved.advantage = [-2, -2, -2, null];\n"
+        "same(R.kept(moved, {low: -0.2, high: 0.2}), [-2, -2, 0, null]); same(R.kept(moved, {low: null, high: null}), [-2, -2, -2, null]);\n"
+        /* the mean of the three is 0.1 / 3, and cispo keeps every gradient */
+        "same(R.kept(moved, {low: 0.04, high: 1, unit: 'completion'}), [0, 0, 0, null]);\n"
+        "same(R.kept(moved, {low: 0.03, high: 1, unit: 'completion'}), [-2, -2, -2, null]);\n"
+        "same(R.kept(moved, {low: -0.2, high: 0.2, loss: 'cispo'}), [-2, -2, -2, null]);\n"
+        "moved.old_logp = null;\n"
+        "same(R.kept(moved, {low: -0.2, high: 0.2}), [-2, -2, -2, null]);\n",
         f);
     assert_int_equal(fclose(f), 0);
     char command[300];
@@ -781,16 +859,25 @@ static void test_show(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_texts),        cmocka_unit_test(test_resume),
-        cmocka_unit_test(test_cut),          cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_shorten),      cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_histogram),    cmocka_unit_test(test_histogram_rows),
-        cmocka_unit_test(test_grpo),         cmocka_unit_test(test_grpo_resume),
-        cmocka_unit_test(test_ppo),          cmocka_unit_test(test_dpo),
-        cmocka_unit_test(test_tools),        cmocka_unit_test(test_show),
-        cmocka_unit_test(test_page_hostile), cmocka_unit_test(test_page_size),
-        cmocka_unit_test(test_page_parts),   cmocka_unit_test(test_page_without_reference),
-        cmocka_unit_test(test_script)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),
+                                       cmocka_unit_test(test_resume),
+                                       cmocka_unit_test(test_cut),
+                                       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_shorten),
+                                       cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_decode),
+                                       cmocka_unit_test(test_histogram),
+                                       cmocka_unit_test(test_histogram_rows),
+                                       cmocka_unit_test(test_grpo),
+                                       cmocka_unit_test(test_grpo_resume),
+                                       cmocka_unit_test(test_ppo),
+                                       cmocka_unit_test(test_dpo),
+                                       cmocka_unit_test(test_tools),
+                                       cmocka_unit_test(test_show),
+                                       cmocka_unit_test(test_page_hostile),
+                                       cmocka_unit_test(test_page_size),
+                                       cmocka_unit_test(test_page_parts),
+                                       cmocka_unit_test(test_page_without_reference),
+                                       cmocka_unit_test(test_script)};
     return cmocka_run_group_tests(tests, setup, models_teardown);
 }

@@ -57,6 +57,10 @@ static inline double chart_round(double range, int most) {
     return power * (digit <= 1.0001 ? 1 : digit <= 2.0001 ? 2 : digit <= 5.0001 ? 5 : 10);
 }
 
+typedef struct ChartPoint {
+    double x, y; /* in units of the drawing */
+} ChartPoint;
+
 /* The x coordinate of a step and the y coordinate of a value, in units of the drawing. */
 static inline double chart_x(const ChartScale *s, double x) {
     return s->left + (s->right - s->left) * (x - s->x0) / (s->x1 - s->x0);
@@ -83,6 +87,25 @@ static inline size_t chart_range(const Series *s, double *low, double *high) {
 /* Values beyond +-1e150 would overflow the arithmetic of the axis; they are drawn at its edge. */
 static inline double chart_clamp(double v) { return v > 1e150 ? 1e150 : v < -1e150 ? -1e150 : v; }
 
+/* Index of the last finite point of a series, or -1. */
+static inline ptrdiff_t chart_last(const Series *s) {
+    for (ptrdiff_t i = (ptrdiff_t)s->count - 1; i >= 0; i--)
+        if (isfinite(s->values[i])) return i;
+    return -1;
+}
+
+/* The room at the right of the curves, for their names and last values, which chart_ends() writes there. */
+static inline double chart_margin(const Chart *c) {
+    size_t longest = 0;
+    for (int i = 0; i < c->count && !c->letters; i++) {
+        const ptrdiff_t last = c->lines[i].mid ? chart_last(c->lines[i].mid) : -1;
+        char text[32] = "";
+        if (last >= 0) chart_value(c->lines[i].mid->values[last], c->share, text);
+        if (strlen(text) > longest) longest = strlen(text);
+    }
+    return fmax(c->count > 1 ? 58 : 44, 7.4 * (double)longest); /* a character of the values is about 7.4 wide */
+}
+
 /* Computes the layout and the scales; false if there is no finite value to draw. */
 static inline bool chart_scale(const Chart *c, ChartScale *s) {
     double low = INFINITY, high = -INFINITY;
@@ -93,7 +116,7 @@ static inline bool chart_scale(const Chart *c, ChartScale *s) {
         chart_range(c->lines[i].high, &low, &high);
     }
     *s = (ChartScale){.left = 40,
-                      .right = (c->wide ? 760 : 360) - (c->count > 1 ? 58 : 44),
+                      .right = (c->wide ? 760 : 360) - chart_margin(c),
                       .top = 22,
                       .bottom = c->wide ? 216 : 156,
                       .x0 = c->x0,
@@ -287,22 +310,33 @@ static inline void chart_axes(FILE *f, const Chart *c, const ChartScale *s) {
     fprintf(f, "<text class='axis' x='%.0f' y='12'>%s%s</text>", s->left - 5, c->unit, s->log ? ", logarithmic" : "");
 }
 
-/* Index of the last finite point of a series, or -1. */
-static inline ptrdiff_t chart_last(const Series *s) {
-    for (ptrdiff_t i = (ptrdiff_t)s->count - 1; i >= 0; i--)
-        if (isfinite(s->values[i])) return i;
-    return -1;
+/* Moves the letter that belongs at letter[n] to where it overlaps none of the n letters before it: to the right in rows of three,
+ * which grow away from the nearer end of the y axis. */
+static inline void chart_letter(const ChartScale *s, ChartPoint *letter, int n) {
+    const ChartPoint own = letter[n];
+    const double up = own.y > (s->top + s->bottom) / 2 ? -11 : 11;
+    for (int k = 0, i;; k++) {
+        letter[n] = (ChartPoint){own.x + 9 * (k % 3), own.y + up * (double)(k / 3)};
+        for (i = 0; i < n; i++)
+            if (fabs(letter[i].x - letter[n].x) < 9 && fabs(letter[i].y - letter[n].y) < 11) break;
+        if (i == n) return;
+    }
 }
 
 /* Marks the end of the curve of each run with its letter. */
 static inline void chart_letters(FILE *f, const Chart *c, const ChartScale *s) {
+    ChartPoint letter[c->count];
+    int n = 0;
     for (int i = 0; i < c->count; i++) {
         const Series *series = c->lines[i].mid;
         const ptrdiff_t last = series ? chart_last(series) : -1;
         if (last < 0) continue;
-        fprintf(f, "<text class='last a%d' x='%.1f' y='%.1f'>%s</text>", i % CHART_COLOURS,
-                chart_x(s, (double)series->steps[last]) + 4, chart_y(s, chart_clamp(series->values[last])) + 3.8,
+        letter[n] = (ChartPoint){chart_x(s, (double)series->steps[last]) + 4,
+                                 chart_y(s, chart_clamp(series->values[last])) + 3.8};
+        chart_letter(s, letter, n);
+        fprintf(f, "<text class='last a%d' x='%.1f' y='%.1f'>%s</text>", i % CHART_COLOURS, letter[n].x, letter[n].y,
                 c->lines[i].name);
+        n++;
     }
 }
 

@@ -120,8 +120,8 @@ static inline void compare_options(FILE *f, const Runs *r) {
     }
     fputs("<section id='options'><h2>Options that differ</h2>\n", f);
     if (records < (size_t)r->count)
-        fprintf(f, "<p class='note'>%zu of the %d files have no record of the options.</p>\n", r->count - records,
-                r->count);
+        fprintf(f, "<p class='note'>%zu of the %d files %s no record of the options.</p>\n", r->count - records,
+                r->count, r->count - records == 1 ? "has" : "have");
     json_object_foreach(names, name, value) {
         if (!compare_differs(r, name)) continue;
         if (!rows++) {

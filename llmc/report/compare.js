@@ -8,7 +8,7 @@
     var form = document.getElementById('controls'), charts = [], started = false;
     /* The run that the slider of the option has chosen; -1: none. */
     var chosen = -1;
-    var LEFT = 40, RIGHT = 330, TOP = 22, BOTTOM = 156;
+    var LEFT = 40, RIGHT = 318, TOP = 22, BOTTOM = 156;
     /* CHART_COLOURS and CHART_DASHES of chart.h. */
     var COLOURS = 8, DASHES = 5;
 
@@ -26,6 +26,15 @@
         Array.prototype.forEach.call(form.elements.x, function (e) { if (e.checked) mode = e.value; });
         return {mode: mode, log: form.elements.log.checked, from: from === '' ? -Infinity : +from,
             to: to === '' ? Infinity : +to};
+    }
+
+    /* Where a letter that belongs at (x, y) overlaps none of the letters before it: chart_letter() of chart.h. */
+    function place(x, y, before) {
+        var p, up = y > (TOP + BOTTOM) / 2 ? -11 : 11;
+        function near(q) { return Math.abs(q[0] - p[0]) < 9 && Math.abs(q[1] - p[1]) < 11; }
+        for (var k = 0; !p || before.some(near); k++) p = [x + 9 * (k % 3), y + up * Math.floor(k / 3)];
+        before.push(p);
+        return p;
     }
 
     /* Draws a chart again, for which its points are read, the first time. */
@@ -54,14 +63,15 @@
         });
         make(svg, 'text', {class: 'axis', x: RIGHT + 8, y: BOTTOM + 14}, s.mode === 'time' ? 's' : s.mode);
         make(svg, 'text', {class: 'axis', x: LEFT - 5, y: 12}, c.d.unit + (s.log ? ', logarithmic' : ''));
+        var letters = [];
         lists.forEach(function (list, i) {
             if (!list.length) return;
             var run = c.d.lines[i].run, last = list[list.length - 1];
             var faded = chosen >= 0 && run !== chosen ? ' faded' : '';
             var g = make(svg, 'g', {class: 'd' + run % DASHES + faded}), colour = 'a' + run % COLOURS;
             make(g, 'path', {class: 'line ' + colour, d: plot.path(list, X, Y)});
-            make(svg, 'text', {class: 'last ' + colour, x: X(last[0]) + 4, y: Y(last[1]) + 3.8},
-                String.fromCharCode(65 + run));
+            var at = place(X(last[0]) + 4, Y(last[1]) + 3.8, letters);
+            make(svg, 'text', {class: 'last ' + colour, x: at[0], y: at[1]}, String.fromCharCode(65 + run));
         });
     }
 
@@ -71,7 +81,7 @@
     }
 
     /* The value of x under the pointer. */
-    function place(c, ev) {
+    function pointed(c, ev) {
         var r = c.svg.getBoundingClientRect(), u = ((ev.clientX - r.left) / r.width * 360 - LEFT) / (RIGHT - LEFT);
         return c.range[0] + Math.max(0, Math.min(1, u)) * (c.range[1] - c.range[0]);
     }
@@ -87,19 +97,19 @@
         c.svg.addEventListener('pointerdown', function (ev) {
             if (!started) all();
             if (!c.range) return;
-            begin = place(c, ev);
+            begin = pointed(c, ev);
             mark = make(c.svg, 'rect', {class: 'zoom', y: TOP, height: BOTTOM - TOP, width: 0});
             c.svg.setPointerCapture(ev.pointerId);
         });
         c.svg.addEventListener('pointermove', function (ev) {
             if (begin === null) return;
-            var X = plot.scale(c.range[0], c.range[1], LEFT, RIGHT, false), a = X(begin), b = X(place(c, ev));
+            var X = plot.scale(c.range[0], c.range[1], LEFT, RIGHT, false), a = X(begin), b = X(pointed(c, ev));
             mark.setAttribute('x', Math.min(a, b));
             mark.setAttribute('width', Math.abs(a - b));
         });
         c.svg.addEventListener('pointerup', function (ev) {
             if (begin === null) return;
-            var end = place(c, ev), from = Math.min(begin, end), to = Math.max(begin, end);
+            var end = pointed(c, ev), from = Math.min(begin, end), to = Math.max(begin, end);
             begin = null;
             mark.remove();
             if (to - from < (c.range[1] - c.range[0]) / 100) return;
@@ -122,8 +132,9 @@
         var box = document.createElement('div');
         input.type = 'range';
         input.id = label.htmlFor = 'option-value';
-        input.min = input.value = -1;
+        input.min = -1;
         input.max = rows.length - 1;
+        input.value = -1;
         label.textContent = document.querySelector('#one-option th').textContent;
         box.className = 'slider';
         box.appendChild(label);

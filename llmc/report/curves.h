@@ -10,7 +10,8 @@
 #ifndef LLMC_REPORT_CURVES_H
 #define LLMC_REPORT_CURVES_H
 
-#include "../base/error.h"   /* xmalloc, xcalloc */
+#include "../base/error.h"   /* xcalloc, xmalloc */
+#include "../base/text.h"    /* text_string, TextBuffer, text_append, text_free */
 #include "chart.h"           /* Chart, chart_range, ChartLine, chart_last, ... */
 #include "chart_data.h"      /* chart_data */
 #include "chart_text.h"      /* chart_value */
@@ -148,23 +149,34 @@ static inline void curve_stats(FILE *f, const Chart *c, int curve) {
     fputs("</p>", f);
 }
 
-/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation keeps its capitals. Without
- * a title in the catalogue it is the metric's name in words: "rewards/verify/mean" becomes "Rewards, verify, mean". */
+/* Appends n bytes of a metric's name in words: "best_of/8" becomes "best of, 8". */
+static inline void curve_words(TextBuffer *text, const char *name, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        text_append(text, name[i] == '/' ? ", " : name[i] == '_' ? " " : name + i, name[i] == '/' ? 2 : 1);
+}
+
+/* Writes the title: "Loss" or, for held-out values alone, "Held-out loss". An abbreviation keeps its capitals. A * in the
+ * catalogue's title stands for the part of the name that the pattern's * stands for. Without a title in the catalogue it is the
+ * metric's name in words: "grad/noise_scale" becomes "Grad, noise scale". */
 static inline void curve_title(FILE *f, const Curve *curve) {
-    const char *given = curve->info->title, *title = given ? given : curve_base(curve->key);
-    char *text = (char *)xmalloc(2 * strlen(title) + 1), *to = text;
-    const bool capitals = *title && isupper((unsigned char)title[1]);
-    if (curve->eval) fputs("Held-out ", f);
-    for (const char *c = title; *c; c++) {
-        const bool comma = !given && *c == '/';
-        *to++ = comma ? ',' : !given && *c == '_' ? ' ' : *c;
-        if (comma) *to++ = ' ';
+    const char *title = curve->info->title, *pattern = curve->info->pattern, *name = curve_base(curve->key),
+               *star = title ? strchr(title, '*') : NULL;
+    TextBuffer buffer = {0};
+    text_string(&buffer, "");
+    if (!title) curve_words(&buffer, name, strlen(name));
+    else if (!star) text_string(&buffer, title);
+    else {
+        text_append(&buffer, title, (size_t)(star - title));
+        curve_words(&buffer, name + strcspn(pattern, "*"), strlen(name) - (strlen(pattern) - 1));
+        text_string(&buffer, star + 1);
     }
-    *to = 0;
+    char *text = buffer.text;
+    const bool capitals = *text && isupper((unsigned char)text[1]);
+    if (curve->eval) fputs("Held-out ", f);
     if (!capitals && (unsigned char)*text < 0x80)
         *text = (char)(curve->eval ? tolower((unsigned char)*text) : toupper((unsigned char)*text));
     html_text(f, text);
-    free(text);
+    text_free(&buffer);
 }
 
 /* Writes the title and the metric's name. */

@@ -189,7 +189,8 @@ var rollouts = (function () {
     }
 
     /* What has become more frequent: the groups of words whose share of samples rose most from `before` to `after`, lists
-     * of {text, reward, gold}, with the mean reward and gold reward of the samples that have it. */
+     * of {text, reward, gold}, with the mean reward and gold reward of the samples that have it. A group that occurs only
+     * within a longer one of the list is left out. */
     function risen(before, after, most) {
         var counts = {};
         function count(list, key) {
@@ -217,6 +218,10 @@ var rollouts = (function () {
         }).filter(function (c) { return c.after > c.before; }).sort(function (a, b) {
             return (b.after - b.before) - (a.after - a.before) || b.text.length - a.text.length ||
                 (a.text < b.text ? -1 : 1);
+        }).filter(function (c, i, all) {
+            return !all.slice(0, i).some(function (longer) {
+                return longer.before === c.before && longer.after === c.after && longer.text.indexOf(c.text) >= 0;
+            });
         }).slice(0, most);
     }
 
@@ -291,6 +296,23 @@ var rollouts = (function () {
         return list;
     }
 
+    /* Losses whose clip, if they have one, removes no gradient. */
+    var GRADUAL = ['cispo', 'sapo', 'vespo'];
+
+    /* The advantages of a sample's tokens, 0 where the clip removes the gradient; null where there is none. clip: the step's record, whose low and high are the thresholds of log rho, or of its mean over the completion; null:
+     * rho is 1. */
+    function kept(sample, clip) {
+        var logs = sample.tokens.map(function (_text, i) {
+            var p = (sample.logp || [])[i], old = (sample.old_logp || [])[i];
+            return p == null || old == null ? null : p - old;
+        }), whole = clip && clip.unit === 'completion' ? mean(logs) : null;
+        return values(sample, 'advantage').map(function (A, i) {
+            var log = logs[i] != null && whole != null ? whole : logs[i];
+            if (A == null || log == null || !clip || GRADUAL.indexOf(clip.loss) >= 0) return A;
+            return (A > 0 && clip.high != null && log > clip.high) || (A < 0 && clip.low != null && log < clip.low) ? 0 : A;
+        });
+    }
+
     /* The loss of a preference pair from the log-ratios of both completions to the reference: llmc/loss/preference.h. o: beta,
      * smoothing (0 to less than 1/2), tau (of discopop), lambda (of dpop). */
     function pairLoss(kind, chosen, rejected, o) {
@@ -317,7 +339,7 @@ var rollouts = (function () {
 
     return {pairLoss: pairLoss, mean: mean, deviation: deviation, choose: choose, advantages: advantages, flat: flat, surrogate: surrogate,
         clipShare: clipShare, tilt: tilt, tiltAll: tiltAll, draw: draw, grams: grams, distinct: distinct, risen: risen,
-        hacked: hacked, visible: visible, isDrawn: isDrawn, turns: turns, values: values};
+        hacked: hacked, visible: visible, isDrawn: isDrawn, turns: turns, values: values, kept: kept};
 })();
 
 if (typeof document !== 'undefined') (function () {
@@ -496,10 +518,12 @@ if (typeof document !== 'undefined') (function () {
         return el('span', {class: 'bar-cell'}, number(v), svg);
     }
 
-    /* A completion with its tokens in colours. The arrow keys move along the tokens. */
-    function tokensOf(sample, by, said) {
+    /* A completion with its tokens in colours, by a value of each or, with the step's clip, by the advantage that it leaves. The
+     * arrow keys move along the tokens. */
+    function tokensOf(sample, by, said, clip) {
         var pre = el('pre', {class: 'tokens', tabindex: 0, 'aria-label': 'tokens; the arrow keys move along them'});
-        var list = R.values(sample, by), drawn = R.isDrawn(sample.drawn, sample.tokens.length), spans = [], at = -1;
+        var list = by === 'kept' ? R.kept(sample, clip) : R.values(sample, by), drawn = R.isDrawn(sample.drawn, sample.tokens.length), spans = [], at = -1;
+        var advantages = R.values(sample, 'advantage');
         var most = Math.max.apply(null, list.map(function (v) { return v == null ? 0 : Math.abs(v); }));
         function tell(i) {
             if (at >= 0) spans[at].classList.remove('at');
@@ -520,6 +544,7 @@ if (typeof document !== 'undefined') (function () {
         sample.tokens.forEach(function (text, i) {
             var v = list[i], span = el('span', {}, R.visible(text));
             if (!drawn[i]) span.className = 'observed';
+            else if (by === 'kept' && v === 0 && advantages[i]) span.className = 'removed';
             else if (v != null && most > 0) {
                 span.className = v < 0 ? 'below' : 'above';
                 span.style.backgroundColor = 'rgba(' + (v < 0 ? '224,122,40,' : '58,134,205,') +
@@ -541,7 +566,8 @@ if (typeof document !== 'undefined') (function () {
     }
 
     /* The turns of a completion as bars: filled while the model drew tokens, hollow while it observed some, or waited for them.
-     * The first bar is divided by tokens, the second by time. Below, folded away, a table of the turns. */
+     * The first bar is divided by tokens, the second by time. They are as wide as there is room, so their names are outside of
+     * the drawings. Below, folded away, a table of the turns. */
     function timeline(sample) {
         var turns = R.turns(sample), all = 0, waited = 0, end = turns[turns.length - 1].ended, at = 0;
         turns.forEach(function (t) {
@@ -549,24 +575,30 @@ if (typeof document !== 'undefined') (function () {
             waited += t.waited || 0;
         });
         if (turns.length < 2 || !all) return null;
-        var timed = end > 0, svg = drawing(300, timed ? 30 : 15, turns.map(function (t) {
+        var timed = end > 0, tokens = line(turns.map(function (t) {
             return t.drawn + ' tokens drawn, ' + t.observed + ' observed';
-        }).join('; '));
-        function part(kind, from, to, y) {
-            draw(svg, 'rect', {class: kind, x: 40 + 258 * from, y: y, width: Math.max(1, 258 * (to - from) - 1), height: 9});
+        })), time = line(turns.map(function (t) {
+            return seconds(t.ended - t.began) + ' drawing' + (t.waited == null ? '' : ', ' + seconds(t.waited) + ' waiting');
+        }));
+        function line(label) {
+            var svg = drawing(300, 10, label.join('; '));
+            svg.setAttribute('preserveAspectRatio', 'none');
+            return svg;
         }
-        draw(svg, 'text', {x: 0, y: 10}, 'tokens');
-        if (timed) draw(svg, 'text', {x: 0, y: 25}, 'time');
+        function part(svg, kind, from, to) {
+            draw(svg, 'rect', {class: kind, x: 1 + 298 * from, y: 1, width: Math.max(1, 298 * (to - from) - 1), height: 8});
+        }
         turns.forEach(function (t, i) {
-            part('plus', at / all, (at + t.drawn) / all, 2);
-            if (t.observed) part('minus', (at + t.drawn) / all, (at + t.drawn + t.observed) / all, 2);
+            part(tokens, 'plus', at / all, (at + t.drawn) / all);
+            if (t.observed) part(tokens, 'minus', (at + t.drawn) / all, (at + t.drawn + t.observed) / all);
             at += t.drawn + t.observed;
             if (!timed) return;
-            part('plus', t.began / end, t.ended / end, 17);
-            if (t.waited != null) part('minus', t.ended / end, turns[i + 1].began / end, 17);
+            part(time, 'plus', t.began / end, t.ended / end);
+            if (t.waited != null) part(time, 'minus', t.ended / end, turns[i + 1].began / end);
         });
-        svg.setAttribute('class', 'turns');
-        return el('div', {}, svg, el('details', {}, el('summary', {}, turns.length + ' turns' +
+        var bars = el('div', {class: 'timeline'}, el('span', {}, 'tokens'), tokens);
+        if (timed) add(bars, el('span', {}, 'time'), time);
+        return el('div', {}, bars, el('details', {}, el('summary', {}, turns.length + ' turns' +
             (timed ? ', ' + seconds(end) + ', of which ' + seconds(waited) + ' waiting for answers' : '')),
         table(['turn', 'tokens', 'text'].concat(timed ? ['ended, s', 'waited, s'] : [], ['tokens', 'answer']), turns.map(function (t, i) {
             return [i + 1, t.drawn, el('span', {class: 'mono'}, short(t.text, 80))].concat(
@@ -584,8 +616,8 @@ if (typeof document !== 'undefined') (function () {
     function groupWidget(root) {
         var seed = 0, steps = stepSlider(data.groups, function () { fill(); }), G, K;
         var prompts = select('prompt', [], function () { pick(); });
-        var color = select('tokens by', [['advantage', 'advantage'], ['logp', 'log-probability'], ['entropy', 'entropy'],
-            ['kl', 'KL to the reference']], function () { show(); });
+        var color = select('tokens by', [['advantage', 'advantage'], ['kept', 'advantage after the clip'], ['logp', 'log-probability'],
+            ['entropy', 'entropy'], ['kl', 'KL to the reference']], function () { show(); });
         var replace = el('input', {type: 'checkbox'}), out = el('div', {}), replacing = el('label', {}, replace, ' with replacement');
         var again = button('Resample', function () {
             seed++;
@@ -621,7 +653,7 @@ if (typeof document !== 'undefined') (function () {
             G.limit(n);
             G.set(n);
             K.limit(Math.max(1, Math.min(n, 16)));
-            [G.box, K.box, replacing, again].forEach(function (e) { e.hidden = n < 2; });
+            [G.box, replacing, again].forEach(function (e) { e.hidden = n < 2; });
             seed = 0;
             show();
         }
@@ -633,13 +665,15 @@ if (typeof document !== 'undefined') (function () {
             }).slice(0, g);
             var samples = chosen.map(function (i) { return group.samples[i]; });
             var rewards = samples.map(function (s) { return s.reward; }), p = passRate(group);
-            var names = Object.keys(samples[0].rewards || {}), kinds = ['grpo', 'dr_grpo', 'rloo', 'maxrl', 'passk'];
+            var names = Object.keys(samples[0].rewards || {}), kinds = ['grpo', 'dr_grpo', 'rloo', 'maxrl'];
             var o = {k: K.get(), weights: names.map(function () { return 1; }), parts: samples.map(function (s) {
                 var parts = s.rewards || {};
                 return names.map(function (name) { return parts[name]; });
             })};
+            if (isFinite(p)) kinds.push('passk');
             if (names.length > 1) kinds.push('gdpo');
             if (n < 2) kinds = [];
+            K.box.hidden = kinds.indexOf('passk') < 0;
             var all = kinds.map(function (kind) { return R.advantages(kind, rewards, o); });
             var most = all.map(function (list) { return Math.max.apply(null, list.map(Math.abs)); });
             empty(out);
@@ -664,6 +698,7 @@ if (typeof document !== 'undefined') (function () {
             var said = el('output', {class: 'said'}, 'Point at a token, or move along the tokens by the arrow keys.');
             out.appendChild(said);
             var boxes = el('div', {class: 'pair'}), seen = {};
+            var clip = group.kind === 'trained' ? data.clips.filter(function (c) { return c.step === group.step; })[0] : null;
             chosen.forEach(function (i) {
                 var s = group.samples[i];
                 if (seen[i]) return;
@@ -675,10 +710,13 @@ if (typeof document !== 'undefined') (function () {
                 boxes.appendChild(el('div', {class: 'take ' + (s.right == null ? '' : s.right ? 'ok' : 'bad')},
                     el('div', {class: 'got'}, i + ': ' + (s.off_policy ? 'demonstration, ' : '') + verdict + 'reward ' + number(s.reward) +
                         more.filter(Boolean).map(function (t) { return ', ' + t; }).join('')),
-                    timeline(s), tokensOf(s, color.get(), said)));
+                    timeline(s), tokensOf(s, color.get(), said, clip)));
             });
             out.appendChild(add(legend(), ' ', el('span', {class: 'observed'}, 'observed, not drawn by the model')));
-            if (R.values(group.samples[0], color.get()).every(function (v) { return v == null; }))
+            if (color.get() === 'kept')
+                out.appendChild(el('p', {class: 'note'}, clip ? 'Struck out: the clip of the step removes the gradient.' :
+                    'Nothing is clipped here: every rho is 1, or the completions were not trained on.'));
+            if (R.values(group.samples[0], color.get() === 'kept' ? 'advantage' : color.get()).every(function (v) { return v == null; }))
                 out.appendChild(el('p', {class: 'note'}, 'These completions have no such values' +
                     (color.get() === 'kl' ? ': the run has no reference.' : ': they were not trained on.')));
             out.appendChild(boxes);
@@ -746,6 +784,8 @@ if (typeof document !== 'undefined') (function () {
                 from = -Infinity;
                 to = Math.log(s.high);
             }
+            var none = c.zero.reduce(function (sum, n) { return sum + n; }, 0);
+            var lost = kind.get() === 'cispo' ? 'a clipped weight' : 'no gradient';
             share = ['sapo', 'dppo', 'none'].indexOf(kind.get()) >= 0 ? 0 : R.clipShare(c, from, to);
             var e = c.edges, x = [e[0], e[e.length - 1]], W = width(680), b = [52, W - 80, 24, 190], i, curve = [], slope = [], lists;
             for (i = 0; i <= 160; i++) {
@@ -755,7 +795,7 @@ if (typeof document !== 'undefined') (function () {
             }
             lists = [curve, slope];
             var y = plot.extent(lists, 1), svg = drawing(W, 350, 'surrogate and its slope as functions of rho; ' +
-                percent(share) + ' of the step without gradient');
+                percent(share) + ' of the step with ' + lost);
             var few = x[1] < 0.1 ? [x[0], x[0] / 2, 0, x[1] / 2, x[1]] :
                 (W < 500 ? [0.1, 0.25, 0.5, 1, 2, 4, 8] : [0.1, 0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.6, 2, 3, 5, 8]).map(Math.log).filter(function (v) { return v >= x[0] && v <= x[1]; });
             var at = axes(svg, b, x, y, {y: 'surrogate', ticks: few, say: function (v) { return plot.say(Math.exp(v)); }});
@@ -769,11 +809,12 @@ if (typeof document !== 'undefined') (function () {
             empty(out);
             out.appendChild(el('div', {class: 'scroll'}, svg));
             out.appendChild(el('p', {class: 'summary', role: 'status'}, el('b', {}, percent(share)), ' of this step\u2019s ' +
-                (c.unit === 'completion' ? 'completions' : 'tokens') + ' have no gradient at these settings; the run logged ',
+                (c.unit === 'completion' ? 'completions' : 'tokens') + ' have ' + lost + ' at these settings; the run logged ',
                 el('b', {}, percent(c.share)), '.',
                 kind.get() === 'sapo' ? ' sapo has no clip: the slope falls off on both sides.' : '',
                 kind.get() === 'dppo' ? ' dppo drops a gradient by the difference of probabilities, which the histogram has not.' : ''));
-            out.appendChild(el('p', {class: 'note'}, 'Histogram: positive advantages above the line, negative ones below it; pale, with a dashed rim: no gradient.'));
+            out.appendChild(el('p', {class: 'note'}, 'Histogram: positive advantages above the line, negative ones below it; pale, with a dashed rim: ' + lost + '.' +
+                (none ? ' Not drawn: ' + none + ' ' + c.unit + (none === 1 ? '' : 's') + ' with an advantage of 0, which have no gradient.' : '')));
             var tokens = c.tokens || [];
             if (tokens.length)
                 out.appendChild(table(['token', 'rho', 'advantage', 'gradient'], tokens.slice().sort(function (s, t) {
@@ -781,11 +822,11 @@ if (typeof document !== 'undefined') (function () {
                 }).slice(0, 12).map(function (t) {
                     var gone = (t.advantage > 0 && t.log_ratio > to) || (t.advantage < 0 && t.log_ratio < from);
                     return [el('span', {class: 'mono'}, short(t.before, 24), el('b', {}, R.visible(t.text))),
-                        number(Math.exp(t.log_ratio)), number(t.advantage), gone ? '\u2717 removed' : '\u2713 kept'];
+                        number(Math.exp(t.log_ratio)), number(t.advantage), t.advantage === 0 ? '\u2013' : gone ? '\u2717 ' + (kind.get() === 'cispo' ? 'clipped' : 'removed') : '\u2713 kept'];
                 })));
         }
 
-        /* Counts of negative advantages below the line, of positive ones above it; hatched where the clip removes. The clip
+        /* Counts of negative advantages below the line, of positive ones above it; pale where the clip removes. The clip
          * is marked here and in the plot above, whose lower end is given, but not across the words between them. */
         function histogram(svg, c, X, b, from, to, above) {
             var rows = c.counts.length, e = c.edges, sums = [[], []], top = 1, middle = (b[2] + b[3]) / 2;
@@ -958,7 +999,9 @@ if (typeof document !== 'undefined') (function () {
                         'l6 6m0 -6l-6 6'});
                 });
             });
-            names(svg, b[1] + 8, keys.map(function (key, k) {
+            /* next to the ends of the curves, unless the run's crosses are there */
+            var ends = a.X(curve[curve.length - 1].kl);
+            names(svg, (ends < b[1] - 70 ? ends : b[1]) + 8, keys.map(function (key, k) {
                 return {text: key, curve: k, y: a.Y(lists[k][lists[k].length - 1][1])};
             }), b[3]);
             empty(out);
@@ -999,7 +1042,9 @@ if (typeof document !== 'undefined') (function () {
             var b = Math.pow(10, beta.get()), most = Math.max.apply(null, d.pairs.map(function (p) {
                 return Math.max(Math.abs(p[0]), Math.abs(p[1]));
             })) * 1.15 || 1, n = 96, i, k, rows = [], low = Infinity, high = -Infinity, W = width(520);
-            var svg = drawing(W, 380, 'pairs over the contours of the loss'), area = [52, W - 20, 20, 330];
+            var svg = drawing(W, 380, 'pairs over the contours of the loss');
+            svg.setAttribute('class', 'square');
+            var area = [52, W - 20, 20, 330];
             var o = {beta: b, smoothing: smoothed(kind.get()), tau: d.tau, lambda: d.lambda};
             for (k = 0; k < n; k++) {
                 rows.push([]);

@@ -37,11 +37,14 @@
 #include "../loss/advantage.h"       /* spread_of */
 #include "../loss/clip_histogram.h"  /* CLIP_BINS, ClipHistogram, CLIP_ROWS, clip_histogram, ... */
 #include "../loss/policy.h"          /* PolicyLossConfig, POLICY_GMPO, POLICY_LOSS_CHOICES, policy_by_sequence */
+#include "../model/backend.h"        /* Draw, Head */
+#include "../model/batch.h"          /* Batch */
+#include "../model/decode.h"         /* DecodeStep, model_decode */
 #include "../model/micro_plan.h"     /* micro_plan_free */
 #include "../model/model.h"          /* Model */
 #include "../model/model_text.h"     /* model_text_decode_bytes */
-#include "../model/transformer.h"    /* ModelOutput */
-#include "../model/workspace.h"      /* Workspace */
+#include "../model/transformer.h"    /* ModelOutput, model_head */
+#include "../model/workspace.h"      /* Workspace, KVCache, WORK_entropy, WORK_target, ... */
 #include "../report/metrics.h"       /* metrics_rollout, Metrics, metrics_fact, metrics_line, ... */
 #include "../report/rollouts.h"      /* RolloutTexts, rollout_texts, rollout_texts_add, rollout_texts_end */
 #include "../report/run_facts.h"     /* RUN_SAMPLES */
@@ -50,7 +53,7 @@
 #include "../rollout/episodes.h"     /* episode_row_named */
 #include "../rollout/evaluation.h"   /* evaluation_check */
 #include "../rollout/prompts.h"      /* PromptText, prompts_input, prompts_request */
-#include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Sampling, ... */
+#include "../rollout/rollout.h"      /* Completion, completion_mask, RolloutRequest, Rollout, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_stop_name */
 #include "generation.h"              /* Generation, generation_token_arrays, ScoredCompletion, ... */
 #include "generation_options.h"      /* GenerationOptions */
@@ -113,6 +116,9 @@ struct RolloutDump {
     GenerationOptions fixed_options;
     Generation fixed; /* completions of the fixed prompts */
     float *fixed_score, *fixed_gold;
+    uint64_t stream;               /* of the first fixed completion's random numbers; those of the others follow it */
+    int32_t *drawn;                /* (fixed completions) number of tokens that rollout_dump_decode() has seen */
+    float *row_logp, *row_entropy; /* (targets of the engine) */
 };
 
 /* ---- which steps ---- */
@@ -189,6 +195,9 @@ static inline void rollout_dump_open_fixed(RolloutDump *d) {
         *generation_token_arrays(v, i) = (float *)xcalloc(generation_tokens_max(v), sizeof(float));
     d->fixed_score = (float *)xcalloc(n, sizeof(float));
     d->fixed_gold = (float *)xcalloc(n, sizeof(float));
+    d->drawn = (int32_t *)xcalloc(n, sizeof *d->drawn);
+    d->row_logp = (float *)xcalloc((size_t)g->engine.work.targets, sizeof(float));
+    d->row_entropy = (float *)xcalloc((size_t)g->engine.work.targets, sizeof(float));
 }
 
 /* Opens the file. The fields that the trainer sets by itself, from `reference` to `gold`, may be set afterwards. */
@@ -210,7 +219,7 @@ static inline void rollout_dump_close(RolloutDump *d) {
     free(v->scored), free(v->reward), free(v->counts), free(v->off_policy), free(v->offset), free(v->slice_offset);
     free(v->cut), free(v->owner);
     micro_plan_free(&v->plan);
-    free(d->fixed_score), free(d->fixed_gold), free(d->steps);
+    free(d->fixed_score), free(d->fixed_gold), free(d->drawn), free(d->row_logp), free(d->row_entropy), free(d->steps);
     *d = (RolloutDump){0};
 }
 
@@ -365,6 +374,36 @@ static inline void rollout_dump_group(const RolloutDump *d, const Generation *g,
 
 /* ---- the fixed prompts ---- */
 
+/* Like model_decode(), and keeps the log-probabilities and entropies of the tokens drawn, so that no model runs over the
+ * completions again for them. Those of completion i begin at i times the maximum length of a completion. Used as Rollout.decode,
+ * with the dump as its context. */
+static inline void rollout_dump_decode(void *dump, const Model *m, const Workspace *w, const KVCache *kv,
+                                       const Batch *batch, Draw how, const DecodeStep *step) {
+    RolloutDump *d = (RolloutDump *)dump;
+    const size_t R = (size_t)batch->targets;
+    model_decode(m, w, kv, batch, how, step);
+    if (!R) return;
+    Head head = model_head(m, w, batch, how.temperature);
+    head.entropy = work_floats(w, WORK_entropy, 0);
+    m->backend->upload(m->device, work_ints(w, WORK_target), step->token, R * sizeof(int32_t));
+    m->backend->head(m->device, &head);
+    m->backend->download(m->device, d->row_logp, head.logp, R * sizeof(float));
+    m->backend->download(m->device, d->row_entropy, head.entropy, R * sizeof(float));
+    for (size_t r = 0; r < R; r++) {
+        const uint64_t low = (uint32_t)step->stream[2 * r], high = (uint32_t)step->stream[2 * r + 1];
+        const size_t i = (size_t)((high << 32 | low) - d->stream);
+        const size_t at = i * (size_t)d->fixed.o->max_completion + (size_t)d->drawn[i]++;
+        d->fixed.logp[at] = d->row_logp[r];
+        d->fixed.entropy[at] = d->row_entropy[r];
+    }
+}
+
+/* Whether rollout_dump_decode() sees the tokens of the fixed completions, in their order. */
+static inline bool rollout_dump_decodes(const RolloutDump *d) {
+    const Rollout *r = &d->g->engine;
+    return !r->decode && !r->run && !r->turns && d->g->sampling.temperature > 0;
+}
+
 /* Samples and scores completions of the fixed prompts. Rank 0 samples, so that the completions are the same on any
  * number of ranks. */
 static inline void rollout_dump_sample_fixed(RolloutDump *d) {
@@ -374,7 +413,13 @@ static inline void rollout_dump_sample_fixed(RolloutDump *d) {
     Sampling how = g->sampling;
     RolloutRequest *q = (RolloutRequest *)xcalloc((size_t)P, sizeof *q);
     Completion *out = (Completion *)xcalloc((size_t)(P * G), sizeof *out);
-    how.stream = RANDOM_DUMP + ((uint64_t)g->t->step << 24); /* each dump has draws of its own */
+    how.stream = d->stream = RANDOM_DUMP + ((uint64_t)g->t->step << 24); /* each dump has draws of its own */
+    memset(d->drawn, 0, (size_t)(P * G) * sizeof *d->drawn);
+    const bool decodes = rollout_dump_decodes(d);
+    if (decodes) {
+        g->engine.decode = rollout_dump_decode;
+        g->engine.decode_context = d;
+    }
     for (int32_t i = 0; i < P; i++) {
         const int64_t prompt = (int64_t)i * g->train.count / P;
         for (int32_t k = 0; k < G; k++)
@@ -383,6 +428,7 @@ static inline void rollout_dump_sample_fixed(RolloutDump *d) {
     }
     const bool mine = !g->t->dist.rank;
     if (mine && !rollout_run(&g->engine, &how, q, P, NULL, NULL, &e)) die("%s: %s", g->train.shard.name, e.text);
+    if (decodes) g->engine.decode = NULL;
     for (int32_t i = 0; i < P * G; i++) v->scored[i].completion = out[i];
     v->completions = P * G;
     generation_spread(v, v->scored, v->owner, P);
@@ -390,6 +436,17 @@ static inline void rollout_dump_sample_fixed(RolloutDump *d) {
     for (int32_t i = 0; i < P * G; i++) d->fixed_score[i] = v->scored[i].reward;
     if (d->score) d->score(d->context, v, d->fixed_score, d->fixed_gold);
     free(q), free(out);
+}
+
+/* Moves the values that rollout_dump_decode() has kept to where the arrays of the fixed completions have them. */
+static inline void rollout_dump_compact(RolloutDump *d) {
+    Generation *v = &d->fixed;
+    for (int32_t i = 0; i < v->completions; i++) {
+        const size_t from = (size_t)i * (size_t)v->o->max_completion;
+        const size_t bytes = (size_t)d->drawn[i] * sizeof(float);
+        memmove(v->logp + v->offset[i], v->logp + from, bytes);
+        memmove(v->entropy + v->offset[i], v->entropy + from, bytes);
+    }
 }
 
 /* Fills in the arrays of the fixed completions: log-probabilities and entropies, all computed by rank 0. */
@@ -406,7 +463,8 @@ static inline void rollout_dump_values(RolloutDump *d) {
             if (!drawn || drawn[k]) v->sampler_logp[at++] = c->logp[k];
     }
     for (int r = 1; r <= d->g->t->dist.ranks; r++) v->cut[r] = n;
-    generation_forward(v, &d->g->t->model, d->work, 0, n, &policy);
+    if (rollout_dump_decodes(d)) rollout_dump_compact(d);
+    else generation_forward(v, &d->g->t->model, d->work, 0, n, &policy);
     if (d->reference) generation_forward(v, d->reference, d->reference_work, 0, n, &reference);
 }
 
