@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 CONTEXT = 256
-TOLERANCE = 1e-3
+FACTOR = 2  # by how much the server's largest error may exceed that of transformers, whose arithmetic is as precise
 
 
 def rows(count):
@@ -101,19 +101,23 @@ def flat(value):
     return [x for part in value for x in flat(part)] if isinstance(value, (list, tuple)) else [value]
 
 
-def compare(ours, theirs):
+def largest_error(values, exact):
+    return max((abs(float(x) - float(y)) for x, y in zip(values, exact) if not isinstance(y, (bool, str))), default=0.0)
+
+
+def compare(ours, theirs, exact):
+    """The errors of both programs against float64. Both compute in float32, so both have rounding errors of one size."""
     failed = False
     for task in ours:
-        a, b = flat(ours[task]), flat(theirs[task])
-        numbers = [(float(x), float(y)) for x, y in zip(a, b) if not isinstance(y, (bool, str))]
-        others = [(x, y) for x, y in zip(a, b) if isinstance(y, (bool, str))]
-        gap = max((abs(x - y) for x, y in numbers), default=0.0)
-        equal = sum(x == y for x, y in others)
-        good = len(a) == len(b) and gap < TOLERANCE and equal == len(others)
+        a, b, truth = flat(ours[task]), flat(theirs[task]), flat(exact[task])
+        numbers = sum(not isinstance(y, (bool, str)) for y in truth)
+        equal = sum(x == y for x, y in zip(a, truth) if isinstance(y, (bool, str)))
+        error, limit = largest_error(a, truth), FACTOR * largest_error(b, truth)
+        good = len(a) == len(truth) and error <= limit and equal == len(truth) - numbers
         failed |= not good
         print(
-            f"{task:13} {len(numbers):4} loglikelihoods, largest difference {gap:.1e}; "
-            f"{equal} of {len(others)} greedy flags and texts equal {'' if good else 'FAILED'}"
+            f"{task:13} {numbers:4} loglikelihoods, largest error {error:.1e}, that of transformers {limit / FACTOR:.1e}; "
+            f"{equal} of {len(truth) - numbers} greedy flags and texts equal{'' if good else ' FAILED'}"
         )
     return failed
 
@@ -122,7 +126,10 @@ def main():
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     make(folder)
-    theirs = evaluate(folder, "hf", f"pretrained={folder}/model,dtype=float32,device=cpu,max_length={CONTEXT - 1}")
+    theirs, exact = (
+        evaluate(folder, "hf", f"pretrained={folder}/model,dtype={dtype},device=cpu,max_length={CONTEXT - 1}")
+        for dtype in ("float32", "float64")
+    )
     server = subprocess.Popen(
         ["./generate", "-c", f"{folder}/model", "--serve", "127.0.0.1:0", "--served-model-name", "tiny"],
         stderr=subprocess.PIPE,
@@ -141,7 +148,7 @@ def main():
     finally:
         server.terminate()
         server.wait()
-    sys.exit(compare(ours, theirs))
+    sys.exit(compare(ours, theirs, exact))
 
 
 main()
