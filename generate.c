@@ -259,13 +259,15 @@ static void one_prompt_with_tools(const TokenList *ids, const PromptText *what) 
     Completion c = {0};
     const int context = model.model.config.context, new_max = o.s.max_new < context ? (int)o.s.max_new : context;
     if (!check_length(ids->count, &e)) die("%s", e.text);
-    if (!episodes_check(&episodes, what, 1, "the prompt", &e)) die("%s", e.text);
+    int32_t held;
+    if (!episodes_check(&episodes, what, ids->ids, ids->count, "the prompt", 1, &held, &e)) die("%s", e.text);
     model_set_longest(&model.model, ids->count + new_max);
     if (!rollout_new(&engine, &model.model, 1, ids->count, new_max, &e)) die("%s", e.text);
     answer_turns_open(&t, &model.text.tokenizer, &sampling, &episodes.turns);
     engine.turns = &t.turns;
-    RolloutRequest q = {.prompt = ids->ids, .prompt_len = ids->count, .samples = 1, .out = &c, .record = what};
-    if (o.echo && !printer_tokens(&t.printer, ids->ids, ids->count, true, &e)) die("%s", e.text);
+    RolloutRequest q = {
+        .prompt = ids->ids, .prompt_len = ids->count - held, .held = held, .samples = 1, .out = &c, .record = what};
+    if (o.echo && !printer_tokens(&t.printer, ids->ids, q.prompt_len, true, &e)) die("%s", e.text);
     if (!answer_turns_run(&t, &engine, &q, &e)) die("%s", e.text);
     if (t.stopped) die("stopped by a signal after %lld tokens", (long long)t.drawn);
     if (o.verbose || c.trajectory->stop != STOP_COMPLETED) answer_tell_end(&t, c.trajectory, NULL);
@@ -283,6 +285,7 @@ typedef struct Items {
     TokenList ids;
     json_t **row;     /* (count) */
     PromptText *what; /* (count) owned; only if completions are scored or call tools */
+    int32_t *held;    /* (count) last tokens of each that its completions begin with; NULL: none */
     int32_t longest;
 } Items;
 
@@ -311,7 +314,7 @@ static void items_free(Items *items) {
         free((char *)w->text), free((char *)w->task), free((char *)w->answer), free((char *)w->fields);
         json_decref(items->row[i]);
     }
-    free(items->row), free(items->what), free(items->start), token_list_free(&items->ids);
+    free(items->row), free(items->what), free(items->start), free(items->held), token_list_free(&items->ids);
 }
 
 /* Whether what belongs to a prompt besides its tokens is kept: completions are scored or call tools. */
@@ -365,7 +368,7 @@ static bool encode_row(Items *items, Rows *rows, const Jsonl *j, json_t *row, co
 
 /* Removes the fields that describe a row's earlier completion, which a new one replaces. */
 static void forget_completion(json_t *row) {
-    static const char *const old[] = {"sample", "right", "reward", "rewards", "role", "episode"};
+    static const char *const old[] = {"sample", "right", "reward", "rewards", "role", "episode", "end_reward"};
     if (o.output_field || !json_object_get(row, "completion")) return;
     for (size_t i = 0; i < sizeof old / sizeof *old; i++) json_object_del(row, old[i]);
 }
@@ -546,8 +549,10 @@ static bool complete(Rollout *engine, Writer *w, const Items *items, int64_t fir
     Completion *out = (Completion *)xcalloc((size_t)(count * n), sizeof *out);
     for (int64_t i = 0; i < count; i++) {
         const int64_t start = items->start[first + i];
+        const int32_t held = items->held ? items->held[first + i] : 0;
         q[i] = (RolloutRequest){.prompt = items->ids.ids + start,
-                                .prompt_len = (int32_t)(items->start[first + i + 1] - start),
+                                .prompt_len = (int32_t)(items->start[first + i + 1] - start) - held,
+                                .held = held,
                                 .samples = (int32_t)n,
                                 .id = (uint64_t)((first + i) * n),
                                 .out = out + i * n,
@@ -610,7 +615,18 @@ static int open_thinking(int32_t longest) {
     return sampling.max_new = thinking.new_max;
 }
 
-static void many_prompts(const Items *items) {
+/* Checks the rows of prompts whose completions may call tools. */
+static void check_items(Items *items) {
+    Error e;
+    items->held = (int32_t *)xcalloc((size_t)items->count, sizeof *items->held);
+    for (int64_t i = 0; i < items->count; i++)
+        if (!episodes_check(&episodes, &items->what[i], items->ids.ids + items->start[i],
+                            (int32_t)(items->start[i + 1] - items->start[i]), o.input ? o.input : "-", i + 1,
+                            &items->held[i], &e))
+            die("%s", e.text);
+}
+
+static void many_prompts(Items *items) {
     Error e;
     Writer w;
     Rollout engine;
@@ -626,8 +642,7 @@ static void many_prompts(const Items *items) {
         usage_error("--num-samples: %lld samples per prompt, at most %lld can be sampled at once with --slots %d",
                     (long long)o.samples, (long long)drawable, slots);
     open_scoring(items, new_max);
-    if (episodes_on(&o.episodes) && !episodes_check(&episodes, items->what, items->count, o.input ? o.input : "-", &e))
-        die("%s", e.text);
+    if (episodes_on(&o.episodes)) check_items(items);
     if (!writer_open(&w, o.output ? o.output : "-", &e)) die("%s", e.text);
     model_set_longest(&model.model, items->longest + new_max);
     if (!rollout_new(&engine, &model.model, slots, items->longest, new_max, &e)) {

@@ -6,9 +6,8 @@
 
 Both players pay 1 and get one of the cards J, Q and K. A player says `pass` or `bet`, which costs 1 more. Who passes after
 a bet loses what he has paid; otherwise the higher card wins. Who says anything else loses 2. Samples 2k and 2k + 1 of a
-prompt are player0 and player1. With the argument `random`, or without a partner, a completion plays against random moves;
-with `fee`, player0 pays 3 more to player1 in each game. The first turn of a completion is a greeting, which is answered by
-its card and the moves so far. doc/agents.md explains the lines.
+prompt are player0 and player1. Before each turn a player is shown its card and the moves so far. With the argument `random`,
+or without a partner, a completion plays against random moves; with `fee`, player0 pays 3 more to player1 in each game.
 """
 import json
 import random
@@ -16,78 +15,64 @@ import sys
 
 
 def payoff(cards, moves):  # what player0 wins; None: the game goes on
-    if moves not in ("pp", "bp", "bb", "pbp", "pbb"):
-        return None
-    wins = moves == "bp" or (moves != "pbp" and cards[0] > cards[1])
-    return (2 if moves.endswith("bb") else 1) * (1 if wins else -1)
+    higher = 1 if cards[0] > cards[1] else -1
+    return {"pp": higher, "bp": 1, "bb": 2 * higher, "pbp": -1, "pbb": 2 * higher}.get(moves)
 
 
 class Game:
     def __init__(self, seats):
-        self.seats, self.seeds, self.waiting, self.paid, self.moves, self.result = seats, {}, {}, set(), "", None
-
-    def join(self, seat, seed):  # returns whether all players are there
-        self.seeds[seat] = seed
-        self.chance = random.Random(self.seeds[min(self.seeds)])
-        self.cards = self.chance.sample(range(3), 2)
-        return len(self.seeds) == len(self.seats)
+        self.seats, self.seeds, self.waiting, self.cards, self.moves, self.rewards = seats, [], {}, None, "", None
 
     def move(self, seat, said):
-        if said in ("pass", "bet"):
-            self.moves += said[0]
-        self.result = payoff(self.cards, self.moves) if said in ("pass", "bet") else 4 * seat - 2
+        self.moves += said[:1]
+        result = payoff(self.cards, self.moves) if said in ("pass", "bet") else 4 * seat - 2
+        self.rewards = None if result is None else (result - fee, fee - result)
 
-    def reward(self, seat):
-        self.paid.add(seat)
-        return (self.result - fee) * (1 - 2 * seat)
-
-    def answers(self):  # to the players who wait for nobody
-        while self.result is None and len(self.seeds) == len(self.seats) and len(self.moves) % 2 not in self.seats:
+    def answer(self):  # the players who wait for nobody
+        while self.cards and not self.rewards and len(self.moves) % 2 not in self.seats:
             self.move(len(self.moves) % 2, self.chance.choice(("pass", "bet")))
-        for seat, answer in list(self.waiting.items()):
-            if self.result is not None:
-                yield dict(self.waiting.pop(seat), done=True, reward=self.reward(seat))
-            elif len(self.seeds) == len(self.seats) and len(self.moves) % 2 == seat:
-                yield dict(self.waiting.pop(seat), observation="JQK"[self.cards[seat]] + " " + self.moves)
+        for seat in [k for k in self.waiting if self.cards and (self.rewards or len(self.moves) % 2 == k)]:
+            answer, view = self.waiting.pop(seat), "JQK"[self.cards[seat]] + " " + self.moves
+            over = self.rewards and answer["op"] == "step"
+            answer.update({"done": True, "reward": self.rewards[seat]} if over else {"observation": view})
+            print(json.dumps(answer), flush=True)
 
 
 if sys.argv[1:2] == ["demos"]:
     for i in range(int(sys.argv[2])):
-        chance, moves = random.Random(i), ""
+        chance, moves, talk = random.Random(i), "", []
         cards = chance.sample(range(3), 2)
-        talk = [("user", "Kuhn poker"), ("assistant", "hi")]
         while payoff(cards, moves) is None:
             said = chance.choice(("pass", "bet"))
             if len(moves) % 2 == i % 2:
-                talk += [("user", "JQK"[cards[i % 2]] + " " + moves), ("assistant", said)]
+                talk += [("" if talk else "Kuhn poker: ") + "JQK"[cards[i % 2]] + " " + moves, said]
             moves += said[0]
-        print(json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}))
+        print(json.dumps({"messages": [{"role": ("user", "assistant")[k % 2], "content": talk[k]} for k in range(len(talk))]}))
     sys.exit()
 joining, games, fee = {}, {}, 3 if "fee" in sys.argv else 0
 for line in sys.stdin:
     r = json.loads(line)
-    answer, after = {name: r[name] for name in ("op", "id", "turn") if name in r}, []
+    answer = {name: r[name] for name in ("op", "id", "turn") if name in r}
     if r["op"] == "hello":
-        answer.update(episodes=True, text=True, group=True)
-    elif r["op"] == "reset":
-        sample = int(r["id"].split(".")[1])
+        print(json.dumps(dict(answer, episodes=True, text=True, group=True, opening=True)), flush=True)
+        continue
+    if r["op"] == "reset":
+        prompt, sample = map(int, r["id"].split("."))
         seat = (r["seed"] if r["samples"] == 1 else sample) % 2
         both = "random" not in sys.argv and sample ^ 1 < r["samples"]
-        key = (r["id"].split(".")[0], sample // 2) if both else r["id"]
-        game = joining.pop(key, None) or Game((0, 1) if both else (seat,))
-        if not game.join(seat, r["seed"]):
-            joining[key] = game
+        game = joining.setdefault((prompt, sample // 2, both), Game((0, 1) if both else (seat,)))
+        game.seeds.append(r["seed"])
         games[r["id"]], answer["role"] = (game, seat), f"player{seat}"
+        if len(game.seeds) == len(game.seats):
+            del joining[prompt, sample // 2, both]
+            game.chance = random.Random(sum(game.seeds))
+            game.cards = game.chance.sample(range(3), 2)
+    game, seat = games[r["id"]]
+    if r["op"] != "reset" and not game.rewards:  # an episode that ends before its game says nothing readable
+        game.move(seat, r.get("text", "").strip())
+    if r["op"] == "end":
+        print(json.dumps(dict(answer, reward=None if r["reason"] == "tool_stopped" else game.rewards[seat])), flush=True)
+        del games[r["id"]]
     else:
-        game, seat = games[r["id"]]
-        if game.result is None and r.get("turn") != 0:  # an episode that ends before its game says nothing readable
-            game.move(seat, r.get("text", "").strip())
-        if r["op"] == "step":
-            game.waiting[seat] = answer
-            answer = None
-        else:
-            del games[r["id"]]
-            answer["reward"] = None if seat in game.paid else game.reward(seat)
-        after = game.answers()
-    for one in ([answer] if answer else []) + list(after):
-        print(json.dumps(one), flush=True)
+        game.waiting[seat] = answer
+    game.answer()

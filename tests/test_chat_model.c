@@ -486,6 +486,22 @@ static void test_make_shard(void **state) {
 
 /* ---- results of tools ------------------------------------------------------------------------------------------ */
 
+/* The ids of a prompt are those up to its last content, a user's, and then the opening of the assistant's turn. */
+static void check_opening(const ChatTemplate *c, const Tokenizer *t, const TokenList *prompt, const char *content) {
+    Error e;
+    TokenList opening = {0};
+    TextBuffer before = {0};
+    assert_true(chat_encode_opening(c, t, &opening, &e));
+    const int32_t first = prompt->count - opening.count;
+    assert_true(first > 0 && opening.count > 0);
+    assert_memory_equal(prompt->ids + first, opening.ids, (size_t)opening.count * sizeof(int32_t));
+    tokenizer_decode(t, prompt->ids, first, true, &before);
+    assert_true(before.length > strlen(content));
+    assert_memory_equal(before.text + before.length - strlen(content), content, strlen(content));
+    token_list_free(&opening);
+    text_free(&before);
+}
+
 /* The ids of a conversation up to the assistant's turn, the turn and its end token, and the answer are those of the whole
  * conversation: what the template owes after the end token (Qwen's newline) is part of the answer. */
 static void check_answer(const char *name, const char *results) {
@@ -503,6 +519,7 @@ static void check_answer(const char *name, const char *results) {
            *answers = json_loads(results, 0, NULL);
     json_t *conversation = json_pack("{s:O}", "messages", messages);
     assert_true(answers && chat_encode_conversation(&c, &t, conversation, true, false, &parts, NULL, NULL, &e));
+    check_opening(&c, &t, &parts, "What is 2+3?");
     assert_true(tokenizer_encode(&t, "calling now", 11, TOKENIZER_CONTINUES, &parts, &e));
     token_list_append(&parts, chat_stop_token(&c, &t));
     if (!chat_encode_answer(&c, &t, answers, &parts, &e)) fail_msg("%s: %s", name, e.text);

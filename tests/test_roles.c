@@ -1,8 +1,8 @@
 /* test_roles.c - completions of a prompt that play against one another through a program of --tool-cmd: the game of
  * scripts/kuhn.py with few and many slots and workers; a player who waits longer than --tool-timeout; a worker that dies; roles
- * that are none.
+ * that are none; what a program shows before the first turn; figures of roles.
  *
- * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, data/make_shard and data/show. */
+ * The model is made here. Needs ./train_sft, ./train_grpo, ./generate, ./evaluate, data/make_shard and data/show. */
 #include "../llmc/base/clock.h" /* clock_seconds */
 #include "files.h"              /* files_path, text_of, files_directory, files_setup, ... */
 #include "shell.h"              /* run, assert_holds, said, out, ... */
@@ -14,7 +14,7 @@
 
 static int setup(void **state) {
     if (files_setup(state) || setenv("T", files_directory, 1)) return 1;
-    put("row.jsonl", "{\"prompt\":\"Kuhn poker\",\"answer\":\"\",\"task\":\"game\"}\n");
+    put("row.jsonl", "{\"prompt\":\"Kuhn poker: \",\"answer\":\"\",\"task\":\"game\"}\n");
     run(0, "python3 scripts/kuhn.py demos 500 | data/make_shard --quiet -i - -o $T/sft.shard --template chatml; cd $T; "
            "cat row.jsonl row.jsonl >two.jsonl; cat two.jsonl two.jsonl two.jsonl two.jsonl >tasks.jsonl");
     run(0, "data/make_shard --quiet -i $T/row.jsonl -o $T/one.shard --template chatml && "
@@ -32,12 +32,13 @@ static int zero_sum(const char *rows) {
     double first = 0;
     char *copy = strdup(rows);
     for (char *line = strtok(copy, "\n"); line; line = strtok(NULL, "\n")) {
-        json_t *row = json_loads(line, 0, NULL);
+        json_t *row = json_loads(line, JSON_ALLOW_NUL, NULL);
         const int sample = (int)json_integer_value(json_object_get(row, "sample"));
         double reward = 0;
         size_t i;
         json_t *value;
         json_array_foreach(json_object_get(row, "turn_rewards"), i, value) reward += json_number_value(value);
+        reward += json_number_value(json_object_get(row, "end_reward")); /* of a player that a limit cut off */
         assert_string_equal(json_string_value(json_object_get(row, "role")), sample % 2 ? "player1" : "player0");
         if (sample % 2) {
             assert_true(reward == -first);
@@ -133,6 +134,90 @@ static void test_dead_worker(void **state) {
     assert_string_equal(out, "4\n4\n");
 }
 
+/* The list of integers `key` of the first row. */
+static json_t *list_of(const char *key) {
+    json_t *row = json_loadb(out, strcspn(out, "\n"), 0, NULL), *list = json_incref(json_object_get(row, key));
+    assert_true(json_is_array(list));
+    json_decref(row);
+    return list;
+}
+
+static json_int_t item(const json_t *list, size_t i) { return json_integer_value(json_array_get(list, i)); }
+
+#define ONE                                                                                                            \
+    "./generate -c $T/sft.bin -i $T/one.shard -g 100 --temperature 0 --tool-workers 1 --tool-cmd 'python3 $T/opens.py' "
+
+/* What a program shows before the first turn follows the content of the prompt's message, as tokens that are observed; a program
+ * that shows nothing changes no token. What is shown must have a place and room. */
+static void test_opening(void **state) {
+    (void)state;
+    static const char *const done = "a['done'] = True";
+    put_players("opens.py", "group=False", "pass", done, "pass");
+    run(0, ONE);
+    json_t *plain = list_of("tokens");
+    put_players("opens.py", "opening=True", "a['observation'] = None", done, "pass");
+    run(0, ONE);
+    json_t *empty = list_of("tokens"), *runs = list_of("drawn");
+    const size_t held = json_array_size(empty) - json_array_size(plain); /* <|im_end|>\n<|im_start|>assistant\n */
+    assert_true(json_array_size(runs) == 3 && item(runs, 0) == 0 && item(runs, 1) == (json_int_t)held);
+    assert_int_equal(held, 13);
+    for (size_t i = 0; i < json_array_size(plain); i++) assert_int_equal(item(empty, held + i), item(plain, i));
+    json_decref(plain), json_decref(runs);
+    put_players("opens.py", "opening=True", "a['observation'] = 'K b'", done, "pass");
+    run(0, ONE);
+    json_t *shown = list_of("tokens");
+    for (size_t i = 0; i < held + 3; i++) assert_int_equal(item(shown, i), i < 3 ? "K b"[i] : item(empty, i - 3));
+    assert_holds(out, "\"messages\":[{\"role\":\"user\",\"content\":\"Kuhn poker: K b\"},{\"role\":\"assistant\"");
+    json_decref(empty), json_decref(shown);
+    run(0, "./generate -c $T/sft.bin -g 100 --temperature 0 --verbose --tool-cmd 'python3 $T/opens.py' 'Kuhn poker: '");
+    assert_true(!strncmp(out, "K b", 3));
+    put_players("opens.py", "group=False", "a['observation'] = 'K b'", done, "pass");
+    run(1, ONE);
+    assert_holds(
+        said,
+        "its answer to a reset has an observation, for which the model's first turn does not wait; its hello must have");
+    put_players("opens.py", "opening=True, episodes=False", "pass", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "its hello has \"opening\" without \"episodes\"");
+    put_players("opens.py", "opening=True", "a['observation'] = 5", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "the \"observation\" of an answer is no text");
+    put_players("opens.py", "opening=True", "a['observation'] = 'x' * 90", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "what follows the prompt after a reset has 103 tokens, which a completion has no room for");
+    run(1,
+        "data/make_shard --quiet -i $T/row.jsonl -o $T/other.shard --template '{any}{content}{assistant}:{content}{eos}'; "
+        "./generate -c $T/sft.bin -i $T/other.shard --tool-cmd 'python3 $T/opens.py'");
+    assert_holds(said, "prompt 1: it does not end as the model's chat template ends a user's message");
+    /* every second completion is lost before it has a token, and has no reward */
+    put_players("opens.py", "opening=True", "a['observation'] = 'K ' if sample % 2 else 5",
+                "a.update(done=True, reward=len(r['text']) % 3)", "pass");
+    run(0, "./train_grpo -c $T/sft.bin -i $T/tasks.shard -p 2 -G 4 -g 100 -x 2 --reward none -o $T/grpo.bin --metrics "
+           "$T/m.jsonl --rollouts $T/r.jsonl --rollout-steps 2 --max-tool-failures 1 --tool-cmd 'python3 $T/opens.py'");
+    assert_holds(
+        said,
+        "4 of 8 completions were lost because a tool failed, and have no reward: --tool-cmd: the \"observation\"");
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_holds(metrics, "\"tools/infrastructure_failures\":4");
+    free(metrics);
+    remove(files_path("r.jsonl"));
+}
+
+/* evaluate reports the mean reward, and that of each role. */
+static void test_evaluate(void **state) {
+    (void)state;
+    run(0, "./evaluate -c $T/sft.bin -i $T/tasks.shard -g 100 --num-samples 4 " KUHN);
+    json_t *figures = json_loads(out, 0, NULL), *roles = json_object_get(figures, "roles");
+    const json_t *first = json_object_get(roles, "player0"), *second = json_object_get(roles, "player1");
+    const double reward = json_number_value(json_object_get(first, "reward"));
+    assert_true(reward != 0 && json_number_value(json_object_get(second, "reward")) == -reward);
+    assert_true(json_number_value(json_object_get(second, "share")) == 0.5);
+    assert_true(json_number_value(json_object_get(second, "reward_error")) > 0);
+    assert_true(fabs(json_number_value(json_object_get(figures, "reward"))) < 1e-12);
+    assert_holds(said, "role player1: 50.0 % of the completions, reward ");
+    json_decref(figures);
+}
+
 /* Names that are none make a completion a lost one, like other answers that are wrong. */
 static void test_bad_names(void **state) {
     (void)state;
@@ -169,6 +254,8 @@ static void test_metrics(void **state) {
                *second = strstr(metrics, "\"role/player1/reward\":");
     assert_true(first && second && strtod(first + 22, NULL) == -strtod(second + 22, NULL));
     assert_holds(metrics, "\"role/player1/share\":0.5");
+    const char *gap = strstr(metrics, "\"sampling/sampling_logp_difference/max\":");
+    assert_true(gap && strtod(gap + 39, NULL) < 1e-4); /* with what was shown before the first turn */
     assert_holds(rows, "\"role\":\"player1\"");
     free(metrics), free(rows);
 }
@@ -254,9 +341,9 @@ static void test_hierarchical(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_games),       cmocka_unit_test(test_waiting),
-                                       cmocka_unit_test(test_dead_worker), cmocka_unit_test(test_bad_names),
-                                       cmocka_unit_test(test_metrics),     cmocka_unit_test(test_rae),
-                                       cmocka_unit_test(test_hierarchical)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_games),   cmocka_unit_test(test_waiting),  cmocka_unit_test(test_dead_worker),
+        cmocka_unit_test(test_opening), cmocka_unit_test(test_evaluate), cmocka_unit_test(test_bad_names),
+        cmocka_unit_test(test_metrics), cmocka_unit_test(test_rae),      cmocka_unit_test(test_hierarchical)};
     return cmocka_run_group_tests_name("roles", tests, setup, files_teardown);
 }

@@ -589,6 +589,10 @@ static void test_runs(void **state) {
     refused_output("grpo.bin", 2, GRPO "--max-turns 3", "--max-turns: used only with --tools");
     refused_output("grpo.bin", 2, GRPO "--tools calculator " FORMAT " --code-timeout 1",
                    "--code-timeout: used only for prompts of the task code");
+    refused_output("grpo.bin", 1, GRPO "--tools calculator --tool-format llama3 --invalid-action-text no",
+                   "--invalid-action-text: tool format llama3 has a result");
+    refused_output("grpo.bin", 1, GRPO "--tools calculator " FORMAT " --max-prompt-length 4",
+                   "prompts are longer than 4 tokens");
     refused_output("grpo.bin", 1, GRPO "--tools search=$T/sft.bin " FORMAT,
                    "sft.bin: is no corpus; data/make_corpus makes one");
     refused_output("grpo.bin", 1, GRPO "--tools search " FORMAT, "--tools: search: give the corpus");
@@ -669,6 +673,18 @@ static void test_programs(void **state) {
         assert_string_equal(got, wanted);
         free(got);
     }
+    /* with a reset before the first turn: the completion begins with the prompt's last token, the template having none after a
+     * user's message; the answer can narrow the tools */
+    put_program("opens.sh", HELLO ",\"episodes\":true,\"opening\":true", "", answer);
+    run(0,
+        GENERATE "--tool-cmd 'sh $T/opens.sh' --tool-workers 2 --slots 5 | sed 's/\"tokens\":.[0-9]*,/\"tokens\":[/'");
+    char *opened = tokens_of_lines();
+    assert_string_equal(opened, wanted);
+    free(opened);
+    put_program("narrow.sh", HELLO ",\"episodes\":true,\"opening\":true",
+                "s/^{\"op\":\"reset\",\\(\"id\":\"[^\"]*\"\\).*$/{\"op\":\"reset\",\\1,\"tools\":[]}/;t", answer);
+    run(0, GENERATE "--tool-cmd 'sh $T/narrow.sh' --tool-workers 1");
+    assert_holds(out, "unknown tool 'product'; there are: none");
     free(wanted);
     run(0, "cmp $T/resets.shard $T/resets.jsonl && "
            "sed 's/\"answer\":.*\"seed\"/\"answer\":\"\",\"task\":\"\",\"seed\"/;s/\"fields\":{.*}}/\"fields\":{}}/' "

@@ -5,23 +5,26 @@
 #ifndef LLMC_EVALUATE_COMPLETIONS_H
 #define LLMC_EVALUATE_COMPLETIONS_H
 
-#include "../base/error.h"         /* Error, xmalloc */
-#include "../base/program.h"       /* program_stopping */
-#include "../model/pack.h"         /* batch_segment, batch_target */
-#include "../rollout/ablation.h"   /* ablation_add */
-#include "../rollout/episodes.h"   /* episodes_on, episode_row */
-#include "../rollout/evaluation.h" /* EvaluationSample, Outcome, evaluate_tasks, evaluation_summarise */
-#include "../rollout/inference.h"  /* inference_completion_text, json_line */
-#include "../rollout/prompts.h"    /* prompts_length, prompts_tokens */
-#include "../rollout/rollout.h"    /* Completion, Rollout, Sampling, completion_mask */
-#include "../rollout/thinking.h"   /* THINKING_INFINITE, thinking_row */
-#include "../rollout/trajectory.h" /* Trajectory */
-#include "compute_curve.h"         /* curve_count */
-#include "evaluator.h"             /* EvaluateOptions, evaluator_count, evaluator_number, evaluator_progress */
-#include "loss_batch.h"            /* loss_end_unit, loss_make_room */
-#include "loss_work.h"             /* LossWork */
-#include "prompt_rows.h"           /* prompt_row */
-#include "tasks.h"                 /* Tasks, tasks_fail */
+#include "../base/error.h"           /* Error, xmalloc */
+#include "../base/program.h"         /* program_stopping */
+#include "../base/text.h"            /* TextBuffer, text_free */
+#include "../model/pack.h"           /* batch_segment, batch_target */
+#include "../rollout/ablation.h"     /* ablation_add */
+#include "../rollout/episode_rows.h" /* episode_row_role */
+#include "../rollout/episodes.h"     /* episodes_on, episode_row */
+#include "../rollout/evaluation.h"   /* EvaluationSample, Outcome, evaluate_tasks, evaluation_summarise */
+#include "../rollout/inference.h"    /* inference_completion_text, json_line */
+#include "../rollout/prompts.h"      /* prompts_length, prompts_tokens */
+#include "../rollout/role_rewards.h" /* role_rewards_add */
+#include "../rollout/rollout.h"      /* Completion, Rollout, Sampling, completion_mask */
+#include "../rollout/thinking.h"     /* THINKING_INFINITE, thinking_row */
+#include "../rollout/trajectory.h"   /* Trajectory */
+#include "compute_curve.h"           /* curve_count */
+#include "evaluator.h"               /* EvaluateOptions, evaluator_count, evaluator_number, evaluator_progress */
+#include "loss_batch.h"              /* loss_end_unit, loss_make_room */
+#include "loss_work.h"               /* LossWork */
+#include "prompt_rows.h"             /* prompt_row */
+#include "tasks.h"                   /* Tasks, tasks_fail */
 
 /* Writes a completion to the file of --completions. */
 static inline void completion_write(Tasks *t, const EvaluationSample *s) {
@@ -75,7 +78,7 @@ static inline void completion_count_thought(Tasks *t, const EvaluationSample *s)
     t->within += thought <= t->budget;
 }
 
-/* Counts the turns and calls of a completion: of the samples, or of the greedy completions if there are no samples. */
+/* Counts the turns, calls and role of a completion: of the samples, or of the greedy completions if there are no samples. */
 static inline void completion_count_turns(Tasks *t, const EvaluationSample *s) {
     EvaluateOptions *o = t->ev->o;
     const Trajectory *y = s->completion->trajectory;
@@ -85,6 +88,11 @@ static inline void completion_count_turns(Tasks *t, const EvaluationSample *s) {
     t->turns.calls += y->counts.calls;
     t->turns.failed += y->counts.failed_calls;
     t->turns.stop[y->stop]++;
+    if (!*y->role) return;
+    TextBuffer name = {0};
+    episode_row_role(&t->episodes->tools, &t->episodes->programs, &t->prompts.what[s->prompt], y->role, &name);
+    role_rewards_add(&t->turns.roles, name.text, s->reward);
+    text_free(&name);
 }
 
 /* Takes a completion: writes it to the file of --completions, compares it with the reference. */

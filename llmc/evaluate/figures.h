@@ -6,12 +6,13 @@
 #ifndef LLMC_EVALUATE_FIGURES_H
 #define LLMC_EVALUATE_FIGURES_H
 
-#include "../base/text.h"          /* TextBuffer, text_free */
-#include "../judge/judge.h"        /* Judge */
-#include "../judge/judged.h"       /* judge_figures_json, judge_figures_text */
-#include "../rollout/evaluation.h" /* evaluation_weighted, Evaluation, wilson_interval */
-#include "../rollout/trajectory.h" /* STOP_COUNT, STOP_COMPLETED, TrajectoryStop, trajectory_stop_name */
-#include "evaluator.h"             /* evaluator_number, evaluator_count, Evaluator */
+#include "../base/text.h"            /* TextBuffer, text_free */
+#include "../judge/judge.h"          /* Judge */
+#include "../judge/judged.h"         /* judge_figures_json, judge_figures_text */
+#include "../rollout/evaluation.h"   /* evaluation_weighted, Evaluation, wilson_interval */
+#include "../rollout/role_rewards.h" /* RoleReward, RoleRewards, role_reward_error, role_reward_mean */
+#include "../rollout/trajectory.h"   /* STOP_COUNT, STOP_COMPLETED, TrajectoryStop, trajectory_stop_name */
+#include "evaluator.h"               /* evaluator_number, Evaluator, evaluator_count */
 
 /* Adds the figures to a JSON object. */
 static inline void figures_json(json_t *object, const Evaluation *v, bool rewarded) {
@@ -44,7 +45,7 @@ static inline void figures_json(json_t *object, const Evaluation *v, bool reward
             evaluator_number(object, key, rows[i].error);
         }
     }
-    if (rewarded) {
+    if (rewarded || !isnan(v->reward)) { /* an environment gives rewards, too */
         evaluator_number(object, "reward", v->reward);
         evaluator_number(object, "reward_error", v->reward_error);
     }
@@ -67,7 +68,8 @@ static inline void figures_table(const char *name, const Evaluation *v, bool rew
         fprintf(stderr, "\n  greedy accuracy %.2f %%, 95 %% interval %.2f to %.2f; %.1f tokens, %.1f %% finished\n",
                 100 * v->greedy, 100 * low, 100 * high, v->tokens, 100 * v->finished);
     else fprintf(stderr, "\n  greedy completions: %.1f tokens, %.1f %% finished\n", v->tokens, 100 * v->finished);
-    if (rewarded) fprintf(stderr, "  reward of the samples %.4f +- %.4f\n", v->reward, v->reward_error);
+    if (rewarded || !isnan(v->reward))
+        fprintf(stderr, "  reward of the samples %.4f +- %.4f\n", v->reward, v->reward_error);
     if (!v->ks || !v->prompts) return;
     fprintf(stderr, "  |    k |        pass@k |    majority@k |%s%s\n", rewarded ? "        best@k |" : "",
             evaluation_weighted(v) ? "    weighted@k |" : "");
@@ -94,7 +96,26 @@ static inline void figures_judge(Evaluator *ev, const Judge *j) {
 typedef struct TurnTotals {
     double completions, turns, calls, failed;
     double stop[STOP_COUNT];
+    RoleRewards roles;
 } TurnTotals;
+
+/* Reports the mean reward of each role. */
+static inline void figures_roles(Evaluator *ev, const TurnTotals *n) {
+    if (!n->roles.count) return;
+    json_t *roles = json_object();
+    for (int k = 0; k < n->roles.count; k++) {
+        const RoleReward *x = &n->roles.role[k];
+        json_t *role = json_object();
+        const double share = x->completions / n->completions, mean = role_reward_mean(x), error = role_reward_error(x);
+        evaluator_number(role, "share", share);
+        evaluator_number(role, "reward", mean);
+        evaluator_number(role, "reward_error", error);
+        json_object_set_new(roles, x->name, role);
+        fprintf(stderr, "role %s: %.1f %% of the completions, reward %.4f +- %.4f\n", x->name, 100 * share, mean,
+                error);
+    }
+    json_object_set_new(ev->result, "roles", roles);
+}
 
 /* Reports turns, calls and why completions ended. */
 static inline void figures_turns(Evaluator *ev, const TurnTotals *n) {
@@ -115,6 +136,7 @@ static inline void figures_turns(Evaluator *ev, const TurnTotals *n) {
     }
     fputc('\n', stderr);
     json_object_set_new(ev->result, "stop", stops);
+    figures_roles(ev, n);
 }
 
 #endif

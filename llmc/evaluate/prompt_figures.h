@@ -13,7 +13,7 @@
 #include "../records/shard.h"      /* Shard */
 #include "../rollout/ablation.h"   /* Ablation, ablation_close, ablation_open */
 #include "../rollout/certainty.h"  /* Certainty, certainty_close, certainty_open */
-#include "../rollout/episodes.h"   /* episodes_on, Episodes, episodes_check, episodes_close, ... */
+#include "../rollout/episodes.h"   /* episodes_on, Episodes, episodes_check_prompts, episodes_close, ... */
 #include "../rollout/evaluation.h" /* Outcome, Evaluation, evaluation_summarise */
 #include "../rollout/inference.h"  /* Inference, inference_few_threads, inference_need_tokenizer, ... */
 #include "../rollout/rollout.h"    /* Sampling, RewardScope, Rollout, rollout_free, ... */
@@ -82,8 +82,9 @@ static inline void prompt_engine_sampling(PromptEngine *x, Tasks *t, const Sampl
     const CodeToolOptions code = {o->code.sandbox, o->code.timeout};
     if (!episodes_open(&x->episodes, &o->episodes, &code, &ev->model.text, slots, "evaluate", o->s.seed, &e))
         die("%s: %s", episodes_option(&o->episodes), e.text);
-    if (!episodes_check(&x->episodes, t->prompts.what, t->prompts.count, t->prompts.shard.name, &e)) die("%s", e.text);
+    if (!episodes_check_prompts(&x->episodes, &t->prompts, &e)) die("%s", e.text);
     x->rollout.turns = &x->episodes.turns;
+    t->episodes = &x->episodes;
 }
 
 /* Opens what is computed of each completion besides its rewards: its certainty, the ablation, the comparison. */

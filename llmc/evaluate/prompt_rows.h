@@ -36,8 +36,8 @@ static inline json_t *prompt_row(Evaluator *ev, const Prompts *p, int64_t i) {
                       .task = what->task,
                       .answer = what->answer,
                       .fields = what->fields};
-    static const char *const own[] = {"data",         "search", "think_budget", "think_tokens", "logprobs",
-                                      "ignored_ends", "drawn",  "stop",         "turn_rewards", "choice"};
+    static const char *const own[] = {"data",  "search", "think_budget", "think_tokens", "logprobs",  "ignored_ends",
+                                      "drawn", "stop",   "turn_rewards", "choice",       "end_reward"};
     json_t *row = inference_prompt_row(&ev->model, &r);
     for (size_t k = 0; k < sizeof own / sizeof *own; k++) {
         json_t *value = json_object_get(row, own[k]);

@@ -19,11 +19,12 @@
 #include "../reward/reward_model.h"  /* RewardModel, REWARD_MODEL_BT, REWARD_MODEL_PRM, reward_model_close */
 #include "../reward/rewards.h"       /* Rewards, rewards_close, rewards_models, rewards_open_in, ... */
 #include "../rollout/ablation.h"     /* Ablation */
-#include "../rollout/episodes.h"     /* episodes_code */
+#include "../rollout/episodes.h"     /* Episodes, episodes_code */
 #include "../rollout/evaluation.h"   /* Evaluation, evaluation_verifiable */
 #include "../rollout/inference.h"    /* inference_need_tokenizer */
 #include "../rollout/prompts.h"      /* Prompts, prompts_scorable */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
+#include "../rollout/role_rewards.h" /* role_rewards_free */
 #include "../rollout/rollout.h"      /* Sampling */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../text/tokenizer.h"       /* tokenizer_token */
@@ -54,8 +55,9 @@ typedef struct Tasks {
     const char *search;                      /* --search: the method that is running */
     int32_t budget;                          /* --think-tokens: of this run; 0: none */
     double thoughts, thought_tokens, within; /* completions, tokens of their thoughts, and those within the budget */
-    TurnTotals turns;                        /* --tools */
-    Error error;                             /* error of the first line that could not be written; see failed */
+    const Episodes *episodes;                /* --tools */
+    TurnTotals turns;
+    Error error; /* error of the first line that could not be written; see failed */
     bool failed;
 } Tasks;
 
@@ -128,7 +130,8 @@ static inline void tasks_open(Tasks *t, const Shard *s) {
     EvaluateOptions *o = t->ev->o;
     Error e;
     prompt_rows_read(&t->prompts, s, t->ev->model.model.config.context - 1);
-    if (!t->rewarded && !evaluation_verifiable(&t->prompts))
+    const bool environment = o->episodes.commands.count > 0; /* may give rewards */
+    if (!t->rewarded && !environment && !evaluation_verifiable(&t->prompts))
         die("%s: no prompt has a task and an answer that can be verified; see llmc/reward/verify.h", s->name);
     if (o->reward_model) {
         reward_figures_open(t->ev, &t->judge);
@@ -177,6 +180,7 @@ static inline void tasks_close(Tasks *t) {
     if (t->ev->o->reward_model) reward_model_close(&t->judge);
     else if (t->rewarded) rewards_close(&t->rewards);
     code_judge_close(&t->code);
+    role_rewards_free(&t->turns.roles);
     prompt_rows_release(&t->prompts);
 }
 

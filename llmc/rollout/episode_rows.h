@@ -17,7 +17,7 @@
 #define LLMC_ROLLOUT_EPISODE_ROWS_H
 
 #include "../base/error.h"         /* error_set, Error */
-#include "../base/text.h"          /* TextBuffer, text_format, text_clear, text_free, ... */
+#include "../base/text.h"          /* TextBuffer, text_format, text_clear, text_string, ... */
 #include "../tools/tool_program.h" /* ToolPrograms, ToolProgram */
 #include "../tools/tools.h"        /* Tools, TOOL_PROGRAM, Tool, tools_find */
 #include "prompts.h"               /* PromptText */
@@ -131,15 +131,17 @@ static inline bool episode_row_read(const Tools *t, const ToolPrograms *p, const
     return ok;
 }
 
-/* Checks the rows of a file of this name. */
-static inline bool episode_rows_check(const Tools *t, const ToolPrograms *p, const PromptText *what, int64_t count,
-                                      const char *name, Error *e) {
+/* Writes the name of a role of a row's completion: of several programs those that answer whole turns are games of their own, and
+ * the role is that of one of them, as in "kuhn/player0". */
+static inline void episode_row_role(const Tools *t, const ToolPrograms *p, const PromptText *r, const char *role,
+                                    TextBuffer *name) {
     EpisodeRow row;
-    Error why;
-    for (int64_t i = 0; i < count; i++)
-        if (!episode_row_read(t, p, &what[i], &row, &why))
-            return error_set(e, "%.200s: prompt %lld: %s", name, (long long)i + 1, why.text);
-    return true;
+    Error unused; /* episodes_check() has found it */
+    text_clear(name);
+    if (p->count > 1 && episode_row_read(t, p, r, &row, &unused) && row.text >= 0 &&
+        episode_program_name(&p->program[row.text]))
+        text_format(name, "%s/", episode_program_name(&p->program[row.text]));
+    text_string(name, role);
 }
 
 /* Why a name is no tool of a row: the names that are. */

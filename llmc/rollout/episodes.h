@@ -6,6 +6,10 @@
  * turn: what the chat template still owes after the token that ended the turn, the results, and the opening of the
  * assistant's next turn. A call that cannot be run has an error as its result, from which the model can learn.
  *
+ * A program whose hello has "opening" is asked for its episode before the model's first turn: its answer can show the model
+ * something, which follows the content of the prompt's last message, and can narrow the tools. Prompts of such rows end before
+ * what the chat template writes after that content: these tokens (RolloutRequest.held) are observed after the text.
+ *
  * What a model did wrong is an error that it reads, and is scored like everything else. What our machinery did wrong ends
  * the trajectory with STOP_TOOL_FAILED: its reward is NaN and never 0.
  *
@@ -28,17 +32,17 @@
 #include "../base/json_text.h"     /* json_utf8 */
 #include "../base/options.h"       /* OPTION_INT, OPTION_REAL, OPTION_TEXT, OPTION_CHOICE, ... */
 #include "../base/random.h"        /* RANDOM_ENVIRONMENT, random_bits */
-#include "../base/text.h"          /* token_list_free, TextBuffer, TokenList, text_free, ... */
+#include "../base/text.h"          /* TextBuffer, text_free, TokenList, token_list_free, ... */
 #include "../model/model_text.h"   /* ModelText, model_text_decode_bytes */
-#include "../text/chat.h"          /* ChatTemplate, chat_encode_answer */
-#include "../text/tokenizer.h"     /* tokenizer_decode, TOKENIZER_CONTINUES, tokenizer_encode */
+#include "../text/chat.h"          /* ChatTemplate, chat_encode_answer, chat_encode_opening */
+#include "../text/tokenizer.h"     /* TOKENIZER_CONTINUES, tokenizer_decode, tokenizer_encode */
 #include "../tools/code_tool.h"    /* CodeTool, CodeToolOptions, code_tool_begin, code_tool_close, ... */
-#include "../tools/tool_format.h"  /* TOOL_PYTHON_TOKENS, ToolCalls, TOOL_FORMATS, tool_format_answer, ... */
-#include "../tools/tool_program.h" /* ToolReply, ToolProgram, TOOL_PROGRAMS_MAX, ToolPrograms, ... */
+#include "../tools/tool_format.h"  /* TOOL_PYTHON_TOKENS, ToolCalls, TOOL_FORMATS, TOOL_TAGS, ... */
+#include "../tools/tool_program.h" /* ToolReply, ToolProgram, ToolPrograms, TOOL_PROGRAMS_MAX, ... */
 #include "../tools/tools.h"        /* TOOL_PROGRAM, Tool, TOOLS_BUILT_IN, TOOL_BROKEN, ... */
-#include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_has, episode_row_read, ... */
-#include "prompts.h"               /* PromptText */
-#include "rollout.h"               /* Completion, RolloutAnswer, RolloutSample, RolloutTurns, ... */
+#include "episode_rows.h"          /* EPISODE_TOOLS_MAX, EpisodeRow, episode_row_read, episode_row_has, ... */
+#include "prompts.h"               /* PromptText, Prompts, prompts_length, prompts_tokens */
+#include "rollout.h"               /* Completion, RolloutSample, RolloutAnswer, RolloutTurns, ... */
 #include "trajectory.h"            /* Trajectory, STOP_TOOL_FAILED, STOP_NONE, trajectory_stop_name, ... */
 #include <xxhash.h>
 
@@ -49,7 +53,7 @@ typedef enum { TRUNCATE_LEFT, TRUNCATE_MIDDLE, TRUNCATE_RIGHT } TruncateSide;
 #define EPISODE_GAP "...(truncated)..."
 
 typedef struct EpisodeOptions {
-    const char *tools, *format;
+    const char *tools, *format, *invalid_text;
     OptionList commands;
     int64_t workers, retries, line_max;
     double tool_timeout, start_timeout, max_failures;
@@ -96,6 +100,9 @@ static inline EpisodeOptions episode_defaults(void) {
                   "how the rewards of a completion's turns, given by --tool-cmd, become one"),                         \
     OPTION_TEXT  ("tool-format",                 0, &(o).format,           "NAME",                                     \
                   "how calls are written: " TOOL_FORMATS " (default: that of the chat template)"),                     \
+    OPTION_TEXT  ("invalid-action-text",         0, &(o).invalid_text,     "TEXT",                                     \
+                  "what the model reads after a call that cannot be read, in formats with calls within its turn "     \
+                  "(default: an error as a result; search-r1: the paper's sentence)"),                                 \
     OPTION_INT   ("max-turns",                   0, &(o).max_turns,        1, 4096, "maximum turns of the model in a completion"), \
     OPTION_INT   ("max-turn-tokens",             0, &(o).max_turn_tokens,  0, 1 << 20,                                 \
                   "maximum tokens of a turn; 0: only the limit of the whole completion"),                              \
@@ -124,7 +131,8 @@ typedef struct EpisodeTimes {
     int count, room;
 } EpisodeTimes;
 
-/* What a request to a program is for; the number of a call is added to EPISODE_CALL. */
+/* What a request to a program is for; the number of a call is added to EPISODE_CALL, and that of the program is subtracted from
+ * EPISODE_RESET. */
 enum { EPISODE_RESET, EPISODE_END, EPISODE_STEP, EPISODE_CALL };
 
 /* The samples of one prompt, if a program may let one wait for another, as the players of a game do. */
@@ -144,13 +152,17 @@ typedef struct Episode {
     Trajectory *y;
     EpisodeCall *call; /* of the last turn */
     int count;
-    int waiting; /* answers that have not come yet */
-    bool ended;  /* the sample is over: only the answer to its end is waited for */
-    char *role;  /* of the observation of a step; NULL: results of calls */
+    int waiting;  /* answers that have not come yet */
+    bool opening; /* its first turn waits for the answers to resets */
+    bool shown;   /* they are among its tokens */
+    bool ended;   /* the sample is over: only the answer to its end is waited for */
+    char *role;   /* of the observation of a step; NULL: results of calls */
     struct EpisodeLink {
-        int life; /* of the worker, when the episode began; 0: it has not begun */
+        int life;   /* of the worker, when the episode began; 0: it has not begun */
+        char *view; /* what its answer to the reset shows before the first turn; NULL: nothing */
     } link[TOOL_PROGRAMS_MAX];
-    uint64_t id; /* of the sample */
+    const int32_t *held; /* the prompt's tokens that are held back (RolloutRequest.held) */
+    uint64_t id;         /* of the sample */
     const PromptText *record;
     EpisodeRow row; /* what the record has */
     double end_reward;
@@ -181,6 +193,8 @@ typedef struct Episodes {
     int64_t samples, failed; /* of this run of the engine: all, and those that a program failed */
     int ending;              /* answers to ends that have not come yet */
     EpisodeGroup *groups;    /* those with episodes */
+    TokenList
+        opening; /* tokens between a user's content and the model's first turn; only for programs with `opening` */
     TokenList ids;
 } Episodes;
 
@@ -222,6 +236,7 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
                              {&o->mask_errors, on, tools},
                              {&o->parse_penalty, on, tools},
                              {&o->format, on || o->format_alone, tools},
+                             {&o->invalid_text, on, tools},
                              {&o->max_turns, on, tools},
                              {&o->max_turn_tokens, on, tools},
                              {&o->max_calls, on, tools},
@@ -289,6 +304,7 @@ static inline double episodes_owes(const void *context) {
 
 static inline void episode_free(Episodes *x, Episode *p) {
     if (p->group) episodes_leave(x, p);
+    for (int i = 0; i < x->programs.count; i++) free(p->link[i].view);
     episode_forget_calls(p);
     free(p);
 }
@@ -303,6 +319,7 @@ static inline Episode *episode_of(Episodes *x, const RolloutSample *who, const C
                        .samples = who->q->samples,
                        .y = y,
                        .id = who->q->id + (uint64_t)who->sample,
+                       .held = who->q->prompt + who->q->prompt_len,
                        .record = (const PromptText *)who->q->record};
         if (!episode_row_read(&x->tools, &x->programs, p->record, &p->row, &unused)) p->row.tools = 0;
         if (x->turns.together) episodes_join(x, p, who->q);
@@ -329,7 +346,7 @@ static inline char *episodes_said(const Episodes *x, const Completion *c, int32_
  * message in python-tokens, as in nanochat's conversations. */
 static inline void episodes_part(Episode *p, const char *type, const char *text, size_t n) {
     json_t *messages = p->y->messages, *last = json_array_get(messages, json_array_size(messages) - 1);
-    if (!last) {
+    if (!json_is_array(json_object_get(last, "content"))) { /* none, or what was observed before the first turn */
         last = json_pack("{s:s,s:[]}", "role", "assistant", "content");
         json_array_append_new(messages, last);
     }
@@ -420,10 +437,19 @@ static inline int episodes_worker(const Episodes *x, const Episode *p, int progr
     return (int)(number % (uint64_t)x->programs.o.workers);
 }
 
-/* Begins an episode with a program, unless the worker has lost its group. id: as in its requests. */
-static inline void episodes_reset(Episodes *x, Episode *p, int program, const char *id) {
+enum { EPISODE_ID = 48 };
+
+/* The id of an episode in requests. */
+static inline void episode_id(const Episode *p, char id[EPISODE_ID]) {
+    snprintf(id, EPISODE_ID, "%lld.%d", (long long)p->request, p->sample);
+}
+
+/* Begins an episode with a program, unless the worker has lost its group. */
+static inline void episodes_reset(Episodes *x, Episode *p, int program) {
     const ToolProgram *g = &x->programs.program[program];
     const PromptText *r = p->record;
+    char id[EPISODE_ID];
+    episode_id(p, id);
     const int worker = episodes_worker(x, p, program), life = g->worker[worker].life;
     const uint64_t seed = random_bits(x->seed, RANDOM_ENVIRONMENT + p->id, 0) >> 11;
     p->link[program].life = life;
@@ -435,7 +461,7 @@ static inline void episodes_reset(Episodes *x, Episode *p, int program, const ch
         json_pack("{s:s,s:s,s:i,s:s,s:s,s:s,s:I}", "op", "reset", "id", id, "samples", p->samples, "prompt",
                   r ? r->text : "", "answer", r ? r->answer : "", "task", r ? r->task : "", "seed", (json_int_t)seed);
     json_object_set_new(reset, "fields", fields ? fields : json_object());
-    tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET);
+    tool_programs_send(&x->programs, program, worker, reset, p, EPISODE_RESET - program);
     p->waiting++;
 }
 
@@ -443,10 +469,10 @@ static inline void episodes_reset(Episodes *x, Episode *p, int program, const ch
 static inline void episodes_send(Episodes *x, Episode *p, int program, json_t *request, int tag) {
     const ToolProgram *g = &x->programs.program[program];
     const int worker = episodes_worker(x, p, program), life = g->worker[worker].life;
-    char id[48];
-    snprintf(id, sizeof id, "%lld.%d", (long long)p->request, p->sample);
+    char id[EPISODE_ID];
+    episode_id(p, id);
     json_object_set_new(request, "id", json_string(id));
-    if (g->episodes && !p->link[program].life) episodes_reset(x, p, program, id);
+    if (g->episodes && !p->link[program].life) episodes_reset(x, p, program);
     if (p->group) p->group->sent = clock_seconds();
     if (g->episodes && p->link[program].life != life) { /* the worker has lost the episode */
         json_decref(request);
@@ -572,6 +598,24 @@ static inline bool episodes_take_names(Episodes *x, Episode *p, const json_t *va
            episode_name(value, "episode", p->y->episode_id, &x->programs.why);
 }
 
+/* Takes the answer to a reset. Returns false if it is not one. */
+static inline bool episodes_take_reset(Episodes *x, Episode *p, const ToolReply *r) {
+    const json_t *view = json_object_get(r->value, "observation"), *tools = json_object_get(r->value, "tools");
+    Error why, *e = &x->programs.why;
+    if (!episodes_take_names(x, p, r->value)) return false;
+    if (view && !json_is_null(view) && !json_is_string(view))
+        return error_set(e, "--tool-cmd: the \"observation\" of an answer is no text");
+    if (json_string_length(view)) {
+        TextBuffer text = {0};
+        text_append(&text, json_string_value(view), json_string_length(view));
+        p->link[EPISODE_RESET - r->tag].view = episodes_cut(x, p, text.text, text.length);
+        text_free(&text);
+    }
+    if (!tools || json_is_null(tools) || p->row.text >= 0) return true;
+    return episode_row_tools(&x->tools, tools, &p->row, &why) ||
+           error_set(e, "--tool-cmd: the \"tools\" of the answer to a reset: %s", why.text);
+}
+
 /* Takes the answer to a call or a step. Returns false if it is not one. */
 static inline bool episodes_take_turn(Episodes *x, Episode *p, const ToolReply *r) {
     const bool step = r->tag == EPISODE_STEP;
@@ -627,17 +671,17 @@ static inline bool episodes_take(Episodes *x, const ToolReply *r, Error *e) {
         json_decref(r->value);
         return true;
     }
-    const json_t *first = json_object_get(r->value, "observation");
-    if (r->tag == EPISODE_RESET && json_is_string(first) && json_string_length(first)) {
+    const bool reset = r->tag <= EPISODE_RESET;
+    const json_t *first = json_object_get(r->value, "observation"), *tools = json_object_get(r->value, "tools");
+    if (reset && !p->opening && ((first && !json_is_null(first)) || (tools && !json_is_null(tools)))) {
         json_decref(r->value);
         return error_set(
             e,
-            "tool program '%.200s': its answer to a reset has an observation, which cannot be shown before "
-            "the model's first turn; put it into the prompt",
-            x->programs.program[0].command);
+            "tool program '%.200s': its answer to a reset has %s, for which the model's first turn does not wait; "
+            "its hello must have \"opening\": true",
+            x->programs.program[EPISODE_RESET - r->tag].command, tools ? "tools" : "an observation");
     }
-    if (r->tag == EPISODE_RESET) good = good && episodes_take_names(x, p, r->value);
-    else good = good && episodes_take_turn(x, p, r);
+    good = good && (reset ? episodes_take_reset(x, p, r) : episodes_take_turn(x, p, r));
     json_decref(r->value);
     if (good) p->waiting--;
     else episodes_fail(x, p);
@@ -656,6 +700,41 @@ static inline bool episodes_limit(const Episodes *x, const Episode *p) {
 }
 
 /* ---- the environment of the engine ----------------------------------------------------------------------------- */
+
+/* Begins the episode of a sample whose first turn waits for it; RolloutTurns.open. */
+static inline bool episodes_opens(void *context, const RolloutSample *who, const Completion *c) {
+    Episodes *x = (Episodes *)context;
+    Episode *p = episode_of(x, who, c);
+    p->opening = who->q->held > 0;
+    for (int i = 0; p->opening && i < x->programs.count; i++) {
+        if (!x->programs.program[i].opening || !(p->row.programs >> i & 1)) continue;
+        episodes_reset(x, p, i);
+    }
+    if (p->group) p->group->sent = clock_seconds();
+    if (p->opening && !p->waiting) { /* the worker has lost the group */
+        episodes_fail(x, p);
+        episodes_answered(x, p);
+    }
+    return p->opening;
+}
+
+/* Writes the tokens before the first turn: what the resets show, after the prompt's last content, and what the chat template
+ * writes next. */
+static inline bool episodes_first(Episodes *x, Episode *p, uint64_t *state, Error *e) {
+    const ModelText *t = x->text_of_model;
+    TextBuffer text = {0};
+    for (int i = 0; i < x->programs.count; i++)
+        if (p->link[i].view) text_string(&text, p->link[i].view);
+    if (!x->opening.count) token_list_append(&x->ids, *p->held);
+    const bool ok =
+        !text.length || tokenizer_encode(&t->tokenizer, text.text, text.length, TOKENIZER_CONTINUES, &x->ids, e);
+    token_list_extend(&x->ids, x->opening.ids, x->opening.count);
+    *state = text.length ? XXH3_64bits(text.text, text.length) : 0;
+    if (text.length)
+        json_array_append_new(p->y->messages, json_pack("{s:s,s:s}", "role", "user", "content", text.text));
+    text_free(&text);
+    return ok;
+}
 
 /* Sends a whole turn to the program that answers turns. */
 static inline void episodes_step(Episodes *x, Episode *p, const char *said, size_t n) {
@@ -756,19 +835,23 @@ static inline void episodes_observed(const Episodes *x, Episode *p) {
 static inline bool episodes_answer(Episodes *x, Episode *p, RolloutAnswer *a, Error *e) {
     const ModelText *t = x->text_of_model;
     const int n = episodes_results(x, p);
+    const bool first = p->opening;
     const char **name = (const char **)xcalloc((size_t)n + 1, sizeof *name),
                **result = (const char **)xcalloc((size_t)n + 1, sizeof *result);
     uint64_t hash = n ? 0 : XXH3_64bits("", 0); /* 0 is the state of the prompt */
     episodes_observed(x, p);
     x->ids.count = 0;
-    const bool over = episodes_limit(x, p);
+    p->opening = false;
+    const bool over = first ? p->y->stop != STOP_NONE : episodes_limit(x, p);
     bool ok = true;
     for (int i = 0; i < n && !over; i++) {
         name[i] = p->call[i].name;
         result[i] = p->call[i].content;
         hash = XXH3_64bits_withSeed(result[i], strlen(result[i]), hash + 1);
     }
-    if (!over && p->role) {
+    p->shown = first && !over;
+    if (p->shown) ok = episodes_first(x, p, &hash, e);
+    else if (!over && p->role) {
         json_t *messages = json_pack("[{s:s,s:s}]", "role", p->role, "content", result[0]);
         ok = chat_encode_answer(&t->chat, &t->tokenizer, messages, &x->ids, e);
         json_decref(messages);
@@ -844,7 +927,11 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
     Episodes *x = (Episodes *)context;
     Episode *p = episode_of(x, who, c);
     Trajectory *y = c->trajectory;
-    if (p->read < y->turns) { /* a turn that was cut by a limit, and was not read */
+    if (!c->count && p->shown)
+        error_set(&x->programs.why,
+                  "what follows the prompt after a reset has %d tokens, which a completion has no room for",
+                  x->ids.count);
+    if (p->read < y->turns && c->count) { /* a turn that was cut by a limit, and was not read */
         size_t n;
         const ToolCalls none = {0};
         char *said = episodes_said(x, c, y->first, &n);
@@ -872,24 +959,41 @@ static inline void episode_row_named(json_t *row, const Trajectory *y) {
         if (*names[i][1]) json_object_set_new(row, names[i][0], json_string(names[i][1]));
 }
 
+/* Joins what a reset showed, message `at` if it is a user's, to the content of the user's message before it. */
+static inline void episode_join_first(json_t *messages, size_t at) {
+    json_t *before = at ? json_array_get(messages, at - 1) : NULL, *shown = json_array_get(messages, at);
+    const char *role[2] = {json_string_value(json_object_get(before, "role")),
+                           json_string_value(json_object_get(shown, "role"))};
+    const json_t *content[2] = {json_object_get(before, "content"), json_object_get(shown, "content")};
+    for (int i = 0; i < 2; i++)
+        if (!role[i] || strcmp(role[i], "user") || !json_is_string(content[i])) return;
+    TextBuffer both = {0};
+    for (int i = 0; i < 2; i++) text_append(&both, json_string_value(content[i]), json_string_length(content[i]));
+    json_object_set_new(before, "content", json_stringn(both.text, both.length));
+    json_array_remove(messages, at);
+    text_free(&both);
+}
+
 /* Adds the fields of a completion of several turns to a row of JSON: the messages of the prompt (those of the row, or its
  * prompt as the user's) with those of the turns, the lengths of the runs of drawn and observed tokens, beginning with the
- * drawn ones, why it ended, and its role. */
+ * drawn ones, why it ended, what the environment gave it, and its role. */
 static inline void episode_row(json_t *row, const Completion *c) {
     const Trajectory *y = c->trajectory;
     if (!y) return;
     json_t *given = json_object_get(row, "messages"),
-           *messages = json_is_array(given) ? json_copy(given) : json_array(), *rewards = json_array();
+           *messages = json_is_array(given) ? json_deep_copy(given) : json_array(), *rewards = json_array();
     if (!json_is_array(given))
         json_array_append_new(messages,
                               json_pack("{s:s,s:O}", "role", "user", "content", json_object_get(row, "prompt")));
     json_array_extend(messages, y->messages);
+    episode_join_first(messages, json_array_size(messages) - json_array_size(y->messages));
     for (int32_t k = 0; k < y->turns; k++)
         json_array_append_new(rewards, isnan(y->turn_reward[k]) ? json_null() : json_real(y->turn_reward[k]));
     json_object_set_new(row, "messages", messages);
     json_object_set_new(row, "drawn", trajectory_runs(y, c->count));
     json_object_set_new(row, "stop", json_string(trajectory_stop_name(y->stop)));
     json_object_set_new(row, "turn_rewards", rewards);
+    if (!isnan(y->end_reward)) json_object_set_new(row, "end_reward", json_real(y->end_reward));
     episode_row_named(row, y);
 }
 
@@ -922,7 +1026,7 @@ static inline void episodes_close(Episodes *x) {
     code_tool_close(&x->code);
     tools_free(&x->tools);
     tool_format_free(&x->format);
-    token_list_free(&x->ids);
+    token_list_free(&x->ids), token_list_free(&x->opening);
     *x = (Episodes){0};
 }
 
@@ -956,8 +1060,11 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
         const ToolProgram *g = &x->programs.program[i];
         json_t *schemas = json_object_get(g->hello, "tools");
         if (g->text) x->text = i;
-        if (!g->episodes && json_is_true(json_object_get(g->hello, "group")))
-            return error_set(e, "tool program '%.200s': its hello has \"group\" without \"episodes\"", g->command);
+        static const char *const of_episodes[] = {"group", "opening"};
+        for (int k = 0; k < 2; k++)
+            if (!g->episodes && json_is_true(json_object_get(g->hello, of_episodes[k])))
+                return error_set(e, "tool program '%.200s': its hello has \"%s\" without \"episodes\"", g->command,
+                                 of_episodes[k]);
         for (size_t k = 0; k < json_array_size(schemas); k++) {
             if (!tools_add_schema(&x->tools, TOOL_PROGRAM, json_incref(json_array_get(schemas, k)), e)) return false;
             x->tools.tool[x->tools.count - 1].program = i;
@@ -970,10 +1077,44 @@ static inline bool episodes_programs(Episodes *x, int slots, Error *e) {
     return episode_rows_check_names(&x->tools, &x->programs, e);
 }
 
-/* Whether the rows of a file, of this name, have what they ask for. */
-static inline bool episodes_check(const Episodes *x, const PromptText *what, int64_t count, const char *name,
-                                  Error *e) {
-    return episode_rows_check(&x->tools, &x->programs, what, count, name, e);
+/* Whether a program waits with its answer to a reset before the first turn of a completion. */
+static inline bool episodes_opening(const ToolPrograms *p, uint32_t programs) {
+    bool any = false;
+    for (int i = 0; i < p->count; i++) any = any || (p->program[i].opening && programs >> i & 1);
+    return any;
+}
+
+/* Whether a row of a file has what it asks for. tokens: (n) of its prompt. *held: the number of its last tokens that its
+ * completions begin with (RolloutRequest.held). name, number: of the file and the row, for messages. */
+static inline bool episodes_check(const Episodes *x, const PromptText *what, const int32_t *tokens, int32_t n,
+                                  const char *name, int64_t number, int32_t *held, Error *e) {
+    EpisodeRow row;
+    Error why;
+    *held = 0;
+    if (!episode_row_read(&x->tools, &x->programs, what, &row, &why))
+        return error_set(e, "%.200s: prompt %lld: %s", name, (long long)number, why.text);
+    if (!episodes_opening(&x->programs, row.programs)) return true;
+    const TokenList *opening = &x->opening;
+    *held = opening->count ? opening->count : 1;
+    if (n <= *held || memcmp(tokens + n - opening->count, opening->ids, (size_t)opening->count * sizeof *tokens))
+        return error_set(
+            e,
+            "%.200s: prompt %lld: it does not end as the model's chat template ends a user's message, so that what "
+            "the answer to a reset shows has no place",
+            name, (long long)number);
+    return true;
+}
+
+/* Checks all prompts of a shard, and sets their held tokens. */
+static inline bool episodes_check_prompts(const Episodes *x, Prompts *p, Error *e) {
+    int32_t *held = (int32_t *)xcalloc((size_t)p->count + 1, sizeof *held);
+    bool ok = true;
+    for (int64_t i = 0; ok && i < p->count; i++)
+        ok = episodes_check(x, &p->what[i], prompts_tokens(p, i), prompts_length(p, i), p->shard.name, i + 1, &held[i],
+                            e);
+    if (ok && episodes_opening(&x->programs, UINT32_MAX)) p->held = held;
+    else free(held);
+    return ok;
 }
 
 /* Reads the reasons of --mask-stopped. */
@@ -1003,12 +1144,23 @@ static inline bool episodes_format(Episodes *x, Error *e) {
     const ModelText *t = x->text_of_model;
     const char *spec = x->o.format ? x->o.format : tool_format_of(&t->chat);
     if (x->text >= 0 && !x->tools.count)
-        return !x->o.format ||
-               error_set(e, "--tool-format: used only for calls, but the program of --tool-cmd answers whole turns");
+        return (!x->o.format && !x->o.invalid_text) ||
+               error_set(
+                   e,
+                   "--tool-format and --invalid-action-text: used only for calls, but the program of --tool-cmd answers "
+                   "whole turns");
     if (!spec)
         return error_set(
             e, "this model's chat template has no format of calls of its own; give --tool-format: " TOOL_FORMATS);
     if (!tool_format_open(&x->format, spec, e) || !tool_format_tokens(&x->format, &t->tokenizer, e)) return false;
+    if (x->o.invalid_text && x->format.kind != TOOL_TAGS)
+        return error_set(
+            e, "--invalid-action-text: tool format %.60s has a result or nothing after a call that cannot be read",
+            spec);
+    if (x->o.invalid_text) {
+        free(x->format.invalid);
+        x->format.invalid = xstrdup(x->o.invalid_text);
+    }
     if (tool_format_within(&x->format)) {
         if (x->text >= 0)
             return error_set(
@@ -1054,12 +1206,18 @@ static inline bool episodes_open(Episodes *x, const EpisodeOptions *o, const Cod
         episodes_close(x);
         return false;
     }
+    const bool opening = episodes_opening(&x->programs, UINT32_MAX);
+    if (opening && !chat_encode_opening(&text->chat, &text->tokenizer, &x->opening, e)) {
+        episodes_close(x);
+        return false;
+    }
     x->times = (EpisodeTimes *)xcalloc((size_t)x->tools.count + 1, sizeof *x->times);
     x->programs.owes = episodes_owes;
     x->turns = (RolloutTurns){.context = x,
                               .together = episodes_together(&x->programs),
                               .turn_tokens = (int32_t)o->max_turn_tokens,
                               .ends = {.tokenizer = &text->tokenizer},
+                              .open = opening ? episodes_opens : NULL,
                               .turn = episodes_turn,
                               .ready = episodes_ready,
                               .end = episodes_end,

@@ -28,17 +28,22 @@ typedef struct Prompts {
     Shard shard;
     int64_t count;
     int32_t longest;
-    int32_t *tokens;  /* tokens of all prompts, concatenated */
-    int64_t *offset;  /* (count + 1) */
+    int32_t *tokens; /* tokens of all prompts, concatenated */
+    int64_t *offset; /* (count + 1) */
+    int32_t *held;   /* (count) last tokens of each that its completions begin with (RolloutRequest.held); NULL: none */
     PromptText *what; /* (count) */
     int64_t dropped;  /* prompts longer than the limit */
+    int32_t too_long; /* tokens of the longest of them */
 } Prompts;
 
 static inline const int32_t *prompts_tokens(const Prompts *p, int64_t i) { return p->tokens + p->offset[i]; }
-static inline int32_t prompts_length(const Prompts *p, int64_t i) { return (int32_t)(p->offset[i + 1] - p->offset[i]); }
+static inline int32_t prompts_held(const Prompts *p, int64_t i) { return p->held ? p->held[i] : 0; }
+static inline int32_t prompts_length(const Prompts *p, int64_t i) {
+    return (int32_t)(p->offset[i + 1] - p->offset[i]) - prompts_held(p, i);
+}
 
 static inline void prompts_close(Prompts *p) {
-    free(p->tokens), free(p->offset), free(p->what);
+    free(p->tokens), free(p->offset), free(p->held), free(p->what);
     shard_close(&p->shard);
     *p = (Prompts){0};
 }
@@ -62,6 +67,7 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
         if (!ok) break;
         if (r.count > limit) {
             p->dropped++;
+            if (r.count > p->too_long) p->too_long = r.count;
             continue;
         }
         const int64_t n = p->count++;
@@ -76,9 +82,10 @@ static inline bool prompts_read(Prompts *p, int32_t limit, Error *e) {
     return ok;
 }
 
-/* Keeps only these prompts, in this order. chosen: (count) their numbers. */
+/* Keeps only these prompts, in this order, none of which has held tokens. chosen: (count) their numbers. */
 static inline void prompts_select(Prompts *p, const int64_t *chosen, int64_t count) {
     int64_t tokens = 0;
+    assert(!p->held);
     for (int64_t i = 0; i < count; i++) tokens += prompts_length(p, chosen[i]);
     Prompts q = {.shard = p->shard, .count = count, .dropped = p->dropped};
     q.tokens = (int32_t *)xmalloc((size_t)(tokens + 1) * sizeof *q.tokens);
@@ -101,6 +108,7 @@ static inline RolloutRequest prompts_request(const Prompts *p, int64_t i, int32_
                                              Completion *out) {
     return (RolloutRequest){.prompt = prompts_tokens(p, i),
                             .prompt_len = prompts_length(p, i),
+                            .held = prompts_held(p, i),
                             .samples = samples,
                             .id = id,
                             .out = out,

@@ -12,7 +12,8 @@
  * Completions of several turns (trajectory.h): when the model ends a turn, an environment (RolloutTurns) decides whether
  * the completion is over or waits for an answer. A waiting ("parked") completion keeps its slot and its rows of the
  * cache; the others go on. Its answer is appended as a segment of rows, and the first token of the next turn is drawn in
- * the same model call. No earlier row is computed again, and no drawn token is encoded again.
+ * the same model call. No earlier row is computed again, and no drawn token is encoded again. Before the first turn, too, a
+ * completion can wait for what the environment answers: then it begins with observed tokens.
  *
  * A server, whose requests come while others run, has an engine of rollout_new_lone() and calls the parts of rollout_run()
  * itself: rollout_begin(), then again and again rollout_gather(), rollout_add_prompts(), rollout_call() and rollout_take().
@@ -153,9 +154,16 @@ static inline const uint8_t *completion_mask(const Completion *c) {
     return c->trajectory ? c->trajectory->drawn : NULL;
 }
 
+/* The number of tokens that it observed before its first turn: they are a part of the prompt that only this one has. */
+static inline int32_t completion_before(const Completion *c) {
+    return c->trajectory && !c->trajectory->branches && c->trajectory->turns ? c->trajectory->start[0] : 0;
+}
+
 typedef struct RolloutRequest {
     const int32_t *prompt;
     int32_t prompt_len; /* 1 ... prompt_max */
+    int32_t held;       /* tokens after them that the environment puts at the start of each completion, around its first
+                         * observation (episodes.h) */
     int32_t samples;
     uint64_t id;        /* id of the first sample; the ids of the others follow it */
     Completion *out;    /* (samples) written; free each with completion_free() */
@@ -196,6 +204,9 @@ typedef struct RolloutTurns {
     bool specials; /* special tokens are part of what a person is shown */
     bool cut;      /* turn() is also called for turns that turn_tokens cut, of which Completion.finished is false */
     bool together; /* the samples of a request may wait for one another: each needs a slot */
+    /* The prompt of a sample is being computed. Returns whether the sample is parked before its first turn: an answer of at least
+     * one token will come. NULL: none is. */
+    bool (*open)(void *context, const RolloutSample *who, const Completion *c);
     /* A turn has ended by an end token or an end text. Returns whether the sample is parked: an answer will come. */
     bool (*turn)(void *context, const RolloutSample *who, const Completion *c);
     /* Sets *answer to an answer that has come and returns 1; returns 0 if there is none, after waiting for one if `wait`
@@ -417,8 +428,19 @@ static inline int rollout_new_row(const Rollout *r, const RolloutRequest *q, int
     return area * r->stride + (r->lone ? q->prompt_len : r->prompt_max);
 }
 
+/* Whether a sample waits before its first turn. It is parked, and takes a slot like a sample that has its first token. */
+static inline bool rollout_parks_first(Rollout *r, RolloutRequest *q, const RolloutSlot *who) {
+    Completion *c = &q->out[who->sample];
+    if (!r->turns || !r->turns->open) return false;
+    if (!r->turns->open(r->turns->context, &(RolloutSample){q, who->request, who->sample}, c)) return false;
+    c->trajectory->parked = true;
+    r->parked++;
+    if (who->slot < 0) rollout_wait(r, who->request, who->sample, who->prompt_area);
+    return true;
+}
+
 /* Adds prompts to the batch while there are free slots for their samples: one segment per prompt, one target per
- * sample. Skips requests for no samples. */
+ * sample that draws at once. Skips requests for no samples. */
 static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n,
                                        int64_t *next, int free_slots) {
     for (; *next < n && free_slots > r->waiting_count; ++*next) {
@@ -440,13 +462,16 @@ static inline void rollout_add_prompts(Rollout *r, const Sampling *s, RolloutReq
             r->activation_row[g->start + i] = q->activations ? (int32_t)q->activations - 1 + g->past + i : -1;
         }
         for (int32_t k = 0; k < q->samples; k++) {
+            const RolloutSlot who = {area, *next, k, alone ? area : -1};
+            if (alone) r->slot[area] = who;
             if (q->out[k].trajectory) trajectory_start(q->out[k].trajectory, clock_seconds());
+            const bool parks = rollout_parks_first(r, q, &who);
+            free_slots -= alone || !parks; /* a parked one without a slot counts among those that wait */
+            if (parks) continue;
             batch_target(&r->batch, batch_last_row(&r->batch, segment), 0);
-            rollout_aim(r, s, q, (RolloutSlot){area, *next, k, alone ? area : -1});
+            rollout_aim(r, s, q, who);
         }
-        if (alone) r->slot[area] = r->target[r->batch.targets - 1];
         r->area_users[area] = q->samples;
-        free_slots -= q->samples;
     }
 }
 
@@ -578,6 +603,7 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
     Completion *c = &q->out[a->sample];
     Trajectory *y = c->trajectory;
     const RolloutSample who = {q, a->request, a->sample};
+    const bool first = !c->count; /* the answer comes before the first turn */
     y->parked = false;
     r->parked--;
     bool over = a->over;
@@ -587,8 +613,10 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
         if (y->cached > c->count) y->cached = c->count;
     }
     if (!over && c->count + a->count >= rollout_limit(r, s, q->prompt_len)) {
-        y->stop =
-            q->prompt_len + c->count + a->count >= r->model->config.context ? STOP_CONTEXT_OVERFLOW : STOP_MAX_TOKENS;
+        const bool full = q->prompt_len + c->count + a->count >= r->model->config.context;
+        y->stop = first  ? STOP_TOOL_FAILED
+                  : full ? STOP_CONTEXT_OVERFLOW
+                         : STOP_MAX_TOKENS; /* first: nothing is drawn */
         over = true;
     }
     if (over) {
@@ -603,6 +631,7 @@ static inline void rollout_answer(Rollout *r, const Sampling *s, RolloutRequest 
     r->observed += a->count;
     y->first = c->count;
     y->turn_tokens = a->turn_tokens;
+    if (first) y->turns = 0; /* the first turn begins here */
     trajectory_turn(y);
     y->began[y->turns - 1] = (float)(clock_seconds() - y->started);
     y->state[y->turns - 1] = a->state;

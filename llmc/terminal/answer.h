@@ -23,7 +23,7 @@
 #include "../base/program.h"       /* program_stopping */
 #include "../base/terminal.h"      /* terminal_colors */
 #include "../base/text.h"          /* TextBuffer, TokenList, text_free, token_list_append, ... */
-#include "../rollout/rollout.h"    /* RolloutTurns, Sampling, RolloutSample, Completion, ... */
+#include "../rollout/rollout.h"    /* RolloutTurns, RolloutSample, Sampling, Completion, ... */
 #include "../rollout/sequence.h"   /* Sequence, sequence_draw */
 #include "../rollout/stop_text.h"  /* stop_text_cut, stop_text_longest */
 #include "../rollout/trajectory.h" /* STOP_INTERRUPTED, Trajectory, trajectory_stop_name */
@@ -111,6 +111,11 @@ static inline void answer_drawn(void *context, int64_t request, int32_t sample, 
     answer_check(t, printer_flush(&t->printer, false, &t->why));
 }
 
+static inline bool answer_open(void *context, const RolloutSample *who, const Completion *c) {
+    const RolloutTurns *x = ((AnswerTurns *)context)->inner;
+    return x->open(x->context, who, c);
+}
+
 static inline bool answer_turn(void *context, const RolloutSample *who, const Completion *c) {
     const RolloutTurns *x = ((AnswerTurns *)context)->inner;
     return x->turn(x->context, who, c);
@@ -150,6 +155,7 @@ static inline void answer_turns_open(AnswerTurns *t, const Tokenizer *tokenizer,
                        .colors = terminal_colors(STDOUT_FILENO)};
     t->printer.text.held = answer_held(how);
     t->turns.context = t;
+    if (inner->open) t->turns.open = answer_open;
     t->turns.turn = answer_turn;
     t->turns.ready = answer_ready;
     t->turns.end = answer_end;

@@ -17,7 +17,7 @@
 #include "../base/error.h"         /* Error, error_set, xrealloc */
 #include "../base/line_editor.h"   /* LineEditor, line_editor_close, line_editor_open, line_editor_read */
 #include "../base/options.h"       /* option_choice_index */
-#include "../base/program.h"       /* program_catch, program_signal, program_stopping */
+#include "../base/program.h"       /* program_signal, program_stopping, program_catch */
 #include "../base/text.h"          /* token_list_extend, TokenList, token_list_free, TextBuffer, ... */
 #include "../model/model.h"        /* Model, model_set_longest */
 #include "../model/model_text.h"   /* ModelText */
@@ -295,6 +295,10 @@ static inline void chat_close(Chat *c) {
 static inline bool chat_open_tools(Chat *c, Error *e) {
     if (c->episodes->text >= 0)
         return error_set(e, "--tool-cmd: its program answers the model's turns, which in a chat a person does");
+    if (c->episodes->turns.open)
+        return error_set(
+            e, "--tool-cmd: its program shows something before the model's first turn (\"opening\"), which in a "
+               "chat a person writes");
     c->talk.tools = true;
     c->talk.schemas = c->schemas;
     model_set_longest(c->model, c->length);

@@ -44,7 +44,7 @@
 #define LLMC_TEXT_CHAT_H
 
 #include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/text.h"  /* TokenList, TextBuffer, text_string, text_free, ... */
+#include "../base/text.h"  /* TokenList, TextBuffer, text_string, token_list_append, ... */
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */
@@ -497,6 +497,15 @@ static inline bool chat_encode_end(const ChatTemplate *c, const Tokenizer *t, To
     for (int32_t i = first; i < out->count; i++)
         if (out->ids[i] == stop) out->count = i + 1;
     return true;
+}
+
+/* Appends the tokens between the content of a user's last message and that of the assistant's answer. */
+static inline bool chat_encode_opening(const ChatTemplate *c, const Tokenizer *t, TokenList *out, Error *e) {
+    if (c->model) return jinja_chat_encode_opening(c->model, t, out, e);
+    const ChatSection *user = chat_find_section(c, "user", e);
+    const ChatSection *assistant = user ? chat_find_section(c, "assistant", e) : NULL;
+    return assistant && chat_encode_text(&user->suffix, t, "user", out, e) &&
+           chat_encode_text(&assistant->prefix, t, "assistant", out, e);
 }
 
 /* Appends the tokens that follow the token that ends an assistant's turn, up to the content of the assistant's next one:

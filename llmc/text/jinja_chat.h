@@ -60,7 +60,7 @@
 
 #include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
 #include "../base/io.h"    /* file_slurp */
-#include "../base/text.h"  /* text_append, TextBuffer, TokenList, text_string, ... */
+#include "../base/text.h"  /* TokenList, text_append, TextBuffer, text_string, ... */
 #include "jinja.h"         /* jinja_text_free, jinja_free, jinja_parse, jinja_render */
 #include "jinja_parse.h"   /* JINJA_TEMPLATE_MAX, Jinja */
 #include "jinja_value.h"   /* JinjaText, JINJA_MESSAGE, JINJA_GENERATED, JINJA_BEGIN */
@@ -574,13 +574,38 @@ static inline void jinja_text_drop(JinjaText *text, size_t n) {
     text->length -= n;
 }
 
+/* The first byte of the first `word` that stands in the content of a message; the length of the text if there is none. */
+static inline size_t jinja_text_content(const JinjaText *text, const char *word) {
+    const size_t n = strlen(word);
+    for (size_t at = 0; at + n <= text->length; at++)
+        if (!memcmp(text->text + at, word, n) && text->marks[at] & JINJA_MESSAGE) return at;
+    return text->length;
+}
+
+/* Appends the tokens that follow the content of a user's last message: the end of its turn and the generation prompt. */
+static inline bool jinja_chat_encode_opening(const JinjaChat *c, const Tokenizer *t, TokenList *out, Error *e) {
+    static const char *const word = "CONTENT";
+    json_t *conversation = json_pack("{s:[{s:s,s:s}]}", "messages", "role", "user", "content", word);
+    JinjaTurns turns = {.together = true};
+    bool ok = jinja_chat_render(c, conversation, true, &turns.text, e);
+    json_decref(conversation);
+    if (!ok) return false;
+    const size_t at = jinja_text_content(&turns.text, word);
+    if (at == turns.text.length) ok = error_set(e, "chat template: it does not write a user's content");
+    if (ok) {
+        jinja_text_drop(&turns.text, at + strlen(word));
+        ok = jinja_chat_encode(&turns, t, false, out, NULL, e);
+    }
+    jinja_turns_free(&turns);
+    return ok;
+}
+
 /* Appends the tokens that follow the token that ends an assistant's turn, up to the content of the assistant's next one:
  * the rest of what the template writes after a turn, then `messages`, a list of messages such as tool results, then the
  * generation prompt. */
 static inline bool jinja_chat_encode_answer(const JinjaChat *c, const Tokenizer *t, const json_t *messages,
                                             TokenList *out, Error *e) {
     static const char *const word = "CONTENT";
-    const size_t n = strlen(word);
     json_t *conversation = json_pack("{s:[{s:s,s:s},{s:s,s:s}]}", "messages", "role", "user", "content", "Q", "role",
                                      "assistant", "content", word);
     json_array_extend(json_object_get(conversation, "messages"), (json_t *)messages);
@@ -589,11 +614,10 @@ static inline bool jinja_chat_encode_answer(const JinjaChat *c, const Tokenizer 
     json_decref(conversation);
     if (!ok) return false;
     const JinjaText *text = &turns.text;
-    size_t at = 0, length = 0;
-    while (at + n <= text->length && (memcmp(text->text + at, word, n) || !(text->marks[at] & JINJA_MESSAGE))) at++;
+    size_t at = jinja_text_content(text, word), length = 0;
     const int32_t stop = jinja_chat_stop(c, t, &trained);
     int32_t id = -1;
-    if (at + n <= text->length) id = jinja_chat_special(text, t, &at, text->length);
+    if (at < text->length) id = jinja_chat_special(text, t, &at, text->length);
     if (id >= 0) tokenizer_token(t, id, &length);
     if (id < 0 || id != stop)
         ok = error_set(e, "chat template: no token ends an assistant's turn before a tool's result");

@@ -5,9 +5,9 @@
  * apart by "op", "id", "turn" and "call", which the answer repeats:
  *
  *     -> {"op":"hello","version":1,"program":"train_grpo","worker":0,"workers":2,"seed":1}
- *     <- {"op":"hello","tools":[SCHEMA,...],"episodes":true,"text":false,"group":false}
+ *     <- {"op":"hello","tools":[SCHEMA,...],"episodes":true,"text":false,"group":false,"opening":false}
  *     -> {"op":"reset","id":"12.3","samples":8,"prompt":"...","answer":"...","task":"...","fields":{},"seed":98765}
- *     <- {"op":"reset","id":"12.3","role":"first","episode":"1"}
+ *     <- {"op":"reset","id":"12.3","role":"first","episode":"1","observation":null,"tools":null}
  *     -> {"op":"call","id":"12.3","turn":0,"call":0,"name":"lookup","arguments":{"key":"k7"}}
  *     <- {"op":"call","id":"12.3","turn":0,"call":0,"content":"v19","reward":0,"done":false}
  *     -> {"op":"step","id":"12.3","turn":0,"text":"16"}
@@ -63,7 +63,8 @@ typedef struct ToolProgram {
     ToolWorker *worker; /* (workers) */
     json_t *hello;
     bool episodes, text;
-    bool group; /* episodes of one prompt may wait for one another */
+    bool group;   /* episodes of one prompt may wait for one another */
+    bool opening; /* its answer to a reset is waited for before the model's first turn */
 } ToolProgram;
 
 /* A request without an answer yet. */
@@ -244,6 +245,7 @@ static inline bool tool_programs_open(ToolPrograms *p, const char *const *comman
         g->episodes = json_is_true(json_object_get(g->hello, "episodes"));
         g->text = json_is_true(json_object_get(g->hello, "text"));
         g->group = g->episodes && json_is_true(json_object_get(g->hello, "group"));
+        g->opening = g->episodes && json_is_true(json_object_get(g->hello, "opening"));
     }
     if (!ok) tool_programs_close(p);
     return ok;

@@ -31,7 +31,7 @@
 #include "../model/transformer.h"    /* ModelOutput, model_forward, model_backward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../report/metrics.h"       /* metrics_set, Metrics */
-#include "../rollout/rollout.h"      /* Completion, completion_drawn, completion_mask */
+#include "../rollout/rollout.h"      /* Completion, completion_drawn, completion_before, completion_mask */
 #include "../rollout/trajectory.h"   /* Trajectory */
 #include "generation.h"              /* Generation, GenerationSlice, generation_cached, generation_cached_work, ... */
 #include "trainer.h"                 /* trainer_count_flops */
@@ -209,8 +209,10 @@ static inline void credit_give(const Credit *c, const GenerationSlice *x, Policy
 static inline void credit_begin(Credit *c, const Generation *g, int32_t first, int32_t end) {
     c->llds = (LldsStats){0};
     c->observations = c->observed_loss = 0;
-    for (int32_t i = first; i < end; i++)
-        if (g->counts[i]) c->observations += g->scored[i].completion.count - completion_drawn(&g->scored[i].completion);
+    for (int32_t i = first; i < end; i++) {
+        const Completion *x = &g->scored[i].completion;
+        if (g->counts[i]) c->observations += x->count - completion_drawn(x) - completion_before(x);
+    }
 }
 
 /* The forward pass of a micro-batch. With --observation-ce, the observed tokens are targets after the drawn ones. value: of

@@ -49,7 +49,7 @@
 #define LLMC_TRAIN_GENERATION_H
 
 #include "../base/error.h"           /* xcalloc, die, Error, usage_error, ... */
-#include "../base/options.h"         /* option_given, options_parsed, OptionUse, options_refuse_unused */
+#include "../base/options.h"         /* options_parsed, OptionUse, option_given, options_refuse_unused */
 #include "../base/random.h"          /* RANDOM_ROLLOUT, RANDOM_SHUFFLE, Random, random_below, ... */
 #include "../dist/dist.h"            /* Dist, dist_collect, dist_share, dist_complete */
 #include "../judge/judge.h"          /* Judge, judge_close, judge_mode_name, judge_open */
@@ -64,7 +64,7 @@
 #include "../model/model.h"          /* Model */
 #include "../model/model_fits.h"     /* FitSide */
 #include "../model/pack.h"           /* batch_branch, batch_clear, batch_completion, batch_free, ... */
-#include "../model/transformer.h"    /* model_flops, ModelOutput, model_forward, model_forward_backward */
+#include "../model/transformer.h"    /* ModelOutput, model_flops, model_forward, model_forward_backward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../records/eval_sets.h"    /* EvalSets, eval_sets_free, eval_sets_new, eval_sets_size */
 #include "../records/inputs.h"       /* Inputs, inputs_close */
@@ -73,11 +73,11 @@
 #include "../reward/reward_model.h"  /* RewardModel, RewardItem, reward_model_close, reward_model_fits, ... */
 #include "../reward/rewards.h"       /* Rewards, REWARD_MODEL, REWARDS_MAX, rewards_close, ... */
 #include "../reward/verify_answer.h" /* RewardInput */
-#include "../rollout/episodes.h"     /* episodes_on, episodes_check, Episodes, episodes_close, ... */
+#include "../rollout/episodes.h"     /* episodes_on, episodes_check_prompts, Episodes, episodes_close, ... */
 #include "../rollout/off_policy.h"   /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
-#include "../rollout/prompts.h"      /* Prompts, prompts_length, prompts_close, prompts_said, ... */
+#include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
-#include "../rollout/rollout.h"      /* Completion, RolloutRequest, completion_mask, rollout_activation_rows, ... */
+#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_mask, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../tools/code_tool.h"      /* CodeToolOptions */
@@ -132,6 +132,7 @@ typedef struct Generation {
     int32_t *offset;     /* (completions + 1) */
     float *logp, *old_logp, *ref_logp, *sampler_logp, *entropy, *dlogp, *dentropy; /* (tokens) */
     bool observe;          /* batches have room for the observed tokens as targets: generation_observe() */
+    unsigned told;         /* bits of the warnings that were printed */
     MicroPlan plan;        /* the result of generation_plan() */
     int32_t *slice_offset; /* (completions + 1) offsets of the last slice */
     double gen_seconds, reward_seconds;
@@ -250,13 +251,16 @@ static inline void generation_open_mixture(Generation *g, int64_t steps) {
     g->steps = all ? all : (int64_t)ceil(mix_records(&g->mixture, g->o->epochs) / (double)P) * steps;
 }
 
-/* Reads prompts of at most `limit` tokens. */
+/* Reads prompts of at most `limit` tokens. Ends the program if more than half of them are longer. */
 static inline void generation_read_prompts(Prompts *p, int32_t limit) {
     Error e;
     if (!prompts_read(p, limit, &e)) die("%s", e.text);
+    if (2 * p->dropped > p->shard.count)
+        die("%s: %lld of %lld prompts are longer than %d tokens, up to %d; raise --max-prompt-length", p->shard.name,
+            (long long)p->dropped, (long long)p->shard.count, limit, p->too_long);
     if (p->dropped)
-        warn("%s: %lld prompts are longer than %d tokens and are left out", p->shard.name, (long long)p->dropped,
-             limit);
+        warn("%s: %lld of %lld prompts are longer than %d tokens, up to %d, and are left out", p->shard.name,
+             (long long)p->dropped, (long long)p->shard.count, limit, p->too_long);
 }
 
 /* Reads the held-out prompts, set by set. */
@@ -290,9 +294,11 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
         !episodes_open(&g->episodes, &o->episodes, &code, &g->t->text, (int)o->slots, g->t->program, g->t->o->seed, &e))
         die("%s: %s", episodes_option(&o->episodes), e.text);
     if (episodes_on(&o->episodes) &&
-        (!episodes_check(&g->episodes, g->train.what, g->train.count, g->train.shard.name, &e) ||
-         !episodes_check(&g->episodes, g->val.what, g->val.count, g->val.shard.name, &e)))
+        (!episodes_check_prompts(&g->episodes, &g->train, &e) || !episodes_check_prompts(&g->episodes, &g->val, &e)))
         die("%s", e.text);
+    if (o->episodes.timeout > 0 && g->t->dist.rank == 0)
+        warn(
+            "--rollout-timeout: completions depend on the clock, so that a run that is resumed or repeated can differ");
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
     const int need = generation_longest_prompt(g) + (int)o->max_completion;
     trainer_set_longest(g->t, generation_longest(g));
@@ -853,8 +859,8 @@ static inline GenerationSlice generation_slice(Generation *g, int32_t first, int
                              .dentropy = g->dentropy + at};
 }
 
-/* Adds completions [first, end) to a batch, after their prompts: prompt i is at tokens[offset[i]] ... [offset[i + 1]].
- * Branches are sequences of their own. */
+/* Adds completions [first, end) to a batch, after their prompts: prompt i is at tokens[offset[i]] ... [offset[i + 1]], without
+ * the tokens that its completions begin with. Branches are sequences of their own. */
 static inline void generation_fill(const Generation *g, Batch *b, int32_t first, int32_t end, const int32_t *tokens,
                                    const int64_t *offset) {
     int segment = -1;
@@ -869,7 +875,7 @@ static inline void generation_fill(const Generation *g, Batch *b, int32_t first,
             }
             continue;
         }
-        const int64_t at = offset[a->prompt], length = offset[a->prompt + 1] - at;
+        const int64_t at = offset[a->prompt], length = offset[a->prompt + 1] - at - prompts_held(&g->train, a->prompt);
         if (i == first || i % g->o->generations == 0) segment = batch_segment(b, tokens + at, (int32_t)length, 0, -1);
         batch_completion(b, segment, c->tokens, completion_mask(c), c->count);
     }
@@ -882,8 +888,8 @@ static inline GenerationSlice generation_pack(Generation *g, int32_t first, int3
     return generation_slice(g, first, end);
 }
 
-/* Adds the observed tokens of completions [first, end), which generation_pack() has packed, to the batch's targets, in order
- * after the drawn ones. */
+/* Adds the tokens that completions [first, end), which generation_pack() has packed, observed after their first turn to the
+ * batch's targets, in order after the drawn ones. */
 static inline void generation_observe(Generation *g, int32_t first, int32_t end) {
     Batch *b = &g->batch;
     int segment = 0;
@@ -891,7 +897,8 @@ static inline void generation_observe(Generation *g, int32_t first, int32_t end)
         const Completion *c = &g->scored[i].completion;
         const uint8_t *drawn = completion_mask(c);
         segment += i == first || i % g->o->generations == 0; /* the prompt's */
-        for (int32_t k = 1; drawn && k < c->count; k++)
+        const int32_t before = completion_before(c);
+        for (int32_t k = before ? before : 1; drawn && k < c->count; k++)
             if (!drawn[k]) batch_target(b, b->segment[segment].start + k - 1, c->tokens[k]);
         segment += c->count > 1;
     }

@@ -19,7 +19,7 @@
 #include "../loss/advantage.h"          /* Spread, spread_of */
 #include "../records/eval_sets.h"       /* eval_set_size */
 #include "../records/mix.h"             /* mix_epochs */
-#include "../report/metrics.h"          /* metrics_set, Metrics, metrics_warn, metrics_set_of, ... */
+#include "../report/metrics.h"          /* metrics_set, metrics_warn, Metrics, metrics_set_of, ... */
 #include "../report/run_facts.h"        /* RUN_EVALUATION, RUN_SAMPLES, RunPhase */
 #include "../reward/code_judge.h"       /* CodeCounts, CodeJudge */
 #include "../reward/rewards.h"          /* Rewards */
@@ -28,10 +28,11 @@
 #include "../rollout/evaluation.h"      /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
 #include "../rollout/prompts.h"         /* Prompts, prompts_input, prompts_length, prompts_request, ... */
 #include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
-#include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_AGENT_FAILED, STOP_COMPLETED, STOP_TOOL_FAILED, ... */
+#include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_TOOL_FAILED, TrajectoryCounts, STOP_AGENT_FAILED, ... */
 #include "../sandbox/sandbox_outcome.h" /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, ... */
 #include "../tools/tools.h"             /* Tool */
 #include "generation.h"                 /* Generation */
+#include "generation_options.h"         /* GenerationOptions */
 #include "mixing.h"                     /* mixing_log */
 #include "roles.h"                      /* roles_log */
 #include "trainer.h"                    /* TrainerPause, trainer_check_metric, trainer_evaluated, trainer_go_on, ... */
@@ -210,6 +211,31 @@ static inline void generation_log_tool(Generation *g, Tool *tool, EpisodeTimes *
     tool->calls = t->count = 0;
 }
 
+/* Whether a count is not 0 for the first time. warning: its number, below 32. */
+static inline bool generation_first_time(Generation *g, int warning, double count) {
+    const bool first = count > 0 && !(g->told >> warning & 1);
+    if (first) g->told |= 1u << warning;
+    return first;
+}
+
+/* Warns the first time that completions were lost, that results were cut, and that the engine mostly waited for results. sum,
+ * lost: over the completions of all ranks. */
+static inline void generation_warn_turns(Generation *g, const TrajectoryCounts *sum, int64_t lost, double parked) {
+    Metrics *m = &g->t->metrics;
+    const GenerationOptions *o = g->o;
+    enum { LOST, CUT, PARKED };
+    const char *why = g->episodes.programs.why.text;
+    if (generation_first_time(g, LOST, (double)lost))
+        metrics_warn(m, "%lld of %d completions were lost because a tool failed, and have no reward: %s",
+                     (long long)lost, g->completions, *why ? why : "on another rank");
+    if (generation_first_time(g, CUT, sum->truncated_results))
+        metrics_warn(m, "%d results of tools had more than %lld tokens and were cut (--max-tool-response-length)",
+                     sum->truncated_results, (long long)o->episodes.max_response);
+    if (g->completions / g->t->dist.ranks > g->engine.slots && generation_first_time(g, PARKED, parked - 0.5))
+        metrics_warn(m, "%.0f %% of the slots waited for results of tools: more --slots would keep the model busy",
+                     100 * parked);
+}
+
 /* Sets the metrics of trajectories with tools. Collective. */
 static inline void generation_log_turns(Generation *g) {
     Metrics *m = &g->t->metrics;
@@ -237,8 +263,9 @@ static inline void generation_log_turns(Generation *g) {
     metrics_set(m, "turns/mean", (double)turns / n);
     metrics_set(m, "turns/max", (double)most);
     metrics_set(m, "rollout/observed_tokens", (double)observed);
-    if (g->engine.used_slots)
-        metrics_set(m, "rollout/parked_share", (double)g->engine.parked_slots / (double)g->engine.used_slots);
+    const double parked = g->engine.used_slots ? (double)g->engine.parked_slots / (double)g->engine.used_slots : NAN;
+    if (g->engine.used_slots) metrics_set(m, "rollout/parked_share", parked);
+    if (!g->o->agent.command) generation_warn_turns(g, &sum, stops[STOP_TOOL_FAILED], parked);
     for (int k = 0; k < g->episodes.tools.count; k++)
         generation_log_tool(g, &g->episodes.tools.tool[k], &g->episodes.times[k]);
     g->engine.parked_slots = g->engine.used_slots = 0;

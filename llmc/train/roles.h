@@ -23,14 +23,14 @@
 #ifndef LLMC_TRAIN_ROLES_H
 #define LLMC_TRAIN_ROLES_H
 
-#include "../base/error.h"           /* die, Error, xcalloc, xmalloc, ... */
-#include "../base/text.h"            /* TextBuffer, text_clear, text_format, text_free, ... */
+#include "../base/error.h"           /* die, xcalloc, xmalloc, xstrdup */
+#include "../base/text.h"            /* TextBuffer, text_free */
 #include "../loss/advantage.h"       /* AdvantageStats, advantage_batch_stats, advantage_group_differs */
 #include "../loss/advantage_roles.h" /* advantage_peers, advantage_rae */
 #include "../report/metrics.h"       /* Metrics, metrics_set, metrics_warn */
-#include "../rollout/episode_rows.h" /* episode_program_name, EpisodeRow, episode_row_read */
+#include "../rollout/episode_rows.h" /* episode_row_role */
+#include "../rollout/role_rewards.h" /* RoleRewards, role_reward_mean, role_rewards_add, role_rewards_free */
 #include "../rollout/trajectory.h"   /* Trajectory, TRAJECTORY_NAME */
-#include "../tools/tool_program.h"   /* ToolPrograms */
 #include "generation.h"              /* Generation */
 
 enum { ROLES_MAX = 64 };
@@ -64,21 +64,16 @@ static inline void roles_free(Roles *r) {
     *r = (Roles){0};
 }
 
-/* Writes the game of completion i and a slash if there is more than one game. */
-static inline void roles_game(const Generation *g, int32_t i, TextBuffer *name) {
-    const ToolPrograms *p = &g->episodes.programs;
-    EpisodeRow row;
-    Error unused; /* episodes_check() has found it */
-    if (p->count < 2) return;
-    if (!episode_row_read(&g->episodes.tools, p, &g->train.what[g->scored[i].prompt], &row, &unused)) return;
-    if (row.text >= 0 && episode_program_name(&p->program[row.text]))
-        text_format(name, "%s/", episode_program_name(&p->program[row.text]));
-}
-
 /* Whether completion i has a role. */
 static inline bool roles_has(const Generation *g, int32_t i) {
     const Trajectory *y = g->scored[i].completion.trajectory;
     return y && *y->role;
+}
+
+/* Writes the name of the role of completion i, which without one is that of its game. */
+static inline void roles_name(const Generation *g, int32_t i, TextBuffer *name) {
+    episode_row_role(&g->episodes.tools, &g->episodes.programs, &g->train.what[g->scored[i].prompt],
+                     roles_has(g, i) ? g->scored[i].completion.trajectory->role : "", name);
 }
 
 /* Returns the index of the role of each completion, (completions), to be freed; -1: it has none. all: the completions with a
@@ -89,9 +84,7 @@ static inline int32_t *roles_read(Roles *r, const Generation *g, bool all) {
     for (int32_t i = 0; i < g->completions; i++) {
         of[i] = -1;
         if (!roles_has(g, i) && (!all || isnan(g->scored[i].reward))) continue;
-        text_clear(&name);
-        roles_game(g, i, &name);
-        text_string(&name, roles_has(g, i) ? g->scored[i].completion.trajectory->role : "");
+        roles_name(g, i, &name);
         of[i] = roles_find(r, name.text);
     }
     text_free(&name);
@@ -100,25 +93,22 @@ static inline int32_t *roles_read(Roles *r, const Generation *g, bool all) {
 
 /* Sets the metrics of each role: the share of the completions that have it, and their mean reward. */
 static inline void roles_log(const Generation *g, Metrics *m) {
-    Roles r = {0};
-    int32_t *of = roles_read(&r, g, false);
-    for (int k = 0; k < r.count; k++) {
-        double sum = 0, scored = 0, all = 0;
-        char key[256];
-        for (int32_t i = 0; i < g->completions; i++) {
-            if (of[i] != k) continue;
-            all++;
-            if (isnan(g->scored[i].reward)) continue;
-            scored++;
-            sum += g->scored[i].reward;
-        }
-        snprintf(key, sizeof key, "role/%.200s/share", r.name[k]);
-        metrics_set(m, key, all / g->completions);
-        snprintf(key, sizeof key, "role/%.200s/reward", r.name[k]);
-        metrics_set(m, key, scored > 0 ? sum / scored : NAN);
+    RoleRewards r = {0};
+    TextBuffer name = {0};
+    for (int32_t i = 0; i < g->completions; i++) {
+        if (!roles_has(g, i)) continue;
+        roles_name(g, i, &name);
+        role_rewards_add(&r, name.text, g->scored[i].reward);
     }
-    free(of);
-    roles_free(&r);
+    for (int k = 0; k < r.count; k++) {
+        char key[256];
+        snprintf(key, sizeof key, "role/%.200s/share", r.role[k].name);
+        metrics_set(m, key, r.role[k].completions / g->completions);
+        snprintf(key, sizeof key, "role/%.200s/reward", r.role[k].name);
+        metrics_set(m, key, role_reward_mean(&r.role[k]));
+    }
+    text_free(&name);
+    role_rewards_free(&r);
 }
 
 /* ---- rae ------------------------------------------------------------------------------------------------------- */

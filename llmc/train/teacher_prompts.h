@@ -16,7 +16,7 @@
 #ifndef LLMC_TRAIN_TEACHER_PROMPTS_H
 #define LLMC_TRAIN_TEACHER_PROMPTS_H
 
-#include "../base/error.h"       /* error_set, Error, xcalloc, xrealloc */
+#include "../base/error.h"       /* error_set, Error, die, xcalloc, ... */
 #include "../base/text.h"        /* TokenList, token_list_free */
 #include "../model/batch.h"      /* Batch */
 #include "../model/model_text.h" /* ModelText */
@@ -82,6 +82,9 @@ static inline bool teacher_prompts_read(TeacherPrompts *p, const Prompts *prompt
  * so many tokens longer. */
 static inline void teacher_prompts_open(TeacherPrompts *p, const Generation *g) {
     int64_t more = 0;
+    if (g->train.held)
+        die("--teacher-prompt: cannot be used with a program of --tool-cmd that shows something before the first turn "
+            "(\"opening\"): it would not follow the teacher's prompt");
     for (int64_t i = 0; i < g->train.count; i++) {
         const int64_t longer = p->offset[i + 1] - p->offset[i] - prompts_length(&g->train, i);
         if (longer > more) more = longer;

@@ -1,0 +1,55 @@
+/* role_rewards.h - the mean reward of each role of completions, such as the players of a game.
+ *
+ *     RoleRewards r = {0};
+ *     role_rewards_add(&r, "player0", 1);         // each completion that has a role; NaN: it has no reward
+ *     for (int k = 0; k < r.count; k++) printf("%s %g\n", r.role[k].name, role_reward_mean(&r.role[k]));
+ *     role_rewards_free(&r);
+ */
+#ifndef LLMC_ROLLOUT_ROLE_REWARDS_H
+#define LLMC_ROLLOUT_ROLE_REWARDS_H
+
+#include "../base/error.h" /* xrealloc, xstrdup */
+#include <math.h>
+
+typedef struct RoleReward {
+    char *name;
+    double completions;           /* that have the role */
+    double scored, mean, squares; /* those with a reward; their mean; sum of the squared distances from it */
+} RoleReward;
+
+typedef struct RoleRewards {
+    RoleReward *role; /* (count) in the order in which they were added first */
+    int count;
+} RoleRewards;
+
+/* Adds a completion. The sums are Welford's, which do not cancel. */
+static inline void role_rewards_add(RoleRewards *r, const char *name, double reward) {
+    int k = 0;
+    while (k < r->count && strcmp(r->role[k].name, name)) k++;
+    if (k == r->count) {
+        r->role = (RoleReward *)xrealloc(r->role, (size_t)++r->count, sizeof *r->role);
+        r->role[k] = (RoleReward){.name = xstrdup(name)};
+    }
+    RoleReward *x = &r->role[k];
+    x->completions++;
+    if (isnan(reward)) return;
+    const double from = reward - x->mean;
+    x->mean += from / ++x->scored;
+    x->squares += from * (reward - x->mean);
+}
+
+/* The mean reward; NaN if none of the completions has one. */
+static inline double role_reward_mean(const RoleReward *x) { return x->scored > 0 ? x->mean : NAN; }
+
+/* The standard error of the mean; NaN with fewer than two rewards. */
+static inline double role_reward_error(const RoleReward *x) {
+    return x->scored > 1 ? sqrt(x->squares / (x->scored - 1) / x->scored) : NAN;
+}
+
+static inline void role_rewards_free(RoleRewards *r) {
+    for (int k = 0; k < r->count; k++) free(r->role[k].name);
+    free(r->role);
+    *r = (RoleRewards){0};
+}
+
+#endif
