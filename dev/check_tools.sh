@@ -158,10 +158,11 @@ guess() {
     done
 }
 
-# Kills COUNT workers, each a while after it has started.
-killer() { # COUNT
+# Kills COUNT workers of the run with this process id, each a while after it has started. Fails if the run ends before that.
+killer() { # COUNT PID
     seen=0
     while [ "$seen" -lt "$1" ]; do
+        kill -0 "$2" 2>/dev/null || return 1
         pid=$(sed -n "$((seen + 1))p" "$work/pids" 2>/dev/null) || true
         if [ -z "$pid" ]; then sleep 0.01; continue; fi
         sleep "0.0$(((pid * 7919 + seen * 104729) % 90 + 10))"
@@ -174,19 +175,19 @@ rows() { # NAME EPISODES OPTION...: completions with a program
     name=$1
     episodes=$2
     shift 2
-    ./generate -c "$work/grpo.bin" -i "$work/heldout.shard" --num-samples 8 -g 60 --slots 32 --tool-format "$format" \
+    ./generate -c "$work/grpo.bin" -i "$work/heldout.shard" --num-samples 12 -g 60 --slots 32 --tool-format "$format" \
         --tool-cmd "exec python3 $work/facts.py $work/facts.jsonl $work/pids $episodes" --tool-workers 2 --reward verify \
         --max-tool-failures 1 -o "$work/$name.jsonl" "$@" 2>"$work/$name.log" || { tail -n 1 "$work/$name.log"; exit 1; }
 }
 
 faults() {
-    echo "== faults: 2 workers, 1600 completions"
+    echo "== faults: 2 workers, 2400 completions"
     rows calm no
     for episodes in no episodes; do
         : >"$work/pids"
-        killer 100 &
-        rows "$episodes" "$episodes" --tool-retries 100
-        wait $!
+        rows "$episodes" "$episodes" --tool-retries 100 &
+        killer 100 $! || { echo "FAILED: the run ended before 100 of its workers were killed"; status=1; }
+        wait $! || status=1
         python3 - "$work/calm.jsonl" "$work/$episodes.jsonl" $episodes <<'END' || status=1
 import json, sys
 calm, killed = ([json.loads(line) for line in open(path)] for path in sys.argv[1:3])
