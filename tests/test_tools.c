@@ -837,6 +837,18 @@ static void test_rewards(void **state) {
     metrics = text_of(files_path("m.jsonl"));
     assert_holds(metrics, "\"num_trained_tokens\":0");
     free(metrics);
+    /* turns that a limit cuts have neither a call nor an answer */
+    static const char *const void_turns[] = {"", "--mask-void-turns"};
+    for (int i = 0; i < 2; i++) {
+        char command[700];
+        snprintf(command, sizeof command,
+                 GRPO "--tools calculator " FORMAT " --max-turn-tokens 2 %s --metrics $T/m.jsonl", void_turns[i]);
+        run(0, command);
+        metrics = text_of(files_path("m.jsonl"));
+        assert_holds(metrics, "\"stop/max_turn_tokens\":1");
+        assert_int_equal(strstr(metrics, "\"num_trained_tokens\":0") != NULL, i);
+        free(metrics);
+    }
     refused_output("grpo.bin", 1, GRPO "--tools calculator " FORMAT " --mask-stopped completed,tired",
                    "--mask-stopped: 'tired' is no reason for which a completion ends");
 }

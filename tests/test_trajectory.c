@@ -1,5 +1,5 @@
 /* test_trajectory.c - completions of several turns: the engine against uncached forward passes of the whole sequence, and
- * independence of slots; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
+ * independence of slots, also of those that observe before they draw; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
  * calls; the tokens after a turn against the chat templates that wrote them; the calculator against exact values. */
 #include "../llmc/base/error.h"               /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"              /* random_below, Random, random_start, random_normal */
@@ -51,21 +51,34 @@ typedef struct World {
         Trajectory *y;
         int polls;
         uint64_t id;
+        bool first; /* waits before its first turn */
     } sample[8 * REQUESTS];
-    int32_t ids[LONG + 1];
+    int32_t ids[NEW];
 } World;
+
+static void world_park(World *w, const RolloutSample *who, Trajectory *y, bool first) {
+    const uint64_t id = who->q->id + (uint64_t)who->sample;
+    Random r = random_start(w->delay, id);
+    w->sample[w->waiting++] = (struct WorldSample){*who, y, (int)random_below(&r, 30), id, first};
+}
 
 static bool world_turn(void *context, const RolloutSample *who, const Completion *c) {
     World *w = context;
     Trajectory *y = c->trajectory;
     assert_int_equal(c->tokens[c->count - 1], STOP);
-    Random r = random_start(w->delay, who->q->id + (uint64_t)who->sample);
     if (y->turns >= w->most) {
         y->stop = STOP_COMPLETED;
         return false;
     }
-    w->sample[w->waiting++] =
-        (struct WorldSample){*who, y, (int)random_below(&r, 30), who->q->id + (uint64_t)who->sample};
+    world_park(w, who, y, false);
+    return true;
+}
+
+/* The samples of every third request draw at once. */
+static bool world_open(void *context, const RolloutSample *who, const Completion *c) {
+    assert_int_equal(c->count, 0);
+    if (who->request % 3 == 2) return false;
+    world_park(context, who, c->trajectory, true);
     return true;
 }
 
@@ -75,7 +88,7 @@ static int world_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
     for (int i = 0; i < w->waiting; i++) {
         struct WorldSample *s = &w->sample[i];
         if (!wait && s->polls-- > 0) continue;
-        Random r = random_start(5, 1000 * s->id + (uint64_t)s->y->turns);
+        Random r = random_start(5, 1000 * s->id + (uint64_t)(s->first ? 0 : s->y->turns));
         int n = 1 + (int)random_below(&r, 12);
         if (w->longest && random_below(&r, 4) == 0) n = w->longest;
         for (int k = 0; k < n; k++) w->ids[k] = (int32_t)random_below(&r, VOCAB);
@@ -261,6 +274,47 @@ static void test_turns(void **state) {
     run(&m, 64, &other->turns, b, &r);
     rollout_free(&r);
     assert_same(a, b, 5e-5);
+    work_clear(a), work_clear(b);
+    free(a), free(b), free(one), free(other);
+    model_free(&m);
+}
+
+/* Samples that begin with observed tokens, of one prompt and of several, beside others that draw at once; one that does not fit
+ * is lost before it has a token. */
+static void test_first(void **state) {
+    (void)state;
+    Model m = random_model(0.3, 3);
+    Rollout r;
+    Work *a = work_new(1), *b = work_new(1);
+    World *one = world_new(3, LONG, 1), *other = world_new(3, LONG, 2);
+    one->turns.open = other->turns.open = world_open;
+    run(&m, 4, &one->turns, a, &r);
+    int waited = 0;
+    for (int i = 0; i < REQUESTS; i++)
+        for (int k = 0; k < a->request[i].samples; k++) {
+            const Completion *c = &a->request[i].out[k];
+            const Trajectory *y = c->trajectory;
+            assert_int_equal(completion_before(c), y->start[0]);
+            assert_int_equal(y->start[0] > 0, i % 3 != 2);
+            assert_int_equal(y->drawn[y->start[0]], 1);
+            assert_int_equal(memchr(y->drawn, 1, (size_t)c->count) == y->drawn + y->start[0], 1);
+            waited += y->start[0] == LONG;
+        }
+    assert_true(waited > 5);
+    assert_int_equal(one->ended, a->samples);
+    rollout_free(&r);
+    check_uncached(&m, a);
+    check_packed(&m, a);
+    run(&m, 64, &other->turns, b, &r);
+    rollout_free(&r);
+    assert_same(a, b, 5e-5);
+    work_clear(b);
+    one->longest = NEW;
+    run(&m, 64, &one->turns, b, &r);
+    int lost = 0;
+    for (int i = 0; i < b->samples; i++) lost += !b->out[i].count && b->out[i].trajectory->stop == STOP_TOOL_FAILED;
+    assert_true(lost > 5 && lost < b->samples / 2);
+    rollout_free(&r);
     work_clear(a), work_clear(b);
     free(a), free(b), free(one), free(other);
     model_free(&m);
@@ -538,9 +592,9 @@ static void test_observation_ce(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),         cmocka_unit_test(test_one_turn),
-                                       cmocka_unit_test(test_turn_tokens),   cmocka_unit_test(test_pack),
-                                       cmocka_unit_test(test_gae),           cmocka_unit_test(test_pairs),
-                                       cmocka_unit_test(test_observation_ce)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),    cmocka_unit_test(test_first),
+                                       cmocka_unit_test(test_one_turn), cmocka_unit_test(test_turn_tokens),
+                                       cmocka_unit_test(test_pack),     cmocka_unit_test(test_gae),
+                                       cmocka_unit_test(test_pairs),    cmocka_unit_test(test_observation_ce)};
     return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
 }
