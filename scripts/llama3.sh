@@ -12,7 +12,7 @@
 # of a round that differ in data or hyperparameters are averaged. Control: the same without DPO.
 # shellcheck disable=SC1091
 export LOOP_BASE=own
-: "${STEPS:=40}" "${DPO_RATE:=1e-4}"
+: "${STEPS:=40}"
 cd "$(dirname "$0")/.." && . scripts/loop.sh && . scripts/letters.sh
 : "${ROUNDS:=3}"
 reward_model

@@ -2,10 +2,19 @@
 # Chapter 1: a base model and an assistant. The base reads sheets of sorting exercises, most of them without solutions: asked for one,
 # it writes the next exercise. A few demonstrations make an assistant of it.
 title "a base model becomes an assistant"
-# sheets ROWS OUTPUT: documents of two problems, one in four with the solutions, some of them after an empty line.
+# sheets ROWS OUTPUT: documents of two problems, some of them after an empty line. Each is written four times, once with the solutions,
+# so that nothing in a problem tells whether they follow.
 sheets() {
-    awk -F'"' '{ text = text $4 (int((NR - 1) / 2) % 4 ? "" : $8) "\\n" }
-        NR % 2 == 0 { print "{\"text\":\"" (int(NR / 2) % 3 ? "" : "\\n") text "\"}"; text = "" }' "$1" >"$2"
+    awk -F'"' '{ problem[NR] = $4; solution[NR] = $8 }
+        END {
+            for (copy = 0; copy < 4; copy++)
+                for (i = 1; i < NR; i += 2) {
+                    solved = (int(i / 2) + copy) % 4 == 0
+                    text = int(i / 2) % 3 ? "" : "\\n"
+                    for (k = i; k < i + 2; k++) text = text problem[k] (solved ? solution[k] : "") "\\n"
+                    print "{\"text\":\"" text "\"}"
+                }
+        }' "$1" >"$2"
 }
 assistant() { # MODEL OPTION...
     local to=$1

@@ -1,5 +1,5 @@
 # shellcheck shell=dash disable=SC2154
-# Chapter 13: PPO's clip (Schulman et al. 2017). Several passes over the same samples, with a large learning rate, with and without it.
+# Chapter 13: PPO's clip (Schulman et al. 2017). Several passes over the same samples, also with a larger learning rate, with and without it.
 title "PPO"
 reward_model
 # passes MODEL NUMBER STEPS OPTION...: generations of 64 samples, each used NUMBER times.
@@ -8,10 +8,10 @@ passes() {
     shift 3
     ppo "$out/$to" --num-ppo-epochs "$n" -x "$steps" --kl-coef 0.1 "$@"
 }
-passes once 1 12 -l 5e-4
-passes often 8 96 -l 5e-4
-passes clipped 8 160 -l 3e-3
-passes free 8 160 -l 3e-3 --cliprange 1e6
+passes once 1 14 -l 2e-4
+passes often 8 112 -l 2e-4
+passes clipped 16 160 -l 1e-3
+passes free 16 160 -l 1e-3 --cliprange 1e6
 of() { mean "$1" "$out/$2.metrics.jsonl"; }
 ratio=$(of val/ratio_var once) clipped=$(of policy/approxkl_avg clipped) free=$(of policy/approxkl_avg free)
 claim "samples that are used once have a ratio of 1: nothing can be clipped" "variance of the ratio $(short "$ratio")" "$ratio < 1e-6"

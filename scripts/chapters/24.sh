@@ -4,7 +4,7 @@ title "DAPO, Dr. GRPO, GSPO, CISPO"
 refined() { # NAME OPTION...: sets after
     local name=$1
     shift
-    grpo "$out/$name" "$start" --max-steps 80 --temperature 0.6 "$@"
+    grpo "$out/$name" "$start" --max-steps 150 --temperature 0.6 "$@"
     after=$(greedy "$out/$name")
 }
 zero() { mean frac_reward_zero_std "$out/$1.metrics.jsonl"; }
