@@ -388,6 +388,33 @@ static void test_make_shard(void **state) {
     }
 }
 
+/* scripts/livecodebench.py reads pickled texts and no functions. */
+static void test_livecodebench(void **state) {
+    (void)state;
+    put("rows.py",
+        "import base64, json, os, pickle, zlib\n"
+        "class Hostile:\n"
+        "    def __reduce__(self): return os.system, ('echo reached >$T/reached',)\n"
+        "def row(private, name, **more):\n"
+        "    text = base64.b64encode(zlib.compress(pickle.dumps(private))).decode()\n"
+        "    public = [{'input': '1\\n2', 'output': '3', 'testtype': 'functional'}]\n"
+        "    print(json.dumps(dict(question_content='Add.', public_test_cases=json.dumps(public), private_test_cases=text,\n"
+        "                          metadata=json.dumps({'func_name': name} if name else {}), **more)))\n"
+        "case = json.dumps([{'input': '5\\n6', 'output': '11', 'testtype': 'functional'}])\n"
+        "row(case, None)\n"
+        "row(case, 'add', starter_code='class Solution:')\n"
+        "row(Hostile(), None)\n");
+    run(1, "python3 $T/rows.py | python3 scripts/livecodebench.py >$T/rows.jsonl");
+    assert_holds(said, "a private test names ");
+    run(1, "test -e $T/reached");
+    run(0, "cat $T/rows.jsonl; data/make_shard -q -i $T/rows.jsonl -o $T/x.shard");
+    assert_string_equal(
+        out, "{\"prompt\": \"Add.\", \"task\": \"code\", \"tests\": {\"inputs\": [\"1\\n2\", \"5\\n6\"], \"outputs\": "
+             "[\"3\", \"11\"]}}\n"
+             "{\"prompt\": \"Add.\\n\\nclass Solution:\", \"task\": \"code\", \"tests\": {\"inputs\": [\"1\\n2\", "
+             "\"5\\n6\"], \"outputs\": [\"3\", \"11\"], \"fn_name\": \"add\"}}\n");
+}
+
 /* A field of tests that a row's form does not read is named; an empty one, and one that it reads, are not. */
 static void test_unread_fields(void **state) {
     (void)state;
@@ -458,6 +485,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_machine_failure, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_cheats, open_judge, close_judge),
         cmocka_unit_test(test_make_shard),
+        cmocka_unit_test(test_livecodebench),
         cmocka_unit_test(test_unread_fields),
         cmocka_unit_test_setup_teardown(test_audit, open_judge, close_judge),
     };
