@@ -89,6 +89,44 @@ static void golden_values(void **state) {
     assert_int_equal(seen, 18 + 6);
 }
 
+/* The drawn ones of n values. */
+static int drawn_only(const float *x, const double *drawn, int n, float *to) {
+    int count = 0;
+    for (int i = 0; i < n; i++)
+        if (drawn[i]) to[count++] = x[i];
+    return count;
+}
+
+/* Observed tokens are no steps: GAE of the drawn tokens alone is verl's GAE over both (dev/golden/golden_masked_gae.py). */
+static void golden_masked(void **state) {
+    (void)state;
+    Golden g;
+    int seen = 0;
+    FILE *f = golden_open("masked_gae.txt");
+    for (; golden_next(f, &g); golden_free(&g), seen++) {
+        int32_t all[17], offset[17] = {0};
+        const int n = golden_offsets(&g, "lengths", all, 17, 64);
+        const double *settings = golden(&g, "settings"), *drawn = golden(&g, "drawn");
+        static const uint8_t counts[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+        float *reward = golden_floats(&g, "reward"), *value = golden_floats(&g, "value");
+        float r[64], v[64], advantage[64], returns[64];
+        for (int i = 0; i < n; i++) {
+            const int32_t from = all[i], length = all[i + 1] - from, at = offset[i];
+            const int count = drawn_only(reward + from, drawn + from, length, r + at);
+            drawn_only(value + from, drawn + from, length, v + at);
+            offset[i + 1] = at + count;
+            gae(r + at, v + at, count, settings[0], settings[1], advantage + at);
+            for (int t = at; t < offset[i + 1]; t++) returns[t] = advantage[t] + v[t];
+        }
+        assert_all(&g, "returns", returns, offset[n], 2e-6);
+        whiten(advantage, offset, n, counts, true);
+        assert_all(&g, "advantage", advantage, offset[n], 2e-6);
+        free(reward), free(value);
+    }
+    fclose(f);
+    assert_int_equal(seen, 6);
+}
+
 /* The table of "The N Implementation Details of RLHF with PPO" (Huang et al.), with the sample variance. */
 static void whitening_of_the_n_details(void **state) {
     (void)state;
@@ -268,10 +306,14 @@ static void two_levels(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_values), cmocka_unit_test(whitening_of_the_n_details),
-        cmocka_unit_test(closed_forms),  cmocka_unit_test(two_levels),
-        cmocka_unit_test(baselines),     cmocka_unit_test(how_much_a_critic_explains),
-        cmocka_unit_test(the_leash),     cmocka_unit_test(the_curve_of_overoptimisation)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(golden_values),
+                                       cmocka_unit_test(golden_masked),
+                                       cmocka_unit_test(whitening_of_the_n_details),
+                                       cmocka_unit_test(closed_forms),
+                                       cmocka_unit_test(two_levels),
+                                       cmocka_unit_test(baselines),
+                                       cmocka_unit_test(how_much_a_critic_explains),
+                                       cmocka_unit_test(the_leash),
+                                       cmocka_unit_test(the_curve_of_overoptimisation)};
     return cmocka_run_group_tests_name("gae", tests, NULL, NULL);
 }
