@@ -606,10 +606,17 @@ if (typeof document !== 'undefined') (function () {
         }))));
     }
 
+    /* Whether the rewards of the run say nothing of right and wrong, like the scores of a reward model. */
+    function scored() {
+        return data.groups.some(function (group) {
+            return group.samples.some(function (s) { return s.right == null && s.reward != null && (s.reward < 0 || s.reward > 1); });
+        });
+    }
+
+    /* The share of right completions of a group; NaN if it is not known. */
     function passRate(group) {
         var known = group.samples.filter(function (s) { return !s.off_policy && (s.right != null || s.reward != null); });
-        /* the scores of a reward model say nothing of right and wrong */
-        if (known.some(function (s) { return s.right == null && (s.reward < 0 || s.reward > 1); })) return NaN;
+        if (scored()) return NaN;
         return R.mean(known.map(function (s) { return (s.right != null ? s.right : s.reward >= 0.5) ? 1 : 0; }));
     }
 
