@@ -28,7 +28,7 @@
 #include "llmc/dist/grads.h"                /* dist_grads_begin */
 #include "llmc/judge/judge_options.h"       /* JUDGE_OPTIONS */
 #include "llmc/loss/advantage.h"            /* AdvantageStats, ScaleRewards, SCALE_GROUP, SCALE_NONE, ... */
-#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_PASS_K, ADVANTAGE_RAE, ADVANTAGE_HIERARCHICAL, ... */
+#include "llmc/loss/advantage_estimators.h" /* ADVANTAGE_RAE, ADVANTAGE_PASS_K, ADVANTAGE_HIERARCHICAL, ... */
 #include "llmc/loss/advantage_turns.h"      /* CREDIT_GIGPO, CREDIT_TRAJECTORY */
 #include "llmc/loss/clip_histogram.h"       /* clip_histogram_policy */
 #include "llmc/loss/covariance.h"           /* CovarianceStats, covariance_choose */
@@ -489,6 +489,7 @@ static double update_step(Run *r, int32_t first, int32_t end, PolicyStats *stats
     }
     trainer_update(t, loss);
     if (o.distill.teacher.path) teacher_guard(&r->distiller.teacher, &r->distiller.stats);
+    distiller_follow(&r->distiller);
     reference_sync(&r->reference, &o.sync);
     if (o.adaptive_entropy && stats->sum.kept > 0)
         entropy_control_update(&r->entropy, stats->sum.kept_entropy / stats->sum.kept);
@@ -980,6 +981,10 @@ static void check_options(void) {
             "--advantage-estimator optimal_token_baseline: --loss-type vespo, gmpo and rloo have one advantage for all "
             "tokens of a completion");
     reference_sync_check(&o.sync, o.t.lora_rank > 0 || o.t.adapter, options);
+    distiller_check_ema(&o.distill, o.t.lora_rank > 0 || o.t.adapter,
+                        o.sync.on      ? "--sync-ref-model"
+                        : o.sync.reset ? "--ref-reset-steps"
+                                       : NULL);
     if (o.entropy_coef_min > o.entropy_coef_max)
         usage_error("--entropy-coef-min: %g is above --entropy-coef-max %g", o.entropy_coef_min, o.entropy_coef_max);
     if (kl && o.kl == KL_K1 && !o.kl_in && (gmpo || !o.kl_bias_correction))

@@ -523,6 +523,44 @@ static void self_distillation(void **state) {
     refused(2, STUDENT "-o $T/kept --teacher self", "only train_grpo has");
 }
 
+/* Checks that the weights of `after` are a pi + (1 - a) before. Each of the three products and sums is rounded to 24 bits. */
+static void assert_average(const char *after, double a, const char *pi, const char *before) {
+    size_t n[3];
+    float *x = weights_of(after, &n[0]), *y = weights_of(pi, &n[1]), *z = weights_of(before, &n[2]);
+    assert_true(n[0] == n[1] && n[1] == n[2]);
+    for (size_t i = 0; i < n[0]; i++) {
+        const double size = fabs((double)y[i]) + fabs((double)z[i]);
+        assert_near(x[i], a * y[i] + (1 - a) * z[i], 3 * 0x1p-24 * size);
+    }
+    free(x), free(y), free(z);
+}
+
+/* With --teacher-ema X the teacher's weights are an average of the policy's, which a training state keeps. */
+static void average_teacher(void **state) {
+    (void)state;
+#define AVERAGE SELF "--teacher-prompt hint -l 3e-3 --lr-scheduler-type constant --teacher-ema 0.25 "
+    put("hint.jsonl", "{\"prompt\":\"ab\",\"hint\":\"aaaa ab\"}\n{\"prompt\":\"ba\",\"hint\":\"dd ba\"}\n"
+                      "{\"prompt\":\"cd\",\"hint\":\"bbb cd\"}\n");
+    sh("./data/make_shard --quiet -i $T/hint.jsonl -o $T/hint.shard");
+    sh(AVERAGE "-x 1 -o $T/p1.bin --state $T/a.state --save-steps 1 && cp $T/a.state.teacher-1 $T/t1.bin");
+    assert_average("t1.bin", 0.25, "p1.bin", "teacher.bin");
+    sh(AVERAGE "-x 2 -o $T/p2.bin --state $T/a.state --save-steps 1 --resume $T/a.state && "
+               "cp $T/a.state.teacher-2 $T/t2.bin");
+    assert_average("t2.bin", 0.25, "p2.bin", "t1.bin");
+    assert_true(weights_gap("t2.bin", "p2.bin") > 1e-4);
+
+    sh(AVERAGE "-x 6 -o $T/whole.bin --state $T/run.state --save-steps 4");
+    sh(AVERAGE "-x 6 -o $T/parts.bin --resume $T/run.state");
+    assert_same_file("whole.bin", "parts.bin");
+    sh(SELF "--teacher-prompt hint -l 3e-3 --lr-scheduler-type constant -x 6 -o $T/current.bin");
+    assert_true(weights_gap("whole.bin", "current.bin") > 1e-4);
+    refused(2, AVERAGE "-o $T/kept --lora-rank 2", "--teacher-ema: cannot be combined with --lora-rank");
+    refused(2, AVERAGE "-o $T/kept --beta 0.1 --sync-ref-model", "cannot be combined with --sync-ref-model");
+    refused(2, AVERAGE "-o $T/kept --dtype bf16", "give --dtype float32");
+    refused(2, "./train_grpo -c $T/base.bin -i $T/hint.shard -o $T/kept --teacher $T/teacher.bin --teacher-ema 0.5",
+            "--teacher-ema: used only with --teacher self");
+}
+
 static void on_policy_runs_resume(void **state) {
     (void)state;
     static const char *const runs[] = {"--reward none", "--distill-estimator sampled",
@@ -796,6 +834,7 @@ int main(void) {
         cmocka_unit_test(on_policy_distillation),
         cmocka_unit_test(exact_kl),
         cmocka_unit_test(self_distillation),
+        cmocka_unit_test(average_teacher),
         cmocka_unit_test(on_policy_runs_resume),
         cmocka_unit_test(page_of_tokens),
         cmocka_unit_test(evaluation_compares_models),

@@ -31,21 +31,25 @@
 #ifndef LLMC_TRAIN_DISTILLER_H
 #define LLMC_TRAIN_DISTILLER_H
 
-#include "../base/error.h"        /* Error, die, usage_error, xcalloc, ... */
+#include "../base/error.h"        /* usage_error, Error, die, xcalloc, ... */
 #include "../base/options.h"      /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, Option, ... */
 #include "../dist/dist.h"         /* DIST_FIELDS, dist_sum */
 #include "../loss/policy.h"       /* PolicyBatch */
-#include "../model/backend.h"     /* TOKEN_REVERSE_KL */
+#include "../model/backend.h"     /* DTYPE_BF16, TOKEN_REVERSE_KL */
 #include "../model/batch.h"       /* Batch */
 #include "../model/divergence.h"  /* DivergenceOutput */
+#include "../model/model.h"       /* model_copy, model_set_longest */
+#include "../model/model_file.h"  /* MODEL_FLOAT32, model_load_as, model_save */
+#include "../model/model_load.h"  /* ModelLoad */
 #include "../model/transformer.h" /* ModelOutput, model_backward */
 #include "../model/workspace.h"   /* Workspace */
 #include "../report/metrics.h"    /* metrics_set, Metrics */
+#include "companion.h"            /* companion_resume */
 #include "generation.h"           /* Generation, GenerationSlice, generation_longest */
-#include "reference.h"            /* Reference */
-#include "teacher.h"              /* TeacherStats, teacher_is_self, TEACHER_OPTIONS, Teacher, ... */
+#include "reference.h"            /* Reference, reference_mix */
+#include "teacher.h"              /* teacher_is_self, Teacher, TeacherStats, TEACHER_OPTIONS, ... */
 #include "teacher_prompts.h"      /* TeacherPrompts, teacher_prompts_close, teacher_prompts_open, ... */
-#include "trainer.h"              /* trainer_later, trainer_set_longest */
+#include "trainer.h"              /* Trainer, trainer_later, trainer_set_longest */
 
 typedef enum { DISTILL_EXACT, DISTILL_SAMPLED, DISTILL_MINILLM } DistillEstimator;
 
@@ -54,10 +58,11 @@ typedef struct DistillerOptions {
     int estimator; /* a DistillEstimator */
     double coef, gamma;
     const char *prompt; /* field of the teacher's prompts, or NULL */
+    double ema;         /* weight of the policy in each update of a teacher that is the model itself; 1: no average */
 } DistillerOptions;
 
 static inline DistillerOptions distiller_options(void) {
-    return (DistillerOptions){.teacher = teacher_options(TOKEN_REVERSE_KL), .coef = 1, .gamma = 1};
+    return (DistillerOptions){.teacher = teacher_options(TOKEN_REVERSE_KL), .coef = 1, .gamma = 1, .ema = 1};
 }
 
 // clang-format off
@@ -69,6 +74,8 @@ static inline DistillerOptions distiller_options(void) {
                   "weight of distillation beside the reward (--reward none: distillation alone)"),                     \
     OPTION_TEXT  ("teacher-prompt",      0, &(o).prompt,      "FIELD",                                                 \
                   "the teacher reads this field of the row as its prompt; --teacher self: the model itself does"),     \
+    OPTION_REAL  ("teacher-ema",         0, &(o).ema,         1e-9, 1,                                                 \
+                  "--teacher self: after each step, teacher = X policy + (1 - X) teacher; 1: the current weights"),    \
     OPTION_REAL  ("distill-gamma",       0, &(o).gamma,       0, 1, "minillm: discount of later tokens")
 // clang-format on
 
@@ -79,6 +86,7 @@ static inline void distiller_check(DistillerOptions *o, const Option *table, dou
         {&o->estimator, on, "used only with --teacher"},
         {&o->coef, on, "used only with --teacher"},
         {&o->prompt, on, "used only with --teacher"},
+        {&o->ema, teacher_is_self(&o->teacher), "used only with --teacher self"},
         {&o->gamma, on && o->estimator == DISTILL_MINILLM, "used only by --distill-estimator minillm"},
         {&o->teacher.kind, !on || o->estimator == DISTILL_EXACT,
          "--distill-estimator sampled and minillm estimate reverse_kl"},
@@ -96,10 +104,18 @@ static inline void distiller_check(DistillerOptions *o, const Option *table, dou
             temperature);
 }
 
+/* Rejects what a teacher that is an average of the weights excludes. adapters: only adapters are trained; followed: the option of
+ * a reference that follows the policy, or NULL. */
+static inline void distiller_check_ema(const DistillerOptions *o, bool adapters, const char *followed) {
+    if (o->ema == 1) return;
+    if (adapters) usage_error("--teacher-ema: cannot be combined with --lora-rank and --adapter");
+    if (followed) usage_error("--teacher-ema: cannot be combined with %s", followed);
+}
+
 typedef struct Distiller {
     Teacher teacher;
     DistillEstimator estimator;
-    double coef, gamma;
+    double coef, gamma, ema;
     bool penalty;           /* the teacher is the reference of a KL penalty */
     const char *field;      /* of the teacher's prompts, or NULL */
     TeacherPrompts prompts; /* if there is a field */
@@ -114,14 +130,49 @@ static inline bool distiller_on(const Distiller *d) { return d->teacher.on; }
 /* Whether the loss has the divergence itself. */
 static inline bool distiller_exact(const Distiller *d) { return d->penalty || d->estimator != DISTILL_SAMPLED; }
 
+/* The trainer's companion.save(). */
+static inline bool distiller_save(void *distiller, const char *path, Error *e) {
+    const Teacher *r = &((const Distiller *)distiller)->teacher;
+    return model_save(&r->model, &r->t->file, path, MODEL_FLOAT32, NULL, NULL, e);
+}
+
+/* Gives the teacher weights of its own: those of the model, or of a resumed run's teacher. A training state has a file with
+ * them next to it (companion.h). */
+static inline void distiller_open_average(Distiller *d, int32_t longest) {
+    Error e;
+    Teacher *r = &d->teacher;
+    Trainer *t = r->t;
+    const ModelLoad how = {.seed = (uint64_t)t->o->seed};
+    const char *resumed = companion_resume(&t->companion, "teacher", t->o->resume, t->step);
+    if (t->o->dtype == DTYPE_BF16)
+        usage_error("--teacher-ema: give --dtype float32; the rounding of bf16 would lose the teacher's small steps");
+    const bool ok = resumed ? model_load_as(&r->model, &r->file, resumed, &how, t->backend, t->device, NULL, &e)
+                            : model_copy(&r->model, &t->model, &e);
+    if (!ok) die("%s", e.text);
+    if (r->model.parameters != t->model.parameters) die("%s: the teacher must have the shape of the model", resumed);
+    model_set_longest(&r->model, longest);
+    r->own = true;
+    teacher_compare(r, &r->model);
+    t->companion.save = distiller_save;
+    t->companion.context = d;
+}
+
+/* Moves a teacher that is an average of the weights. Call it after each optimizer step. */
+static inline void distiller_follow(const Distiller *d) {
+    if (d->ema < 1) reference_mix(&d->teacher.model, &d->teacher.t->model, d->ema);
+}
+
 /* Loads the teacher, if there is one, and reads its prompts. Call it after generation_open_prompts() and before
  * trainer_announce(). Collective. */
 static inline void distiller_open(Distiller *d, const Generation *g, const DistillerOptions *o) {
     Error e;
     const int32_t context = g->t->model.config.context;
     int64_t longest = generation_longest(g);
-    *d = (Distiller){
-        .estimator = (DistillEstimator)o->estimator, .coef = o->coef, .gamma = o->gamma, .field = o->prompt};
+    *d = (Distiller){.estimator = (DistillEstimator)o->estimator,
+                     .coef = o->coef,
+                     .gamma = o->gamma,
+                     .ema = o->ema,
+                     .field = o->prompt};
     if (o->prompt) {
         if (!teacher_prompts_read(&d->prompts, &g->train, &g->t->text, o->prompt, &e)) die("%s", e.text);
         longest = d->prompts.longest + g->o->max_completion;
@@ -132,6 +183,7 @@ static inline void distiller_open(Distiller *d, const Generation *g, const Disti
             o->prompt, (long long)longest, context);
     if (teacher_is_self(&o->teacher) && longest > generation_longest(g)) trainer_set_longest(g->t, (int32_t)longest);
     teacher_open(&d->teacher, g->t, &o->teacher, (int32_t)longest);
+    if (o->ema < 1) distiller_open_average(d, (int32_t)longest);
 }
 
 /* Rows of the teacher's largest batch, if the policy's has so many. */
@@ -151,7 +203,7 @@ static inline void distiller_begin(Distiller *d, int rows) {
 
 /* Takes the reference for an exact KL penalty. in_reward: of whole completions. */
 static inline void distiller_penalise(Distiller *d, Reference *r, int rows, float temperature, bool in_reward) {
-    *d = (Distiller){.penalty = true, .in_reward = in_reward};
+    *d = (Distiller){.penalty = true, .in_reward = in_reward, .ema = 1};
     teacher_wrap(&d->teacher, r->t, &r->model, &r->work, rows, temperature);
     distiller_arrays(d, rows);
 }

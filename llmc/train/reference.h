@@ -173,19 +173,21 @@ static inline void reference_open_following(Reference *r, Trainer *t, const char
     t->companion.context = r;
 }
 
-/* TR-DPO's soft update: ref = alpha pi + (1 - alpha) ref. */
-static inline void reference_follow(Reference *r, double alpha) {
-    const Model *policy = &r->t->model;
+/* Moves the weights of a model of the policy's shape towards the policy: model = alpha pi + (1 - alpha) model. */
+static inline void reference_mix(const Model *model, const Model *policy, double alpha) {
     const float a = (float)alpha;
     float *pi = (float *)xmalloc(MODEL_CHUNK * sizeof *pi);
-    for (ModelChunk ref = {0}; model_each_chunk(&ref, policy->tensor[GPT2_FILE_TENSORS].offset);) {
-        model_download(&r->model, ref.at, ref.host, ref.n);
-        model_download(policy, ref.at, pi, ref.n);
-        for (size_t i = 0; i < ref.n; i++) ref.host[i] = ref.host[i] * (1 - a) + a * pi[i];
-        model_upload(&r->model, ref.at, ref.host, ref.n);
+    for (ModelChunk c = {0}; model_each_chunk(&c, policy->tensor[GPT2_FILE_TENSORS].offset);) {
+        model_download(model, c.at, c.host, c.n);
+        model_download(policy, c.at, pi, c.n);
+        for (size_t i = 0; i < c.n; i++) c.host[i] = c.host[i] * (1 - a) + a * pi[i];
+        model_upload(model, c.at, c.host, c.n);
     }
     free(pi);
 }
+
+/* TR-DPO's soft update. */
+static inline void reference_follow(Reference *r, double alpha) { reference_mix(&r->model, &r->t->model, alpha); }
 
 /* Moves the reference if an update is due. Call it after each optimizer step. */
 static inline void reference_sync(Reference *r, const ReferenceSync *o) {
