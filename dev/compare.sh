@@ -15,6 +15,8 @@
 #   grpo-smollm2              grpo with SmolLM2-135M's shape, 4 prompts x 8 samples; grpo-smollm2-bf16 likewise
 #   llama-cpp                 decode of one sequence, greedy, from the same GGUF file, for each file of $GGUF, or for
 #                             SmolLM2-135M in Q4_1 (dev/real_model.sh), F16 and Q8_0: llama.cpp, with its defaults
+#   turns                     6 layers, width 384, 128 completions of 4 turns with tools that answer after 0.1 s (mean): the tool
+#                             loop of TRL's GRPOTrainer. Prints seconds, and the share of them in which the model computes
 #   tokenizer                 GPT-2's BPE: tiktoken
 #   all                       all of these
 #
@@ -131,6 +133,14 @@ decode() { # FILE
         END { printf "{\"tokens_per_second\": %.2f, \"peak_rss_mib\": %d}\n", rate, peak / 1024 }'
 }
 
+# Runs both sides of the topic turns, whose own side is also run in lock-step.
+turns() {
+    OMP_NUM_THREADS=$threads build/bench_turns --layers 6 --width 384 | sed -n '2,/lock-step/p'
+    theirs=$(peer dev/peers/peer_turns.py)
+    printf '   TRL        %6.2f s, %5.1f %% of them computing\n' "$(field "$theirs" seconds)" \
+        "$(field "$theirs" computing | awk '{ print 100 * $1 }')"
+}
+
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 make -s all bench >&2
 for topic in "$@"; do
@@ -181,11 +191,12 @@ for topic in "$@"; do
             basename "$file"
             rate llama-cpp "$(decode "$file")" "$(peer dev/peers/peer_llama_cpp.py --model "$file")"
         done <"$work/files" ;;
+    turns) turns ;;
     tokenizer) python dev/bench/bench_tokenizer.py ;;
     all) "$0" train train-bf16 generate generate-bf16 grpo grpo-bf16 rm rm-bf16 dpo dpo-bf16 rloo rloo-bf16 train-smollm2 \
         train-smollm2-bf16 lora-smollm2 lora-smollm2-bf16 sft-smollm2 sft-smollm2-bf16 sft-lora-smollm2 sft-lora-smollm2-bf16 \
         generate-smollm2 generate-smollm2-bf16 grpo-smollm2 grpo-smollm2-bf16 \
-        llama-cpp tokenizer ;;
+        llama-cpp turns tokenizer ;;
     *) echo "compare.sh: $topic: unknown topic; run compare.sh without arguments for the list" >&2 && exit 2 ;;
     esac
 done
