@@ -636,6 +636,9 @@ static void test_script(void **state) {
         "same(R.turns({tokens: ['a', 'b', 'c', 'd'], drawn: [2, 1, 1], turn_times: [[0, 0.5], [0.75, 1]]}),\n"
         "[{drawn: 2, text: 'ab', observed: 1, answer: 'c', began: 0, ended: 0.5, waited: 0.25},\n"
         "{drawn: 1, text: 'd', observed: 0, answer: '', began: 0.75, ended: 1, waited: null}]);\n"
+        /* what was observed before the first turn answers one without tokens */
+        "same(R.turns({tokens: ['o', 'a', 'b'], drawn: [0, 1, 1, 1], turn_times: [[0.25, 0.5]]}).map(function (t) {\n"
+        "return [t.drawn, t.observed, t.began, t.ended, t.waited]; }), [[0, 1, 0, 0, 0.25], [1, 1, 0.25, 0.5, null]]);\n"
         /* times of another number of turns are left out; the page has the beginning of the tokens only */
         "same(R.turns({tokens: ['a'], drawn: [2, 3], turn_times: [[0, 1], [2, 3]]}),\n"
         "[{drawn: 2, text: 'a', observed: 3, answer: '', began: null, ended: null, waited: null}]);\n"

@@ -259,7 +259,8 @@ var rollouts = (function () {
 
     /* The turns of a completion, from its runs of tokens: number and text of the drawn tokens and of those that answer the
      * turn; the seconds from the start of the completion when the turn began and ended, and those until the answer had come.
-     * What is not known is null. */
+     * What is not known is null. What the completion observed before its first turn is the answer to one without tokens, which
+     * ended at once. */
     function turns(sample) {
         var list = [], at = 0, times = sample.turn_times || [];
         (sample.drawn || [sample.tokens.length]).forEach(function (n, i) {
@@ -271,6 +272,7 @@ var rollouts = (function () {
                 list[list.length - 1].answer = text;
             }
         });
+        if (list[0].drawn === 0 && times.length === list.length - 1) times = [[0, 0]].concat(times);
         list.forEach(function (turn, i) {
             var own = times.length === list.length ? times[i] : [null, null];
             var next = times.length === list.length && i + 1 < list.length ? times[i + 1][0] : null;
@@ -570,6 +572,8 @@ if (typeof document !== 'undefined') (function () {
      * the drawings. Below, folded away, a table of the turns. */
     function timeline(sample) {
         var turns = R.turns(sample), all = 0, waited = 0, end = turns[turns.length - 1].ended, at = 0;
+        /* 1: it has been shown something before its first turn */
+        var opening = turns[0].drawn ? 0 : 1;
         turns.forEach(function (t) {
             all += t.drawn + t.observed;
             waited += t.waited || 0;
@@ -589,19 +593,19 @@ if (typeof document !== 'undefined') (function () {
             draw(svg, 'rect', {class: kind, x: 1 + 298 * from, y: 1, width: Math.max(1, 298 * (to - from) - 1), height: 8});
         }
         turns.forEach(function (t, i) {
-            part(tokens, 'plus', at / all, (at + t.drawn) / all);
+            if (t.drawn) part(tokens, 'plus', at / all, (at + t.drawn) / all);
             if (t.observed) part(tokens, 'minus', (at + t.drawn) / all, (at + t.drawn + t.observed) / all);
             at += t.drawn + t.observed;
             if (!timed) return;
-            part(time, 'plus', t.began / end, t.ended / end);
+            if (t.drawn) part(time, 'plus', t.began / end, t.ended / end);
             if (t.waited != null) part(time, 'minus', t.ended / end, turns[i + 1].began / end);
         });
         var bars = el('div', {class: 'timeline'}, el('span', {}, 'tokens'), tokens);
         if (timed) add(bars, el('span', {}, 'time'), time);
-        return el('div', {}, bars, el('details', {}, el('summary', {}, turns.length + ' turns' +
+        return el('div', {}, bars, el('details', {}, el('summary', {}, turns.length - opening + (turns.length - opening === 1 ? ' turn' : ' turns') +
             (timed ? ', ' + seconds(end) + ', of which ' + seconds(waited) + ' waiting for answers' : '')),
         table(['turn', 'tokens', 'text'].concat(timed ? ['ended, s', 'waited, s'] : [], ['tokens', 'answer']), turns.map(function (t, i) {
-            return [i + 1, t.drawn, el('span', {class: 'mono'}, short(t.text, 80))].concat(
+            return [i < opening ? 'before' : i + 1 - opening, t.drawn, el('span', {class: 'mono'}, short(t.text, 80))].concat(
                 timed ? [number(t.ended), number(t.waited)] : [], [t.observed, el('span', {class: 'mono'}, short(t.answer, 80))]);
         }))));
     }
