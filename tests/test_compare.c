@@ -282,7 +282,7 @@ static void test_hostile(void **state) {
     assert_null(strstr(page, "<img"));
     assert_null(strstr(page, "\xE2\x80\xAE"));
     assert_null(strstr(page, "\xE2\x81\xA6"));
-    assert_non_null(strstr(page, "1 of the 2 files have no record of the options"));
+    assert_non_null(strstr(page, "1 of the 2 files has no record of the options"));
     free(page);
     runs_free(&r);
 }
