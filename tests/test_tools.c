@@ -596,6 +596,12 @@ static void test_runs(void **state) {
     refused_output("grpo.bin", 1, GRPO "--tools search=$T/sft.bin " FORMAT,
                    "sft.bin: is no corpus; data/make_corpus makes one");
     refused_output("grpo.bin", 1, GRPO "--tools search " FORMAT, "--tools: search: give the corpus");
+    /* a stop text within a call: it cannot be read, and the model reads the text */
+    run(0, "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 44 " FORMAT
+           " --tools calculator --stop '*' --max-turns 2 --invalid-action-text 'Try again.'");
+    assert_holds(out, "{\"role\":\"tool\",\"content\":\"Try again.\"}");
+    assert_holds(out, "84,114,121,32,97,103,97,105,110,46"); /* as bytes */
+    assert_null(strstr(out, "could not be read"));
     /* the calls are programs that print nothing */
     CodeTool c;
     const CodeToolOptions o = {.sandbox = sandbox_defaults(), .timeout = 1};

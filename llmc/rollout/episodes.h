@@ -193,8 +193,7 @@ typedef struct Episodes {
     int64_t samples, failed; /* of this run of the engine: all, and those that a program failed */
     int ending;              /* answers to ends that have not come yet */
     EpisodeGroup *groups;    /* those with episodes */
-    TokenList
-        opening; /* tokens between a user's content and the model's first turn; only for programs with `opening` */
+    TokenList opening;       /* of programs with `opening`: tokens between a user's content and the first turn */
     TokenList ids;
 } Episodes;
 
@@ -825,7 +824,8 @@ static inline void episodes_observed(const Episodes *x, Episode *p) {
     }
     for (int i = 0; i < p->count; i++) {
         if (!p->call[i].content || (p->role && !*p->call[i].content)) continue;
-        json_t *message = json_pack("{s:s,s:s}", "role", p->role ? p->role : "tool", "content", p->call[i].content);
+        const char *content = p->invalid && x->format.invalid ? x->format.invalid : p->call[i].content;
+        json_t *message = json_pack("{s:s,s:s}", "role", p->role ? p->role : "tool", "content", content);
         if (*p->call[i].name) json_object_set_new(message, "name", json_string(p->call[i].name));
         json_array_append_new(p->y->messages, message);
     }
