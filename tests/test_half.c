@@ -265,9 +265,16 @@ RUN(decode) {
     b->attention_forward(d, &a);
 }
 
-/* The shape of an adapter, in Lora and in Dora. */
+/* Shapes of adapters: of any channels, and of whole vectors of pairs. */
+typedef struct AdapterShape {
+    int rows, in, rank, stride, first[2], count[2];
+} AdapterShape;
+static const AdapterShape adapter_shapes[] = {
+    {N, C, 4, O, {0, 40}, {32, 56}}, {N, 64, 6, 192, {32, 96}, {32, 96}}, {300, 96, 16, 160, {0, 64}, {64, 96}}};
+static const AdapterShape *adapter;
 #define ADAPTER                                                                                                        \
-    .rows = N, .in = C, .rank = 4, .parts = 2, .stride = O, .first = {0, 40}, .count = {32, 56}, .scale = 0.5f
+    .rows = adapter->rows, .in = adapter->in, .rank = adapter->rank, .parts = 2, .stride = adapter->stride,            \
+    .first = {adapter->first[0], adapter->first[1]}, .count = {adapter->count[0], adapter->count[1]}, .scale = 0.5f
 RUN(lora) {
     Lora l = {ADAPTER, .x = A(0), .a = W(1), .b = W(2), .h = A(3), .out = A(4)};
     b->lora_forward(d, &l);
@@ -432,22 +439,27 @@ static void test_attention(void **state) {
 
 static void test_adapters(void **state) {
     (void)state;
-    acts(N * C);
-    weights(8 * C, 0.1);
-    weights(88 * 4, 1);
-    acts(N * 8);
-    acts(N * O);
-    weights(O * C, 0.1);
-    weights(88, 1);
-    weights(O, 1);
-    floats(88, 1);
-    acts(N * 88);
-    acts(N * O);
-    floats(88, 1);
-    acts(N * C);
-    floats(8 * C, 1);
-    floats(88 * 4, 1);
-    both("adapters", 24, lora);
+    for (size_t s = 0; s < sizeof adapter_shapes / sizeof *adapter_shapes; s++) {
+        adapter = &adapter_shapes[s];
+        const size_t rows = (size_t)adapter->rows, in = (size_t)adapter->in, stride = (size_t)adapter->stride;
+        const size_t rank = (size_t)adapter->rank, outputs = (size_t)(adapter->count[0] + adapter->count[1]);
+        acts(rows * in);
+        weights(2 * rank * in, 0.1);
+        weights(outputs * rank, 1);
+        acts(rows * 2 * rank);
+        acts(rows * stride);
+        weights(stride * in, 0.1);
+        weights(outputs, 1);
+        weights(stride, 1);
+        floats(outputs, 1);
+        acts(rows * outputs);
+        acts(rows * stride);
+        floats(outputs, 1);
+        acts(rows * in);
+        floats(2 * rank * in, 1);
+        floats(outputs * rank, 1);
+        both("adapters", 24, lora);
+    }
     for (quant_rows = 5; quant_rows <= N; quant_rows += 32) {
         acts((size_t)quant_rows * O);
         acts((size_t)quant_rows * 64);

@@ -2,7 +2,7 @@
  *
  *   gemm.h        the device, and matrix products: through oneDNN, or in bfloat16 our own
  *   norm.h        row-wise operations
- *   lora.h        low-rank adapters
+ *   lora.h        low-rank adapters (lora_pairs.h: in bfloat16)
  *   dora.h        lengths of adapted rows
  *   quantized.h   products with quantised matrices
  *   rotary.h      rotary positions, and the norm of queries and keys

@@ -1,4 +1,5 @@
-/* lora.h - low-rank adapters of linear layers, in float32 for either dtype (see Lora in model/backend.h).
+/* lora.h - low-rank adapters of linear layers (see Lora in model/backend.h): in float32, or by pairs of bfloat16
+ * (lora_pairs.h) if activations are bfloat16 and the processor has AVX512-BF16 without AMX.
  *
  * A large product would spend its time on packing and on memory here: rank is small, and the other dimensions are not.
  * These products are made of blocks that stay in the caches (product.h), in one pass over the activations: a thread takes
@@ -14,14 +15,12 @@
 #include "../model/backend.h" /* Lora */
 #include "act.h"              /* Act, ACT_HALF, act_floats, act_get, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
+#include "lora_pairs.h"       /* LORA_STRIP, LORA_DEPTH, LORA_ROWS, lora_pairs_own_most, ... */
 #include "product.h"          /* cpu_product_add, CPU_MR, cpu_product_set */
 #include "tiles_product.h"    /* tiles_least */
 
 enum {
-    LORA_ROWS = 48,     /* rows of a block */
     LORA_COLUMNS = 512, /* channels of a block */
-    LORA_STRIP = 64,    /* channels of which a thread adds all rows */
-    LORA_DEPTH = 256,   /* rows at a time of these sums */
     LORA_BUFFER = LORA_ROWS * LORA_COLUMNS > LORA_DEPTH *LORA_STRIP ? LORA_ROWS *LORA_COLUMNS : LORA_DEPTH *LORA_STRIP
 };
 
@@ -70,16 +69,25 @@ static inline int lora_outputs(const Lora *l) {
     return n;
 }
 
+/* The wider side of the layer: its inputs, or the outputs of its adapters. */
+static inline int lora_wider_side(const Lora *l) {
+    const int outputs = lora_outputs(l);
+    return l->in > outputs ? l->in : outputs;
+}
+
 /* The most floats that adapters of at most `all` inner channels need for layers of at most `widest` channels. */
 static inline size_t lora_scratch_most(int rows, int all, int widest) {
     const size_t N = (size_t)rows, threads = (size_t)omp_get_max_threads();
     const size_t forward = N + 2 * (size_t)widest, backward = 2 * N + threads * LORA_STRIP;
-    return (forward > backward ? forward : backward) * (size_t)all + threads * LORA_BUFFER;
+    const size_t floats = (forward > backward ? forward : backward) * (size_t)all + threads * LORA_BUFFER;
+    const size_t pairs = lora_pairs_shared_most(rows, all, widest) + threads * lora_pairs_own_most(all);
+    return ACT_HALF && pairs > floats ? pairs : floats;
 }
 
-static inline float *lora_scratch(Device *d, size_t shared) {
+/* Memory that the threads share, then `own` floats for each thread. */
+static inline float *lora_scratch(Device *d, size_t shared, size_t own) {
     const size_t threads = (size_t)omp_get_max_threads();
-    return d->low = (float *)cpu_scratch(d, d->low, &d->low_count, shared + threads * LORA_BUFFER, sizeof *d->low);
+    return d->low = (float *)cpu_scratch(d, d->low, &d->low_count, shared + threads * own, sizeof *d->low);
 }
 
 /* h and out of `rows` rows from row `first` on. at: a^T (in, all); bt: b_p^T (rank, count of p), one part after another;
@@ -115,7 +123,16 @@ static inline void lora_forward_rows(const Lora *l, const float *at, const float
 static inline void cpu_lora_forward(Device *d, const Lora *l) {
     const int N = l->rows, all = l->parts * l->rank, block = lora_block_rows(N), outputs = lora_outputs(l);
     const size_t in = (size_t)l->in, rank = (size_t)l->rank;
-    float *h = lora_scratch(d, ((size_t)N + in) * (size_t)all + (size_t)outputs * rank);
+#ifdef LORA_PAIRS
+    if (lora_paired(l)) {
+        const size_t own = lora_pairs_own_most(all);
+        float *scratch = lora_scratch(d, lora_pairs_shared_most(N, all, lora_wider_side(l)), own);
+#pragma omp parallel if (cpu_worth((size_t)N * in))
+        lora_pairs_forward_team(l, scratch, own, block, outputs);
+        return;
+    }
+#endif
+    float *h = lora_scratch(d, ((size_t)N + in) * (size_t)all + (size_t)outputs * rank, LORA_BUFFER);
     float *at = h + (size_t)N * (size_t)all, *bt = at + in * (size_t)all, *buffers = bt + (size_t)outputs * rank;
 #pragma omp parallel if (cpu_worth((size_t)N * in))
     {
@@ -182,8 +199,16 @@ static inline void lora_backward_b(const Lora *l, const float *h, int p, int ind
 static inline void cpu_lora_backward(Device *d, const Lora *l) {
     const int N = l->rows, all = l->parts * l->rank, block = lora_block_rows(N);
     const size_t inner = (size_t)N * (size_t)all, sums = (size_t)l->rank * LORA_STRIP, own = LORA_BUFFER + sums;
-    float *low = lora_scratch(d, 2 * inner + (size_t)omp_get_max_threads() * sums), *h = low + inner,
-          *buffers = h + inner;
+#ifdef LORA_PAIRS
+    if (lora_paired(l)) {
+        const size_t pairs = lora_pairs_own_most(all);
+        float *scratch = lora_scratch(d, lora_pairs_shared_most(N, all, lora_wider_side(l)), pairs);
+#pragma omp parallel if (cpu_worth((size_t)N * (size_t)l->in))
+        lora_pairs_backward_team(l, scratch, pairs, block, lora_outputs(l));
+        return;
+    }
+#endif
+    float *low = lora_scratch(d, 2 * inner, own), *h = low + inner, *buffers = h + inner;
 #pragma omp parallel if (cpu_worth((size_t)N * (size_t)l->in))
     {
         float *buffer = buffers + (size_t)omp_get_thread_num() * own;
