@@ -127,6 +127,15 @@ static void options_that_do_not_fit(void **state) {
             "--sync-ref-model: cannot be combined with --lora-rank");
     refused(2, "./train_rm -c $T/base.bin -i $T/prefs.shard --lora-rank 2 --adapter-output $T/adapter",
             "--adapter-output: the folder has no place for the model's value head");
+    /* what vLLM does not load as it is */
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --lora-rank 17 --adapter-output $T/wide");
+    assert_holds(said, "--adapter-output: vLLM loads adapters of rank 17 only with --max-lora-rank 17 or more");
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --adapter $T/wide --adapter-output $T/wide2");
+    assert_holds(said, "adapters of rank 17 only");
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --lora-rank 2 --use-dora --adapter-output $T/dora");
+    assert_holds(said, "--adapter-output: vLLM does not load adapters of DoRA; give it the merged model of -o");
+    sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 1 --lora-rank 16 --adapter-output $T/narrow");
+    assert_null(strstr(said, "vLLM"));
     sh("./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 2 -o $T/a.bin --save-steps 1");
     refused(1, "./train_sft -c $T/base.bin -i $T/chat.shard -x 2 --lora-rank 3 -o $T/x.bin --resume $T/a.bin.state",
             "its adapters have rank 2");

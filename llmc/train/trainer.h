@@ -513,6 +513,18 @@ static inline void trainer_open_files(Shard *s, const Inputs *files, bool text) 
     if (!shard_open_all(s, (const char *const *)files->path, files->count, text, &e)) die("%s", e.text);
 }
 
+enum { VLLM_LORA_RANK = 16 }; /* the default of vLLM's --max-lora-rank */
+
+/* Says which adapters of --adapter-output vLLM refuses. */
+static inline void trainer_warn_adapters(const Trainer *t) {
+    const LoraConfig *lora = &t->model.config.lora;
+    if (!t->o->adapter_output) return;
+    if (lora->dora) warn("--adapter-output: vLLM does not load adapters of DoRA; give it the merged model of -o");
+    else if (lora->rank > VLLM_LORA_RANK)
+        warn("--adapter-output: vLLM loads adapters of rank %d only with --max-lora-rank %d or more", (int)lora->rank,
+             (int)lora->rank);
+}
+
 /* Loads or creates the model. data: the training shard; a new model takes its vocabulary and tokenizer. */
 static inline void trainer_open(Trainer *t, const char *program, TrainerOptions *o, const Shard *data,
                                 bool value_head) {
@@ -550,6 +562,7 @@ static inline void trainer_open(Trainer *t, const char *program, TrainerOptions 
     if (!model_load_as(&t->model, &t->file, o->checkpoint, &how, t->backend, t->device, &t->optimizer, &e))
         die("%s", e.text);
     if (t->file.note) warn("%s", t->file.note);
+    trainer_warn_adapters(t);
     if (!o->takes_scorers && !o->resume && !model_fits_policy(&t->file, from ? from : "the model", &e))
         die("%s", e.text);
     dist_grads_open(&t->grads, &t->dist, &t->model, &t->optimizer, false);
