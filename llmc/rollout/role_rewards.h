@@ -13,8 +13,9 @@
 
 typedef struct RoleReward {
     char *name;
-    double completions;           /* that have the role */
-    double scored, mean, squares; /* those with a reward; their mean; sum of the squared distances from it */
+    double completions;   /* that have the role */
+    double scored, sum;   /* those with a reward; the sum of the rewards */
+    double mean, squares; /* of Welford's sums: the mean; the sum of the squared distances from it */
 } RoleReward;
 
 typedef struct RoleRewards {
@@ -22,7 +23,7 @@ typedef struct RoleRewards {
     int count;
 } RoleRewards;
 
-/* Adds a completion. The sums are Welford's, which do not cancel. */
+/* Adds a completion. */
 static inline void role_rewards_add(RoleRewards *r, const char *name, double reward) {
     int k = 0;
     while (k < r->count && strcmp(r->role[k].name, name)) k++;
@@ -33,13 +34,14 @@ static inline void role_rewards_add(RoleRewards *r, const char *name, double rew
     RoleReward *x = &r->role[k];
     x->completions++;
     if (isnan(reward)) return;
+    x->sum += reward;
     const double from = reward - x->mean;
     x->mean += from / ++x->scored;
     x->squares += from * (reward - x->mean);
 }
 
 /* The mean reward; NaN if none of the completions has one. */
-static inline double role_reward_mean(const RoleReward *x) { return x->scored > 0 ? x->mean : NAN; }
+static inline double role_reward_mean(const RoleReward *x) { return x->scored > 0 ? x->sum / x->scored : NAN; }
 
 /* The standard error of the mean; NaN with fewer than two rewards. */
 static inline double role_reward_error(const RoleReward *x) {
