@@ -12,7 +12,7 @@
 # shellcheck disable=SC1091
 : "${DPO_RATE:=3e-5}"
 cd "$(dirname "$0")/.." && . scripts/loop.sh
-: "${RL_STEPS:=160}"
+: "${RL_STEPS:=240}"
 
 # rlvr MODEL FROM
 rlvr() {

@@ -13,7 +13,7 @@ refined grpo --max-steps 150 --loss-type grpo
 grpo=$after wasted=$(zero grpo)
 claim "GRPO" "$before % -> $grpo %" "$grpo > $before + 10"
 claim "a part of its groups has equal rewards, and no gradient" "$(short "$wasted") of the completions" "$wasted > 0.02"
-refined dapo --max-steps 240 --num-iterations 2 --loss-type dapo --dynamic-sampling --max-resamples 100 --epsilon 0.2 --epsilon-high 0.28
+refined dapo --max-steps 160 --num-iterations 2 --loss-type dapo --dynamic-sampling --max-resamples 100 --epsilon 0.2 --epsilon-high 0.28
 kept=$(zero dapo)
 claim "DAPO replaces them" "$(short "$kept") are left; $before % -> $after %" "$kept < 0.001 && $after > $before + 10"
 refined dr_grpo --max-steps 150 --loss-type dr_grpo --scale-rewards none
