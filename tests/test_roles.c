@@ -176,6 +176,17 @@ static void test_opening(void **state) {
     assert_holds(
         said,
         "its answer to a reset has an observation, for which the model's first turn does not wait; its hello must have");
+    put_players("opens.py", "group=False", "a.update(observation='K b', tools=None)", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "its answer to a reset has an observation, for");
+    put_players("opens.py", "group=False", "a['tools'] = []", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "its answer to a reset has tools, for");
+    put_players("opens.py", "group=False", "a['observation'] = ''", done, "pass"); /* shows nothing */
+    run(0, ONE);
+    put_players("opens.py", "opening=True", "a['tools'] = ['search']", done, "pass");
+    run(1, ONE);
+    assert_holds(said, "the answer to a reset has \"tools\", but a program answers the whole turns");
     put_players("opens.py", "opening=True, episodes=False", "pass", done, "pass");
     run(1, ONE);
     assert_holds(said, "its hello has \"opening\" without \"episodes\"");

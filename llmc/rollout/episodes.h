@@ -597,20 +597,27 @@ static inline bool episodes_take_names(Episodes *x, Episode *p, const json_t *va
            episode_name(value, "episode", p->y->episode_id, &x->programs.why);
 }
 
+/* Whether a field of the answer to a reset says something: it is neither left out nor null nor an empty text. */
+static inline bool episode_says(const json_t *value) {
+    return value && !json_is_null(value) && !(json_is_string(value) && !json_string_length(value));
+}
+
 /* Takes the answer to a reset. Returns false if it is not one. */
 static inline bool episodes_take_reset(Episodes *x, Episode *p, const ToolReply *r) {
     const json_t *view = json_object_get(r->value, "observation"), *tools = json_object_get(r->value, "tools");
     Error why, *e = &x->programs.why;
     if (!episodes_take_names(x, p, r->value)) return false;
-    if (view && !json_is_null(view) && !json_is_string(view))
+    if (episode_says(view) && !json_is_string(view))
         return error_set(e, "--tool-cmd: the \"observation\" of an answer is no text");
-    if (json_string_length(view)) {
+    if (episode_says(view)) {
         TextBuffer text = {0};
         text_append(&text, json_string_value(view), json_string_length(view));
         p->link[EPISODE_RESET - r->tag].view = episodes_cut(x, p, text.text, text.length);
         text_free(&text);
     }
-    if (!tools || json_is_null(tools) || p->row.text >= 0) return true;
+    if (!episode_says(tools)) return true;
+    if (p->row.text >= 0)
+        return error_set(e, "--tool-cmd: the answer to a reset has \"tools\", but a program answers the whole turns");
     return episode_row_tools(&x->tools, tools, &p->row, &why) ||
            error_set(e, "--tool-cmd: the \"tools\" of the answer to a reset: %s", why.text);
 }
@@ -671,14 +678,15 @@ static inline bool episodes_take(Episodes *x, const ToolReply *r, Error *e) {
         return true;
     }
     const bool reset = r->tag <= EPISODE_RESET;
-    const json_t *first = json_object_get(r->value, "observation"), *tools = json_object_get(r->value, "tools");
-    if (reset && !p->opening && ((first && !json_is_null(first)) || (tools && !json_is_null(tools)))) {
+    const bool shows = episode_says(json_object_get(r->value, "observation")),
+               narrows = episode_says(json_object_get(r->value, "tools"));
+    if (reset && !p->opening && (shows || narrows)) {
         json_decref(r->value);
         return error_set(
             e,
             "tool program '%.200s': its answer to a reset has %s, for which the model's first turn does not wait; "
             "its hello must have \"opening\": true",
-            x->programs.program[EPISODE_RESET - r->tag].command, tools ? "tools" : "an observation");
+            x->programs.program[EPISODE_RESET - r->tag].command, shows ? "an observation" : "tools");
     }
     good = good && (reset ? episodes_take_reset(x, p, r) : episodes_take_turn(x, p, r));
     json_decref(r->value);
