@@ -13,9 +13,9 @@
 
 typedef struct RoleReward {
     char *name;
-    double completions;   /* that have the role */
-    double scored, sum;   /* those with a reward; the sum of the rewards */
-    double mean, squares; /* of Welford's sums: the mean; the sum of the squared distances from it */
+    double completions; /* that have the role */
+    double scored, sum; /* those with a reward; the sum of the rewards */
+    double squares;     /* the sum of their squared distances from the mean */
 } RoleReward;
 
 typedef struct RoleRewards {
@@ -23,7 +23,10 @@ typedef struct RoleRewards {
     int count;
 } RoleRewards;
 
-/* Adds a completion. */
+/* The mean reward; NaN if none of the completions has one. */
+static inline double role_reward_mean(const RoleReward *x) { return x->scored > 0 ? x->sum / x->scored : NAN; }
+
+/* Adds a completion. The squared distances are added up by Welford's method. */
 static inline void role_rewards_add(RoleRewards *r, const char *name, double reward) {
     int k = 0;
     while (k < r->count && strcmp(r->role[k].name, name)) k++;
@@ -34,14 +37,11 @@ static inline void role_rewards_add(RoleRewards *r, const char *name, double rew
     RoleReward *x = &r->role[k];
     x->completions++;
     if (isnan(reward)) return;
+    const double from = x->scored > 0 ? reward - role_reward_mean(x) : 0;
     x->sum += reward;
-    const double from = reward - x->mean;
-    x->mean += from / ++x->scored;
-    x->squares += from * (reward - x->mean);
+    x->scored++;
+    x->squares += from * (reward - role_reward_mean(x));
 }
-
-/* The mean reward; NaN if none of the completions has one. */
-static inline double role_reward_mean(const RoleReward *x) { return x->scored > 0 ? x->sum / x->scored : NAN; }
 
 /* The standard error of the mean; NaN with fewer than two rewards. */
 static inline double role_reward_error(const RoleReward *x) {

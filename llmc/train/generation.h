@@ -296,7 +296,7 @@ static inline void generation_open_prompts(Generation *g, int64_t steps) {
     if (episodes_on(&o->episodes) &&
         (!episodes_check_prompts(&g->episodes, &g->train, &e) || !episodes_check_prompts(&g->episodes, &g->val, &e)))
         die("%s", e.text);
-    if (o->episodes.timeout > 0 && g->t->dist.rank == 0)
+    if (o->episodes.timeout > 0)
         warn(
             "--rollout-timeout: completions depend on the clock, so that a run that is resumed or repeated can differ");
     if (g->t->text.stop < 0) warn("the model has no tokenizer: completions end at --max-completion-length only");
