@@ -1,10 +1,11 @@
 /* test_rollouts.c - files of rollouts: what is written, read back, cut off, refused or continued; the histogram of a
  * clip with the loss that clips; train_grpo with --rollouts, and data/show. Needs the trainers and data/. */
 #include "../llmc/base/error.h"               /* Error */
+#include "../llmc/base/options.h"             /* option_choice_name */
 #include "../llmc/loss/advantage.h"           /* advantage_group, AdvantageStats, SCALE_GROUP, SCALE_NONE, ... */
 #include "../llmc/loss/clip_histogram.h"      /* CLIP_BINS, CLIP_ROWS, ClipHistogram, clip_histogram, ... */
 #include "../llmc/loss/policy.h"              /* policy_loss_config, POLICY_CISPO, POLICY_GMPO, POLICY_GRPO, ... */
-#include "../llmc/loss/preference.h"          /* PREFERENCE_EXO_PAIR, PREFERENCE_APO_DOWN, PREFERENCE_APO_ZERO, ... */
+#include "../llmc/loss/preference.h"          /* PREFERENCE_EXO_PAIR, PreferenceLoss, PREFERENCE_APO_DOWN, ... */
 #include "../llmc/model/batch.h"              /* Batch */
 #include "../llmc/model/model.h"              /* Model, model_free */
 #include "../llmc/model/pack.h"               /* batch_clear, batch_free, batch_new, batch_segment, ... */
@@ -12,6 +13,7 @@
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "../llmc/report/history.h"           /* History, history_free, history_pair, history_line, ... */
 #include "../llmc/report/report.h"            /* report_page */
+#include "../llmc/report/report_pairs.h"      /* pair_has_reference */
 #include "../llmc/report/report_rollouts.h"   /* ROLLOUTS_GROUPS, RolloutTilt, rollout_tilt */
 #include "../llmc/report/rollouts.h"          /* Rollouts, rollouts_free, rollouts_read, RolloutLog, ... */
 #include "../llmc/rollout/rollout.h"          /* RolloutRequest, Completion, Rollout, Sampling, ... */
@@ -481,6 +483,11 @@ static void test_page_without_reference(void **state) {
         assert_int_equal(occurrences(page, "data-widget='pairs'"), cases[i].widgets);
         history_free(&h);
         free(page);
+    }
+    for (int loss = 0; loss < PREFERENCE_LOSSES; loss++) {
+        char name[32];
+        option_choice_name(PREFERENCE_LOSS_CHOICES, loss, name, sizeof name);
+        assert_int_equal(pair_has_reference(name), preference_uses_reference((PreferenceLoss)loss));
     }
 }
 

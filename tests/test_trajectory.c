@@ -14,7 +14,7 @@
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/completion_set.h"   /* CompletionSet, CompletionSlice, completion_set_add, ... */
 #include "../llmc/records/pairs.h"            /* Pair */
-#include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutRequest, ... */
+#include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutSample, ... */
 #include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, ... */
 #include "../llmc/train/credit.h"             /* Credit, CreditOptions, credit_backward, credit_begin, ... */
 #include "../llmc/train/generation.h"         /* Generation, GenerationSlice, generation_fill */
@@ -147,6 +147,11 @@ static void work_clear(Work *w) {
     for (int i = 0; i < w->samples; i++) completion_free(&w->out[i]);
 }
 
+static void work_free(Work *w) {
+    work_clear(w);
+    free(w);
+}
+
 static Sampling sampling(void) {
     Sampling s = sampling_default();
     s.temperature = 0.9f;
@@ -244,6 +249,16 @@ static void assert_same(const Work *a, const Work *b, double tolerance) {
     }
 }
 
+/* A run `a` equals uncached and packed passes, and a run of the same requests in many slots, which is `b`. */
+static void check_again(const Model *m, const Work *a, Work *b, const RolloutTurns *turns) {
+    Rollout r;
+    check_uncached(m, a);
+    check_packed(m, a);
+    run(m, 64, turns, b, &r);
+    rollout_free(&r);
+    assert_same(a, b, 5e-5);
+}
+
 /* Turns of all lengths, answers longer than the rows of a step, trajectories that do not fit. */
 static void test_turns(void **state) {
     (void)state;
@@ -269,13 +284,8 @@ static void test_turns(void **state) {
     assert_int_equal(one->finished, 1);
     assert_true(r.parked_slots > 0 && r.parked_slots < r.used_slots);
     rollout_free(&r);
-    check_uncached(&m, a);
-    check_packed(&m, a);
-    run(&m, 64, &other->turns, b, &r);
-    rollout_free(&r);
-    assert_same(a, b, 5e-5);
-    work_clear(a), work_clear(b);
-    free(a), free(b), free(one), free(other);
+    check_again(&m, a, b, &other->turns);
+    work_free(a), work_free(b), free(one), free(other);
     model_free(&m);
 }
 
@@ -303,11 +313,7 @@ static void test_first(void **state) {
     assert_true(waited > 5);
     assert_int_equal(one->ended, a->samples);
     rollout_free(&r);
-    check_uncached(&m, a);
-    check_packed(&m, a);
-    run(&m, 64, &other->turns, b, &r);
-    rollout_free(&r);
-    assert_same(a, b, 5e-5);
+    check_again(&m, a, b, &other->turns);
     work_clear(b);
     one->longest = NEW;
     run(&m, 64, &one->turns, b, &r);
@@ -315,8 +321,7 @@ static void test_first(void **state) {
     for (int i = 0; i < b->samples; i++) lost += !b->out[i].count && b->out[i].trajectory->stop == STOP_TOOL_FAILED;
     assert_true(lost > 5 && lost < b->samples / 2);
     rollout_free(&r);
-    work_clear(a), work_clear(b);
-    free(a), free(b), free(one), free(other);
+    work_free(a), work_free(b), free(one), free(other);
     model_free(&m);
 }
 
@@ -333,8 +338,7 @@ static void test_one_turn(void **state) {
     rollout_free(&r);
     assert_same(a, b, 0);
     for (int i = 0; i < a->samples; i++) assert_int_equal(completion_drawn(&b->out[i]), a->out[i].count);
-    work_clear(a), work_clear(b);
-    free(a), free(b), free(one);
+    work_free(a), work_free(b), free(one);
     model_free(&m);
 }
 
