@@ -16,6 +16,7 @@
 #include "../../llmc/cpu/cpu.c"
 #include "../../llmc/base/program.h"
 #include <math.h>
+#include <time.h>
 
 /* ---- ceilings -------------------------------------------------------------------------------------------------- */
 
@@ -230,7 +231,14 @@ static inline void bench_split(FILE *f, int64_t steps, double seconds) {
             100 * (seconds - sum) / seconds);
 }
 
-/* ---- medians and random data ----------------------------------------------------------------------------------- */
+/* ---- processor time, medians and random data -------------------------------------------------------------------- */
+
+/* Seconds of processor time that all threads have used. */
+static inline double bench_processor_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 static inline int bench_by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;

@@ -24,7 +24,6 @@
 #include "../../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "../shapes.h"                    /* shape_name, SHAPE_CHOICES, shape_config */
 #include "bench.h"                        /* bench_median */
-#include <time.h>
 
 static struct {
     int64_t batch, length, steps;
@@ -44,13 +43,6 @@ static const OptionAbout about = {
     "[options]", "Times a step of distillation between models with random weights, and the parts that it is made of."};
 
 enum { PART_STUDENT, PART_TEACHER, PART_DIVERGENCE, PARTS };
-
-/* Seconds of processor time that all threads have used. */
-static double processor_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Makes a model of a shape with random weights, and its workspace. */
 static void new_model(Model *m, Workspace *w, int shape, const Backend *b, Device *d, bool train, int rows,
@@ -99,7 +91,7 @@ int main(int argc, char **argv) {
         seconds[k / PARTS][k % PARTS] = (double *)xmalloc((size_t)o.steps * sizeof(double));
     for (int64_t step = -1; step < o.steps; step++)
         for (int part = 0; part < PARTS; part++) {
-            const double start = clock_seconds(), used = processor_seconds();
+            const double start = clock_seconds(), used = bench_processor_seconds();
             if (part == PART_STUDENT) model_forward_backward(&student, &w, &batch, 1, dlogp, &out);
             else if (part == PART_TEACHER) model_forward(&teacher, &read, &batch, 1, &out);
             else model_divergence_both(&student, &w, &batch, &apart, NULL, 1, weight, NULL, &out, &all);
@@ -107,7 +99,7 @@ int main(int argc, char **argv) {
             if (part != PART_STUDENT) scratch[part == PART_DIVERGENCE] = b->scratch_bytes(d);
             if (step < 0) continue;
             seconds[0][part][step] = clock_seconds() - start;
-            seconds[1][part][step] = processor_seconds() - used;
+            seconds[1][part][step] = bench_processor_seconds() - used;
         }
     double t[2][PARTS];
     for (int k = 0; k < 2 * PARTS; k++) {

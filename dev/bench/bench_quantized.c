@@ -11,7 +11,6 @@
  */
 #include "../../llmc/base/options.h"
 #include "bench.h"
-#include <time.h>
 
 static struct {
     int64_t out, in, megabytes, passes;
@@ -29,11 +28,8 @@ static const Option options[] = {OPTION_TEXT("rows", 0, &o.rows, "N[,N...]", "ro
                                  OPTION_END};
 static const OptionAbout about = {"[options]", "Times products of a few rows with quantised matrices."};
 
-static double processor_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / omp_get_max_threads();
-}
+/* The share of a thread in the processor time. */
+static double thread_seconds(void) { return bench_processor_seconds() / omp_get_max_threads(); }
 
 static void *random_blocks(QuantType type, size_t n) {
     const size_t bytes = quant_bytes(type, n);
@@ -58,13 +54,13 @@ static void time_type(Device *d, QuantType type, int N, double peak, double band
     for (size_t i = 0; i < (size_t)(N * K); i++) x[i] = (float)(i % 13) - 6;
     double best = INFINITY;
     for (int64_t pass = -1; pass < o.passes; pass++) {
-        const double start = processor_seconds();
+        const double start = thread_seconds();
         for (int i = 0; i < copies; i++) {
             const QuantMatrix w = {.parts = 1, .type = {(int)type}, .rows = {M}, .blocks = {(const Blocks *)at[i]}};
             if (plain) cpu_linear_forward(d, (Acts *)out, (Acts *)x, (Weights *)at[i], NULL, N, K, M);
             else cpu_quant_forward(d, (Acts *)out, (Acts *)x, &w, NULL, N, K, M);
         }
-        const double t = (processor_seconds() - start) / copies;
+        const double t = (thread_seconds() - start) / copies;
         if (pass >= 0 && t < best) best = t;
     }
     const double read = (double)bytes / best, flops = 2.0 * N * (double)elements / best;
@@ -87,7 +83,7 @@ int main(int argc, char **argv) {
     options_parse_all(options, &about, argc, argv);
     if (o.in % QUANT_SUPER) usage_error("--in must be a multiple of %d", QUANT_SUPER);
     if (!cpu_open(&d, DTYPE_FLOAT32, &e)) die("%s", e.text);
-    const double peak = cpu_peak(d), bandwidth = 1e9 * bench_read_bandwidth_by(processor_seconds);
+    const double peak = cpu_peak(d), bandwidth = 1e9 * bench_read_bandwidth_by(thread_seconds);
     printf("%d threads, %lld x %lld: peak %.0f GFLOP/s, read bandwidth %.1f GB/s\n", omp_get_max_threads(),
            (long long)o.out, (long long)o.in, 1e-9 * peak, 1e-9 * bandwidth);
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {

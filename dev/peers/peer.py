@@ -58,17 +58,27 @@ def adapters(o):
     return LoraConfig(r=o.lora_rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def byte_tokenizer():
-    """A tokenizer with one token per byte of ASCII text, an end token and padding."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def tokenizer_of(words, **options):
+    """A tokenizer with one token per character, from a table that has <eos> and <pad>, too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    words = {chr(i): i for i in range(256)}
-    words.update({"<eos>": EOS, "<pad>": PAD})
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", **options)
+
+
+def byte_tokenizer():
+    """A tokenizer with one token per byte of ASCII text, an end token and padding."""
+    tokenizer = tokenizer_of({**{chr(i): i for i in range(256)}, "<eos>": EOS, "<pad>": PAD})
     assert tokenizer("ab:<eos>")["input_ids"] == [97, 98, 58, EOS]
     return tokenizer
+
+
+def character_tokenizer(vocab):
+    """A tokenizer in which token i is the character 0x100 + i; the last two of `vocab` tokens are padding and the end."""
+    return tokenizer_of({**{chr(0x100 + i): i for i in range(vocab - 2)}, "<pad>": vocab - 2, "<eos>": vocab - 1},
+                        padding_side="left")
 
 
 def pairs(o):

@@ -31,19 +31,13 @@ if o.beta is None:
 import torch
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 Config, Trainer = (trl.GRPOConfig, trl.GRPOTrainer) if o.algo == "grpo" else (trl.RLOOConfig, trl.RLOOTrainer)
 
 if o.model:
     o.vocab = AutoConfig.from_pretrained(o.model).vocab_size
-characters = {chr(0x100 + i): i for i in range(o.vocab - 2)}
-characters.update({"<pad>": o.vocab - 2, "<eos>": o.vocab - 1})
-backend = Tokenizer(models.WordLevel(characters, unk_token="<pad>"))
-backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-backend.decoder = decoders.Fuse()
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+tokenizer = peer.character_tokenizer(o.vocab)
 if o.model:
     model = AutoModelForCausalLM.from_pretrained(o.model, dtype=torch.float32, bos_token_id=o.vocab - 1,
                                                  eos_token_id=o.vocab - 1)

@@ -32,18 +32,12 @@ o = peer.start(parser)
 import torch
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, PrinterCallback
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 from trl.trainer import grpo_trainer
 
 PROMPT = 32
 ANSWER = chr(0x100)  # the character of which answers consist; no prompt has it, and the model cannot draw it
-words = {chr(0x100 + i): i for i in range(o.vocab - 2)}
-words.update({"<pad>": o.vocab - 2, "<eos>": o.vocab - 1})
-backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-backend.decoder = decoders.Fuse()
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+tokenizer = peer.character_tokenizer(o.vocab)
 tokenizer.chat_template = (
     "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments }}"
     "{% endfor %}{% endfor %}")
