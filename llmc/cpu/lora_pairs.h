@@ -5,7 +5,7 @@
  * activations and their gradients. The float32 adapters themselves, their gradients and the optimizer are not rounded. An
  * element's sum depends on its own operands only: a row gives the same bits in any batch and with any number of threads.
  *
- * They are used without AMX alone: processors with AMX compute dot products of pairs at half the rate of float32.
+ * They are used only on processors without AMX: those with AMX compute dot products of pairs at half the rate of float32.
  */
 #ifndef LLMC_CPU_LORA_PAIRS_H
 #define LLMC_CPU_LORA_PAIRS_H
