@@ -42,29 +42,39 @@ peer() { python "$@" --threads "$threads" >"$work/peer.out" && tail -n 1 "$work/
 
 field() { printf '%s' "$1" | sed -n "s/.*\"$2\": *\([0-9.eE+-]*\).*/\1/p"; }
 
-# row TOPIC UNIT OURS PEERS OUR_MEMORY PEERS_MEMORY
-row() {
-    awk -v t="$1" -v u="$2" -v a="$3" -v b="$4" -v m="$5" -v n="$6" 'BEGIN {
-        printf "%-14s ours %9.4g %s (%s MiB)   peer %9.4g %s (%s MiB)   %.2f times\n", t, a, u, m, b, u, n, a / b }'
+# The share of the arithmetic peak that this project's side reaches, if it is known, also gives the highest ratio that this
+# processor allows.
+row() { # TOPIC UNIT OURS PEERS OUR_MEMORY PEERS_MEMORY [SHARE]
+    awk -v t="$1" -v u="$2" -v a="$3" -v b="$4" -v m="$5" -v n="$6" -v s="${7-}" 'BEGIN {
+        printf "%-14s ours %9.4g %s (%s MiB)   peer %9.4g %s (%s MiB)   %.2f times", t, a, u, m, b, u, n, a / b
+        if (s) printf "; ours is at %.0f %% of the arithmetic peak, where it would be %.2f times", 100 * s, a / b / s
+        print "" }'
 }
 
 rate() { # TOPIC OURS PEER: each side is a JSON line with tokens_per_second and peak_rss_mib
     row "$1" tokens/s "$(field "$2" tokens_per_second)" "$(field "$3" tokens_per_second)" \
-        "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)"
+        "$(field "$2" peak_rss_mib)" "$(field "$3" peak_rss_mib)" "$(field "$2" share_of_peak)"
 }
 
 steps_rate() { # of $topic, whose steps/s are $ours and whose peer's JSON line is $theirs
     row "$topic" steps/s "$ours" "$(field "$theirs" steps_per_second)" "$(cat "$work/rss")" \
-        "$(field "$theirs" peak_rss_mib)"
+        "$(field "$theirs" peak_rss_mib)" "$(cat "$work/share")"
 }
 
-# Runs a trainer: writes its peak memory in MiB to $work/rss and prints the steps/s of the median step after the first two.
+# Prints the median of a metric's values after the first two steps.
+median() { # METRIC
+    sed -n "s|.*\"$1\":\([0-9.eE+-]*\).*|\1|p" "$work/m.jsonl" | tail -n +3 | sort -n |
+        awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+}
+
+# Runs a trainer: writes its peak memory in MiB to $work/rss, its share of the arithmetic peak to $work/share, and prints the
+# steps/s of the median step after the first two.
 trainer() { # PROGRAM OPTIONS...
     "$@" -o /dev/null --metrics "$work/m.jsonl" 2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
     awk '/^peak memory/ { scale["kB"] = 1e3; scale["MB"] = 1e6; scale["GB"] = 1e9; sub(",", "", $4)
         printf "%.0f\n", $3 * scale[$4] / 1048576 }' "$work/ours.log" >"$work/rss"
-    sed -n 's/.*"step_time":\([0-9.eE+-]*\).*/\1/p' "$work/m.jsonl" | tail -n +3 | sort -n |
-        awk '{ t[NR] = $1 } END { print 1 / t[int((NR + 1) / 2)] }'
+    median perf/share_of_peak >"$work/share"
+    median step_time | awk '{ print 1 / $1 }'
     rm "$work/m.jsonl"
 }
 
@@ -99,8 +109,10 @@ rows_of_sft() { # OPTION...
     ./train_sft "$@" -i "$work/rows.shard" -o /dev/null --batch-tokens 1100 --max-steps 8 --metrics "$work/m.jsonl" \
         2>"$work/ours.log" || { cat "$work/ours.log" >&2; exit 1; }
     sed -n 's/.*"num_tokens":\([0-9]*\),.*"step_time":\([0-9.eE+-]*\).*/\1 \2/p' "$work/m.jsonl" |
-        awk -v peak="$(sed -n 's/.*"peak_memory":\([0-9]*\).*/\1/p' "$work/m.jsonl")" 'NR == 1 { first = $1 } NR > 1 { t += $2 }
-            END { printf "{\"tokens_per_second\": %.1f, \"peak_rss_mib\": %d}\n", ($1 - first) / t, peak / 1048576 }'
+        awk -v peak="$(sed -n 's/.*"peak_memory":\([0-9]*\).*/\1/p' "$work/m.jsonl")" -v share="$(median perf/share_of_peak)" '
+            NR == 1 { first = $1 } NR > 1 { t += $2 }
+            END { printf "{\"tokens_per_second\": %.1f, \"peak_rss_mib\": %d, \"share_of_peak\": %s}\n",
+                      ($1 - first) / t, peak / 1048576, share }'
     rm "$work/m.jsonl"
 }
 

@@ -42,8 +42,9 @@ static const Option options[] = {
 static const OptionAbout about = {"[options]",
                                   "Times sampling from a model with random weights, in total and by operation."};
 
-/* Returns the median time of a run of n sequences with different prompts, in seconds. */
-static double time_rollout(const Model *m, int n, double fma, double bandwidth) {
+/* Returns the median time of a run of n sequences with different prompts, in seconds, and the share of it that the
+ * arithmetic would take at the peak. */
+static double time_rollout(const Model *m, int n, double fma, double bandwidth, double *share) {
     Error e;
     Rollout r;
     const int P = (int)o.prompt, G = (int)o.fresh;
@@ -97,6 +98,7 @@ static double time_rollout(const Model *m, int n, double fma, double bandwidth) 
         "\n%.1f tokens/s, %.2f ms per call; lower bounds: memory %.2f ms (%.0f %% of the time), arithmetic %.2f ms (%.0f %%)\n",
         n * G / median, 1e3 * median / (double)steps, 1e3 * memory / (double)steps, 100 * memory / median,
         1e3 * arithmetic / (double)steps, 100 * arithmetic / median);
+    *share = arithmetic / median;
     free(q), free(out), free(prompt), free(seconds), rollout_free(&r);
     return median;
 }
@@ -119,15 +121,16 @@ int main(int argc, char **argv) {
     if (o.quantize && !plan) die("%s", e.text);
     if (!model_new_quantized(&m, &c, plan, NULL, b, d, &e)) die("%s", e.text);
     model_init(&m, 1);
-    const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth);
+    double share, share_alone;
+    const double seconds = time_rollout(&m, (int)o.sequences, fma, bandwidth, &share);
     const size_t peak = program_peak_memory();
-    const double alone = o.single ? time_rollout(&m, 1, fma, bandwidth) : NAN;
+    const double alone = o.single ? time_rollout(&m, 1, fma, bandwidth, &share_alone) : NAN;
     printf("{\"dtype\": \"%s\", \"threads\": %d, \"sequences\": %lld, \"prompt\": %lld, \"new\": %lld, "
            "\"parameters\": %zu, \"seconds\": %.3f, \"tokens_per_second\": %.1f, ",
            o.dtype ? "bf16" : "float32", omp_get_max_threads(), (long long)o.sequences, (long long)o.prompt,
            (long long)o.fresh, m.parameters, seconds, (double)(o.sequences * o.fresh) / seconds);
     if (o.single) printf("\"single_tokens_per_second\": %.1f, ", (double)o.fresh / alone);
-    printf("\"peak_rss_mib\": %zu}\n", peak >> 20);
+    printf("\"share_of_peak\": %.3f, \"peak_rss_mib\": %zu}\n", share, peak >> 20);
     model_free(&m), b->close(d);
     return 0;
 }
