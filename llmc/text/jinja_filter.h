@@ -1,7 +1,7 @@
 /* jinja_filter.h - filters and tests of chat templates.
  *
  *   filters   abs capitalize count d default dictsort first indent int items join last length list lower map max min
- *             reject rejectattr replace safe select selectattr sort string tojson trim unique upper
+ *             reject rejectattr replace safe select selectattr sort string title tojson trim unique upper
  *   tests     boolean defined divisibleby eq equalto even false float ge gt in integer iterable le lt mapping ne none
  *             number odd sequence string true undefined, == != < <= > >= by their names in jinja2
  *
@@ -283,6 +283,25 @@ static inline JinjaValue jinja_filter_upper(JinjaRun *r, JinjaValue self, const 
 static inline JinjaValue jinja_filter_capitalize(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
     (void)a;
     return jinja_capitalize(r, jinja_text(r, self));
+}
+
+/* Whether jinja2's filter title begins a word after this character, at s->text + i. */
+static inline bool jinja_before_word(const JinjaString *s, size_t i) {
+    const char c = s->text[i];
+    return (c && strchr("-({[<", c)) || jinja_space(s->text + i, jinja_character(s, i));
+}
+
+static inline JinjaValue jinja_filter_title(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
+    const JinjaString *s = jinja_text(r, self);
+    const size_t start = r->out.length;
+    bool first = true;
+    (void)a;
+    for (size_t i = 0, n; i < s->length && !r->failed; i += n) {
+        n = jinja_character(s, i);
+        jinja_put_case(r, s, i, i + n, first);
+        first = jinja_before_word(s, i);
+    }
+    return jinja_cut(r, start);
 }
 
 static inline JinjaValue jinja_filter_replace(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
@@ -631,6 +650,7 @@ static const JinjaBuiltin jinja_filters[] = {
     {"selectattr", "0 1 2",                                   1, jinja_filter_selectattr},
     {"sort",       "reverse case_sensitive attribute",        0, jinja_filter_sort},
     {"string",     "",                                        0, jinja_filter_string},
+    {"title",      "",                                        0, jinja_filter_title},
     {"tojson",     "ensure_ascii indent separators sort_keys", 0, jinja_filter_tojson},
     {"trim",       "chars",                                   0, jinja_filter_trim},
     {"unique",     "case_sensitive attribute",                0, jinja_filter_unique},

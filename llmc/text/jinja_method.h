@@ -1,14 +1,14 @@
 /* jinja_method.h - attributes, items and methods of values in chat templates, as Python and jinja2's sandbox define
  * them.
  *
- *   strings   split strip lstrip rstrip startswith endswith replace upper lower capitalize format join
+ *   strings   split strip lstrip rstrip startswith endswith replace upper lower capitalize title format join
  *   maps      get items keys values
  *   lists     append pop
  *
  * As in jinja2, x.a is Python's attribute (a method) if there is one, else the key; x['a'] is the key, else the
  * attribute. append and pop change the list; jinja2's sandbox in transformers forbids them, llama.cpp allows them.
  * format() accepts {} and {0}. Letters whose upper or lower case is several letters, or depends on the word, are
- * refused.
+ * refused. The method title() accepts ASCII only: elsewhere a letter may have a third case.
  */
 #ifndef LLMC_TEXT_JINJA_METHOD_H
 #define LLMC_TEXT_JINJA_METHOD_H
@@ -235,6 +235,24 @@ static inline JinjaValue jinja_capitalize(JinjaRun *r, const JinjaString *s) {
     return jinja_marked_safe(r, jinja_cut(r, start), s->safe);
 }
 
+/* Python's str.title(): a letter is a capital unless it follows a letter. */
+static inline JinjaValue jinja_title(JinjaRun *r, const JinjaString *s) {
+    const size_t start = r->out.length;
+    bool inside = false; /* the character before is a letter */
+    for (size_t i = 0; i < s->length && !r->failed; i++) {
+        const uint8_t c = (uint8_t)s->text[i];
+        if (c >= 128) {
+            jinja_fail(r, "title() of U+%04X is not supported", utf8_decode(s->text + i, (int)jinja_character(s, i)));
+            break;
+        }
+        const char cased = (char)(inside ? tolower(c) : toupper(c));
+        jinja_put(r, &cased, 1, jinja_mark(s, i));
+        inside = isalpha(c);
+        if (!(i & 63)) jinja_step(r, 1);
+    }
+    return jinja_marked_safe(r, jinja_cut(r, start), s->safe);
+}
+
 /* Returns the items of an iterable value; a generator has none afterwards. Fails for other values. */
 static inline JinjaList jinja_items(JinjaRun *r, JinjaValue v) {
     JinjaList items = {0};
@@ -356,6 +374,11 @@ static inline JinjaValue jinja_method_capitalize(JinjaRun *r, JinjaValue self, c
     return jinja_capitalize(r, self.string);
 }
 
+static inline JinjaValue jinja_method_title(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
+    (void)a;
+    return jinja_title(r, self.string);
+}
+
 static inline JinjaValue jinja_method_join(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
     return jinja_join(r, self.string, jinja_items(r, a[0]), true);
 }
@@ -423,6 +446,7 @@ static const JinjaBuiltin jinja_string_methods[] = {
     {"upper",      "",                0, jinja_method_upper},
     {"lower",      "",                0, jinja_method_lower},
     {"capitalize", "",                0, jinja_method_capitalize},
+    {"title",      "",                0, jinja_method_title},
     {"format",     "0 1 2 3 4 5 6 7", 0, jinja_format},
     {"join",       "items",           1, jinja_method_join},
     {0}};
