@@ -1,7 +1,7 @@
 /* test_chat_model.c - conversations in a model's own chat template: tokens and masks against transformers and
  * tokenizers (dev/golden/golden_template.py), turns that need records of their own, forged special tokens, the files of
  * a model, and make_shard with them. Needs ./data/make_shard and ./data/show. */
-#include "../llmc/base/error.h"           /* Error, die */
+#include "../llmc/base/error.h"           /* Error, die, xstrdup */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
 #include "../llmc/base/text.h"            /* text_free, TextBuffer, text_string, text_format, ... */
@@ -330,15 +330,17 @@ static void test_files(void **state) {
         "m/tokenizer_config.json", NULL, NULL,
         "{#llmc {\"date\":\"2024-07-26\",\"variables\":{\"bos_token\":\"<b>\",\"eos_token\":\"other\"}}#}\n{{ 3 }}",
         NULL);
-    put("m/tokenizer_config.json",
-        "{\"chat_template\":[{\"name\":\"default\",\"template\":\"\"},{\"name\":\"tool_use\",\"template\":\"\"}]}");
-    assert_unopened("m", "is a list of 2 templates");
+    put("m/tokenizer_config.json", "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"\"}]}");
+    assert_unopened("m", "is a list of templates, none of which is named \"default\"");
     put("m/tokenizer_config.json", "{\"chat_template\":7}");
     assert_unopened("m", "chat_template is not a text");
     put("m/tokenizer_config.json", "{\"chat_template\":");
     assert_unopened("m", "line 1: is not JSON");
     put("m/tokenizer_config.json", "[]");
     assert_unopened("m", "is not a JSON object");
+    unlink(files_path("m/tokenizer_config.json"));
+    assert_false(symlink("gone", files_path("m/tokenizer_config.json")));
+    assert_unopened("m", "m/tokenizer_config.json: cannot open: No such file or directory");
     unlink(files_path("m/tokenizer_config.json"));
     put("m/a.json", "{}");
     assert_unopened("m/a.json", "has no chat_template");
@@ -365,6 +367,68 @@ static void test_files(void **state) {
     assert_true(chat_template_parse(&c, "{any}\\{%{content}\\{{eos}", &e));
     assert_null(c.model);
     chat_template_free(&c);
+}
+
+/* A conversation in the template of a file or a folder; "!" if the template refuses it. The caller frees it. */
+static char *rendered(const char *path, const json_t *given) {
+    Error e;
+    ChatTemplate c;
+    TextBuffer text = {0};
+    json_t *variables = json_copy(json_object_get(given, "variables"));
+    const bool prompt = json_is_true(json_object_get(variables, "add_generation_prompt"));
+    json_object_del(variables, "add_generation_prompt");
+    char *spec = jinja_chat_open(files_path(path), variables, NULL, NULL, &e);
+    if (!spec || !chat_template_parse(&c, spec, &e)) fail_msg("%s: %s", path, e.text);
+    if (!chat_render_conversation(&c, json_object_get(given, "conversation"), prompt, &text, &e)) {
+        text_free(&text);
+        text_string(&text, "!");
+    }
+    chat_template_free(&c);
+    json_decref(variables);
+    free(spec);
+    return text.text ? text.text : xstrdup("");
+}
+
+/* A model with a template for tools renders conversations with tools by it, all others by the default one. The pieces at
+ * the end are where jinja2 removes white space: the beginning and the end of a template. */
+static void test_named_templates(void **state) {
+    (void)state;
+    static const char *const pairs[][2] = {{"llama3_2", "qwen3"},
+                                           {"gemma3", "qwen2_5"},
+                                           {"  {% if 1 %}\na\n  {% endif %}\n", "\n\n{{- 1 }} b \n\n"},
+                                           {"\n  {% if 1 %} c {% endif %}  ", "  {%- if 1 %} d {%- endif %}\r\n"}};
+    int with = 0, without = 0;
+    mkdir(files_path("named"), 0755);
+    mkdir(files_path("tools"), 0755);
+    mkdir(files_path("tools/additional_chat_templates"), 0755);
+    for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
+        const char *text[2];
+        for (int k = 0; k < 2; k++) {
+            text[k] = json_string_value(json_object_get(templates, pairs[p][k]));
+            if (!text[k]) text[k] = pairs[p][k];
+        }
+        put("default.jinja", text[0]);
+        put("tool_use.jinja", text[1]);
+        put("tools/chat_template.jinja", text[0]);
+        put("tools/additional_chat_templates/tool_use.jinja", text[1]);
+        json_t *config =
+            json_pack("{s:[{s:s,s:s},{s:s,s:s},{s:s,s:s}]}", "chat_template", "name", "rag", "template", "{{ 5 }}",
+                      "name", "tool_use", "template", text[1], "name", "default", "template", text[0]);
+        assert_false(json_dump_file(config, files_path("named/tokenizer_config.json"), 0));
+        json_decref(config);
+        for (int i = 0; i < CONVERSATIONS; i++) {
+            const json_t *tools = json_object_get(json_object_get(cases[i], "conversation"), "tools");
+            const bool use = tools && !json_is_null(tools);
+            char *want = rendered(use ? "tool_use.jinja" : "default.jinja", cases[i]);
+            char *named = rendered("named", cases[i]), *added = rendered("tools", cases[i]);
+            assert_string_equal(named, want);
+            assert_string_equal(added, want);
+            with += use && strcmp(want, "!");
+            without += !use && strcmp(want, "!");
+            free(want), free(named), free(added);
+        }
+    }
+    assert_true(with > 100 && without > 100);
 }
 
 /* ---- make_shard ------------------------------------------------------------------------------------------------ */
@@ -554,8 +618,9 @@ static void test_answers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_encodings), cmocka_unit_test(test_turns),      cmocka_unit_test(test_odd_templates),
-        cmocka_unit_test(test_files),     cmocka_unit_test(test_make_shard), cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_encodings), cmocka_unit_test(test_turns),           cmocka_unit_test(test_odd_templates),
+        cmocka_unit_test(test_files),     cmocka_unit_test(test_named_templates), cmocka_unit_test(test_make_shard),
+        cmocka_unit_test(test_answers),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

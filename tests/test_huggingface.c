@@ -609,6 +609,43 @@ static void refuse_folder(const char *path, const char *part) {
     assert_null(strchr(e.text, '\n'));
 }
 
+/* Files that may be missing, but not there and unreadable: a cache of models has links to files that may be gone. */
+static void unreadable_files(void **state) {
+    (void)state;
+    static const char *const name[] = {"generation_config.json", "tokenizer_config.json", "tokenizer.json",
+                                       "chat_template.jinja",    "tokenizer.llmc",        "training_lineage.json",
+                                       "reward_model.json",      "config.json",           "model.safetensors"};
+    Model m;
+    ModelFile f;
+    char path[4096], *d = copy_folder(golden_path("llama-a"), "unreadable");
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        const char *kept = i < 7 ? NULL : files_path("kept");
+        snprintf(path, sizeof path, "%s/%s", d, name[i]);
+        if (kept) assert_false(rename(path, kept));
+        else remove(path);
+        assert_false(symlink("../../blobs/0123", path));
+        refuse_folder(d, "cannot open: No such file or directory");
+        refuse_folder(d, name[i]);
+        remove(path);
+        assert_false(symlink(name[i], path));
+        refuse_folder(d, "cannot open: Too many levels of symbolic links");
+        remove(path);
+        assert_false(mkdir(path, 0700));
+        refuse_folder(d, "is not a regular file");
+        remove(path);
+        if (kept) assert_false(rename(kept, path));
+    }
+    snprintf(path, sizeof path, "%s/tokenizer.json", d);
+    put_text(path, "version https://git-lfs.github.com/spec/v1\n");
+    refuse_folder(d, "unreadable/tokenizer.json: is not JSON, but a pointer of Git LFS");
+    remove(path);
+    snprintf(path, sizeof path, "%s/LICENSES", d);
+    assert_false(mkdir(path, 0700)); /* a folder that matches LICENSE* */
+    load(&m, &f, d, false);
+    unload(&m, &f);
+    free(d);
+}
+
 /* Writes the tensors of a safetensors file to another without `drop` and with one more; NULL: none. */
 static void rewrite(const char *from, const char *to, const char *drop, const char *extra, SafetensorsType type,
                     int dims, const uint64_t *shape, const float *data) {
@@ -673,6 +710,11 @@ static void folder_refusals(void **state) {
     unload(&m, &f);
     put_text(to, "12345678{}");
     refuse_folder(d, "not a safetensors file");
+    put_text(to, "version https://git-lfs.github.com/spec/v1\n");
+    refuse_folder(d, "not a safetensors file, but a pointer of Git LFS");
+    remove(to);
+    assert_false(mkfifo(to, 0600)); /* reading it would wait for ever */
+    refuse_folder(d, "bad/model.safetensors: is not a regular file");
     remove(to);
     refuse_folder(d, "has neither model.safetensors nor");
     snprintf(command, sizeof command, "%s/pytorch_model.bin", d);
@@ -685,6 +727,11 @@ static void folder_refusals(void **state) {
     refuse_folder(d, "duplicate");
     put_text(to, "[]");
     refuse_folder(d, "is not a JSON object");
+    put_text(to, "version https://git-lfs.github.com/spec/v1\n");
+    refuse_folder(d, "bad/config.json: is not JSON, but a pointer of Git LFS");
+    remove(to);
+    assert_false(mkfifo(to, 0600));
+    refuse_folder(d, "bad/config.json: is not a regular file");
     remove(to);
     refuse_folder(d, "is a folder without config.json");
     free(d);
@@ -807,7 +854,8 @@ static void copied(void **state) {
     put_text(path, "{{ rag }}");
     load(&m, &f, d, false);
     assert_template(f.chat_template, files[3][1]);
-    assert_non_null(strstr(f.note, "chat_template.jinja differs from the chat_template in tokenizer_config.json"));
+    assert_non_null(
+        strstr(f.note, "chat_template.jinja: differs from chat_template in tokenizer_config.json and is used instead"));
     assert_true(f.stops.count == 2 && f.stops.ids[0] == 2 && f.stops.ids[1] == 5);
     assert_null(f.tokenizer);
     char command[300];
@@ -1103,11 +1151,12 @@ static void mutations(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tensors),        cmocka_unit_test(round_trip),      cmocka_unit_test(types),
-        cmocka_unit_test(configurations), cmocka_unit_test(spellings),       cmocka_unit_test(written_configurations),
-        cmocka_unit_test(changed_text),   cmocka_unit_test(config_refusals), cmocka_unit_test(folder_refusals),
-        cmocka_unit_test(shards),         cmocka_unit_test(copied),          cmocka_unit_test(tokenizers),
-        cmocka_unit_test(value_heads),    cmocka_unit_test(classifiers),     cmocka_unit_test(checkpoints),
-        cmocka_unit_test(atomic),         cmocka_unit_test(mutations),       cmocka_unit_test(threads)};
+        cmocka_unit_test(tensors),          cmocka_unit_test(round_trip),   cmocka_unit_test(types),
+        cmocka_unit_test(configurations),   cmocka_unit_test(spellings),    cmocka_unit_test(written_configurations),
+        cmocka_unit_test(unreadable_files), cmocka_unit_test(changed_text), cmocka_unit_test(config_refusals),
+        cmocka_unit_test(folder_refusals),  cmocka_unit_test(shards),       cmocka_unit_test(copied),
+        cmocka_unit_test(tokenizers),       cmocka_unit_test(value_heads),  cmocka_unit_test(classifiers),
+        cmocka_unit_test(checkpoints),      cmocka_unit_test(atomic),       cmocka_unit_test(mutations),
+        cmocka_unit_test(threads)};
     return cmocka_run_group_tests(tests, models_setup, models_teardown);
 }

@@ -507,6 +507,13 @@ static inline char *reader_rest(Reader *r, size_t limit, size_t *n, Error *e) {
     return text;
 }
 
+/* Whether there is an entry of this name, which may be a link that leads nowhere. To open that fails with a message,
+ * where access() would say that there is no such file. */
+static inline bool file_exists(const char *path) {
+    struct stat st;
+    return !lstat(path, &st);
+}
+
 /* Reads a whole file or standard input as reader_rest() does. */
 static inline char *file_slurp(const char *path, size_t limit, size_t *n, Error *e) {
     Reader r;

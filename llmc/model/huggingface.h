@@ -5,7 +5,7 @@
  *   model.safetensors.index.json        {"weight_map": {"tensor name": "file name", ...}} and the files that it names
  *   generation_config.json              its eos_token_id is the set of tokens that end a completion
  *   tokenizer.json                      the tokenizer (text/tokenizer_files.h), or vocab.json and merges.txt
- *   chat_template.jinja                 the chat template; else chat_template of tokenizer_config.json
+ *   chat_template.jinja                 the chat template; else chat_template of tokenizer_config.json (jinja_chat.h)
  *   training_lineage.json               written by this project: the stages of training
  *   reward_model.json                   written by this project: bias and normalisation of a reward model, whose
  *                                       weights are the tensor score.weight
@@ -16,7 +16,9 @@
  * GPT-2's `attn.bias` and `attn.masked_bias` (the causal mask), `rotary_emb.inv_freq`, and an `lm_head.weight` that
  * equals the embeddings of a model whose output matrix is tied to them. A classifier without lm_head.weight is read as
  * tied: its output matrix is never used. Not read are the index's `metadata`, README.md, and a tokenizer.model without
- * one of the other forms of a tokenizer. A pickle (pytorch_model.bin) is refused.
+ * one of the other forms of a tokenizer. A pickle (pytorch_model.bin) is refused. So is a file of these names that is
+ * there and cannot be read, such as a link into a cache that was emptied, because a missing generation_config.json or
+ * tokenizer is no error.
  *
  * The files are mapped into memory, so a rank or a run loads only what it reads. The small files that an output folder
  * needs (huggingface_copied) are kept in memory in a HuggingfaceSource: a run can write its output even if the folder
@@ -31,6 +33,7 @@
 #define LLMC_MODEL_HUGGINGFACE_H
 
 #include "../base/error.h"           /* Error, error_set, xstrdup, xcalloc, ... */
+#include "../base/file_kind.h"       /* FILE_KIND_TEXT, file_kind_text */
 #include "../base/io.h"              /* file_slurp, XXH3_64bits, XXH3_64bits_update, XXH3_state_t, ... */
 #include "../base/text.h"            /* TextBuffer, text_format, text_free, TokenList, ... */
 #include "../text/jinja_chat.h"      /* jinja_chat_open */
@@ -155,13 +158,15 @@ static inline char *huggingface_path(const char *folder, const char *name) {
 /* Parses the text of an object. name: for messages. */
 static inline json_t *huggingface_parse(const char *text, size_t n, const char *name, Error *e) {
     json_error_t bad;
+    char kind[FILE_KIND_TEXT];
     if (memchr(text, 0, n)) {
         error_set(e, "%s: contains a NUL byte, which is not JSON", name);
         return NULL;
     }
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
     if (!root) {
-        error_set(e, "%s: line %d, column %d: %s", name, bad.line, bad.column, bad.text);
+        if (file_kind_text(text, n, kind)) error_set(e, "%s: is not JSON, but %s", name, kind);
+        else error_set(e, "%s: line %d, column %d: %s", name, bad.line, bad.column, bad.text);
         return NULL;
     }
     if (json_is_object(root)) return root;
@@ -170,10 +175,19 @@ static inline json_t *huggingface_parse(const char *text, size_t n, const char *
     return NULL;
 }
 
+/* Reads a regular file into new memory with a closing NUL. A pipe is refused, because it may never be written to. */
+static inline char *huggingface_bytes(const char *path, size_t most, size_t *n, Error *e) {
+    struct stat st;
+    if (stat(path, &st)) error_set(e, "%s: cannot open: %s", path, strerror(errno));
+    else if (!S_ISREG(st.st_mode)) error_set(e, "%s: is not a regular file", path);
+    else return file_slurp(path, most, n, e);
+    return NULL;
+}
+
 /* Reads and parses a file of the folder. text: receives the text if it is not NULL. */
 static inline json_t *huggingface_json(const char *folder, const char *name, char **text, Error *e) {
     size_t n;
-    char *path = huggingface_path(folder, name), *bytes = file_slurp(path, HUGGINGFACE_JSON_MAX, &n, e);
+    char *path = huggingface_path(folder, name), *bytes = huggingface_bytes(path, HUGGINGFACE_JSON_MAX, &n, e);
     json_t *root = bytes ? huggingface_parse(bytes, n, path, e) : NULL;
     if (root && text) *text = bytes;
     else free(bytes);
@@ -183,7 +197,7 @@ static inline json_t *huggingface_json(const char *folder, const char *name, cha
 
 static inline bool huggingface_has(const char *folder, const char *name) {
     char *path = huggingface_path(folder, name);
-    const bool here = !access(path, F_OK);
+    const bool here = file_exists(path);
     free(path);
     return here;
 }
@@ -401,23 +415,23 @@ static inline void huggingface_floats(const Huggingface *h, size_t i, size_t fir
 
 /* ---- other files ------------------------------------------------------------------------------------------------- */
 
-static inline bool huggingface_is_copied(const char *name) {
+/* Returns the pattern of the copied files that the name matches, or NULL. */
+static inline const char *huggingface_is_copied(const char *name) {
     for (size_t i = 0; i < sizeof huggingface_copied / sizeof *huggingface_copied; i++)
-        if (!fnmatch(huggingface_copied[i], name, FNM_CASEFOLD)) return true;
-    return false;
+        if (!fnmatch(huggingface_copied[i], name, FNM_CASEFOLD)) return huggingface_copied[i];
+    return NULL;
 }
 
-/* Keeps a file of the folder if it is a regular one. */
-static inline bool huggingface_keep(Huggingface *h, const char *name, Error *e) {
-    struct stat st;
+/* Keeps a file of the folder. A folder that only happens to match a pattern, such as LICENSES, is not kept. */
+static inline bool huggingface_keep(Huggingface *h, const char *name, const char *pattern, Error *e) {
     size_t n;
     char *path = huggingface_path(h->path, name);
     char *bytes = NULL;
-    const bool regular = !stat(path, &st) && S_ISREG(st.st_mode);
-    if (regular) bytes = file_slurp(path, HUGGINGFACE_COPY_MAX, &n, e);
+    const bool folder = strchr(pattern, '*') && huggingface_is_folder(path);
+    if (!folder) bytes = huggingface_bytes(path, HUGGINGFACE_COPY_MAX, &n, e);
     if (bytes) huggingface_source_add(h->source, name, bytes, n);
     free(path);
-    return bytes || !regular;
+    return bytes || folder;
 }
 
 /* Keeps the files of the folder, or of its subfolder, that match. */
@@ -430,9 +444,9 @@ static inline bool huggingface_keep_files(Huggingface *h, const char *subfolder,
     for (int i = 0; i < n; i++) {
         TextBuffer name = {0};
         text_format(&name, "%s%s%s", subfolder, *subfolder ? "/" : "", entry[i]->d_name);
-        const bool wanted =
-            *subfolder ? !fnmatch("*.jinja", entry[i]->d_name, 0) : huggingface_is_copied(entry[i]->d_name);
-        ok = ok && (!wanted || huggingface_keep(h, name.text, e));
+        const char *pattern = *subfolder ? "*.jinja" : huggingface_is_copied(entry[i]->d_name);
+        const bool wanted = pattern && !fnmatch(pattern, entry[i]->d_name, FNM_CASEFOLD);
+        ok = ok && (!wanted || huggingface_keep(h, name.text, pattern, e));
         text_free(&name);
         free(entry[i]);
     }
@@ -441,41 +455,20 @@ static inline bool huggingface_keep_files(Huggingface *h, const char *subfolder,
     return ok;
 }
 
-/* The template in tokenizer_config.json: a text, or a list of named texts of which "default" is taken. NULL: none. */
-static inline const char *huggingface_named_template(const json_t *config) {
-    const json_t *value = json_object_get(config, "chat_template"), *item;
-    size_t i;
-    json_array_foreach(value, i, item) {
-        const char *name = json_string_value(json_object_get(item, "name"));
-        if (name && !strcmp(name, "default")) return json_string_value(json_object_get(item, "template"));
-    }
-    return json_string_value(value);
-}
-
-/* Finds the chat template. transformers takes chat_template.jinja before the one in tokenizer_config.json. */
+/* Reads the chat template, if there is one, with the folder's special tokens. */
 static inline bool huggingface_template(Huggingface *h, Error *e) {
-    const HuggingfaceFile *jinja = huggingface_source_file(h->source, "chat_template.jinja");
-    const HuggingfaceFile *older = huggingface_source_file(h->source, "chat_template.json");
     const HuggingfaceFile *config = huggingface_source_file(h->source, "tokenizer_config.json");
     json_t *root = NULL;
-    if (!config) config = older;
     if (config && !(root = huggingface_parse(config->bytes, config->n, config->name, e))) {
         Error inner = *e;
         return error_set(e, "%.200s/%.700s", h->path, inner.text);
     }
-    const char *inside = huggingface_named_template(root);
-    if (jinja && strlen(jinja->bytes) == jinja->n) h->chat_template = xstrdup(jinja->bytes);
-    else if (inside) h->chat_template = xstrdup(inside);
-    if (jinja && inside && strcmp(jinja->bytes, inside)) {
-        TextBuffer b = {0};
-        text_format(&b, "%s: chat_template.jinja differs from the chat_template in %s; the former is used", h->path,
-                    config->name);
-        h->note = b.text;
-    }
+    const bool any = huggingface_value(root, "chat_template") || huggingface_has(h->path, "chat_template.jinja");
     json_decref(root);
-    if (!h->chat_template) return true;
-    free(h->chat_template);
-    h->chat_template = jinja_chat_open(h->path, NULL, NULL, NULL, e); /* with the folder's special tokens */
+    if (!any) return true;
+    Error note;
+    h->chat_template = jinja_chat_open(h->path, NULL, NULL, &note, e);
+    if (h->chat_template && note.text[0]) h->note = xstrdup(note.text);
     return h->chat_template != NULL;
 }
 
@@ -495,7 +488,7 @@ static inline bool huggingface_slurp(const char *folder, const char *name, char 
     *bytes = NULL;
     if (!huggingface_has(folder, name)) return true;
     char *path = huggingface_path(folder, name);
-    *bytes = file_slurp(path, HUGGINGFACE_COPY_MAX, n, e);
+    *bytes = huggingface_bytes(path, HUGGINGFACE_COPY_MAX, n, e);
     free(path);
     return *bytes != NULL;
 }
@@ -561,7 +554,7 @@ static inline bool huggingface_open_all(Huggingface *h, Error *e) {
     if (!huggingface_has(h->path, "config.json"))
         return error_set(e, "%s: is a folder without config.json, expected a model's folder", h->path);
     char *name = huggingface_path(h->path, "config.json");
-    h->source->config = file_slurp(name, HUGGINGFACE_JSON_MAX, &n, e);
+    h->source->config = huggingface_bytes(name, HUGGINGFACE_JSON_MAX, &n, e);
     json_t *root = h->source->config ? huggingface_read_config(h, name, n, e) : NULL;
     const bool ok = root && huggingface_open_files(h, e) && huggingface_match(h, NULL, e) &&
                     huggingface_keep_files(h, "", e) && huggingface_keep_files(h, "additional_chat_templates", e) &&

@@ -35,10 +35,11 @@
 #ifndef LLMC_MODEL_SAFETENSORS_H
 #define LLMC_MODEL_SAFETENSORS_H
 
-#include "../base/error.h" /* error_set, Error, xstrdup, checked_object, ... */
-#include "../base/half.h"  /* half_from_bf16, half_from_f16, half_to_bf16, half_to_f16 */
-#include "../base/io.h"    /* writer_write, Writer, writer_abort, writer_commit, ... */
-#include "../base/text.h"  /* text_string, text_format, TextBuffer, text_free */
+#include "../base/error.h"     /* error_set, Error, xstrdup, checked_object, ... */
+#include "../base/file_kind.h" /* FILE_KIND_TEXT, file_kind_text */
+#include "../base/half.h"      /* half_from_bf16, half_from_f16, half_to_bf16, half_to_f16 */
+#include "../base/io.h"        /* writer_write, Writer, writer_abort, writer_commit, ... */
+#include "../base/text.h"      /* text_string, text_format, TextBuffer, text_free */
 #include <assert.h>
 #include <jansson.h>
 #include <math.h>
@@ -242,13 +243,17 @@ static inline bool safetensors_entries(Safetensors *s, json_t *header, Error *e)
 static inline bool safetensors_start(Safetensors *s, Error *e) {
     uint64_t n;
     json_error_t bad;
+    char kind[FILE_KIND_TEXT];
     if (s->file_bytes < 8)
         return error_set(e, "%s: has %zu bytes, a safetensors file has at least 8", s->name, s->file_bytes);
     memcpy(&n, s->file, 8);
+    const bool brace = s->file_bytes > 8 && s->file[8] == '{';
+    if (!brace && file_kind_text(s->file, s->file_bytes, kind))
+        return error_set(e, "%s: is not a safetensors file, but %s", s->name, kind);
     if (n > SAFETENSORS_HEADER_MAX || n > s->file_bytes - 8)
         return error_set(e, "%s: header of %llu bytes, the file has %zu and the limit is %d: not a safetensors file",
                          s->name, (unsigned long long)n, s->file_bytes - 8, SAFETENSORS_HEADER_MAX);
-    if (!n || s->file[8] != '{') return error_set(e, "%s: header does not begin with '{'", s->name);
+    if (!n || !brace) return error_set(e, "%s: header does not begin with '{'", s->name);
     if (memchr(s->file + 8, 0, (size_t)n)) return error_set(e, "%s: header contains a NUL byte", s->name);
     s->data_bytes = s->file_bytes - 8 - n;
     json_t *header = json_loadb((const char *)s->file + 8, (size_t)n, JSON_REJECT_DUPLICATES, &bad);
@@ -287,10 +292,11 @@ static inline bool safetensors_map(Safetensors *s, int fd, Error *e) {
     return true;
 }
 
-/* Maps the file `path` into memory and reads its header. On failure nothing stays open. */
+/* Maps the file `path` into memory and reads its header. On failure nothing stays open. O_NONBLOCK: a pipe is refused
+ * without waiting for what is written to it. */
 static inline bool safetensors_open(Safetensors *s, const char *path, Error *e) {
     *s = (Safetensors){.name = xstrdup(path)};
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     const bool ok = safetensors_map(s, fd, e) && safetensors_start(s, e);
     if (fd >= 0) close(fd);
     if (!ok) safetensors_close(s);

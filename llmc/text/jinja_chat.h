@@ -21,11 +21,14 @@
  * Files (jinja_chat_open):
  *
  *   FOLDER                 chat_template.jinja, else chat_template of tokenizer_config.json, as in transformers
- *   FILE.json              its chat_template: a text, or a list that has only the template "default"
+ *   FILE.json              its chat_template: a text, or a list of named templates
  *   FILE                   the template's text
  *
  * The special tokens bos_token, eos_token, unk_token, sep_token, pad_token, cls_token and mask_token are read from the
  * folder's tokenizer_config.json, or if that does not have them, from special_tokens_map.json.
+ *
+ * Of named templates, "default" is used, and "tool_use" for conversations that have tools; the others are only used by
+ * programs that ask for them by name. chat_template.jinja is the default to additional_chat_templates/tool_use.jinja.
  *
  * Encoding. The whole text is rendered. The names of special tokens are tokens only in bytes that come from the
  * template, so that a message cannot end a turn. The text between them is encoded as one text, whether it comes from
@@ -642,7 +645,7 @@ static inline json_t *jinja_chat_json(const char *path, Error *e) {
     size_t n;
     json_error_t je;
     e->text[0] = 0;
-    if (access(path, F_OK)) return NULL;
+    if (!file_exists(path)) return NULL;
     char *text = file_slurp(path, JINJA_CHAT_FILE_MAX, &n, e);
     if (!text) return NULL;
     json_t *json = json_loadb(text, n, JSON_ALLOW_NUL, &je);
@@ -654,22 +657,52 @@ static inline json_t *jinja_chat_json(const char *path, Error *e) {
     return NULL;
 }
 
+/* Joins the template for conversations that have tools to the default one; takes over both texts. tools: or NULL. As
+ * jinja2 does at the end of a template, one newline is removed from the end of each. */
+static inline char *jinja_chat_with_tools(char *tools, char *text) {
+    if (!tools) return text;
+    TextBuffer b = {0};
+    char *const parts[] = {tools, text};
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(parts[i]);
+        if (n && parts[i][n - 1] == '\n') n--;
+        if (n && parts[i][n - 1] == '\r') n--;
+        text_string(&b, i ? "{% else %}\n" : "{% if tools is defined and tools is not none %}\n");
+        text_append(&b, parts[i], n);
+        text_string(&b, "{{ '' }}"); /* white space before it is kept */
+        free(parts[i]);
+    }
+    text_string(&b, "{% endif %}");
+    return b.text;
+}
+
+/* Copies a text without NUL; NULL for any other value. */
+static inline char *jinja_chat_text(const json_t *value) {
+    const char *text = json_string_value(value);
+    return text && strlen(text) == json_string_length(value) ? xstrdup(text) : NULL;
+}
+
+/* Copies the template of this name in a list of named templates, or NULL. */
+static inline char *jinja_chat_named(const json_t *list, const char *name) {
+    size_t i;
+    json_t *item;
+    json_array_foreach((json_t *)list, i, item) {
+        const char *this = json_string_value(json_object_get(item, "name"));
+        if (this && !strcmp(this, name)) return jinja_chat_text(json_object_get(item, "template"));
+    }
+    return NULL;
+}
+
 /* Copies the template of a tokenizer_config.json. Returns NULL with an empty *e if it has none. */
 static inline char *jinja_chat_of_config(const json_t *config, const char *path, Error *e) {
     const json_t *value = json_object_get(config, "chat_template");
+    const bool list = json_is_array(value);
     e->text[0] = 0;
-    if (json_is_array(value)) {
-        const json_t *only = json_array_get(value, 0);
-        const char *name = json_string_value(json_object_get(only, "name"));
-        if (json_array_size(value) != 1 || !name || strcmp(name, "default"))
-            return error_set(e, "%s: chat_template is a list of %zu templates; write the one to use into a file", path,
-                             json_array_size(value)),
-                   NULL;
-        value = json_object_get(only, "template");
-    }
-    if (json_is_string(value) && strlen(json_string_value(value)) == json_string_length(value))
-        return xstrdup(json_string_value(value));
-    if (value && !json_is_null(value)) error_set(e, "%s: chat_template is not a text", path);
+    if (!value || json_is_null(value)) return NULL;
+    char *text = list ? jinja_chat_named(value, "default") : jinja_chat_text(value);
+    if (text) return list ? jinja_chat_with_tools(jinja_chat_named(value, "tool_use"), text) : text;
+    if (list) error_set(e, "%s: chat_template is a list of templates, none of which is named \"default\"", path);
+    else error_set(e, "%s: chat_template is not a text", path);
     return NULL;
 }
 
@@ -694,9 +727,29 @@ static inline bool jinja_chat_tokens(const char *folder, json_t *variables, Erro
     return true;
 }
 
+/* Reads a template's file. Returns NULL with an empty *e if it does not exist. */
+static inline char *jinja_chat_of_text(const char *path, Error *e) {
+    size_t n;
+    e->text[0] = 0;
+    if (!file_exists(path)) return NULL;
+    char *text = file_slurp(path, JINJA_TEMPLATE_MAX, &n, e);
+    if (!text || strlen(text) == n) return text;
+    free(text);
+    return error_set(e, "%s: contains a NUL, expected the text of a chat template", path), NULL;
+}
+
+/* Adds a folder's template for conversations that have tools, if there is one. Takes over text. */
+static inline char *jinja_chat_add_tools(const char *folder, char *text, Error *e) {
+    char *path = jinja_chat_path(folder, "additional_chat_templates/tool_use.jinja");
+    char *tools = jinja_chat_of_text(path, e);
+    free(path);
+    if (tools || !e->text[0]) return jinja_chat_with_tools(tools, text);
+    free(text);
+    return NULL;
+}
+
 /* Reads the template's text of a folder. *note: a text for the user, or empty. */
 static inline char *jinja_chat_of_folder(const char *folder, Error *note, Error *e) {
-    size_t n;
     char *file = jinja_chat_path(folder, "chat_template.jinja"),
          *other = jinja_chat_path(folder, "tokenizer_config.json");
     char *text = NULL, *second = NULL;
@@ -706,13 +759,16 @@ static inline char *jinja_chat_of_folder(const char *folder, Error *note, Error 
         second = jinja_chat_of_config(config, other, e);
         ok = second || !e->text[0];
     }
-    if (ok && !access(file, F_OK)) {
-        text = file_slurp(file, JINJA_TEMPLATE_MAX, &n, e);
-        ok = text != NULL;
-        if (ok && strlen(text) < n) ok = error_set(e, "%s: contains a NUL", file);
+    if (ok) {
+        text = jinja_chat_of_text(file, e);
+        ok = text || !e->text[0];
     }
     if (ok && text && second && strcmp(text, second))
         error_set(note, "%s: differs from chat_template in tokenizer_config.json and is used instead", file);
+    if (ok && text) {
+        text = jinja_chat_add_tools(folder, text, e);
+        ok = text != NULL;
+    }
     if (ok && !text && !second)
         ok = error_set(e, "%s: has neither chat_template.jinja nor a chat_template in tokenizer_config.json", folder);
     if (ok && !text) {
@@ -730,7 +786,6 @@ static inline char *jinja_chat_of_folder(const char *folder, Error *note, Error 
 /* Reads the template's text of a file. */
 static inline char *jinja_chat_of_file(const char *path, Error *e) {
     const size_t length = strlen(path);
-    size_t n;
     if (length > 5 && !strcmp(path + length - 5, ".json")) {
         json_t *config = jinja_chat_json(path, e);
         char *text = config ? jinja_chat_of_config(config, path, e) : NULL;
@@ -738,12 +793,7 @@ static inline char *jinja_chat_of_file(const char *path, Error *e) {
         json_decref(config);
         return text;
     }
-    char *text = file_slurp(path, JINJA_TEMPLATE_MAX, &n, e);
-    if (text && strlen(text) < n) {
-        free(text);
-        return error_set(e, "%s: contains a NUL, expected the text of a chat template", path), NULL;
-    }
-    return text;
+    return jinja_chat_of_text(path, e);
 }
 
 /* Reads the template and the special tokens of a folder or a file, see above. Returns the spec for jinja_chat_parse();

@@ -38,12 +38,13 @@
 #ifndef LLMC_TEXT_TOKENIZER_FILES_H
 #define LLMC_TEXT_TOKENIZER_FILES_H
 
-#include "../base/error.h" /* error_set, Error, xcalloc, xstrdup, ... */
-#include "../base/io.h"    /* file_slurp, Reader, reader_close, reader_open, ... */
-#include "../base/text.h"  /* TextBuffer, TokenList, text_append, text_format, ... */
-#include "bpe.h"           /* Merge */
-#include "pretokenize.h"   /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
-#include "tokenizer.h"     /* Tokenizer, TOKENIZER_CHARACTERS, ADDED_SPECIAL, TOKENIZER_NAME_MAX, ... */
+#include "../base/error.h"     /* error_set, Error, xcalloc, xstrdup, ... */
+#include "../base/file_kind.h" /* FILE_KIND_TEXT, file_kind_text */
+#include "../base/io.h"        /* file_slurp, Reader, reader_close, reader_open, ... */
+#include "../base/text.h"      /* TextBuffer, TokenList, text_append, text_format, ... */
+#include "bpe.h"               /* Merge */
+#include "pretokenize.h"       /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
+#include "tokenizer.h"         /* Tokenizer, TOKENIZER_CHARACTERS, ADDED_SPECIAL, TOKENIZER_NAME_MAX, ... */
 #include <jansson.h>
 
 enum { TOKENIZER_FILE_MAX = 1 << 28 }; /* maximum bytes of a file */
@@ -94,17 +95,18 @@ enum { ADDED_IN_VOCABULARY = 64 }; /* in TokenizerSource.added: the token is an 
 static inline json_t *tokenizer_json(const char *path, Error *e) {
     size_t n;
     json_error_t bad;
+    char kind[FILE_KIND_TEXT];
     char *text = file_slurp(path, TOKENIZER_FILE_MAX, &n, e);
     if (!text) return NULL;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
+    if (!root && file_kind_text(text, n, kind)) error_set(e, "%s: is not JSON, but %s", path, kind);
+    else if (!root) error_set(e, "%s: line %d, column %d: %s", path, bad.line, bad.column, bad.text);
     free(text);
-    if (!root) error_set(e, "%s: line %d, column %d: %s", path, bad.line, bad.column, bad.text);
-    else if (!json_is_object(root)) {
-        error_set(e, "%s: is not a JSON object", path);
-        json_decref(root);
-        return NULL;
-    }
-    return root;
+    if (!root) return NULL;
+    if (json_is_object(root)) return root;
+    error_set(e, "%s: is not a JSON object", path);
+    json_decref(root);
+    return NULL;
 }
 
 static inline bool tokenizer_source_id(const TokenizerSource *s, const char *token, const json_t *id, Error *e) {
@@ -654,7 +656,7 @@ static inline char *tokenizer_path(const char *directory, const char *file) {
 static inline bool tokenizer_folder_json(const char *folder, const char *file, json_t **root, Error *e) {
     char *path = tokenizer_path(folder, file);
     *root = NULL;
-    const bool ok = access(path, F_OK) || (*root = tokenizer_json(path, e));
+    const bool ok = !file_exists(path) || (*root = tokenizer_json(path, e));
     free(path);
     return ok;
 }
@@ -744,7 +746,7 @@ static inline bool tokenizer_folder_vocabulary(Tokenizer *t, const char *folder,
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char *json = tokenizer_path(folder, files[i][0]);
         char *merges = files[i][1] ? tokenizer_path(folder, files[i][1]) : NULL;
-        const bool here = !access(json, F_OK) && (!merges || !access(merges, F_OK));
+        const bool here = file_exists(json) && (!merges || file_exists(merges));
         const bool ok = here && (!merges || tokenizer_folder_class(folder, config, e)) &&
                         tokenizer_read_files(t, json, merges, configured, e);
         free(merges);
@@ -755,7 +757,7 @@ static inline bool tokenizer_folder_vocabulary(Tokenizer *t, const char *folder,
         free(json);
     }
     char *model = tokenizer_path(folder, "tokenizer.model");
-    const bool here = !access(model, F_OK);
+    const bool here = file_exists(model);
     free(model);
     return error_set(e, "%s: contains neither tokenizer.json nor vocab.json and merges.txt%s", folder,
                      here ? "; tokenizer.model is not read, but transformers writes tokenizer.json from it" : "");
