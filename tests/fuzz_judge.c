@@ -1,7 +1,7 @@
 /* fuzz_judge.c - libFuzzer target: arbitrary bytes as the reply of a judge's server, and as a template of a question.
  *
  * The first byte chooses. A value of a reply is NaN or between 0 and 1, and the same when the reply is read again; the labels'
- * probabilities sum to 1. A template that is accepted is filled in without a name of a field of its own being read again.
+ * probabilities sum to 1, and those of the criteria of a rubric are between 0 and 1. A template that is accepted is filled in without a name of a field of its own being read again.
  */
 #include "../llmc/base/error.h"     /* Error, xstrndup */
 #include "../llmc/base/text.h"      /* TextBuffer, TextSlice, text_free */
@@ -17,7 +17,10 @@ static void fuzz_reply(const char *body, size_t n, bool score) {
     Error e = {""};
     JudgeReply r;
     double p[5], mass = 0;
-    if (!pattern.groups) require(judge_pattern_open(&pattern, JUDGE_PATTERN, &e));
+    static JudgePattern lines;
+    if (!pattern.groups)
+        require(judge_pattern_open(&pattern, JUDGE_PATTERN, false, &e) &&
+                judge_pattern_open(&lines, JUDGE_LINES_PATTERN, true, &e));
     if (!judge_reply_parse(&r, body, n, &e)) {
         require_error(&e);
         return;
@@ -30,6 +33,14 @@ static void fuzz_reply(const char *body, size_t n, bool score) {
         double sum = 0;
         for (int i = 0; i < count; i++) sum += p[i];
         require(mass > 0 && mass <= 1.01 && fabs(sum - 1) < 1e-9);
+    }
+    for (int k = 0; k < 3 && !score; k++) { /* of a rubric with five criteria */
+        const char *end = k == 2 ? "So:" : NULL;
+        if (!(k ? judge_reply_label_lines(&r, words, 5, end, p, &mass)
+                : judge_reply_match_lines(&r, &lines, words, 5, p)))
+            continue;
+        for (int i = 0; i < 5; i++) require(p[i] >= 0 && p[i] <= 1);
+        require(!k || (mass > 0 && mass <= 1.01));
     }
     judge_reply_free(&r);
 }

@@ -64,6 +64,20 @@ static inline void server_tokens(int to, const char *before, const char *top) {
     server_ok(to, body);
 }
 
+/* The tokens of a line "NUMBER: LABEL", with the label's log-probability and other likely tokens. */
+#define SERVER_LINE(number, label, logprob, other)                                                                     \
+    "{\"token\":\"" number "\"},{\"token\":\":\"},{\"token\":\" " label "\",\"logprob\":" logprob                      \
+    ",\"top_logprobs\":[{\"token\":\" " label "\",\"logprob\":" logprob "}" other "]},{\"token\":\"\\n\"}"
+#define SERVER_OTHER ",{\"token\":\"no\",\"logprob\":-1.5}"
+
+/* Replies with tokens. */
+static inline void server_lines(int to, const char *tokens) {
+    char body[1500];
+    snprintf(body, sizeof body, "{\"choices\":[{\"message\":{\"content\":\"\"},\"logprobs\":{\"content\":[%s]}}]}",
+             tokens);
+    server_ok(to, body);
+}
+
 static inline void server_zipped(int to, const char *body, size_t n, bool whole) {
     uLongf size = compressBound(n) + 64;
     unsigned char *out = (unsigned char *)malloc(size);
@@ -102,6 +116,16 @@ static inline void server_answer(int to, const char *name, const char *request, 
     else if (IS("null")) server_says(to, "null");
     else if (IS("number")) server_says(to, "4");
     else if (IS("first")) server_says(to, "\"Score: 1\"");
+    else if (IS("lines")) server_says(to, "\"1: yes\\n2: no\"");
+    else if (IS("linesback")) server_says(to, "\"**2**: Yes\\n**1**: no\"");
+    else if (IS("linesjson")) server_says(to, "\"{\\\"1\\\": \\\"no\\\",\\n \\\"2\\\": \\\"yes\\\"}\"");
+    else if (IS("linesagree")) server_says(to, "\"1: yes\\n2: no\\n\\n1: yes\"");
+    else if (IS("linesone")) server_says(to, "\"1: yes\"");
+    else if (IS("linesmore")) server_says(to, "\"1: yes\\n2: no\\n3: yes\"");
+    else if (IS("linesdiffer")) server_says(to, "\"1: yes\\n2: no\\n1: no\"");
+    else if (IS("linesword")) server_says(to, "\"1: yes\\n2: perhaps\"");
+    else if (IS("lineszero")) server_says(to, "\"0: yes\\n1: no\"");
+    else if (IS("linestags")) server_says(to, "\"<1>no <2>yes\"");
     else if (IS("choices")) server_ok(to, "{\"choices\":[]}");
     else if (IS("list")) server_ok(to, "[4]");
     else if (IS("html")) server_ok(to, "<html>Score: 4</html>");
@@ -163,6 +187,13 @@ static inline void server_answer(int to, const char *name, const char *request, 
         server_tokens(
             to, "{\"token\":\"\\n\",\"logprob\":0,\"top_logprobs\":[{\"token\":\"\\n\",\"logprob\":0}]},",
             "{\"token\":\" 4\",\"logprob\":-0.7},{\"token\":\"x\",\"logprob\":-2},{\"token\":\"5\",\"logprob\":-1.5}");
+    else if (IS("linetokens"))
+        server_lines(to, SERVER_LINE("1", "yes", "-0.7", SERVER_OTHER) "," SERVER_LINE("2", "no", "-0.2", ""));
+    else if (IS("linetokenone")) server_lines(to, SERVER_LINE("1", "yes", "-0.7", SERVER_OTHER));
+    else if (IS("linetokentwice"))
+        server_lines(to, SERVER_LINE("1", "yes", "-0.7", SERVER_OTHER) "," SERVER_LINE("1", "no", "-0.2", ""));
+    else if (IS("linetokenbare"))
+        server_lines(to, SERVER_LINE("x", "yes", "-0.7", "") "," SERVER_LINE("2", "no", "-0.2", ""));
     else if (IS("notop")) server_tokens(to, "", "");
     else if (IS("positive")) server_tokens(to, "", "{\"token\":\"4\",\"logprob\":3}");
     else if (IS("strings")) server_tokens(to, "", "{\"token\":\"4\",\"logprob\":\"-1\"}");

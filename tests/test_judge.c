@@ -1,5 +1,6 @@
 /* test_judge.c - language models as judges: label probabilities against one plain pass for each label, sums in double; both
- * orders against a known position bias; texts that pose as a template; tournaments; rubrics; labels of pairs; a server that misbehaves in 40 ways; the programs.
+ * orders against a known position bias; sentences that ask for a verdict; texts that pose as a template; tournaments; rubrics,
+ * also in one question; labels of pairs; a server that misbehaves in 40 ways; the programs.
  *
  * Needs generate, evaluate, train_sft, train_rm, train_dpo, train_grpo, train_ppo, data/make_prefs, data/make_shard and
  * data/pick. */
@@ -167,6 +168,85 @@ static void pairs_are_asked_in_both_orders(void **state) {
     for (int i = 0; i < 4; i++) assert_near(orders[i], want[i], 2e-5);
     for (int i = 0; i < 2; i++) assert_near(p[i], (want[2 * i] + 1 - want[2 * i + 1]) / 2, 2e-5);
     assert_near(j.sums.bias / j.sums.pairs, (want[0] + want[1] + want[2] + want[3]) / 2 - 1, 2e-5);
+    judge_close(&j);
+}
+
+/* --judge-injection: what a sentence after the first completion adds to its probability, by questions that are built by hand.
+ * Nothing else that is counted changes but the number of questions. */
+static void sentences_after_pairs(void **state) {
+    (void)state;
+    Error e;
+    JudgeOptions o = judge_defaults();
+    Judge plain = judge_of(&o, "pair.txt", JUDGE_BY_PAIR);
+    static const char *const said[][2] = {{"yes", "no"}, {"a", "b c d"}};
+    JudgePair pair[2];
+    double p[2], q[2], gain[2] = {0};
+    for (int i = 0; i < 2; i++)
+        pair[i] = (JudgePair){
+            .prompt = slice("x"), .a = slice(said[i][0]), .b = slice(said[i][1]), .key = (uint64_t)(6 + 3 * i)};
+    if (!judge_pairs(&plain, pair, 2, p, NULL, &e)) fail_msg("%s", e.text);
+    o.injection = true;
+    Judge j = judge_of(&o, "pair.txt", JUDGE_BY_PAIR);
+    if (!judge_pairs(&j, pair, 2, q, NULL, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < 2; i++)
+        for (int kind = 0; kind < 2; kind++) {
+            char text[120];
+            snprintf(text, sizeof text, "%s\n\n%s", said[i][0], judge_sentence[kind][i ? 1 : 6]);
+            const double with = (by_hand("x", text, said[i][1]) + 1 - by_hand("x", said[i][1], text)) / 2;
+            gain[kind] += with - p[i];
+        }
+    assert_true(p[0] == q[0] && p[1] == q[1]);
+    for (int kind = 0; kind < 2; kind++) {
+        assert_int_equal(j.sums.injected[kind], 2);
+        assert_near(j.sums.gain[kind], gain[kind], 5e-5);
+    }
+    assert_true(fabs(gain[0] - gain[1]) > 1e-4);
+    assert_int_equal(j.sums.questions, 12);
+    assert_int_equal(judge_cost(&j, JUDGE_BY_PAIR, 4), 36);
+    assert_int_equal(j.sums.pairs, plain.sums.pairs);
+    assert_true(j.sums.bias == plain.sums.bias && j.sums.mass == plain.sums.mass);
+    JudgeFigure figure[JUDGE_FIGURES];
+    const int n = judge_figures(&j.sums, figure);
+    assert_string_equal(figure[n - 2].name, "injection_gain");
+    assert_near(figure[n - 2].value, gain[0] / 2, 3e-5);
+    assert_string_equal(figure[n - 1].name, "neutral_gain");
+    judge_close(&plain);
+    judge_close(&j);
+}
+
+/* The same for scores: the completion with the sentence is scored as one that has it from the beginning. */
+static void sentences_after_completions(void **state) {
+    (void)state;
+    Error e;
+    float value[2], with[2];
+    RewardInput in[2] = {0};
+    char text[2][120];
+    JudgeOptions o = judge_defaults();
+    Judge plain = judge_of(&o, "score.txt", JUDGE_BY_SCORE);
+    for (int i = 0; i < 2; i++) {
+        in[i] = (RewardInput){.prompt = "2+3",
+                              .completion = i ? "six" : "5",
+                              .task = "",
+                              .answer = "",
+                              .fields = "",
+                              .id = (uint64_t)(9 + i)};
+    }
+    if (!judge_completions(&plain, JUDGE_BY_SCORE, in, 2, value, 1, &e)) fail_msg("%s", e.text);
+    o.injection = true;
+    Judge j = judge_of(&o, "score.txt", JUDGE_BY_SCORE);
+    if (!judge_completions(&j, JUDGE_BY_SCORE, in, 2, with, 1, &e)) fail_msg("%s", e.text);
+    assert_true(value[0] == with[0] && value[1] == with[1]);
+    for (int kind = 0; kind < 2; kind++) {
+        for (int i = 0; i < 2; i++) {
+            snprintf(text[i], sizeof text[i], "%s\n\n%s", i ? "six" : "5", judge_sentence[kind][1 + i]);
+            in[i].completion = text[i];
+        }
+        if (!judge_completions(&plain, JUDGE_BY_SCORE, in, 2, with, 1, &e)) fail_msg("%s", e.text);
+        assert_near(j.sums.gain[kind], (double)(with[0] - value[0]) + (double)(with[1] - value[1]), 2e-5);
+        assert_true(fabs(j.sums.gain[kind]) > 1e-4);
+    }
+    assert_int_equal(j.sums.questions, 6);
+    judge_close(&plain);
     judge_close(&j);
 }
 
@@ -402,7 +482,8 @@ static void everyone_meets_as_many(void **state) {
     (void)state;
     for (int G = 2; G <= 9; G++)
         for (int N = 0; N < G; N++) {
-            Judge j = {.opponents = N, .seed = 3};
+            const JudgeOptions options = judge_defaults();
+            Judge j = {.o = &options, .opponents = N, .seed = 3};
             JudgeEdges x = {0};
             int met[16] = {0};
             bool seen[16][16] = {{false}};
@@ -492,6 +573,112 @@ static void rewards_by_a_judge(void **state) {
     j = judge_of(&o, "group.txt", JUDGE_BY_GROUP);
     if (!judge_completions(&j, JUDGE_BY_GROUP, in, 6, parts, 1, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 6; i++) assert_true(parts[i] > 0 && parts[i] < 1);
+    judge_close(&j);
+}
+
+/* The tokens of the question of rubric.txt about a list of criteria. Returns their number. */
+static int criteria_question(int32_t *ids, const char *prompt, const char *completion, const char *list) {
+    int n = 0;
+    char text[CONTEXT];
+    ids[n++] = 257;
+    snprintf(text, sizeof text, "user\n%s %s: %s?", prompt, completion, list);
+    add_bytes(ids, &n, text);
+    ids[n++] = MODELS_IM_END;
+    add_bytes(ids, &n, "\n");
+    ids[n++] = 257;
+    add_bytes(ids, &n, "assistant\n");
+    return n;
+}
+
+/* P(yes) of criterion k after n tokens, from a plain pass for each label. mass: adds the probability of both labels. */
+static double criterion_by_hand(const int32_t *ids, int n, const char *before, int k, double *mass) {
+    char yes[32], no[32];
+    snprintf(yes, sizeof yes, "%s%d: yes", before, k);
+    snprintf(no, sizeof no, "%s%d: no", before, k);
+    const double p = exp(label_logp(ids, n, yes)), q = exp(label_logp(ids, n, no));
+    *mass += p + q;
+    return p / (p + q);
+}
+
+/* --rubric-at-once: a question lists all criteria, and the labels of each are "k: yes" and "k: no" after it. */
+static void rubrics_at_once(void **state) {
+    (void)state;
+    Error e;
+    static const char one[] = "{\"rubric\":[\"long\"]}",
+                      two[] = "{\"rubric\":[\"short\",{\"text\":\"kind\",\"weight\":3}]}";
+    static const struct {
+        const char *said, *fields, *list;
+    } rows[] = {
+        {"aa", two, "1. short\n2. kind"}, {"b", "", ""}, {"cc c", one, "1. long"}, {"d", two, "1. short\n2. kind"}};
+    RewardInput in[4] = {0};
+    float value[4];
+    for (int i = 0; i < 4; i++)
+        in[i] = (RewardInput){
+            .prompt = "x", .completion = rows[i].said, .task = "", .answer = "", .fields = rows[i].fields};
+    JudgeOptions o = judge_defaults();
+    o.rubric_at_once = true;
+    Judge j = judge_of(&o, "rubric.txt", JUDGE_BY_RUBRIC);
+    if (!judge_completions(&j, JUDGE_BY_RUBRIC, in, 4, value, 1, &e)) fail_msg("%s", e.text);
+    double mass = 0;
+    for (int i = 0; i < 4; i++) {
+        int32_t ids[CONTEXT];
+        const int n = criteria_question(ids, "x", rows[i].said, rows[i].list);
+        if (i == 1) {
+            assert_true(isnan(value[i]));
+            continue;
+        }
+        const double first = criterion_by_hand(ids, n, "", 1, &mass);
+        const double want = i == 2 ? first : (first + 3 * criterion_by_hand(ids, n, "", 2, &mass)) / 4;
+        assert_near(value[i], want, 2e-5);
+    }
+    assert_int_equal(j.sums.questions, 3);
+    assert_int_equal(j.sums.unscorable, 1);
+    assert_near(j.sums.mass / mass, 1, 1e-4);
+    assert_int_equal(judge_cost(&j, JUDGE_BY_RUBRIC, 8), 8);
+    /* the verdicts share one reading of the question */
+    int32_t ids[CONTEXT];
+    const int n = criteria_question(ids, "x", "d", "1. short\n2. kind");
+    const int64_t rows_before = j.local.rows;
+    if (!judge_completions(&j, JUDGE_BY_RUBRIC, in + 3, 1, value, 1, &e)) fail_msg("%s", e.text);
+    assert_true(j.local.rows - rows_before < n + 4 * 7);
+    /* bad rubrics */
+    static const char *const bad[][2] = {
+        {"{\"rubric\":[\"kind\",{\"text\":\"short\",\"weight\":0}]}", "criterion 1 must be a number above 0"},
+        {"{\"rubric\":\"kind\"}", "rubric: must be a list of criteria"},
+        {"{\"rubric\":[\"kind\",7]}", "criterion 1 is neither a text nor an object"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        in[0].fields = bad[i][0];
+        assert_false(judge_completions(&j, JUDGE_BY_RUBRIC, in, 1, value, 1, &e));
+        assert_holds(e.text, bad[i][1]);
+    }
+    char many[400] = "{\"rubric\":[\"0\"";
+    for (int k = 0; k < JUDGE_CRITERIA_MAX; k++) strcat(many, ",\"k\"");
+    in[0].fields = strcat(many, "]}");
+    assert_false(judge_completions(&j, JUDGE_BY_RUBRIC, in, 1, value, 1, &e));
+    assert_holds(e.text, "rubric: has 51 criteria; --rubric-at-once allows up to 50");
+    judge_close(&j);
+
+    /* the verdicts follow a rationale that is drawn once for all of them */
+    o.cot = 8;
+    o.samples = 2;
+    o.cot_end = "So:";
+    j = judge_of(&o, "rubric.txt", JUDGE_BY_RUBRIC);
+    in[0].fields = two;
+    if (!judge_completions(&j, JUDGE_BY_RUBRIC, in, 1, value, 1, &e)) fail_msg("%s", e.text);
+    JudgePrompt prompt = {.shared = -1}, full[2];
+    const JudgeRationales how = {2, 8, o.temperature, "So:", 5};
+    const int count = criteria_question(ids, "x", "aa", rows[0].list);
+    for (int i = 0; i < count; i++) token_list_append(&prompt.ids, ids[i]);
+    assert_true(judge_local_rationales(&j.local, &prompt, 1, &how, &j.form[JUDGE_BY_RUBRIC].tokens, full, &e));
+    double want = 0;
+    for (int k = 0; k < 2; k++) {
+        const TokenList *x = &full[k].ids;
+        want += criterion_by_hand(x->ids, x->count, " ", 1, &mass) / 8;
+        want += 3 * criterion_by_hand(x->ids, x->count, " ", 2, &mass) / 8;
+        token_list_free(&full[k].ids);
+    }
+    assert_near(value[0], want, 2e-5);
+    token_list_free(&prompt.ids);
     judge_close(&j);
 }
 
@@ -667,12 +854,66 @@ static void probabilities_of_a_server(void **state) {
     }
 }
 
+/* Asks the server's behaviour `name` about a rubric of two criteria with the weights 1 and 3. NaN: no value. */
+static double ask_rubric(const char *name, JudgeOptions o, JudgeSums *sums) {
+    Error e;
+    Judge j;
+    char url[200];
+    float value;
+    const RewardInput in = {.prompt = "x",
+                            .completion = "aa",
+                            .task = "",
+                            .answer = "",
+                            .fields = "{\"rubric\":[\"short\",{\"text\":\"kind\",\"weight\":3}]}"};
+    snprintf(url, sizeof url, "http://127.0.0.1:%d/%s", server.port, name);
+    o.url = url;
+    o.model = "m";
+    o.rubric_at_once = true;
+    server.shared->requests = 0;
+    if (!judge_open(&j, &o, NULL, NULL, 1, &e) || !judge_use(&j, JUDGE_BY_RUBRIC, &e) ||
+        !judge_completions(&j, JUDGE_BY_RUBRIC, &in, 1, &value, 1, &e))
+        fail_msg("%s: %s", name, e.text);
+    *sums = j.sums;
+    judge_close(&j);
+    return value;
+}
+
+/* One request has the verdicts on all criteria; a reply that leaves one of them open has no value. */
+static void rubrics_of_a_server(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        double value;
+    } cases[] = {{"lines", 0.25},    {"linesback", 0.75}, {"linesjson", 0.75},  {"linesagree", 0.25},
+                 {"linesone", NAN},  {"linesmore", NAN},  {"linesdiffer", NAN}, {"linesword", NAN},
+                 {"lineszero", NAN}, {"good", NAN},       {"null", NAN},        {"html", NAN}};
+    JudgeSums sums;
+    JudgeOptions o = quick();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const double value = ask_rubric(cases[i].name, o, &sums);
+        if (isnan(cases[i].value) ? !isnan(value) : value != cases[i].value)
+            fail_msg("%s: %g, expected %g", cases[i].name, value, cases[i].value);
+        assert_int_equal(server.shared->requests, 1);
+        assert_int_equal(sums.questions, 1);
+        assert_int_equal(sums.unreadable, isnan(cases[i].value));
+    }
+    o.pattern = "<([0-9])>([a-z]+)";
+    assert_true(ask_rubric("linestags", o, &sums) == 0.75);
+    o.pattern = NULL;
+    o.logprobs = true;
+    const double yes = exp(-0.7), no = exp(-1.5), lone = exp(-0.2);
+    assert_near(ask_rubric("linetokens", o, &sums), (yes / (yes + no) + 3 * 0) / 4, 1e-7);
+    assert_near(sums.mass, (yes + no + lone) / 2, 1e-12);
+    static const char *const none[] = {"linetokenone", "linetokentwice", "linetokenbare", "lines", "tokens"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++) assert_true(isnan(ask_rubric(none[i], o, &sums)));
+}
+
 static double value_by(const char *pattern, const char *content) {
     static const char *const labels[] = {"1", "2", "3", "4", "5"};
     Error e;
     JudgePattern p;
     const JudgeReply r = {.content = content, .length = strlen(content)};
-    if (!judge_pattern_open(&p, pattern, &e)) fail_msg("%s", e.text);
+    if (!judge_pattern_open(&p, pattern, false, &e)) fail_msg("%s", e.text);
     const double value = judge_reply_match(&r, &p, labels, 5, true);
     judge_pattern_free(&p);
     return value;
@@ -747,6 +988,17 @@ static void refusals(void **state) {
         {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern 'a(b'",
          "--judge-pattern /a(b/: missing"},
         {"--reward judge=score --judge-url http://localhost:1 --judge-model m --judge-pattern ab", "has no group"},
+        {"--reward judge=group --judge $T/judge.bin --judge-injection",
+         "--judge-injection: used only with judge=score, judge=rubric and judge=pair"},
+        {"--reward judge=score --judge $T/judge.bin --rubric-at-once",
+         "--rubric-at-once: used only with --reward judge=rubric"},
+        {"--reward judge=rubric --judge $T/judge.bin --rubric-at-once --judge-labels x,x",
+         "labels 1 and 2 of the judge are both '1: x'"},
+        {"--reward judge=rubric --rubric-at-once --judge-url http://localhost:1 --judge-model m --judge-pattern '(a)'",
+         "--judge-pattern: with --rubric-at-once it needs two groups"},
+        {"--reward judge=score,judge=rubric --rubric-at-once --judge-url http://localhost:1 --judge-model m "
+         "--judge-pattern '(a)(b)'",
+         "--judge-pattern: with --rubric-at-once its groups are others than for judge=score"},
     };
     char command[600];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -777,6 +1029,11 @@ static void programs(void **state) {
     sh("./train_sft --layers 2 --width 32 --heads 2 --context 64 -i $T/asks.shard -o $T/knows.bin -x 200 --batch-tokens 4096 "
        "-l 5e-3 2>/dev/null");
     sh("./evaluate --judge $T/knows.bin --judge-template $T/ask.txt -i $T/prefs.shard --completions $T/labelled.jsonl >$T/judge.json 2>$T/judge.txt");
+    sh("./evaluate --judge $T/knows.bin --judge-template $T/ask.txt -i $T/prefs.shard --max-prompts 20 --judge-injection "
+       ">$T/injected.json 2>$T/injected.txt");
+    file_holds("injected.json", "\"injection_gain\":");
+    file_holds("injected.txt", "injection_gain ");
+    file_holds("injected.txt", "judge: 120 questions");
     char *printed = text_of(files_path("judge.json"));
     json_t *figures = json_line_of(printed, 0);
     free(printed);
@@ -848,6 +1105,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_are_exact),
         cmocka_unit_test(pairs_are_asked_in_both_orders),
+        cmocka_unit_test(sentences_after_pairs),
+        cmocka_unit_test(sentences_after_completions),
         cmocka_unit_test(the_swap_removes_a_bias),
         cmocka_unit_test(shared_beginnings_change_nothing),
         cmocka_unit_test(what_does_not_fit_is_not_scored),
@@ -857,9 +1116,11 @@ int main(void) {
         cmocka_unit_test(bad_templates),
         cmocka_unit_test(everyone_meets_as_many),
         cmocka_unit_test(rewards_by_a_judge),
+        cmocka_unit_test(rubrics_at_once),
         cmocka_unit_test(servers_that_misbehave),
         cmocka_unit_test(servers_that_refuse),
         cmocka_unit_test(probabilities_of_a_server),
+        cmocka_unit_test(rubrics_of_a_server),
         cmocka_unit_test(patterns),
         cmocka_unit_test(many_requests_and_a_cache),
         cmocka_unit_test(refusals),

@@ -1,7 +1,7 @@
 /* judge.h - a judge: opens a language model, asks it questions, and turns its answers into numbers.
  *
  *   score    rate a completion from 1 to N             the expected value over the answer's distribution, as 0 to 1
- *   rubric   does a completion meet a criterion?       P(yes)
+ *   rubric   does a completion meet a criterion?       P(yes); with --rubric-at-once of each criterion in one question
  *   pair     which of two completions is better?       P(the first), asked in both orders and averaged
  *   group    rate a completion among all of its prompt as score
  *
@@ -29,21 +29,27 @@
 #include "../base/text.h"     /* TextSlice, text_string, TextBuffer, text_clear, ... */
 #include "../model/backend.h" /* Backend, Device */
 #include "http.h"             /* JudgeCall, JudgeHttp, JudgeHttpOptions, judge_call_free, ... */
+#include "injection.h"        /* judge_inject, JUDGE_INJECTIONS, JudgeInjection */
 #include "judge_options.h"    /* JudgeMode, JudgeOptions, JUDGE_BY_PAIR, JUDGE_MODES, ... */
 #include "labels.h"           /* judge_value, JudgeSums, judge_both_orders, judge_normalise */
 #include "local.h"            /* JudgePrompt, JUDGE_LABELS_MAX, JudgeLabels, JudgeLocal, ... */
 #include "question.h"         /* JudgeQuestion, JUDGE_PRINCIPLE, judge_template_has, JUDGE_ANSWER, ... */
 #include "reply.h"            /* JUDGE_PATTERN, JudgePattern, JudgeReply, judge_pattern_free, ... */
 
-enum { JUDGE_ROWS = 4096 }; /* tokens that a local judge reads at once */
+enum {
+    JUDGE_ROWS = 4096,                        /* tokens that a local judge reads at once */
+    JUDGE_CRITERIA_MAX = JUDGE_LABELS_MAX / 2 /* of a rubric, with --rubric-at-once */
+};
 
 /* What a mode needs: its question and the labels of its answer. */
 typedef struct JudgeForm {
     bool used;
     JudgeTemplate template;
+    char *word[2];                 /* the two answers; NULL for a score */
     char *label[JUDGE_LABELS_MAX]; /* (count) */
     int count;
-    JudgeLabels tokens;
+    JudgeLabels tokens;   /* of a local judge */
+    JudgePattern pattern; /* of a server's replies without --judge-logprobs */
 } JudgeForm;
 
 typedef struct Judge {
@@ -51,7 +57,6 @@ typedef struct Judge {
     bool open;
     JudgeLocal local; /* --judge */
     JudgeHttp http;   /* --judge-url */
-    JudgePattern pattern;
     struct {
         double asked, unreadable;
         char *shown[3]; /* replies without an answer */
@@ -79,12 +84,13 @@ static inline void judge_close(Judge *j) {
     for (int m = 0; m < JUDGE_MODES; m++) {
         JudgeForm *f = &j->form[m];
         if (f->used) judge_template_free(&f->template);
+        free(f->word[0]), free(f->word[1]);
         for (int i = 0; i < f->count; i++) free(f->label[i]);
         judge_labels_free(&f->tokens);
+        judge_pattern_free(&f->pattern);
     }
     judge_local_close(&j->local);
     judge_http_close(&j->http);
-    judge_pattern_free(&j->pattern);
     for (int i = 0; i < 3; i++) free(j->replies.shown[i]);
     free(j->principles), free(j->principle);
     *j = (Judge){0};
@@ -151,8 +157,7 @@ static inline bool judge_open_http(Judge *j, Error *e) {
                                    .insecure = o->insecure,
                                    .seed = j->seed};
     if (!o->model) return error_set(e, "--judge-url: give the name of the model as --judge-model");
-    return (o->logprobs || judge_pattern_open(&j->pattern, o->pattern ? o->pattern : JUDGE_PATTERN, e)) &&
-           judge_http_open(&j->http, &http, e);
+    return judge_http_open(&j->http, &http, e);
 }
 
 /* Opens the judge of the options. Fails if the model cannot be opened, or on a bad option. */
@@ -218,7 +223,10 @@ static inline void judge_add_label(const Judge *j, JudgeForm *f, const char *tex
     f->label[f->count++] = label.text;
 }
 
-/* Makes the labels of a mode. */
+/* Whether one question is about all criteria of a rubric. */
+static inline bool judge_at_once(const Judge *j, JudgeMode m) { return m == JUDGE_BY_RUBRIC && j->o->rubric_at_once; }
+
+/* Makes the labels of a mode. With --rubric-at-once those of a local judge begin with the number of a criterion. */
 static inline bool judge_make_labels(Judge *j, JudgeMode m, Error *e) {
     JudgeForm *f = &j->form[m];
     char number[24];
@@ -231,9 +239,33 @@ static inline bool judge_make_labels(Judge *j, JudgeMode m, Error *e) {
     const char *text = j->o->labels ? j->o->labels : m == JUDGE_BY_PAIR ? "1,2" : "yes,no", *comma = strchr(text, ',');
     if (!comma || comma == text || !comma[1] || strchr(comma + 1, ','))
         return error_set(e, "--judge-labels %.60s: must be two texts separated by a comma", text);
-    judge_add_label(j, f, text, (size_t)(comma - text));
-    judge_add_label(j, f, comma + 1, strlen(comma + 1));
+    f->word[0] = xstrndup(text, (size_t)(comma - text));
+    f->word[1] = xstrndup(comma + 1, strlen(comma + 1));
+    const int lines = judge_at_once(j, m) && !j->o->url ? JUDGE_CRITERIA_MAX : 0;
+    TextBuffer line = {0};
+    for (int i = 0; i < 2 * lines; i++) {
+        text_clear(&line);
+        text_format(&line, "%d: %s", i / 2 + 1, f->word[i % 2]);
+        judge_add_label(j, f, line.text, line.length);
+    }
+    for (int i = 0; !lines && i < 2; i++) judge_add_label(j, f, f->word[i], strlen(f->word[i]));
+    text_free(&line);
     return true;
+}
+
+/* Compiles the pattern of a mode. */
+static inline bool judge_use_pattern(Judge *j, JudgeMode m, Error *e) {
+    const bool at_once = judge_at_once(j, m);
+    const char *given = j->o->pattern;
+    for (int k = 0; k < JUDGE_MODES && given; k++)
+        if (j->form[k].used && judge_at_once(j, (JudgeMode)k) != at_once)
+            return error_set(e, "--judge-pattern: with --rubric-at-once its groups are others than for judge=%s",
+                             judge_mode_name(at_once ? (JudgeMode)k : m));
+    return judge_pattern_open(&j->form[m].pattern,
+                              given     ? given
+                              : at_once ? JUDGE_LINES_PATTERN
+                                        : JUDGE_PATTERN,
+                              at_once, e);
 }
 
 /* Checks labels that a server writes: distinct, and for their probabilities no label the beginning of another. */
@@ -253,6 +285,16 @@ static inline bool judge_check_labels(const Judge *j, const JudgeForm *f, Error 
     return true;
 }
 
+/* Appends the built-in question of a mode. */
+static inline void judge_built_in(const Judge *j, JudgeMode m, TextBuffer *out) {
+    const JudgeOptions *o = j->o;
+    const bool by_pattern = o->url && !o->logprobs, reasons = o->cot > 0, at_once = judge_at_once(j, m);
+    const char *const *word = (const char *const *)j->form[m].word, *end = o->cot ? o->cot_end : NULL;
+    text_string(out, judge_template_text(m, at_once));
+    if (at_once) judge_template_ask_rubric(reasons, by_pattern ? NULL : end, o->url != NULL, word[0], word[1], out);
+    else judge_template_ask(m, reasons, by_pattern ? "Score:" : end, word[0], word[1], out);
+}
+
 /* Prepares a mode: its question and its labels. Fails on a template that lacks its fields, and on labels that are empty or
  * equal. */
 static inline bool judge_use(Judge *j, JudgeMode m, Error *e) {
@@ -264,19 +306,14 @@ static inline bool judge_use(Judge *j, JudgeMode m, Error *e) {
         if (o->template && j->form[k].used)
             return error_set(e, "--judge-template: is the question of one mode, not of judge=%s and judge=%s",
                              judge_mode_name((JudgeMode)k), judge_mode_name(m));
-    if (!judge_make_labels(j, m, e)) return false;
-    const int blank = f->label[0][0] == ' ';
+    if (!judge_make_labels(j, m, e) || (o->url && !o->logprobs && !judge_use_pattern(j, m, e))) return false;
     char *own = NULL;
     if (o->template) {
         own = judge_read(j, "judge-template", o->template, e);
         if (own) text_string(&text, own);
         free(own);
         if (!own) return false;
-    } else {
-        text_string(&text, judge_template_text(m));
-        const char *end = o->url && !o->logprobs ? "Score:" : o->cot ? o->cot_end : NULL;
-        judge_template_ask(m, o->cot > 0, end, f->label[0] + blank, f->label[1] + blank, &text);
-    }
+    } else judge_built_in(j, m, &text);
     const char *name = o->template ? o->template : "the built-in question";
     f->used = judge_template_parse(&f->template, text.text, name, e);
     text_free(&text);
@@ -308,46 +345,63 @@ static inline void judge_share_prefix(JudgePrompt *q, int64_t n) {
     for (int64_t i = 0; i < n; i++) q[i].shared = n > 1 && shared > 0 ? shared : -1;
 }
 
-/* Sets value: (n) of the label log-probabilities l: (n, samples, labels). NaN if a question has no answer. */
-static inline void judge_values(Judge *j, JudgeMode m, const double *l, int64_t n, int samples, double *value) {
-    const int labels = j->form[m].count;
+/* Questions of a mode. together: they share their first tokens. criteria: verdicts of each question with --rubric-at-once; 0: a
+ * question has one value. */
+typedef struct JudgeAsked {
+    JudgeMode mode;
+    const JudgeQuestion *q;
+    int64_t n;
+    bool together;
+    int criteria;
+} JudgeAsked;
+
+/* Values of a question. */
+static inline int judge_verdicts(const JudgeAsked *a) { return a->criteria ? a->criteria : 1; }
+
+/* Sets value: (n, verdicts) of the label log-probabilities l: (n, samples, verdicts, labels). NaN if a question has no answer. */
+static inline void judge_values(Judge *j, const JudgeAsked *a, const double *l, int labels, int samples,
+                                double *value) {
+    const int verdicts = judge_verdicts(a);
     double p[JUDGE_LABELS_MAX];
-    for (int64_t i = 0; i < n; i++) {
-        double sum = 0, mass = 0;
-        for (int k = 0; k < samples; k++, l += labels) {
-            mass += judge_normalise(l, labels, p);
-            sum += judge_value(p, labels, judge_is_score(m));
-        }
-        value[i] = sum / samples;
+    for (int64_t i = 0; i < a->n; i++, value += verdicts) {
+        double mass = 0;
+        for (int v = 0; v < verdicts; v++) value[v] = 0;
+        for (int k = 0; k < samples; k++)
+            for (int v = 0; v < verdicts; v++, l += labels) {
+                mass += judge_normalise(l, labels, p) / samples;
+                value[v] += judge_value(p, labels, judge_is_score(a->mode)) / samples;
+            }
         j->sums.questions++;
-        if (isnan(value[i])) j->sums.too_long++;
+        if (isnan(value[0])) j->sums.too_long++;
         else {
             j->sums.answered++;
-            j->sums.mass += mass / samples;
+            j->sums.mass += mass;
         }
     }
 }
 
-/* Asks a local judge. together: the n questions share their first tokens. */
-static inline bool judge_ask_local(Judge *j, JudgeMode m, const JudgeQuestion *q, int64_t n, bool together,
-                                   double *value, Error *e) {
-    const JudgeForm *f = &j->form[m];
+/* Asks a local judge. value: (n, verdicts) */
+static inline bool judge_ask_local(Judge *j, const JudgeAsked *a, double *value, Error *e) {
+    const JudgeForm *f = &j->form[a->mode];
+    const JudgeQuestion *q = a->q;
+    const int64_t n = a->n;
     const int samples = j->o->cot ? (int)j->o->samples : 1;
+    const JudgeLabels labels = judge_labels_first(&f->tokens, a->criteria ? 2 * a->criteria : f->count);
     JudgePrompt *prompt = (JudgePrompt *)xcalloc((size_t)n + 1, sizeof *prompt), *full = prompt;
-    double *l = (double *)xcalloc((size_t)(n * samples * f->count) + 1, sizeof *l);
+    double *l = (double *)xcalloc((size_t)(n * samples * labels.count) + 1, sizeof *l);
     bool ok = true;
     for (int64_t i = 0; ok && i < n; i++) {
         prompt[i].shared = -1;
         ok = judge_template_encode(&f->template, &j->local.text, &q[i], &prompt[i].ids, e);
     }
-    if (ok && together && !j->o->cot) judge_share_prefix(prompt, n);
+    if (ok && a->together && !j->o->cot) judge_share_prefix(prompt, n);
     if (j->o->cot) {
         const JudgeRationales how = {samples, (int)j->o->cot, j->o->temperature, j->o->cot_end, j->seed};
         full = (JudgePrompt *)xcalloc((size_t)(n * samples) + 1, sizeof *full);
-        ok = ok && judge_local_rationales(&j->local, prompt, n, &how, &f->tokens, full, e);
+        ok = ok && judge_local_rationales(&j->local, prompt, n, &how, &labels, full, e);
     }
-    ok = ok && judge_local_ask(&j->local, full, n * samples, &f->tokens, l, e);
-    if (ok) judge_values(j, m, l, n, samples, value);
+    ok = ok && judge_local_ask(&j->local, full, n * samples, &labels, l, e);
+    if (ok) judge_values(j, a, l, a->criteria ? 2 : f->count, samples, value);
     for (int64_t i = 0; full != prompt && i < n * samples; i++) token_list_free(&full[i].ids);
     for (int64_t i = 0; i < n; i++) token_list_free(&prompt[i].ids);
     if (full != prompt) free(full);
@@ -355,14 +409,22 @@ static inline bool judge_ask_local(Judge *j, JudgeMode m, const JudgeQuestion *q
     return ok;
 }
 
+/* Tokens that the labels of an answer may take: with --rubric-at-once a line per criterion, whose bytes are no fewer than its tokens. */
+static inline int64_t judge_answer_tokens(const Judge *j, const JudgeForm *f, int criteria) {
+    const size_t yes = f->word[0] ? strlen(f->word[0]) : 0, no = f->word[1] ? strlen(f->word[1]) : 0;
+    const int64_t each = j->o->logprobs && !j->o->cot ? 4 : 32;
+    return each + criteria * (int64_t)(strlen("10: \n") + (yes > no ? yes : no));
+}
+
 /* The request of a question. sample: number of the rationale; -1: there is one. The caller frees it. */
-static inline char *judge_request(const Judge *j, const JudgeForm *f, const JudgeQuestion *q, int sample) {
+static inline char *judge_request(const Judge *j, const JudgeForm *f, const JudgeQuestion *q, int criteria,
+                                  int sample) {
     const JudgeOptions *o = j->o;
     json_t *body = json_object();
     json_object_set_new(body, "model", json_string(o->model));
     json_object_set_new(body, "messages", judge_template_messages(&f->template, q));
     json_object_set_new(body, "temperature", json_real(sample < 0 ? 0 : o->temperature));
-    json_object_set_new(body, "max_tokens", json_integer(o->cot + (o->logprobs && !o->cot ? 4 : 32)));
+    json_object_set_new(body, "max_tokens", json_integer(o->cot + judge_answer_tokens(j, f, criteria)));
     if (sample >= 0) json_object_set_new(body, "seed", json_integer(sample)); /* and another key of the cache */
     if (o->logprobs) {
         json_object_set_new(body, "logprobs", json_true());
@@ -404,54 +466,61 @@ static inline bool judge_check_unreadable(Judge *j, Error *e) {
     return true;
 }
 
-/* The value of a server's reply; NaN if it has none. */
-static inline double judge_call_value(Judge *j, JudgeMode m, const JudgeCall *c, double *mass) {
-    const JudgeForm *f = &j->form[m];
-    const char *const *label = (const char *const *)f->label;
-    double p[JUDGE_LABELS_MAX], value = NAN;
+/* Sets value: (verdicts) of a server's reply, and *mass of its labels, NaN if that is unknown. False if it has no value. */
+static inline bool judge_call_value(Judge *j, const JudgeAsked *a, const JudgeCall *c, double *value, double *mass) {
+    const JudgeForm *f = &j->form[a->mode];
+    const char *const *label = (const char *const *)f->label, *end = j->o->cot ? j->o->cot_end : NULL;
+    const bool score = judge_is_score(a->mode), by_pattern = !j->o->logprobs;
+    double p[JUDGE_LABELS_MAX];
+    bool ok;
     JudgeReply r;
     *mass = NAN;
-    if (!c->reply || !judge_reply_parse(&r, c->reply, c->length, NULL)) return NAN;
-    if (!j->o->logprobs) value = judge_reply_match(&r, &j->pattern, label, f->count, judge_is_score(m));
-    else if (judge_reply_labels(&r, label, f->count, j->o->cot ? j->o->cot_end : NULL, p, mass))
-        value = judge_value(p, f->count, judge_is_score(m));
+    if (!c->reply || !judge_reply_parse(&r, c->reply, c->length, NULL)) return false;
+    if (a->criteria && by_pattern) ok = judge_reply_match_lines(&r, &f->pattern, label, a->criteria, value);
+    else if (a->criteria) ok = judge_reply_label_lines(&r, label, a->criteria, end, value, mass);
+    else if (by_pattern) ok = !isnan(*value = judge_reply_match(&r, &f->pattern, label, f->count, score));
+    else {
+        ok = judge_reply_labels(&r, label, f->count, end, p, mass);
+        if (ok) *value = judge_value(p, f->count, score);
+    }
     judge_reply_free(&r);
-    return value;
+    return ok;
 }
 
-/* Asks a server. The value of a question is the mean over its rationales that have one. */
-static inline bool judge_ask_http(Judge *j, JudgeMode m, const JudgeQuestion *q, int64_t n, double *value, Error *e) {
-    const JudgeForm *f = &j->form[m];
-    const int samples = j->o->cot ? (int)j->o->samples : 1;
+/* Asks a server. value: (n, verdicts); that of a question is the mean over its rationales that have one. */
+static inline bool judge_ask_http(Judge *j, const JudgeAsked *a, double *value, Error *e) {
+    const JudgeForm *f = &j->form[a->mode];
+    const int64_t n = a->n;
+    const int samples = j->o->cot ? (int)j->o->samples : 1, verdicts = judge_verdicts(a);
     JudgeCall *call = (JudgeCall *)xcalloc((size_t)(n * samples) + 1, sizeof *call);
     const double cached = j->http.cached, retries = j->http.retries;
     for (int64_t i = 0; i < n * samples; i++)
-        call[i].request = judge_request(j, f, &q[i / samples], samples > 1 ? (int)(i % samples) : -1);
+        call[i].request = judge_request(j, f, &a->q[i / samples], a->criteria, samples > 1 ? (int)(i % samples) : -1);
     bool ok = judge_http_run(&j->http, call, n * samples, e);
     j->sums.cached += j->http.cached - cached;
     j->sums.retries += j->http.retries - retries;
-    for (int64_t i = 0; ok && i < n; i++) {
-        double sum = 0;
+    for (int64_t i = 0; ok && i < n; i++, value += verdicts) {
+        double one[JUDGE_CRITERIA_MAX], sum[JUDGE_CRITERIA_MAX] = {0};
         int answers = 0;
         for (int k = 0; k < samples; k++) {
             double mass;
             const JudgeCall *c = &call[i * samples + k];
-            const double one = judge_call_value(j, m, c, &mass);
+            const bool answered = judge_call_value(j, a, c, one, &mass);
             j->replies.asked++;
-            if (isnan(one)) {
+            if (!answered) {
                 j->replies.unreadable++;
                 j->sums.unreadable++;
                 judge_keep_unreadable(j, c);
                 continue;
             }
-            sum += one;
+            for (int v = 0; v < verdicts; v++) sum[v] += one[v];
             answers++;
             if (isnan(mass)) continue;
             j->sums.mass += mass;
             j->sums.answered++;
         }
         j->sums.questions++;
-        value[i] = answers ? sum / answers : NAN;
+        for (int v = 0; v < verdicts; v++) value[v] = answers ? sum[v] / answers : NAN;
     }
     for (int64_t i = 0; i < n * samples; i++) {
         free((char *)call[i].request);
@@ -465,7 +534,15 @@ static inline bool judge_ask_http(Judge *j, JudgeMode m, const JudgeQuestion *q,
  * only at their ends. */
 static inline bool judge_ask(Judge *j, JudgeMode m, const JudgeQuestion *q, int64_t n, bool together, double *value,
                              Error *e) {
-    return j->o->url ? judge_ask_http(j, m, q, n, value, e) : judge_ask_local(j, m, q, n, together, value, e);
+    const JudgeAsked a = {.mode = m, .q = q, .n = n, .together = together};
+    return j->o->url ? judge_ask_http(j, &a, value, e) : judge_ask_local(j, &a, value, e);
+}
+
+/* Asks n questions, each about all of its `criteria` criteria. value: (n, criteria), NaN if a question has no answer. */
+static inline bool judge_ask_criteria(Judge *j, const JudgeQuestion *q, int64_t n, int criteria, double *value,
+                                      Error *e) {
+    const JudgeAsked a = {.mode = JUDGE_BY_RUBRIC, .q = q, .n = n, .criteria = criteria};
+    return j->o->url ? judge_ask_http(j, &a, value, e) : judge_ask_local(j, &a, value, e);
 }
 
 /* Two completions of a prompt. key: of the question, for its principle. */
@@ -474,9 +551,19 @@ typedef struct JudgePair {
     uint64_t key;
 } JudgePair;
 
+/* Counts what a sentence of the set gained completions. value, with: (n) without and with it. */
+static inline void judge_add_gain(Judge *j, JudgeInjection kind, const double *value, const double *with, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const double gain = with[i] - value[i];
+        if (isnan(gain)) continue;
+        j->sums.gain[kind] += gain;
+        j->sums.injected[kind]++;
+    }
+}
+
 /* Asks which completion of each pair is better, in both orders. p: (n) probability that a is better, NaN without an answer.
  * orders: (n, 2) the probability of the first completion in each order; or NULL. */
-static inline bool judge_pairs(Judge *j, const JudgePair *pair, int64_t n, double *p, double *orders, Error *e) {
+static inline bool judge_ask_pairs(Judge *j, const JudgePair *pair, int64_t n, double *p, double *orders, Error *e) {
     JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)n * 2 + 1, sizeof *q);
     double *value = (double *)xcalloc((size_t)n * 2 + 1, sizeof *value);
     for (int64_t i = 0; i < n; i++) {
@@ -493,6 +580,45 @@ static inline bool judge_pairs(Judge *j, const JudgePair *pair, int64_t n, doubl
     if (ok && orders) memcpy(orders, value, 2 * (size_t)n * sizeof *orders);
     free(q), free(value);
     return ok;
+}
+
+/* Sets the sums to those before questions about completions with sentences, of which only the cost and the gain count. */
+static inline void judge_forget_sums(Judge *j, const JudgeSums *before) {
+    const JudgeSums after = j->sums;
+    JudgeSums *s = &j->sums;
+    *s = *before;
+    s->questions = after.questions;
+    s->cached = after.cached;
+    s->retries = after.retries;
+    memcpy(s->injected, after.injected, sizeof s->injected);
+    memcpy(s->gain, after.gain, sizeof s->gain);
+}
+
+/* Measures what sentences after a gain in the pairs. p: (n) without them. */
+static inline bool judge_inject_pairs(Judge *j, const JudgePair *pair, int64_t n, const double *p, Error *e) {
+    const JudgeSums before = j->sums;
+    JudgePair *changed = (JudgePair *)xcalloc((size_t)n + 1, sizeof *changed);
+    TextBuffer *text = (TextBuffer *)xcalloc((size_t)n + 1, sizeof *text);
+    double *with = (double *)xcalloc((size_t)n + 1, sizeof *with);
+    bool ok = true;
+    for (int kind = 0; ok && kind < JUDGE_INJECTIONS; kind++) {
+        for (int64_t i = 0; i < n; i++) {
+            judge_inject(pair[i].a, (JudgeInjection)kind, pair[i].key, &text[i]);
+            changed[i] = pair[i];
+            changed[i].a = (TextSlice){text[i].text, text[i].length};
+        }
+        ok = judge_ask_pairs(j, changed, n, with, NULL, e);
+        if (ok) judge_add_gain(j, (JudgeInjection)kind, p, with, n);
+    }
+    judge_forget_sums(j, &before);
+    for (int64_t i = 0; i < n; i++) text_free(&text[i]);
+    free(changed), free(text), free(with);
+    return ok;
+}
+
+/* As judge_ask_pairs(), and with --judge-injection measures what sentences after a gain. */
+static inline bool judge_pairs(Judge *j, const JudgePair *pair, int64_t n, double *p, double *orders, Error *e) {
+    return judge_ask_pairs(j, pair, n, p, orders, e) && (!j->o->injection || judge_inject_pairs(j, pair, n, p, e));
 }
 
 #endif

@@ -2,7 +2,7 @@
  *
  *   score    its expected score, as 0 to 1
  *   rubric   sum_j w_j P(yes)_j / sum_j w_j over the criteria of the record's field `rubric`: a list of texts, or of
- *            {"text": "...", "weight": w} with w > 0
+ *            {"text": "...", "weight": w} with w > 0. --rubric-at-once: one question lists them all
  *   pair     the mean over its opponents of the probability of being better: all other completions of its prompt, a drawn
  *            number of them, or the record's answer (--judge-opponents)
  *   group    its expected score in a question that lists all completions of its prompt, in random order
@@ -128,6 +128,69 @@ static inline bool judge_criterion(const json_t *rubric, size_t k, TextSlice *te
     if (!text->length) return error_set(e, "rubric: criterion %zu is neither a text nor an object with a text", k);
     return (isfinite(*weight) && *weight > 0) ||
            error_set(e, "rubric: the weight of criterion %zu must be a number above 0", k);
+}
+
+/* The criteria of a rubric as one text, a numbered line each, and their weights: (JUDGE_CRITERIA_MAX) */
+static inline bool judge_criteria_list(const json_t *rubric, TextBuffer *list, double *weight, Error *e) {
+    const size_t n = json_array_size(rubric);
+    text_clear(list);
+    if (n > JUDGE_CRITERIA_MAX)
+        return error_set(e, "rubric: has %zu criteria; --rubric-at-once allows up to %d", n, JUDGE_CRITERIA_MAX);
+    for (size_t k = 0; k < n; k++) {
+        TextSlice text;
+        if (!judge_criterion(rubric, k, &text, &weight[k], e)) return false;
+        text_format(list, "%s%zu. ", k ? "\n" : "", k + 1);
+        text_append(list, text.text, text.length);
+    }
+    return true;
+}
+
+/* Asks about completions with `criteria` criteria. q: (count); which: (count) their numbers in weight and value. */
+static inline bool judge_rubrics_of(Judge *j, const JudgeQuestion *q, const double (*weight)[JUDGE_CRITERIA_MAX],
+                                    const int *which, int count, int criteria, double *value, Error *e) {
+    double *p = (double *)xcalloc((size_t)count * (size_t)criteria, sizeof *p);
+    const bool ok = judge_ask_criteria(j, q, count, criteria, p, e);
+    for (int i = 0; ok && i < count; i++) {
+        double sum = 0, all = 0;
+        for (int k = 0; k < criteria; k++) {
+            sum += weight[which[i]][k] * p[i * criteria + k];
+            all += weight[which[i]][k];
+        }
+        value[which[i]] = sum / all;
+    }
+    free(p);
+    return ok;
+}
+
+/* The mode rubric with --rubric-at-once: a question per completion. Those with equally many criteria are asked together. */
+static inline bool judge_rubrics_at_once(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
+                                         Error *e) {
+    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)n + 1, sizeof *q);
+    TextBuffer *list = (TextBuffer *)xcalloc((size_t)n + 1, sizeof *list);
+    double(*weight)[JUDGE_CRITERIA_MAX] = (double(*)[JUDGE_CRITERIA_MAX])xcalloc((size_t)n + 1, sizeof *weight);
+    int *criteria = (int *)xcalloc((size_t)n + 1, sizeof *criteria),
+        *which = (int *)xcalloc((size_t)n + 1, sizeof *which);
+    bool ok = true;
+    for (int i = 0; ok && i < n; i++) {
+        const json_t *rubric;
+        ok = judge_rubric(&r[i], &rubric, e) && judge_criteria_list(rubric, &list[i], weight[i], e);
+        criteria[i] = ok ? (int)json_array_size(rubric) : 0;
+        value[i] = NAN;
+        j->sums.unscorable += ok && !criteria[i];
+    }
+    for (int c = 1; ok && c <= JUDGE_CRITERIA_MAX; c++) {
+        int count = 0;
+        for (int i = 0; i < n; i++) {
+            if (criteria[i] != c) continue;
+            q[count] = judge_question(j, &in[i], &r[i]);
+            q[count].field[JUDGE_RUBRIC] = (TextSlice){list[i].text, list[i].length};
+            which[count++] = i;
+        }
+        ok = !count || judge_rubrics_of(j, q, weight, which, count, c, value, e);
+    }
+    for (int i = 0; i < n; i++) text_free(&list[i]);
+    free(q), free(list), free(weight), free(criteria), free(which);
+    return ok;
 }
 
 static inline bool judge_rubrics(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
@@ -282,6 +345,42 @@ static inline bool judge_group(Judge *j, const RewardInput *in, const JudgeRecor
 
 /* ---- the reward part --------------------------------------------------------------------------------------------- */
 
+/* Judges n completions by a mode other than group. */
+static inline bool judge_each(Judge *j, JudgeMode m, const RewardInput *in, const JudgeRecord *r, int n, double *value,
+                              Error *e) {
+    if (m == JUDGE_BY_SCORE) return judge_scores(j, in, r, n, value, e);
+    if (m == JUDGE_BY_PAIR) return judge_tournament(j, in, r, n, value, e);
+    return judge_at_once(j, m) ? judge_rubrics_at_once(j, in, r, n, value, e) : judge_rubrics(j, in, r, n, value, e);
+}
+
+/* Measures what sentences after completions gain in the modes score and rubric. value: (n) without them. */
+static inline bool judge_inject_completions(Judge *j, JudgeMode m, const RewardInput *in, const JudgeRecord *r, int n,
+                                            const double *value, Error *e) {
+    const JudgeSums before = j->sums;
+    RewardInput *changed = (RewardInput *)xcalloc((size_t)n + 1, sizeof *changed);
+    JudgeRecord *record = (JudgeRecord *)xcalloc((size_t)n + 1, sizeof *record);
+    TextBuffer(*text)[2] = (TextBuffer(*)[2])xcalloc((size_t)n + 1, sizeof *text);
+    double *with = (double *)xcalloc((size_t)n + 1, sizeof *with);
+    bool ok = true;
+    for (int kind = 0; ok && kind < JUDGE_INJECTIONS; kind++) {
+        for (int i = 0; i < n; i++) {
+            judge_inject(judge_said(&in[i]), (JudgeInjection)kind, in[i].id, &text[i][0]);
+            judge_inject(judge_slice(r[i].messages), (JudgeInjection)kind, in[i].id, &text[i][1]);
+            changed[i] = in[i];
+            changed[i].completion = text[i][0].text;
+            changed[i].completion_length = text[i][0].length;
+            record[i] = r[i];
+            record[i].messages = text[i][1].text;
+        }
+        ok = judge_each(j, m, changed, record, n, with, e);
+        if (ok) judge_add_gain(j, (JudgeInjection)kind, value, with, n);
+    }
+    judge_forget_sums(j, &before);
+    for (int i = 0; i < n; i++) text_free(&text[i][0]), text_free(&text[i][1]);
+    free(changed), free(record), free(text), free(with);
+    return ok;
+}
+
 /* Judges n completions by a mode. scores[i * stride], NaN: not judged. */
 static inline bool judge_completions(Judge *j, JudgeMode m, const RewardInput *in, int n, float *scores, int stride,
                                      Error *e) {
@@ -289,16 +388,13 @@ static inline bool judge_completions(Judge *j, JudgeMode m, const RewardInput *i
     double *value = (double *)xcalloc((size_t)n + 1, sizeof *value);
     bool ok = true;
     for (int i = 0; i < n; i++) r[i] = judge_record(&in[i]);
-    switch (m) {
-    case JUDGE_BY_SCORE: ok = judge_scores(j, in, r, n, value, e); break;
-    case JUDGE_BY_RUBRIC: ok = judge_rubrics(j, in, r, n, value, e); break;
-    case JUDGE_BY_PAIR: ok = judge_tournament(j, in, r, n, value, e); break;
-    default:
-        for (int first = 0, end; ok && first < n; first = end) {
-            end = judge_group_end(in, first, n);
-            ok = judge_group(j, in, r, first, end, value, e);
-        }
+    for (int first = 0, end; ok && m == JUDGE_BY_GROUP && first < n; first = end) {
+        end = judge_group_end(in, first, n);
+        ok = judge_group(j, in, r, first, end, value, e);
     }
+    if (m != JUDGE_BY_GROUP) ok = judge_each(j, m, in, r, n, value, e);
+    if (ok && j->o->injection && (m == JUDGE_BY_SCORE || m == JUDGE_BY_RUBRIC))
+        ok = judge_inject_completions(j, m, in, r, n, value, e);
     for (int i = 0; i < n; i++) {
         if (ok) scores[(size_t)i * (size_t)stride] = (float)value[i];
         judge_record_free(&r[i]);
@@ -335,13 +431,14 @@ static inline bool judge_open_rewards(Judge *j, const JudgeOptions *o, Rewards *
 
 /* ---- cost and metrics -------------------------------------------------------------------------------------------- */
 
-/* The questions about a group of G completions; 0 if it depends on the records (rubric). */
+/* The questions about a group of G completions; 0 if it depends on the records (rubric, but with --rubric-at-once). */
 static inline int64_t judge_cost(const Judge *j, JudgeMode m, int64_t G) {
-    if (m == JUDGE_BY_RUBRIC) return 0;
-    if (m != JUDGE_BY_PAIR) return G;
-    if (j->opponents < 0) return 2 * G;
+    const int64_t times = j->o->injection && m != JUDGE_BY_GROUP ? 1 + JUDGE_INJECTIONS : 1;
+    if (m == JUDGE_BY_RUBRIC) return judge_at_once(j, m) ? times * G : 0;
+    if (m != JUDGE_BY_PAIR) return times * G;
+    if (j->opponents < 0) return times * 2 * G;
     const int64_t N = j->opponents && j->opponents < G - 1 ? j->opponents : G - 1;
-    return G * N + (N % 2 && G % 2);
+    return times * (G * N + (N % 2 && G % 2));
 }
 
 /* A figure of the sums. */
@@ -350,7 +447,7 @@ typedef struct JudgeFigure {
     double value;
 } JudgeFigure;
 
-enum { JUDGE_FIGURES = 9 };
+enum { JUDGE_FIGURES = 11 };
 
 /* Sets the figures of the sums that are defined, and returns their number. */
 static inline int judge_figures(const JudgeSums *s, JudgeFigure f[JUDGE_FIGURES]) {
@@ -364,6 +461,11 @@ static inline int judge_figures(const JudgeSums *s, JudgeFigure f[JUDGE_FIGURES]
     f[n++] = (JudgeFigure){"unscorable", s->unscorable};
     if (s->cached > 0) f[n++] = (JudgeFigure){"cached", s->cached};
     if (s->retries > 0) f[n++] = (JudgeFigure){"retries", s->retries};
+    const double *injected = s->injected;
+    if (injected[JUDGE_INJECTED] > 0)
+        f[n++] = (JudgeFigure){"injection_gain", s->gain[JUDGE_INJECTED] / injected[JUDGE_INJECTED]};
+    if (injected[JUDGE_NEUTRAL] > 0)
+        f[n++] = (JudgeFigure){"neutral_gain", s->gain[JUDGE_NEUTRAL] / injected[JUDGE_NEUTRAL]};
     return n;
 }
 

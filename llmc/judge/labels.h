@@ -1,6 +1,7 @@
 /* labels.h - from the log-probabilities of a judge's labels to a probability or a score.
  *
  *   pair, rubric   labels L1, L2:    p = exp(l1) / (exp(l1) + exp(l2))                     Lee et al. 2023 (RLAIF), 2.1
+ *                  --rubric-at-once: the same for the labels "k: L1" and "k: L2" of each criterion k
  *   score          labels 1 ... N:   s = sum_n n P(n) / sum_n P(n),  reward (s - 1) / (N - 1)       the same (d-RLAIF), 2.3
  *
  * l is the log-probability of a whole label with the token that ends the judge's turn, so no label is the beginning of
@@ -40,6 +41,7 @@ typedef struct JudgeSums {
     double pairs, bias, consistent;          /* pairs asked in both orders; p + p' - 1; with (p > 0.5) = (p' < 0.5) */
     double too_long, unreadable, unscorable; /* without an answer: did not fit; no label; the record has no rubric */
     double cached, retries;                  /* answers of the cache; requests that were sent again */
+    double injected[2], gain[2];             /* completions with sentences of injection.h; what these gained, by set */
 } JudgeSums;
 
 /* Counts a pair asked in both orders. p: probability that the first is better; swapped: the same after the swap, for the

@@ -104,6 +104,17 @@ static inline bool judge_labels_encode(JudgeLabels *l, const ModelText *text, co
     return true;
 }
 
+/* The first n labels, which remain those of l. */
+static inline JudgeLabels judge_labels_first(const JudgeLabels *l, int n) {
+    JudgeLabels first = {.count = n};
+    for (int i = 0; i < n; i++) {
+        first.label[i] = l->label[i];
+        first.tokens += l->label[i].count;
+        if (l->label[i].count > first.longest) first.longest = l->label[i].count;
+    }
+    return first;
+}
+
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 static inline void judge_local_close(JudgeLocal *j) {

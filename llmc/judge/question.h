@@ -10,7 +10,7 @@
  *   {completions}    all completions of a prompt, numbered
  *   {number}         the number of the one that is asked about
  *   {answer}         the record's reference answer
- *   {rubric}         a criterion of the record's rubric
+ *   {rubric}         a criterion of the record's rubric; with --rubric-at-once all of them, numbered
  *   {messages}       the whole conversation with its completion
  *   {principle}      a line of --judge-principles
  *   {scale}          the highest number of a score

@@ -8,6 +8,10 @@
  *   a pattern           all its matches must agree. Its first group is a number in 1 ... N (score), or a label; a second group
  *                       is a denominator, and the value is the quotient
  *
+ * With --rubric-at-once a reply has a line "k: L" for each criterion k, in any order: each criterion has the probabilities at
+ * the place of its label, or the label itself. A criterion without a line, a line for another number, and two lines that differ
+ * leave the whole reply without a value.
+ *
  * Whatever is not exactly one of these has no value: no match, matches that differ, a number out of range, a refusal.
  *
  *     JudgeReply r;
@@ -32,6 +36,9 @@ enum { JUDGE_REPLY_MAX = 4 << 20 }; /* bytes of a reply */
 
 /* The default of --judge-pattern: a key "score" of JSON, or a line that begins with "Score:". */
 #define JUDGE_PATTERN "(?im)(?:\"score\"\\s*:\\s*\"?|^[\\s*_#>-]*score[\\s*_]*:[\\s*_]*)([^\\s\",}*_]+)"
+
+/* The default with --rubric-at-once: a line, or a key of JSON, of a number, a colon and a label. */
+#define JUDGE_LINES_PATTERN "(?im)^[\\s*_#>{\",-]*([0-9]{1,4})[\\s*_\"]*:[\\s*_\"]*([^\\s\",}*_]+)"
 
 typedef struct JudgeReply {
     json_t *root;
@@ -103,26 +110,76 @@ static inline int64_t judge_reply_after(const JudgeReply *r, const char *end) {
     return at;
 }
 
+/* Sets p: (n) to the probabilities of the labels among the likeliest tokens of one place. Returns their sum; NaN if the list has
+ * another shape. */
+static inline double judge_place_labels(const json_t *place, const char *const *labels, int n, double *p) {
+    const json_t *top = json_object_get(place, "top_logprobs"), *x;
+    size_t k;
+    double sum = 0;
+    for (int i = 0; i < n; i++) p[i] = 0;
+    if (!json_array_size(top)) return NAN;
+    json_array_foreach(top, k, x) if (!judge_token_add(x, labels, n, p)) return NAN;
+    for (int i = 0; i < n; i++) sum += p[i];
+    if (sum > 1.01) return NAN; /* the same token twice */
+    for (int i = 0; i < n && sum > 0; i++) p[i] /= sum;
+    return sum;
+}
+
 /* Sets p: (n) to the probabilities of the labels, given that the answer is one of them, and *mass to their sum. end: text
  * that ends a rationale, or NULL. False if no label is found, or the list has another shape. */
 static inline bool judge_reply_labels(const JudgeReply *r, const char *const *labels, int n, const char *end, double *p,
                                       double *mass) {
     const int64_t count = (int64_t)json_array_size(r->logprobs), first = judge_reply_after(r, end);
     for (int64_t at = first; first >= 0 && at < count; at++) {
-        const json_t *item = json_array_get(r->logprobs, (size_t)at), *top = json_object_get(item, "top_logprobs"), *x;
-        size_t k;
-        double sum = 0;
-        for (int i = 0; i < n; i++) p[i] = 0;
-        if (!json_array_size(top)) return false;
-        json_array_foreach(top, k, x) if (!judge_token_add(x, labels, n, p)) return false;
-        for (int i = 0; i < n; i++) sum += p[i];
-        *mass = sum;
-        if (sum > 1.01) return false; /* the same token twice */
+        const double sum = judge_place_labels(json_array_get(r->logprobs, (size_t)at), labels, n, p);
+        if (isnan(sum)) return false;
         if (sum == 0) continue;
-        for (int i = 0; i < n; i++) p[i] /= sum;
+        *mass = sum;
         return true;
     }
     return false;
+}
+
+/* The number before the colon that ends a text, in its last line; 0 if there is none. */
+static inline long judge_line_number(const char *text) {
+    const char *line = strrchr(text, '\n'), *number = line ? line + 1 : text;
+    char *end;
+    number += strspn(number, " \t*_#>{\",-");
+    const long k = strtol(number, &end, 10);
+    if (end == number || end > number + 4 || *number == '+') return 0;
+    end += strspn(end, " \t*_\"");
+    return *end == ':' && !end[1 + strspn(end + 1, " \t*_\"")] ? k : 0;
+}
+
+/* Sets p: (n) to the probability of the first of two labels in the line of each of n criteria, and *mass to the mean of their
+ * sums. end: text that ends a rationale, or NULL. False if not every criterion has exactly one line. */
+static inline bool judge_reply_label_lines(const JudgeReply *r, const char *const *labels, int n, const char *end,
+                                           double *p, double *mass) {
+    const int64_t count = (int64_t)json_array_size(r->logprobs), first = judge_reply_after(r, end);
+    TextBuffer text = {0};
+    bool ok = first >= 0;
+    int found = 0;
+    *mass = 0;
+    text_clear(&text);
+    for (int k = 0; k < n; k++) p[k] = NAN;
+    for (int64_t at = first; ok && at < count; at++) {
+        const json_t *place = json_array_get(r->logprobs, (size_t)at);
+        const char *token = json_string_value(json_object_get(place, "token"));
+        if (!token) continue;
+        const long k =
+            judge_token_is(token, labels[0]) || judge_token_is(token, labels[1]) ? judge_line_number(text.text) : 0;
+        text_append(&text, token, strlen(token));
+        if (!k) continue;
+        double both[2];
+        const double sum = judge_place_labels(place, labels, 2, both);
+        ok = k >= 1 && k <= n && isnan(p[k - 1]) && sum > 0;
+        if (!ok) break;
+        p[k - 1] = both[0];
+        *mass += sum / n;
+        found++;
+    }
+    text_free(&text);
+    return ok && found == n;
 }
 
 /* ---- pattern ----------------------------------------------------------------------------------------------------- */
@@ -137,15 +194,17 @@ static inline void judge_pattern_free(JudgePattern *p) {
     *p = (JudgePattern){0};
 }
 
-/* Compiles --judge-pattern, which must have a group. */
-static inline bool judge_pattern_open(JudgePattern *p, const char *pattern, Error *e) {
+/* Compiles --judge-pattern, which must have a group; with --rubric-at-once, two. */
+static inline bool judge_pattern_open(JudgePattern *p, const char *pattern, bool at_once, Error *e) {
     Error why;
     *p = (JudgePattern){0};
     if (!verify_regex_compile(&p->regex, pattern, 0, &why)) return error_set(e, "--judge-%s", why.text);
     pcre2_pattern_info(p->regex.code, PCRE2_INFO_CAPTURECOUNT, &p->groups);
-    if (p->groups) return true;
+    if (p->groups >= (at_once ? 2 : 1)) return true;
     judge_pattern_free(p);
-    return error_set(e, "--judge-pattern: has no group ( ) for the answer");
+    return error_set(e, at_once ? "--judge-pattern: with --rubric-at-once it needs two groups ( ), for the number of a "
+                                  "criterion and for its answer"
+                                : "--judge-pattern: has no group ( ) for the answer");
 }
 
 /* Copies group k of the last match; "" if it did not take part. The caller frees it. */
@@ -176,27 +235,55 @@ static inline double judge_answer_value(const char *answer, const char *below, c
     return NAN;
 }
 
+/* Finds the next match from *at on, and moves *at to where the one after it may begin. False after the last one, with *bad set if
+ * the search hit its limit (../reward/verify_pattern.h). */
+static inline bool judge_pattern_next(const JudgePattern *p, const JudgeReply *r, size_t *at, bool *bad) {
+    *bad = false;
+    if (*at > r->length) return false;
+    const int rc = verify_regex_find(&p->regex, (VerifySpan){r->content, r->length}, *at);
+    *bad = rc < 0 && rc != PCRE2_ERROR_NOMATCH;
+    if (rc < 0) return false;
+    const PCRE2_SIZE *found = pcre2_get_ovector_pointer(p->regex.data);
+    *at = found[1] > found[0] ? found[1] : found[1] + 1;
+    while (*at < r->length && (r->content[*at] & 0xC0) == 0x80) ++*at; /* to the next character */
+    return true;
+}
+
 /* The value of a reply by the pattern; NaN if there is no match, if two matches have different values, or if the search hit
  * its limit (../reward/verify_pattern.h). */
 static inline double judge_reply_match(const JudgeReply *r, const JudgePattern *p, const char *const *labels, int n,
                                        bool score) {
     double value = NAN;
+    bool bad;
     if (!r->content) return NAN;
-    for (size_t at = 0; at <= r->length;) {
-        const int rc = verify_regex_find(&p->regex, (VerifySpan){r->content, r->length}, at);
-        if (rc == PCRE2_ERROR_NOMATCH) return value;
-        if (rc < 0) return NAN;
-        const PCRE2_SIZE *found = pcre2_get_ovector_pointer(p->regex.data);
-        const PCRE2_SIZE begin = found[0], end = found[1];
+    for (size_t at = 0; judge_pattern_next(p, r, &at, &bad);) {
         char *answer = judge_pattern_group(p, r->content, 1), *below = judge_pattern_group(p, r->content, 2);
         const double here = judge_answer_value(answer, below, labels, n, score);
         free(answer), free(below);
         if (isnan(here) || (!isnan(value) && here != value)) return NAN;
         value = here;
-        at = end > begin ? end : end + 1;
-        while (at < r->length && (r->content[at] & 0xC0) == 0x80) at++; /* to the next character */
     }
-    return value;
+    return bad ? NAN : value;
+}
+
+/* Sets value: (n) to the verdicts of a reply on n criteria by the pattern, whose first group is the number of a criterion and whose
+ * second one is a label: 1 for the first label, 0 for the second. False if a criterion has no match, if a match has another
+ * number or no label, if two matches of a criterion differ, or if the search hit its limit. */
+static inline bool judge_reply_match_lines(const JudgeReply *r, const JudgePattern *p, const char *const *labels, int n,
+                                           double *value) {
+    bool bad = false, ok = r->content != NULL;
+    for (int k = 0; k < n; k++) value[k] = NAN;
+    for (size_t at = 0; ok && judge_pattern_next(p, r, &at, &bad);) {
+        char *number = judge_pattern_group(p, r->content, 1), *answer = judge_pattern_group(p, r->content, 2);
+        const double which = judge_number(number), here = judge_answer_value(answer, "", labels, 2, false);
+        free(number), free(answer);
+        ok = which >= 1 && which <= n && which == floor(which) && !isnan(here);
+        double *v = ok ? &value[(int)which - 1] : NULL;
+        ok = ok && (isnan(*v) || *v == here);
+        if (ok) *v = here;
+    }
+    for (int k = 0; k < n; k++) ok = ok && !isnan(value[k]);
+    return ok && !bad;
 }
 
 #endif
