@@ -358,7 +358,8 @@ typedef struct JudgeAsked {
 /* Values of a question. */
 static inline int judge_verdicts(const JudgeAsked *a) { return a->criteria ? a->criteria : 1; }
 
-/* Sets value: (n, verdicts) of the label log-probabilities l: (n, samples, verdicts, labels). NaN if a question has no answer. */
+/* Sets value: (n, verdicts) of the label log-probabilities l: (n, samples, verdicts, labels). NaN if a question has no
+ * answer. */
 static inline void judge_values(Judge *j, const JudgeAsked *a, const double *l, int labels, int samples,
                                 double *value) {
     const int verdicts = judge_verdicts(a);
@@ -409,7 +410,8 @@ static inline bool judge_ask_local(Judge *j, const JudgeAsked *a, double *value,
     return ok;
 }
 
-/* Tokens that the labels of an answer may take: with --rubric-at-once a line per criterion, whose bytes are no fewer than its tokens. */
+/* Tokens that the labels of an answer may take: with --rubric-at-once a line per criterion, which has no more tokens than
+ * bytes. */
 static inline int64_t judge_answer_tokens(const Judge *j, const JudgeForm *f, int criteria) {
     const size_t yes = f->word[0] ? strlen(f->word[0]) : 0, no = f->word[1] ? strlen(f->word[1]) : 0;
     const int64_t each = j->o->logprobs && !j->o->cot ? 4 : 32;

@@ -110,8 +110,8 @@ static inline int64_t judge_reply_after(const JudgeReply *r, const char *end) {
     return at;
 }
 
-/* Sets p: (n) to the probabilities of the labels among the likeliest tokens of one place. Returns their sum; NaN if the list has
- * another shape. */
+/* Sets p: (n) to the probabilities of the labels among the likeliest tokens of one place. Returns their sum; NaN if the
+ * list has another shape. */
 static inline double judge_place_labels(const json_t *place, const char *const *labels, int n, double *p) {
     const json_t *top = json_object_get(place, "top_logprobs"), *x;
     size_t k;
@@ -235,8 +235,8 @@ static inline double judge_answer_value(const char *answer, const char *below, c
     return NAN;
 }
 
-/* Finds the next match from *at on, and moves *at to where the one after it may begin. False after the last one, with *bad set if
- * the search hit its limit (../reward/verify_pattern.h). */
+/* Finds the next match from *at on, and moves *at to where the one after it may begin. False after the last one, with *bad
+ * set if the search hit its limit (../reward/verify_pattern.h). */
 static inline bool judge_pattern_next(const JudgePattern *p, const JudgeReply *r, size_t *at, bool *bad) {
     *bad = false;
     if (*at > r->length) return false;
@@ -266,9 +266,9 @@ static inline double judge_reply_match(const JudgeReply *r, const JudgePattern *
     return bad ? NAN : value;
 }
 
-/* Sets value: (n) to the verdicts of a reply on n criteria by the pattern, whose first group is the number of a criterion and whose
- * second one is a label: 1 for the first label, 0 for the second. False if a criterion has no match, if a match has another
- * number or no label, if two matches of a criterion differ, or if the search hit its limit. */
+/* Sets value: (n) to the verdicts of a reply on n criteria by the pattern, whose first group is the number of a criterion and
+ * whose second one is a label: 1 for the first label, 0 for the second. False if a criterion has no match, if a match has
+ * another number or no label, if two matches of a criterion differ, or if the search hit its limit. */
 static inline bool judge_reply_match_lines(const JudgeReply *r, const JudgePattern *p, const char *const *labels, int n,
                                            double *value) {
     bool bad = false, ok = r->content != NULL;
