@@ -24,6 +24,7 @@
  */
 #include "../llmc/base/error.h"     /* Error, usage_error, warn, error_set, ... */
 #include "../llmc/base/io.h"        /* XXH3_64bits, XXH3_64bits_withSeed, writer_write, Writer, ... */
+#include "../llmc/base/json_scan.h" /* json_scan_want, JsonScan, json_scan_free */
 #include "../llmc/base/json_text.h" /* json_dump_short */
 #include "../llmc/base/jsonl.h"     /* jsonl_error, jsonl_close, jsonl_next, jsonl_open, ... */
 #include "../llmc/base/options.h"   /* OPTION_TEXT, OPTION_FLAG, OPTION_INT, OPTION_GROUP, ... */
@@ -33,7 +34,7 @@
 #include "../llmc/records/inputs.h" /* Inputs, inputs_add, inputs_check, inputs_close, ... */
 #include "condition.h"              /* Condition, condition_free, condition_holds, condition_parse, ... */
 #include "keys.h"                   /* keys_at, keys_free, Keys, keys_bytes, ... */
-#include "row_fields.h"             /* row_get, FIELD_COMPLETION, RowFieldId, row_missing, ... */
+#include "row_fields.h"             /* row_get, FIELD_COMPLETION, RowFieldId, FIELD_MESSAGES, ... */
 #include "words.h"                  /* words_split, Contamination, Words, words_free, ... */
 #include <signal.h>
 #include <unistd.h>
@@ -164,8 +165,10 @@ static Inputs inputs;
 static Named set, renamed, dropped;
 static Condition condition;
 static Writer out;
-static bool opened;  /* out */
-static Jsonl reader; /* of the current file; names the row in messages */
+static bool opened;   /* out */
+static Jsonl reader;  /* of the current file; names the row in messages */
+static JsonScan scan; /* the fields that the steps read */
+static bool scans;    /* they are known */
 static double rate[2];
 static bool collects; /* rows are kept */
 
@@ -424,7 +427,7 @@ static bool group_of(json_t *row, int64_t *group, Error *e) {
     if (!o.group) return true;
     const json_t *value = row_get(row, o.group), *right = row_get(row, "right");
     bool fresh;
-    if (!value) return row_missing(&reader, row, o.group, "group", e);
+    if (!value) return row_missing(&reader, jsonl_whole(&reader), o.group, "group", e);
     int64_t *at = keys_at(&group_keys, hash_value(value), &fresh);
     if (fresh) {
         if (group_count == group_capacity) {
@@ -575,12 +578,40 @@ static bool take(json_t *row, Error *e) {
     return true;
 }
 
+/* Adds a field to those that are read: its name, and the first part of a path. */
+static void read_field(const char *name) {
+    if (!name) return;
+    json_scan_want(&scan, name, strlen(name));
+    json_scan_want(&scan, name, strcspn(name, "."));
+}
+
+/* Finds out which fields of a row are read, unless that may be all of them. */
+static void find_fields(void) {
+    const bool texts = o.join || set.count || o.spin || o.unpaired || (o.pairs && !o.group) || o.dedupe ||
+                       o.decontaminate || o.near >= 0;
+    scans = !texts && (collects || (!o.stats && !reshapes()));
+    if (!scans) return;
+    for (int i = 0; i < condition.count; i++) read_field(condition.node[i].field);
+    read_field(o.group);
+    read_field(o.by);
+    read_field(order_field());
+    if (o.group) read_field("right");
+    for (const char *s = order_field() ? row_field[FIELD_COMPLETION].names : ""; *s;) {
+        const size_t n = strcspn(s, "|");
+        char *name = xstrndup(s, n);
+        read_field(name);
+        free(name);
+        s += n + (s[n] == '|');
+    }
+}
+
 static void read_inputs(int64_t *skipped, Error *first) {
     Error e;
     for (int i = 0; i < inputs.count; i++) {
         json_t *row;
         int more;
         if (!jsonl_open(&reader, inputs.path[i], o.skip_bad, &e)) fail(&e);
+        if (scans) reader.scan = &scan;
         while ((more = jsonl_next(&reader, &row, &e)) > 0) {
             if (!take(row, &e) && !jsonl_skip(&reader, &e)) fail(&e);
             check_memory();
@@ -1088,6 +1119,7 @@ int main(int argc, char **argv) {
     if (o.decontaminate) open_decontaminate();
     if (!writer_open(&out, o.output, &e)) die("%s", e.text);
     opened = true;
+    find_fields();
     read_inputs(&skipped, &first);
     if (collects) {
         make_units();
@@ -1099,6 +1131,7 @@ int main(int argc, char **argv) {
     free(kept), free(groups), free(units), json_decref(joined.rows);
     keys_free(&group_keys), keys_free(&seen), keys_free(&joined.keys);
     named_free(&set), named_free(&renamed), named_free(&dropped);
+    json_scan_free(&scan);
     near_free(&near_rows), contamination_free(&tests), condition_free(&condition);
     inputs_close(&inputs);
     return 0;

@@ -1,16 +1,19 @@
 /* test_pick.c - ./data/pick as a user runs it: conditions against a table of their meaning, every choice among rows against a
- * choice computed here from the same rows, ROUGE-L against Google's rouge_score, invalid input.
+ * choice computed here from the same rows, members of rows against jansson, ROUGE-L against Google's rouge_score, invalid
+ * input.
  *
  * Needs data/pick and data/make_shard. */
-#include "../data/condition.h"   /* Condition, condition_parse, condition_free, condition_holds */
-#include "../data/words.h"       /* Words, words_free, words_split, words_rouge, ... */
-#include "../llmc/base/error.h"  /* checked, Error, xcalloc */
-#include "../llmc/base/jsonl.h"  /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/random.h" /* random_below, Random, random_start */
-#include "../llmc/base/text.h"   /* TextBuffer, text_format, text_free */
-#include "files.h"               /* files_assert_error */
-#include "models.h"              /* refused, lines_of, json_text_of, json_line_of, ... */
-#include "shell.h"               /* out, run, said, assert_holds, ... */
+#include "../data/condition.h"      /* Condition, condition_parse, condition_free, condition_holds */
+#include "../data/words.h"          /* Words, words_free, words_split, words_rouge, ... */
+#include "../llmc/base/error.h"     /* checked, Error, xcalloc */
+#include "../llmc/base/json_scan.h" /* JsonScan, json_scan, json_scan_free, json_scan_want */
+#include "../llmc/base/jsonl.h"     /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/random.h"    /* random_below, Random, random_start */
+#include "../llmc/base/text.h"      /* TextBuffer, text_format, text_free */
+#include "files.h"                  /* files_assert_error */
+#include "models.h"                 /* refused, lines_of, json_text_of, json_line_of, ... */
+#include "run.h"                    /* sh */
+#include "shell.h"                  /* out, run, said, assert_holds, ... */
 
 static const Jsonl place = {.name = "x", .line = 7};
 
@@ -332,6 +335,86 @@ static void assert_rows(const char *arguments, const bool want[ROWS]) {
         at++;
     }
     if (at != n) fail_msg("%s: %d rows, expected %d", arguments, n, at);
+}
+
+/* A row as json_scan() reads it and as jansson does. Returns whether it was accepted. */
+static bool scanned(JsonScan *scan, const char *text) {
+    const size_t n = strlen(text);
+    json_t *row = json_loadb(text, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, NULL);
+    const bool accepted = json_scan(scan, text, n);
+    if (accepted && !json_is_object(row)) fail_msg("%s: jansson rejects it", text);
+    size_t found = 0;
+    for (int i = 0; accepted && i < scan->count; i++) {
+        const char *name = scan->want[i].name;
+        const json_t *want = json_object_get(row, name), *is = json_object_get(scan->row, name);
+        if (want ? !is || !json_equal(want, is) : is != NULL) fail_msg("%s: member '%s' differs", text, name);
+        found += want != NULL;
+    }
+    assert_true(!accepted || json_object_size(scan->row) == found);
+    json_decref(row);
+    return accepted;
+}
+
+/* Rows of samples are read without jansson, and members are those of jansson; what it rejects is not accepted, wherever a byte is
+ * replaced, left out or doubled. */
+static void scanned_members(void **state) {
+    (void)state;
+    static const char *const rows[] = {
+        "{\"index\":12,\"right\":true,\"completion\":\"a \\\"b\\\" \\u00e9\\n\",\"reward\":-0.25,\"rewards\":{\"verify\":1,\"x\":[]}}",
+        " { \"right\" : false , \"a.b\" : [ 1 , null , { } ] , \"tokens\" : [1,2,3] } ",
+        "{\"index\":{\"a\":{\"index\":1}},\"reward\":1.5e-05,\"right\":null}", "{}",
+        "{\"completion\":\"\",\"index\":-0,\"reward\":0.0}"};
+    static const char *const left[] = {"{\"index\":12345678901234567890}", "{\"a\\u0062\":1}",
+                                       "{\"x\":\"\\ud83d\\ude00\"}", "{\"reward\":1e999}"};
+    static const char *const bad[] = {"{\"a\":1,\"a\":2}",
+                                      "{\"o\":{\"k\":1,\"k\":1}}",
+                                      "{\"a\":01}",
+                                      "{\"a\":1.}",
+                                      "{\"a\":-}",
+                                      "{\"a\":\"\t\"}",
+                                      "{\"a\":1}}",
+                                      "{\"a\":1,}",
+                                      "{\"a\":tru}",
+                                      "[1]",
+                                      "",
+                                      "{\"a\":\"\\x\"}"};
+    JsonScan scan = {0};
+    char text[300];
+    const char *const names[] = {"index", "right", "completion", "reward", "a.b", "a"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) json_scan_want(&scan, names[i], strlen(names[i]));
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) assert_false(scanned(&scan, left[i]));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(scanned(&scan, bad[i]));
+    int accepted = 0, tried = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (!scanned(&scan, rows[i])) fail_msg("%s: left to jansson", rows[i]);
+        for (size_t at = 0; rows[i][at]; at++)
+            for (const char *c = "\"\\{}[],:0-.eu tn\x01"; *c; c++) {
+                for (int how = 0; how < 3; how++, tried++) { /* before the byte, in its place, and without it */
+                    const size_t rest = at + (how > 0);
+                    snprintf(text, sizeof text, "%.*s%.*s%s", (int)at, rows[i], how < 2, c, rows[i] + rest);
+                    accepted += scanned(&scan, text);
+                }
+            }
+    }
+    assert_true(accepted > tried / 20 && accepted < tried / 2);
+    json_scan_free(&scan);
+}
+
+/* The rows of an array, whose fields are all read, and lines, of which only those that are needed: the choices are the same. */
+static void lines_and_arrays(void **state) {
+    (void)state;
+    static const char *const choices[] = {"--where 'right and reward >= 0.75'",
+                                          "--group index --best 2 --by reward",
+                                          "--group index --rate 0.2,0.8 --max-per-group 3 --seed 2",
+                                          "--group index --pairs reward",
+                                          "--group index --rankings reward --min-margin 0.3",
+                                          "--sample 20 --seed 4",
+                                          "--where 'has(right)' --group index --max-per-group 1 --as sft"};
+    sh("(echo '['; sed '$!s/$/,/' $T/samples.jsonl; echo ']') >$T/array.json");
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
+        sh("for f in samples.jsonl array.json; do data/pick -q -i $T/$f %s -o $T/$f.out 2>$T/$f.said || exit 1; done; "
+           "cmp $T/samples.jsonl.out $T/array.json.out && test -s $T/array.json.out && cmp $T/samples.jsonl.said $T/array.json.said",
+           choices[i]);
 }
 
 static void filters(void **state) {
@@ -728,6 +811,8 @@ int main(void) {
         cmocka_unit_test(rouge_is_googles),
         cmocka_unit_test(near_misses_no_pair),
         cmocka_unit_test(contamination_is_overlap),
+        cmocka_unit_test(scanned_members),
+        cmocka_unit_test(lines_and_arrays),
         cmocka_unit_test(filters),
         cmocka_unit_test(random_choices),
         cmocka_unit_test(pairs),

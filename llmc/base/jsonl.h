@@ -9,7 +9,8 @@
  * Lines longer than a limit and objects with duplicate keys are rejected. Blank lines and a byte-order mark at the
  * start are skipped. An integer of more than 64 bits becomes a text of its digits. With `skip_bad`, invalid lines are
  * counted in `skipped` instead of stopping the reader, and the message of the first one is kept in `first`. The caller
- * reports lines that it rejects itself through jsonl_skip().
+ * reports lines that it rejects itself through jsonl_skip(). With `scan`, rows may have the members that it wants alone, which
+ * is several times as fast; jsonl_whole() then reads the others.
  *
  *     Jsonl j;
  *     json_t *row;                                   // valid until the next call
@@ -24,9 +25,10 @@
 #ifndef LLMC_BASE_JSONL_H
 #define LLMC_BASE_JSONL_H
 
-#include "error.h"     /* Error, error_set, xmalloc */
+#include "error.h"     /* Error, error_set, checked_object, xmalloc */
 #include "file_kind.h" /* FILE_KIND_BYTES, FILE_KIND_TEXT, file_kind_text */
 #include "io.h"        /* reader_some, Reader, reader_close, reader_open */
+#include "json_scan.h" /* JsonScan, json_scan */
 #include "text.h"      /* text_append, TextBuffer, text_clear, text_free, ... */
 #include <ctype.h>
 #include <jansson.h>
@@ -47,6 +49,8 @@ typedef struct Jsonl {
     Error first; /* message of the first skipped line */
     TextBuffer text;
     json_t *row;
+    JsonScan *scan; /* set by the caller: the members that rows need; NULL: all */
+    bool partial;   /* the row has these alone */
     char *buffer;
     size_t at, end; /* bytes [at, end) of the buffer are not yet consumed */
 } Jsonl;
@@ -318,7 +322,8 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
         return jsonl_error(j, field, e, "byte %zu of the line is not UTF-8", valid + 1);
     }
     json_decref(j->row);
-    j->row = jsonl_load(j, &bad);
+    j->partial = j->scan && !j->array && json_scan(j->scan, j->text.text, j->text.length);
+    j->row = j->partial ? json_incref(j->scan->row) : jsonl_load(j, &bad);
     if (!j->row && json_error_code(&bad) == json_error_numeric_overflow) {
         jsonl_quote_integers(j);
         j->row = jsonl_load(j, &bad);
@@ -334,6 +339,15 @@ static inline bool jsonl_parse(Jsonl *j, Error *e) {
         return jsonl_error(j, NULL, e, "is not a JSON object; expected {...}%s",
                            j->array ? " in the array" : " on each line");
     return true;
+}
+
+/* Returns the current row with all its members, valid until the next call. */
+static inline json_t *jsonl_whole(Jsonl *j) {
+    if (!j->partial) return j->row;
+    json_decref(j->row);
+    j->partial = false;
+    j->row = (json_t *)checked_object(jsonl_load(j, NULL), "a row");
+    return j->row;
 }
 
 /* Whether the line in j->text has only white space. */
