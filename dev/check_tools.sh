@@ -1,5 +1,5 @@
 #!/bin/sh
-# check_tools.sh [lookup] [guess] [faults] [turns] - the long check of completions of several turns, in a quarter of an hour.
+# check_tools.sh [lookup] [guess] [faults] [turns] [tokens] - the long check of completions of several turns, in a quarter of an hour.
 #
 #   lookup  a model of 0.3 M parameters, fine-tuned on demonstrations of which most repeat the key instead of what it leads to,
 #           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not without
@@ -12,13 +12,15 @@
 #           reward, or has none; without episodes no completion is lost
 #   turns   the share of the time in which the engine computes while tools take 0.1 s, and the time of a turn in long
 #           trajectories (build/bench_turns)
+#   tokens  10,000 random trajectories: a training batch has the tokens that were drawn and observed, and their log-probabilities
+#           are the sampler's (build/test_trajectory)
 #
 # Without arguments all of them; faults needs the model of lookup. WORK names a folder that is kept. Controls in which no
 # completion can have a reward have fewer steps, since no step changes anything.
 # Exits 1 if something does not hold.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- lookup guess faults turns
+[ $# -gt 0 ] || set -- lookup guess faults turns tokens
 if [ -n "${WORK-}" ]; then work=$WORK; mkdir -p "$work"; else work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; fi
 make -s train_sft train_grpo generate evaluate data/make_tasks data/make_corpus >&2
 status=0
@@ -214,10 +216,17 @@ turns() {
     build/bench_turns
 }
 
+tokens() {
+    echo "== tokens"
+    make -s build/test_trajectory >&2
+    TRAJECTORIES=10000 build/test_trajectory >"$work/tokens.log" 2>&1 || { cat "$work/tokens.log"; status=1; }
+    grep ' trajectories of ' "$work/tokens.log" || status=1
+}
+
 for part; do
     case $part in
-    lookup | guess | faults | turns) $part ;;
-    *) echo "check_tools.sh: $part: expected lookup, guess, faults or turns" >&2 && exit 2 ;;
+    lookup | guess | faults | turns | tokens) $part ;;
+    *) echo "check_tools.sh: $part: expected lookup, guess, faults, turns or tokens" >&2 && exit 2 ;;
     esac
 done
 exit $status

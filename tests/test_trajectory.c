@@ -1,6 +1,8 @@
 /* test_trajectory.c - completions of several turns: the engine against uncached forward passes of the whole sequence, and
- * independence of slots, also of those that observe before they draw; batches, whitening and GAE with observed tokens against loops from the formulas; formats of
- * calls; the tokens after a turn against the chat templates that wrote them; the calculator against exact values. */
+ * independence of slots, also of those that observe before they draw; the tokens of a training batch against those that were
+ * drawn and observed; GAE, pairs and the cross-entropy of observations against loops from the formulas.
+ *
+ * TRAJECTORIES is the number of random trajectories whose log-probabilities in sampling and training are compared (1000). */
 #include "../llmc/base/error.h"               /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"              /* random_below, Random, random_start, random_normal */
 #include "../llmc/loss/gae.h"                 /* gae */
@@ -8,16 +10,16 @@
 #include "../llmc/model/config.h"             /* ModelConfig, gpt2_config */
 #include "../llmc/model/micro_plan.h"         /* MicroPlan */
 #include "../llmc/model/model.h"              /* Model, model_free, model_download, model_new, ... */
-#include "../llmc/model/pack.h"               /* batch_free, batch_new, batch_clear, batch_sequence, ... */
+#include "../llmc/model/pack.h"               /* batch_clear, batch_free, batch_new, batch_sequence, ... */
 #include "../llmc/model/tensors.h"            /* INIT_ONE, TENSOR_COUNT */
 #include "../llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/completion_set.h"   /* CompletionSet, CompletionSlice, completion_set_add, ... */
 #include "../llmc/records/pairs.h"            /* Pair */
-#include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutSample, ... */
-#include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TURN_TOKENS, ... */
+#include "../llmc/rollout/rollout.h"          /* Completion, RolloutSample, rollout_free, Rollout, ... */
+#include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TOKENS, ... */
 #include "../llmc/train/credit.h"             /* Credit, CreditOptions, credit_backward, credit_begin, ... */
-#include "../llmc/train/generation.h"         /* Generation, GenerationSlice, generation_fill */
+#include "../llmc/train/generation.h"         /* Generation, ScoredCompletion, generation_fill, GenerationSlice */
 #include "../llmc/train/generation_options.h" /* GenerationOptions */
 #include "cpu_device.h"                       /* B, D, close_device, open_device_one_thread */
 
@@ -415,6 +417,191 @@ static void test_pack(void **state) {
     trajectory_free(y), trajectory_free(z);
 }
 
+/* ---- tokens in, tokens out --------------------------------------------------------------------------------------- */
+
+enum { GROUP = 8, GROUPS = REQUESTS, SHORT = 160, GROUP_ROWS = PROMPT + GROUP * SHORT };
+
+/* What the sampler drew and what the environment sent, of each sample in order, noted outside of the engine. */
+typedef struct Ledger {
+    World *world;
+    int32_t token[GROUPS * GROUP][2 * SHORT];
+    uint8_t drawn[GROUPS * GROUP][2 * SHORT];
+    int32_t count[GROUPS * GROUP];
+} Ledger;
+
+static void ledger_add(Ledger *r, int64_t request, int32_t sample, int32_t token, bool drawn) {
+    const int64_t i = request * GROUP + sample;
+    assert_true(r->count[i] < 2 * SHORT);
+    r->token[i][r->count[i]] = token;
+    r->drawn[i][r->count[i]++] = drawn;
+}
+
+static void ledger_drawn(void *context, int64_t request, int32_t sample, int32_t token) {
+    ledger_add(context, request, sample, token, true);
+}
+
+static bool ledger_open(void *context, const RolloutSample *who, const Completion *c) {
+    return world_open(((Ledger *)context)->world, who, c);
+}
+
+static bool ledger_turn(void *context, const RolloutSample *who, const Completion *c) {
+    return world_turn(((Ledger *)context)->world, who, c);
+}
+
+static int ledger_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
+    Ledger *r = context;
+    const int ready = world_ready(r->world, wait, a, e);
+    for (int32_t k = 0; ready > 0 && k < a->count; k++) ledger_add(r, a->request, a->sample, a->ids[k], false);
+    return ready;
+}
+
+static void ledger_end(void *context, const RolloutSample *who, const Completion *c) {
+    world_end(((Ledger *)context)->world, who, c);
+}
+
+static bool ledger_finish(void *context, Error *e) { return world_finish(((Ledger *)context)->world, e); }
+
+/* A completion has the tokens of the ledger. An answer that did not fit is in the ledger alone. */
+static void ledger_check(const Ledger *r, int i, const Completion *c) {
+    const int32_t n = c->count;
+    assert_true(n > 0 && n <= SHORT && n <= r->count[i]);
+    assert_memory_equal(c->tokens, r->token[i], (size_t)n * sizeof(int32_t));
+    assert_memory_equal(c->trajectory->drawn, r->drawn[i], (size_t)n);
+    for (int32_t k = n; k < r->count[i]; k++) assert_int_equal(r->drawn[i][k], 0);
+    if (r->count[i] > n) assert_int_equal(c->trajectory->stop, STOP_MAX_TOKENS);
+}
+
+/* The rows of the batch of group g are the prompt and each completion without its last token, and its targets the drawn
+ * tokens, each after the row before it. */
+static void ledger_check_batch(const Ledger *r, const Batch *b, const Generation *g, int group) {
+    const int32_t *prompt = g->train.tokens + g->train.offset[group];
+    const int32_t n = (int32_t)(g->train.offset[group + 1] - g->train.offset[group]);
+    int32_t row = n, target = 0;
+    assert_memory_equal(b->tokens, prompt, (size_t)n * sizeof *prompt);
+    for (int i = group * GROUP; i < (group + 1) * GROUP; i++)
+        for (int32_t k = 0, count = g->scored[i].completion.count; k < count; k++) {
+            if (r->drawn[i][k]) {
+                assert_int_equal(b->target_row[target], k ? row - 1 : n - 1);
+                assert_int_equal(b->target_token[target++], r->token[i][k]);
+            }
+            if (k + 1 < count) assert_int_equal(b->tokens[row++], r->token[i][k]);
+        }
+    assert_int_equal(row, b->rows);
+    assert_int_equal(target, b->targets);
+}
+
+/* The largest difference of the sampler's log-probabilities of the drawn tokens of a completion from others. */
+static double logp_difference(const Completion *c, const float *logp) {
+    double largest = 0;
+    for (int32_t k = 0, at = 0; k < c->count; k++)
+        if (c->trajectory->drawn[k]) largest = fmax(largest, fabs((double)logp[at++] - c->logp[k]));
+    return largest;
+}
+
+typedef struct Compared {
+    int64_t trajectories, turns, drawn, observed;
+    double trained,
+        whole; /* the largest differences of the sampler's log-probabilities from those of training batches, and of
+                            * passes over whole sequences */
+} Compared;
+
+/* Samples a generation of GROUPS x GROUP trajectories and adds it to what is compared. */
+static void compare_generation(const Model *m, uint64_t seed, Compared *sum) {
+    Error e;
+    Rollout rollout;
+    Workspace w;
+    Ledger *r = xcalloc(1, sizeof *r);
+    int32_t prompts[GROUPS * PROMPT], all[PROMPT + SHORT];
+    int64_t offset[GROUPS + 1] = {0};
+    float logp[GROUP_ROWS];
+    RolloutRequest request[GROUPS];
+    Completion out[GROUPS * GROUP];
+    ScoredCompletion scored[GROUPS * GROUP] = {0};
+    Random random = random_start(seed, 7);
+    Sampling s = sampling();
+    s.seed = seed;
+    s.max_new = SHORT;
+    r->world = world_new(6, 0, seed);
+    const RolloutTurns turns = {.context = r,
+                                .open = seed % 2 ? ledger_open : NULL,
+                                .turn = ledger_turn,
+                                .ready = ledger_ready,
+                                .end = ledger_end,
+                                .finish = ledger_finish};
+    for (int i = 0; i < GROUPS; i++) {
+        offset[i + 1] = offset[i] + 1 + (int64_t)random_below(&random, PROMPT);
+        for (int64_t k = offset[i]; k < offset[i + 1]; k++) prompts[k] = (int32_t)random_below(&random, VOCAB);
+        request[i] = (RolloutRequest){.prompt = prompts + offset[i],
+                                      .prompt_len = (int32_t)(offset[i + 1] - offset[i]),
+                                      .samples = GROUP,
+                                      .id = (uint64_t)(i * GROUP),
+                                      .out = &out[i * GROUP]};
+    }
+    if (!rollout_new(&rollout, m, 1 + (int)(seed % 64), PROMPT, SHORT, &e)) fail_msg("%s", e.text);
+    rollout.turns = &turns;
+    if (!rollout_run(&rollout, &s, request, GROUPS, ledger_drawn, r, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < GROUPS * GROUP; i++) {
+        scored[i] = (ScoredCompletion){.completion = out[i], .prompt = i / GROUP};
+        ledger_check(r, i, &out[i]);
+        sum->trajectories++;
+        sum->turns += out[i].trajectory->turns;
+        sum->drawn += completion_drawn(&out[i]);
+    }
+    sum->observed += rollout.observed;
+    const GenerationOptions how = {.prompts = GROUPS, .generations = GROUP, .max_completion = SHORT};
+    Generation g = {
+        .o = &how, .rows = GROUP_ROWS, .scored = scored, .batch = batch_new(GROUP_ROWS, GROUP_ROWS, GROUP + 1)};
+    g.train.tokens = prompts;
+    g.train.offset = offset;
+    assert_true(workspace_new(&w, m, GROUP_ROWS, GROUP_ROWS, GROUP + 1, true, 0, &e));
+    for (int i = 0, at = 0; i < GROUPS; i++, at = 0) {
+        batch_clear(&g.batch);
+        generation_fill(&g, &g.batch, i * GROUP, (i + 1) * GROUP, prompts, offset);
+        ledger_check_batch(r, &g.batch, &g, i);
+        model_forward(m, &w, &g.batch, s.temperature, &(ModelOutput){.logp = logp});
+        for (int k = i * GROUP; k < (i + 1) * GROUP; at += completion_drawn(&out[k++]))
+            sum->trained = fmax(sum->trained, logp_difference(&out[k], logp + at));
+        for (int k = i * GROUP; k < (i + 1) * GROUP; k++) {
+            const int32_t n = request[i].prompt_len;
+            uint8_t mask[PROMPT + SHORT] = {0};
+            memcpy(all, request[i].prompt, (size_t)n * sizeof *all);
+            memcpy(all + n, out[k].tokens, (size_t)out[k].count * sizeof *all);
+            memcpy(mask + n, out[k].trajectory->drawn, (size_t)out[k].count);
+            batch_clear(&g.batch);
+            batch_sequence(&g.batch, all, mask, n + out[k].count);
+            model_forward(m, &w, &g.batch, s.temperature, &(ModelOutput){.logp = logp});
+            sum->whole = fmax(sum->whole, logp_difference(&out[k], logp));
+        }
+    }
+    for (int i = 0; i < GROUPS * GROUP; i++) completion_free(&out[i]);
+    batch_free(&g.batch);
+    workspace_free(&w, m);
+    rollout_free(&rollout);
+    free(r->world), free(r);
+}
+
+/* The tokens that a trainer gets are those that were drawn and observed, and they have the sampler's log-probabilities, in the
+ * batches of a trainer and in passes over whole sequences. Logits are sums of 32 products of order 1, of which float32 keeps
+ * 1e-6: 1e-5. */
+static void test_token_in_token_out(void **state) {
+    (void)state;
+    Model m = random_model(0.2, 8);
+    const char *given = getenv("TRAJECTORIES");
+    const int64_t wanted = given ? strtoll(given, NULL, 10) : 1000;
+    Compared sum = {0};
+    for (uint64_t seed = 1; sum.trajectories < wanted; seed++) compare_generation(&m, seed, &sum);
+    print_message(
+        "%lld trajectories of %.1f turns, %.0f drawn and %.0f observed tokens: the log-probabilities differ by at most "
+        "%.2g in training batches and %.2g in whole sequences\n",
+        (long long)sum.trajectories, (double)sum.turns / (double)sum.trajectories,
+        (double)sum.drawn / (double)sum.trajectories, (double)sum.observed / (double)sum.trajectories, sum.trained,
+        sum.whole);
+    assert_true(sum.turns > 2 * sum.trajectories && sum.observed > 5 * sum.trajectories);
+    assert_true(sum.trained > 0 && sum.trained < 1e-5);
+    assert_true(sum.whole > 0 && sum.whole < 1e-5);
+    model_free(&m);
+}
+
 /* ---- GAE ------------------------------------------------------------------------------------------------------- */
 
 /* verl's compute_gae_advantage_return: the values and sums of observed tokens are carried over. The generation stores only
@@ -596,9 +783,10 @@ static void test_observation_ce(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),    cmocka_unit_test(test_first),
-                                       cmocka_unit_test(test_one_turn), cmocka_unit_test(test_turn_tokens),
-                                       cmocka_unit_test(test_pack),     cmocka_unit_test(test_gae),
-                                       cmocka_unit_test(test_pairs),    cmocka_unit_test(test_observation_ce)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),         cmocka_unit_test(test_first),
+                                       cmocka_unit_test(test_one_turn),      cmocka_unit_test(test_turn_tokens),
+                                       cmocka_unit_test(test_pack),          cmocka_unit_test(test_gae),
+                                       cmocka_unit_test(test_pairs),         cmocka_unit_test(test_token_in_token_out),
+                                       cmocka_unit_test(test_observation_ce)};
     return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
 }
