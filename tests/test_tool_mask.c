@@ -1,0 +1,305 @@
+/* test_tool_mask.c - completions with calls of a tool against TRL's GRPOTrainer (golden/tool_mask.jsonl.zst, written by
+ * dev/golden/golden_tools.py): their tokens, which of them were drawn, the advantages, and the losses over the drawn ones. */
+#include "../llmc/base/error.h"           /* Error, die */
+#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/options.h"         /* option_choice_index */
+#include "../llmc/loss/advantage.h"       /* AdvantageStats, SCALE_GROUP, advantage_group */
+#include "../llmc/loss/policy.h"          /* PolicyBatch, IMPORTANCE_SEQUENCE, IMPORTANCE_TOKEN, ... */
+#include "../llmc/loss/scalar.h"          /* LossMetric */
+#include "../llmc/model/backend.h"        /* Draw */
+#include "../llmc/model/batch.h"          /* Batch */
+#include "../llmc/model/config.h"         /* ModelConfig, gpt2_config */
+#include "../llmc/model/decode.h"         /* DecodeStep */
+#include "../llmc/model/model.h"          /* Model, model_free, model_new */
+#include "../llmc/model/model_text.h"     /* ModelText, model_text_close */
+#include "../llmc/model/workspace.h"      /* KVCache, Workspace */
+#include "../llmc/rollout/episodes.h"     /* EpisodeOptions, Episodes, episode_defaults, episodes_close, ... */
+#include "../llmc/rollout/rollout.h"      /* Completion, RolloutRequest, Rollout, RolloutSlot, ... */
+#include "../llmc/text/chat.h"            /* chat_stop_token, chat_template_parse */
+#include "../llmc/text/jinja_chat.h"      /* jinja_chat_spec */
+#include "../llmc/text/tokenizer.h"       /* tokenizer_add_special */
+#include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
+#include "../llmc/tools/code_tool.h"      /* CodeToolOptions */
+#include "cpu_device.h"                   /* B, D, close_device, open_device_one_thread */
+#include "golden.h"                       /* check_near */
+
+/* LIMIT: --max-completion-length of golden_tools.py */
+enum { LINES = 64, PROMPT = 700, GROUP = 4, COMPLETIONS = 8, LIMIT = 290, TOKENS = COMPLETIONS * LIMIT, SLOTS = 3 };
+
+static json_t *line[LINES];
+static int lines;
+
+/* The value of a key, which must exist. */
+static const json_t *value(const json_t *object, const char *key) {
+    const json_t *found = json_object_get(object, key);
+    if (!found) fail_msg("no field %s", key);
+    return found;
+}
+static double real(const json_t *object, const char *key) { return json_number_value(value(object, key)); }
+static const char *text(const json_t *object, const char *key) { return json_string_value(value(object, key)); }
+static int32_t id(const json_t *list, size_t i) { return (int32_t)json_integer_value(json_array_get(list, i)); }
+
+static int setup(void **state) {
+    Error e;
+    Jsonl j;
+    json_t *row = NULL;
+    int more;
+    if (!jsonl_open(&j, "tests/golden/tool_mask.jsonl.zst", false, &e)) die("%s", e.text);
+    while ((more = jsonl_next(&j, &row, &e)) > 0) {
+        assert_true(lines < LINES);
+        line[lines++] = json_incref(row);
+    }
+    if (more < 0) die("%s", e.text);
+    jsonl_close(&j);
+    return open_device_one_thread(state);
+}
+
+static int teardown(void **state) {
+    for (int i = 0; i < lines; i++) json_decref(line[i]);
+    return close_device(state);
+}
+
+/* The completions of a template: two prompts, each with its group. */
+typedef struct Set {
+    const json_t *prompt[COMPLETIONS / GROUP], *completion[COMPLETIONS];
+} Set;
+
+static Set set_of(const char *template) {
+    Set s = {0};
+    int prompts = 0, completions = 0;
+    bool mine = false;
+    for (int i = 0; i < lines; i++) {
+        const json_t *name = json_object_get(line[i], "template");
+        if (name) mine = !strcmp(json_string_value(name), template);
+        if (mine && name) s.prompt[prompts++] = line[i];
+        if (mine && json_object_get(line[i], "mask")) s.completion[completions++] = line[i];
+    }
+    assert_int_equal(prompts, COMPLETIONS / GROUP);
+    assert_int_equal(completions, COMPLETIONS);
+    return s;
+}
+
+/* ---- the engine ------------------------------------------------------------------------------------------------ */
+
+/* A policy that writes the turns of its completion. */
+typedef struct Script {
+    const Rollout *rollout;
+    const RolloutRequest *request;
+    const Set *set;
+} Script;
+
+/* Token k of the turns, one after another. After the last one, the first token again: a test that draws it fails. */
+static int32_t scripted(const json_t *turns, size_t k) {
+    size_t i;
+    json_t *turn;
+    json_array_foreach(turns, i, turn) {
+        if (k < json_array_size(turn)) return id(turn, k);
+        k -= json_array_size(turn);
+    }
+    return id(json_array_get(turns, 0), 0);
+}
+
+static void script_decode(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
+                          Draw how, const DecodeStep *step) {
+    const Script *s = context;
+    (void)m, (void)w, (void)kv, (void)how;
+    for (int t = 0; t < batch->targets; t++) {
+        const RolloutSlot who = s->rollout->target[t];
+        const Completion *c = &s->request[who.request].out[who.sample];
+        size_t drawn = 0;
+        for (int32_t k = 0; k < c->count; k++) drawn += c->trajectory->drawn[k];
+        step->token[t] = scripted(value(s->set->completion[who.request * GROUP + who.sample], "turns"), drawn);
+        step->logp[t] = 0;
+    }
+}
+
+/* The tokenizer of the golden values and a published template. */
+static ModelText model_text(const char *template) {
+    Error e;
+    Jsonl j;
+    json_t *row = NULL;
+    char *spec = NULL;
+    ModelText t = {.present = true, .has_template = true};
+    if (!jsonl_open(&j, "tests/golden/template.jsonl.zst", false, &e)) fail_msg("%s", e.text);
+    while (!spec && jsonl_next(&j, &row, &e) > 0) {
+        const char *name = json_string_value(json_object_get(row, "name"));
+        if (name && !strcmp(name, template)) spec = jinja_chat_spec(text(row, "template"), NULL, "2026-03-05", &e);
+    }
+    jsonl_close(&j);
+    if (!spec || !tokenizer_open(&t.tokenizer, "tests/golden/nanochat.json", &e) ||
+        !tokenizer_add_special(&t.tokenizer, "<|im_start|>", &e) ||
+        !tokenizer_add_special(&t.tokenizer, "<|im_end|>", &e) || !chat_template_parse(&t.chat, spec, &e))
+        fail_msg("%s: %s", template, e.text);
+    t.stop = chat_stop_token(&t.chat, &t.tokenizer);
+    free(spec);
+    return t;
+    free(spec);
+    return t;
+}
+
+/* Draws the turns of a set: the tokens and the mask of each completion are TRL's. */
+static void assert_masks(const char *template) {
+    const Set set = set_of(template);
+    Error e;
+    Model m;
+    Rollout r;
+    Episodes x;
+    ModelText t = model_text(template);
+    const ModelConfig config = gpt2_config(1, 1, 8, t.tokenizer.vocab, 1024);
+    const CodeToolOptions code = {.timeout = 1};
+    EpisodeOptions o = episode_defaults();
+    RolloutRequest request[COMPLETIONS / GROUP];
+    Completion completion[COMPLETIONS];
+    int32_t prompt[COMPLETIONS / GROUP][PROMPT];
+    o.tools = "calculator";
+    if (!model_new(&m, &config, B, D, false, &e) || !rollout_new(&r, &m, SLOTS, PROMPT, LIMIT, &e) ||
+        !episodes_open(&x, &o, &code, &t, SLOTS, "test", 1, &e))
+        fail_msg("%s", e.text);
+    for (int i = 0; i < COMPLETIONS / GROUP; i++) {
+        const json_t *ids = value(set.prompt[i], "prompt");
+        assert_true(json_array_size(ids) <= PROMPT);
+        for (size_t k = 0; k < json_array_size(ids); k++) prompt[i][k] = id(ids, k);
+        request[i] = (RolloutRequest){.prompt = prompt[i],
+                                      .prompt_len = (int32_t)json_array_size(ids),
+                                      .samples = GROUP,
+                                      .id = (uint64_t)(i * GROUP),
+                                      .out = &completion[i * GROUP]};
+    }
+    const Script script = {.rollout = &r, .request = request, .set = &set};
+    Sampling how = sampling_default();
+    how.max_new = LIMIT;
+    assert_true(sampling_add_stop(&how, t.stop, &e));
+    r.turns = &x.turns;
+    r.decode = script_decode;
+    r.decode_context = (void *)&script;
+    if (!rollout_run(&r, &how, request, COMPLETIONS / GROUP, NULL, NULL, &e)) fail_msg("%s", e.text);
+    int observed = 0, cut = 0;
+    for (int i = 0; i < COMPLETIONS; i++) {
+        const Completion *c = &completion[i];
+        const json_t *ids = value(set.completion[i], "ids"), *mask = value(set.completion[i], "mask");
+        if (c->count != (int32_t)json_array_size(ids))
+            fail_msg("%s, completion %d: %d tokens, not %zu", template, i, c->count, json_array_size(ids));
+        for (int32_t k = 0; k < c->count; k++) {
+            if (c->tokens[k] != id(ids, (size_t)k) || c->trajectory->drawn[k] != id(mask, (size_t)k))
+                fail_msg("%s, completion %d, token %d: %d, drawn %d; not %d, drawn %d", template, i, k, c->tokens[k],
+                         c->trajectory->drawn[k], id(ids, (size_t)k), id(mask, (size_t)k));
+            observed += !c->trajectory->drawn[k];
+        }
+        cut += !c->finished;
+    }
+    assert_true(observed > 200 && cut == 3);
+    for (int i = 0; i < COMPLETIONS; i++) completion_free(&completion[i]);
+    episodes_close(&x);
+    rollout_free(&r);
+    model_free(&m);
+    model_text_close(&t);
+}
+
+static void test_masks(void **state) {
+    (void)state;
+    assert_masks("qwen2_5");
+    assert_masks("qwen3_training");
+}
+
+/* ---- losses ---------------------------------------------------------------------------------------------------- */
+
+static void test_advantages(void **state) {
+    (void)state;
+    const Set set = set_of("qwen2_5");
+    float reward[COMPLETIONS], advantage[COMPLETIONS];
+    AdvantageStats stats;
+    for (int i = 0; i < COMPLETIONS; i++) reward[i] = (float)real(set.completion[i], "reward");
+    advantage_group(reward, COMPLETIONS / GROUP, GROUP, SCALE_GROUP, advantage, &stats);
+    for (int i = 0; i < COMPLETIONS; i++)
+        check_near(advantage[i], real(set.completion[i], "advantage"), 1, 1e-6, "advantage");
+}
+
+/* The values of a field at the drawn tokens of all completions. Returns their number. */
+static int32_t drawn_values(const Set *set, const char *key, float *to) {
+    int32_t n = 0;
+    for (int i = 0; i < COMPLETIONS; i++) {
+        const json_t *x = value(set->completion[i], key), *mask = value(set->completion[i], "mask");
+        for (size_t k = 0; k < json_array_size(mask); k++)
+            if (id(mask, k)) to[n++] = (float)json_number_value(json_array_get(x, k));
+    }
+    return n;
+}
+
+/* A loss and its gradient; TRL's gradient of observed tokens is 0. */
+static void check_loss(const Set *set, const json_t *wanted, PolicyBatch *batch) {
+    static float dlogp[TOKENS], dentropy[TOKENS];
+    const int kind = option_choice_index(POLICY_LOSS_CHOICES, text(wanted, "loss"));
+    PolicyLossConfig config = policy_loss_config((PolicyLossKind)kind);
+    config.importance = real(wanted, "importance") ? IMPORTANCE_SEQUENCE : IMPORTANCE_TOKEN;
+    config.epsilon = 0.2;
+    config.epsilon_high = real(wanted, "epsilon_high");
+    config.beta = real(wanted, "beta");
+    config.entropy_coef = real(wanted, "entropy_coef");
+    config.max_completion_length = LIMIT;
+    const PolicyNormaliser normaliser = policy_normaliser(batch->offset, COMPLETIONS, batch->counts, NULL);
+    PolicyStats stats = policy_stats();
+    const double loss = policy_loss(&config, &normaliser, batch, dlogp, dentropy, &stats);
+    check_near(loss, real(wanted, "value"), 1e-3, 1e-6, text(wanted, "loss"));
+    double most = 0;
+    for (int32_t t = 0; t < batch->offset[COMPLETIONS]; t++) most = fmax(most, fabs((double)dlogp[t]));
+    for (int32_t i = 0, t = 0; i < COMPLETIONS; i++) {
+        const json_t *gradient = json_array_get(value(wanted, "dlogp"), (size_t)i),
+                     *mask = value(set->completion[i], "mask");
+        for (size_t k = 0; k < json_array_size(mask); k++) {
+            const double d = json_number_value(json_array_get(gradient, k));
+            if (id(mask, k)) check_near(dlogp[t++], d, 0.1 * most, 1e-6, text(wanted, "loss"));
+            else assert_true(d == 0);
+        }
+    }
+    LossMetric metric[POLICY_METRICS];
+    const int metrics = policy_metrics(&config, &stats, metric);
+    int found = 0;
+    for (int k = 0; k < metrics; k++) {
+        const json_t *given = json_object_get(value(wanted, "metrics"), metric[k].name);
+        if (!given) continue;
+        check_near(metric[k].value, json_number_value(given), 0.01, 1e-6, metric[k].name);
+        found++;
+    }
+    assert_true(found >= 3);
+}
+
+static void test_losses(void **state) {
+    (void)state;
+    const Set set = set_of("qwen2_5");
+    float advantage[COMPLETIONS];
+    static float logp[TOKENS], old[TOKENS], ref[TOKENS], entropy[TOKENS];
+    uint8_t counts[COMPLETIONS];
+    int32_t offset[COMPLETIONS + 1] = {0};
+    for (int i = 0; i < COMPLETIONS; i++) {
+        const json_t *mask = value(set.completion[i], "mask");
+        advantage[i] = (float)real(set.completion[i], "advantage");
+        counts[i] = 1;
+        offset[i + 1] = offset[i];
+        for (size_t k = 0; k < json_array_size(mask); k++) offset[i + 1] += id(mask, k);
+    }
+    assert_int_equal(drawn_values(&set, "logp", logp), offset[COMPLETIONS]);
+    drawn_values(&set, "old", old);
+    drawn_values(&set, "ref", ref);
+    drawn_values(&set, "entropy", entropy);
+    PolicyBatch batch = {.completions = COMPLETIONS,
+                         .offset = offset,
+                         .advantage = advantage,
+                         .counts = counts,
+                         .logp = logp,
+                         .old_logp = old,
+                         .ref_logp = ref,
+                         .entropy = entropy};
+    int losses = 0;
+    for (int i = 0; i < lines; i++) {
+        if (!json_object_get(line[i], "loss")) continue;
+        check_loss(&set, line[i], &batch);
+        losses++;
+    }
+    assert_int_equal(losses, 10);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_masks), cmocka_unit_test(test_advantages),
+                                       cmocka_unit_test(test_losses)};
+    return cmocka_run_group_tests_name("tool_mask", tests, setup, teardown);
+}
