@@ -330,6 +330,7 @@ static void score_old_policy(Run *r) {
     const int32_t n = g->completions;
     const ModelOutput old = {.logp = g->old_logp, .log_square = token_baseline() ? r->log_square : NULL};
     const ModelOutput reference = {.logp = g->ref_logp};
+    generation_observed_logps(g, &r->t.model, &r->work);
     if (!on_policy() || token_baseline()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
     if (exact_kl()) return;
     if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
@@ -843,7 +844,7 @@ static void check_distillation(void) {
  * way. */
 static void check_credit(void) {
     const bool level = o.credit.level != CREDIT_TRAJECTORY;
-    credit_check(&o.credit, options, episodes_on(&o.g.episodes), !on_policy());
+    credit_check(&o.credit, options, &o.g.episodes, !on_policy());
     if (level && (o.loss == POLICY_VESPO || o.loss == POLICY_GMPO || o.loss == POLICY_RLOO))
         usage_error(
             "--advantage-level: --loss-type vespo, gmpo and rloo have one advantage for all tokens of a completion");

@@ -28,7 +28,7 @@
  *     ./train_ppo -c sft.bin --reward-model rm.bin -i prompts.shard -o ppo.bin --kl-coef 0.05 --report ppo.html
  */
 #include "llmc/base/clock.h"               /* clock_seconds */
-#include "llmc/base/error.h"               /* xcalloc, usage_error, Error, die, ... */
+#include "llmc/base/error.h"               /* usage_error, xcalloc, Error, die, ... */
 #include "llmc/base/options.h"             /* OPTION_REAL, OPTION_CHOICE, OPTION_TEXT, OPTION_INT, ... */
 #include "llmc/base/program.h"             /* program_start */
 #include "llmc/dist/dist.h"                /* dist_sum, DIST_FIELDS, dist_total, dist_complete, ... */
@@ -477,6 +477,7 @@ static void sample_and_score(Run *r) {
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
     const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = has_head() ? r->old_value : NULL};
+    generation_observed_logps(g, &r->t.model, &r->work);
     if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->completions, &policy);
     if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->completions] * sizeof(float));
     const ModelOutput critic = {.value = r->old_value};
@@ -903,7 +904,7 @@ static void refuse_unused(void) {
     options_refuse_unused(options, use, sizeof use / sizeof *use);
     generation_refuse_unused(&o.g, options, o.g.reward_cmd || o.gold_cmd);
     rollout_dump_check(&o.rollouts, options);
-    credit_check(&o.credit, options, episodes_on(&o.g.episodes), !on_policy());
+    credit_check(&o.credit, options, &o.g.episodes, !on_policy());
     prime_check(&o.prime, options, prime);
 }
 
@@ -921,6 +922,8 @@ static void check_options(void) {
     if (!o.g.reward && !o.reward_model) o.g.reward = "verify";
     refuse_unused();
     if (o.algo == A2PO || o.algo == PRIME) o.kl_coef = 0; /* after its default, no option */
+    if (o.gae_level && o.g.episodes.unmasked)
+        usage_error("--gae-level turn: the steps are the turns of the model; give --state-masking true");
     if (o.algo == A2PO && episodes_on(&o.g.episodes))
         usage_error("--algo a2po: cannot be combined with --tools and --tool-cmd");
     if (o.g.generations < algos[o.algo].least)

@@ -1,6 +1,6 @@
 /* test_tool_mask.c - completions with calls of a tool against TRL's GRPOTrainer (golden/tool_mask.jsonl.zst, written by
  * dev/golden/golden_tools.py): their tokens, which of them were drawn, the advantages, and the losses over the drawn ones. */
-#include "../llmc/base/error.h"           /* Error, die */
+#include "../llmc/base/error.h"           /* Error, die, xcalloc */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
 #include "../llmc/base/options.h"         /* option_choice_index */
 #include "../llmc/loss/advantage.h"       /* AdvantageStats, SCALE_GROUP, advantage_group */
@@ -15,6 +15,7 @@
 #include "../llmc/model/workspace.h"      /* KVCache, Workspace */
 #include "../llmc/rollout/episodes.h"     /* EpisodeOptions, Episodes, episode_defaults, episodes_close, ... */
 #include "../llmc/rollout/rollout.h"      /* Completion, RolloutRequest, Rollout, RolloutSlot, ... */
+#include "../llmc/rollout/trajectory.h"   /* Trajectory, trajectory_count, trajectory_free, trajectory_new, ... */
 #include "../llmc/text/chat.h"            /* chat_stop_token, chat_template_parse */
 #include "../llmc/text/jinja_chat.h"      /* jinja_chat_spec */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_add_special */
@@ -214,19 +215,69 @@ static void test_advantages(void **state) {
         check_near(advantage[i], real(set.completion[i], "advantage"), 1, 1e-6, "advantage");
 }
 
-/* The values of a field at the drawn tokens of all completions. Returns their number. */
-static int32_t drawn_values(const Set *set, const char *key, float *to) {
-    int32_t n = 0;
-    for (int i = 0; i < COMPLETIONS; i++) {
-        const json_t *x = value(set->completion[i], key), *mask = value(set->completion[i], "mask");
-        for (size_t k = 0; k < json_array_size(mask); k++)
-            if (id(mask, k)) to[n++] = (float)json_number_value(json_array_get(x, k));
+/* The tokens of the loss: the drawn ones, or, as with --state-masking false, all. */
+typedef struct Tokens {
+    Trajectory *y[COMPLETIONS];
+    int32_t offset[COMPLETIONS + 1];
+    uint8_t counts[COMPLETIONS];
+    float advantage[COMPLETIONS], logp[TOKENS], old[TOKENS], ref[TOKENS], entropy[TOKENS];
+    PolicyBatch batch;
+} Tokens;
+
+/* Sets the values of a field at the tokens of the loss. */
+static void tokens_values(const Tokens *t, const Set *set, const char *key, float *to) {
+    for (int i = 0, n = 0; i < COMPLETIONS; i++) {
+        const json_t *x = value(set->completion[i], key);
+        for (size_t k = 0; k < json_array_size(x); k++)
+            if (t->y[i]->drawn[k]) to[n++] = (float)json_number_value(json_array_get(x, k));
     }
-    return n;
 }
 
-/* A loss and its gradient; TRL's gradient of observed tokens is 0. */
-static void check_loss(const Set *set, const json_t *wanted, PolicyBatch *batch) {
+static Tokens *tokens_new(const Set *set, bool masked) {
+    Tokens *t = xcalloc(1, sizeof *t);
+    for (int i = 0; i < COMPLETIONS; i++) {
+        const json_t *ids = value(set->completion[i], "ids"), *mask = value(set->completion[i], "mask");
+        const int32_t n = (int32_t)json_array_size(ids);
+        int32_t token[LIMIT];
+        float logp[LIMIT] = {0};
+        assert_true(n <= LIMIT);
+        t->y[i] = trajectory_new(LIMIT);
+        for (int32_t k = 0; k < n; k++) {
+            token[k] = id(ids, (size_t)k);
+            t->y[i]->drawn[k] = (uint8_t)id(mask, (size_t)k);
+        }
+        trajectory_count(t->y[i], token, n);
+        const int32_t drawn = t->y[i]->drawn_count;
+        if (!masked) trajectory_unmask(t->y[i], token, logp, n);
+        assert_int_equal(t->y[i]->drawn_count, masked ? drawn : n);
+        assert_int_equal(t->y[i]->drawn_count + t->y[i]->masked, drawn); /* the length of the completion */
+        for (int32_t k = 0; k < n; k++) assert_int_equal(isnan(logp[k]), !masked && !id(mask, (size_t)k));
+        t->offset[i + 1] = t->offset[i] + t->y[i]->drawn_count;
+        t->counts[i] = 1;
+        t->advantage[i] = (float)real(set->completion[i], "advantage");
+    }
+    tokens_values(t, set, "logp", t->logp);
+    tokens_values(t, set, "old", t->old);
+    tokens_values(t, set, "ref", t->ref);
+    tokens_values(t, set, "entropy", t->entropy);
+    t->batch = (PolicyBatch){.completions = COMPLETIONS,
+                             .offset = t->offset,
+                             .advantage = t->advantage,
+                             .counts = t->counts,
+                             .logp = t->logp,
+                             .old_logp = t->old,
+                             .ref_logp = t->ref,
+                             .entropy = t->entropy};
+    return t;
+}
+
+static void tokens_free(Tokens *t) {
+    for (int i = 0; i < COMPLETIONS; i++) trajectory_free(t->y[i]);
+    free(t);
+}
+
+/* A loss, its gradient and its metrics. TRL's gradient is 0 at tokens that are not in the loss. */
+static void check_loss(const Tokens *t, const json_t *wanted) {
     static float dlogp[TOKENS], dentropy[TOKENS];
     const int kind = option_choice_index(POLICY_LOSS_CHOICES, text(wanted, "loss"));
     PolicyLossConfig config = policy_loss_config((PolicyLossKind)kind);
@@ -236,18 +287,17 @@ static void check_loss(const Set *set, const json_t *wanted, PolicyBatch *batch)
     config.beta = real(wanted, "beta");
     config.entropy_coef = real(wanted, "entropy_coef");
     config.max_completion_length = LIMIT;
-    const PolicyNormaliser normaliser = policy_normaliser(batch->offset, COMPLETIONS, batch->counts, NULL);
+    const PolicyNormaliser normaliser = policy_normaliser(t->offset, COMPLETIONS, t->counts, NULL);
     PolicyStats stats = policy_stats();
-    const double loss = policy_loss(&config, &normaliser, batch, dlogp, dentropy, &stats);
+    const double loss = policy_loss(&config, &normaliser, &t->batch, dlogp, dentropy, &stats);
     check_near(loss, real(wanted, "value"), 1e-3, 1e-6, text(wanted, "loss"));
     double most = 0;
-    for (int32_t t = 0; t < batch->offset[COMPLETIONS]; t++) most = fmax(most, fabs((double)dlogp[t]));
-    for (int32_t i = 0, t = 0; i < COMPLETIONS; i++) {
-        const json_t *gradient = json_array_get(value(wanted, "dlogp"), (size_t)i),
-                     *mask = value(set->completion[i], "mask");
-        for (size_t k = 0; k < json_array_size(mask); k++) {
+    for (int32_t k = 0; k < t->offset[COMPLETIONS]; k++) most = fmax(most, fabs((double)dlogp[k]));
+    for (int32_t i = 0, at = 0; i < COMPLETIONS; i++) {
+        const json_t *gradient = json_array_get(value(wanted, "dlogp"), (size_t)i);
+        for (size_t k = 0; k < json_array_size(gradient); k++) {
             const double d = json_number_value(json_array_get(gradient, k));
-            if (id(mask, k)) check_near(dlogp[t++], d, 0.1 * most, 1e-6, text(wanted, "loss"));
+            if (t->y[i]->drawn[k]) check_near(dlogp[at++], d, 0.1 * most, 1e-6, text(wanted, "loss"));
             else assert_true(d == 0);
         }
     }
@@ -266,36 +316,18 @@ static void check_loss(const Set *set, const json_t *wanted, PolicyBatch *batch)
 static void test_losses(void **state) {
     (void)state;
     const Set set = set_of("qwen2_5");
-    float advantage[COMPLETIONS];
-    static float logp[TOKENS], old[TOKENS], ref[TOKENS], entropy[TOKENS];
-    uint8_t counts[COMPLETIONS];
-    int32_t offset[COMPLETIONS + 1] = {0};
-    for (int i = 0; i < COMPLETIONS; i++) {
-        const json_t *mask = value(set.completion[i], "mask");
-        advantage[i] = (float)real(set.completion[i], "advantage");
-        counts[i] = 1;
-        offset[i + 1] = offset[i];
-        for (size_t k = 0; k < json_array_size(mask); k++) offset[i + 1] += id(mask, k);
+    int losses[2] = {0};
+    for (int masked = 0; masked < 2; masked++) {
+        Tokens *t = tokens_new(&set, masked);
+        for (int i = 0; i < lines; i++) {
+            if (!json_object_get(line[i], "loss") || json_is_true(value(line[i], "masked")) != masked) continue;
+            check_loss(t, line[i]);
+            losses[masked]++;
+        }
+        tokens_free(t);
     }
-    assert_int_equal(drawn_values(&set, "logp", logp), offset[COMPLETIONS]);
-    drawn_values(&set, "old", old);
-    drawn_values(&set, "ref", ref);
-    drawn_values(&set, "entropy", entropy);
-    PolicyBatch batch = {.completions = COMPLETIONS,
-                         .offset = offset,
-                         .advantage = advantage,
-                         .counts = counts,
-                         .logp = logp,
-                         .old_logp = old,
-                         .ref_logp = ref,
-                         .entropy = entropy};
-    int losses = 0;
-    for (int i = 0; i < lines; i++) {
-        if (!json_object_get(line[i], "loss")) continue;
-        check_loss(&set, line[i], &batch);
-        losses++;
-    }
-    assert_int_equal(losses, 10);
+    assert_int_equal(losses[0], 2);
+    assert_int_equal(losses[1], 10);
 }
 
 int main(void) {

@@ -935,12 +935,16 @@ static void assert_each_changes(const char *trainer, const char *figures, const 
     for (size_t i = 0; i < count; i++) free(model[i]);
 }
 
+#define TURNS                                                                                                          \
+    GRPO "--tool-cmd 'perl $T/late.pl 0 1' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
+#define PPO                                                                                                             \
+    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -p 8 -g 44 -x 2 -l 0.01 --kl-coef 0 --tool-cmd 'perl $T/late.pl 0 1' " \
+    "--tool-workers 1 --max-turns 3 " FORMAT " --metrics $T/m.jsonl "
+
 /* Turns with advantages of their own, LLDS, the cross-entropy of observations and masked turns: the metrics, and that each
  * changes the model; options without effect. */
 static void test_credit(void **state) {
     (void)state;
-#define TURNS                                                                                                          \
-    GRPO "--tool-cmd 'perl $T/late.pl 0 1' --tool-workers 1 --max-turns 3 " FORMAT " -l 0.01 --metrics $T/m.jsonl "
     static const CreditCase cases[] = {{"", "\"llds/right\":"},
                                        {"--advantage-level turn --turn-weight 2", "\"llds/right\":"},
                                        {"--advantage-level return --turn-gamma 0.5", "\"llds/right\":"},
@@ -963,13 +967,59 @@ static void test_credit(void **state) {
     refused_output("grpo.bin", 2, GRPO "--mask-error-turns", "--mask-error-turns: used only with --tools");
 }
 
+/* The value of a metric in the first step of a run. */
+static double first_metric(const char *metrics, const char *key) {
+    char name[100];
+    snprintf(name, sizeof name, "\"%s\":", key);
+    const char *at = strstr(metrics, name);
+    if (!at) fail_msg("no metric %s", key);
+    return strtod(at + strlen(name), NULL);
+}
+
+/* --state-masking false: the same completions, of which the observed tokens are in the loss, too, with the log-probabilities of
+ * the policy. passes: over the tokens of a generation, in the first step. */
+static void assert_state_masking(const char *trainer, int passes) {
+    static const char *const masking[] = {"true", "false"};
+    char *metrics[2], *model[2];
+    for (int i = 0; i < 2; i++) {
+        char command[900];
+        snprintf(command, sizeof command, "%s --state-masking %s && " FIGURES, trainer, masking[i]);
+        run(0, command);
+        model[i] = xstrdup(out);
+        metrics[i] = text_of(files_path("m.jsonl"));
+        assert_true(first_metric(metrics[i], "sampling/sampling_logp_difference/max") < 1e-4);
+    }
+    const double observed = first_metric(metrics[0], "rollout/observed_tokens");
+    static const char *const same[] = {"reward", "num_tokens", "completions/mean_length", "rollout/observed_tokens",
+                                       "turns/mean"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        assert_true(first_metric(metrics[0], same[i]) == first_metric(metrics[1], same[i]));
+    assert_true(observed > 10);
+    assert_true(first_metric(metrics[1], "num_trained_tokens") - first_metric(metrics[0], "num_trained_tokens") ==
+                passes * observed);
+    assert_string_not_equal(model[0], model[1]);
+    for (int i = 0; i < 2; i++) free(metrics[i]), free(model[i]);
+}
+
+static void test_state_masking(void **state) {
+    (void)state;
+    assert_state_masking(TURNS "--beta 0.1", 1);
+    assert_state_masking(TURNS "--num-iterations 2 --advantage-level return", 1);
+    assert_state_masking(PPO "-o $T/ppo.bin --num-ppo-epochs 2", 2);
+    assert_state_masking(PPO "-o $T/ppo.bin --algo rloo -G 2 --num-ppo-epochs 1", 1);
+    refused_output("grpo.bin", 2, GRPO "--state-masking false",
+                   "--state-masking: used only with --tools or --tool-cmd");
+    refused_output("grpo.bin", 2, TURNS "--state-masking false --observation-ce 1",
+                   "--observation-ce: with --state-masking");
+    refused_output("grpo.bin", 2, TURNS "--state-masking false --mask-error-turns",
+                   "--mask-error-turns: makes drawn tokens");
+    refused_output("p.bin", 2, PPO "-o $T/p.bin --gae-level turn --state-masking false", "give --state-masking true");
+}
+
 /* train_ppo with turns: GAE on two levels, the cross-entropy of observations with a value head and with a critic of its own, and
  * LLDS; options without effect. */
 static void test_ppo_credit(void **state) {
     (void)state;
-#define PPO                                                                                                             \
-    "./train_ppo -c $T/sft.bin -i $T/tasks.shard -p 8 -g 44 -x 2 -l 0.01 --kl-coef 0 --tool-cmd 'perl $T/late.pl 0 1' " \
-    "--tool-workers 1 --max-turns 3 " FORMAT " --metrics $T/m.jsonl "
     static const CreditCase cases[] = {{"", "\"critic/returns/mean\":"},
                                        {"--gae-level turn", "\"critic/returns/mean\":"},
                                        {"--gae-level turn --turn-gamma 0.5", "\"critic/returns/mean\":"},
@@ -1196,6 +1246,6 @@ int main(void) {
                                        cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
                                        cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs),
                                        cmocka_unit_test(test_chat),           cmocka_unit_test(test_agents),
-                                       cmocka_unit_test(test_ppo_credit)};
+                                       cmocka_unit_test(test_ppo_credit),     cmocka_unit_test(test_state_masking)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

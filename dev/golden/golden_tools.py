@@ -15,8 +15,9 @@ The file has one JSON object per line:
     {"turns", "ids", "mask", "reward", "advantage", "logp", "old", "ref", "entropy"}
                                a completion: the tokens that the model writes, turn by turn; all its tokens, and tool_mask;
                                the log-probabilities and entropies, of the first template alone, are of all tokens
-    {"loss", "importance", "beta", "entropy_coef", "epsilon_high", "value", "dlogp", "metrics"}
-                               a loss over the completions before it, and its gradient, of all tokens of each completion
+    {"loss", "masked", "importance", "beta", "entropy_coef", "epsilon_high", "value", "dlogp", "metrics"}
+                               a loss over the completions before it, with tool_mask or over all tokens, and its gradient,
+                               of all tokens of each completion
 """
 
 import io
@@ -62,8 +63,8 @@ SCRIPTS = [
     [call("10**30 + 10**29", before="wait " * 57)],  # the result does not fit
 ]
 REWARDS = [1.0, 1.0, 0.0, 0.25, 0.5, 0.0, 0.0, 0.125]
-LOSSES = [(kind, "token") for kind in ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]]
-LOSSES += [("grpo", "sequence"), ("luspo", "sequence")]
+LOSSES = [(kind, "token", True) for kind in ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]]
+LOSSES += [("grpo", "sequence", True), ("luspo", "sequence", True), ("grpo", "token", False), ("dapo", "token", False)]
 QUESTIONS = ["What is 12*34?", "How much is it?"]
 
 
@@ -104,8 +105,10 @@ def trainer(tokenizer, template, scripts):
     return t
 
 
-def loss(t, result, kind, level, logp, old, ref, entropy):
-    """The line of a loss over the completions of a result of _generate_and_score_completions()."""
+def loss(t, result, kind, level, masked, logp, old, ref, entropy):
+    """The line of a loss over the completions of a result of _generate_and_score_completions(), with tool_mask or without."""
+    if not masked:
+        result = {k: v for k, v in result.items() if k != "tool_mask"} | {"num_items_in_batch": result["completion_mask"].sum()}
     t.loss_type, t.importance_sampling_level, t.beta, t.entropy_coef = kind, level, 0.1, 0.02
     t.top_entropy_quantile, t.off_policy_mask_threshold = 1.0, None
     t._entropy_bonus_enabled = True
@@ -115,7 +118,7 @@ def loss(t, result, kind, level, logp, old, ref, entropy):
     t._get_per_token_logps_and_entropies = lambda *a, **k: (leaf, entropy, None)
     value = t._compute_loss(None, {**result, "old_per_token_logps": old, "ref_per_token_logps": ref})
     gradient = torch.autograd.grad(value, leaf)[0]
-    return {"loss": kind, "importance": int(level == "sequence"), "beta": t.beta, "entropy_coef": t.entropy_coef,
+    return {"loss": kind, "masked": masked, "importance": int(level == "sequence"), "beta": t.beta, "entropy_coef": t.entropy_coef,
             "epsilon_high": t.epsilon_high, "value": value.item(), "dlogp": rows(gradient, result), "metrics": {k: v[-1] for k, v in t._metrics["train"].items()}}
 
 
@@ -154,6 +157,6 @@ for name, template in [("qwen2_5", qwen2_5_chat_template), ("qwen3_training", qw
                           "reward": REWARDS[i], "advantage": result["advantages"][i].item(),
                           **({k: v[i] for k, v in values.items()} if name == "qwen2_5" else {})}), file=out)
     if name == "qwen2_5":
-        for kind, level in LOSSES:
-            print(json.dumps(loss(t, result, kind, level, logp, old, ref, entropy)), file=out)
+        for kind, level, masked in LOSSES:
+            print(json.dumps(loss(t, result, kind, level, masked, logp, old, ref, entropy)), file=out)
 (folder / "tool_mask.jsonl.zst").write_bytes(zstandard.ZstdCompressor(19).compress(out.getvalue().encode()))

@@ -60,6 +60,7 @@ typedef struct EpisodeOptions {
     int aggregator; /* an EpisodeAggregator */
     const char *mask_stopped;
     bool mask_void, mask_errors;
+    int unmasked; /* 1: observed tokens are in the loss */
     double parse_penalty;
     int64_t max_turns, max_turn_tokens, max_calls, max_parallel, max_response, max_parse_errors;
     double timeout;
@@ -206,6 +207,8 @@ typedef struct Episodes {
                 "leave completions out of the loss if a turn has neither a readable call nor an answer"),              \
     OPTION_FLAG("mask-error-turns",    0, &(o).mask_errors,                                                            \
                 "leave turns whose call cannot be read out of the loss"),                                              \
+    OPTION_CHOICE("state-masking",     0, &(o).unmasked, "true|false",                                                 \
+                "keep the tokens that the model observed out of the loss"),                                            \
     OPTION_REAL("parse-error-penalty", 0, &(o).parse_penalty, 0, 1e6,                                                  \
                 "subtracted from the reward for each turn whose call cannot be read")
 // clang-format on
@@ -233,6 +236,7 @@ static inline void episodes_refuse_unused(const EpisodeOptions *o, const Option 
     const OptionUse use[] = {{&o->mask_stopped, on, tools},
                              {&o->mask_void, on, tools},
                              {&o->mask_errors, on, tools},
+                             {&o->unmasked, on, tools},
                              {&o->parse_penalty, on, tools},
                              {&o->format, on || o->format_alone, tools},
                              {&o->invalid_text, on, tools},

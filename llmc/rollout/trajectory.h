@@ -87,7 +87,8 @@ typedef struct Trajectory {
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */
-    int32_t masked;     /* tokens that were drawn and that trajectory_mask_errors() made context */
+    int32_t masked;     /* tokens that were drawn and that trajectory_mask_errors() made context, minus those that were
+                         * observed and that trajectory_unmask() made drawn */
     /* while it is sampled */
     int32_t first;       /* index of the first token of the turn */
     int32_t cached;      /* tokens whose keys and values are in the cache */
@@ -208,6 +209,20 @@ static inline bool trajectory_mask_errors(Trajectory *y, const int32_t *tokens, 
     trajectory_count(y, tokens, n);
     y->masked += before - y->drawn_count;
     return true;
+}
+
+/* Makes the tokens observed after the first turn count as drawn: they are then in every loss and normaliser, as in Search-R1
+ * with state_masking=false. tokens, logp: (n) of the completion; logp of these tokens, which the sampler does not know, becomes
+ * NaN. */
+static inline void trajectory_unmask(Trajectory *y, const int32_t *tokens, float *logp, int32_t n) {
+    const int32_t before = y->drawn_count;
+    for (int32_t i = y->turns ? y->start[0] : n; i < n; i++)
+        if (!y->drawn[i]) {
+            y->drawn[i] = 1;
+            logp[i] = NAN;
+        }
+    trajectory_count(y, tokens, n);
+    y->masked -= y->drawn_count - before;
 }
 
 /* Whether a turn of a trajectory has neither a readable call nor a final answer: its call could not be read, or a limit

@@ -19,7 +19,7 @@
 #ifndef LLMC_TRAIN_CREDIT_H
 #define LLMC_TRAIN_CREDIT_H
 
-#include "../base/error.h"           /* xcalloc */
+#include "../base/error.h"           /* xcalloc, usage_error */
 #include "../base/options.h"         /* OPTION_REAL, OPTION_CHOICE, Option, OptionUse, ... */
 #include "../dist/dist.h"            /* dist_sum, DIST_FIELDS */
 #include "../loss/advantage.h"       /* AdvantageStats, ScaleRewards, advantage_group, advantage_group_differs */
@@ -31,6 +31,7 @@
 #include "../model/transformer.h"    /* ModelOutput, model_forward, model_backward */
 #include "../model/workspace.h"      /* Workspace */
 #include "../report/metrics.h"       /* metrics_set, Metrics */
+#include "../rollout/episodes.h"     /* EpisodeOptions, episodes_on */
 #include "../rollout/rollout.h"      /* Completion, completion_drawn, completion_before, completion_mask */
 #include "../rollout/trajectory.h"   /* Trajectory */
 #include "generation.h"              /* Generation, GenerationSlice, generation_cached, generation_cached_work, ... */
@@ -64,10 +65,11 @@ static inline CreditOptions credit_defaults(void) {
                 "weight of the cross-entropy of observed tokens, a mean over them alone")
 // clang-format on
 
-/* Rejects options without effect. tools: completions may have several turns. several: a generation has several optimizer
- * steps. */
-static inline void credit_check(const CreditOptions *o, const Option *table, bool tools, bool several) {
-    const bool gigpo = o->level == CREDIT_GIGPO;
+/* Rejects options without effect, and --state-masking false with what it contradicts. several: a generation has several
+ * optimizer steps. */
+static inline void credit_check(const CreditOptions *o, const Option *table, const EpisodeOptions *episodes,
+                                bool several) {
+    const bool gigpo = o->level == CREDIT_GIGPO, tools = episodes_on(episodes);
     const OptionUse use[] = {
         {&o->level, tools, "used only with --tools or --tool-cmd"},
         {&o->turn_weight, o->level == CREDIT_TURN, "used only by --advantage-level turn"},
@@ -80,6 +82,11 @@ static inline void credit_check(const CreditOptions *o, const Option *table, boo
         {&o->observation, tools, "used only with --tools or --tool-cmd"},
     };
     options_refuse_unused(table, use, sizeof use / sizeof *use);
+    if (episodes->unmasked && o->observation > 0)
+        usage_error("--observation-ce: with --state-masking false the observed tokens are in the policy loss already");
+    if (episodes->unmasked && episodes->mask_errors)
+        usage_error(
+            "--mask-error-turns: makes drawn tokens context, and with --state-masking false there is no context");
 }
 
 typedef struct Credit {

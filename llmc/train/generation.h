@@ -77,7 +77,7 @@
 #include "../rollout/off_policy.h"   /* Demonstrations, demonstrations_completion, demonstrations_free, ... */
 #include "../rollout/prompts.h"      /* prompts_length, Prompts, prompts_close, prompts_said, ... */
 #include "../rollout/prompts_code.h" /* prompts_run, PromptsCode, prompts_code_free, prompts_read_code */
-#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_mask, ... */
+#include "../rollout/rollout.h"      /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
 #include "../rollout/trajectory.h"   /* Trajectory, trajectory_words, trajectory_branch_end, ... */
 #include "../sandbox/sandbox.h"      /* sandbox_name */
 #include "../tools/code_tool.h"      /* CodeToolOptions */
@@ -608,13 +608,18 @@ static inline int32_t generation_samples(const Generation *g, int64_t prompt) {
     return (int32_t)g->o->generations - demonstrations_of(&g->given, prompt);
 }
 
+/* The number of tokens that the model drew in a completion, whether or not they are in the loss. */
+static inline int32_t generation_length(const Completion *c) {
+    return completion_drawn(c) + (c->trajectory ? c->trajectory->masked : 0);
+}
+
 /* The number of tokens that the policy drew in this generation, and of the completions that they are in. */
 static inline int64_t generation_drawn(const Generation *g, int32_t *completions) {
     int64_t tokens = 0;
     *completions = 0;
     for (int32_t i = 0; i < g->completions; i++) {
         if (g->scored[i].off_policy) continue;
-        tokens += g->offset[i + 1] - g->offset[i];
+        tokens += generation_length(&g->scored[i].completion);
         ++*completions;
     }
     return tokens;
@@ -808,6 +813,7 @@ static inline void generation_flatten(Generation *g, bool mask_truncated) {
         const Completion *c = &g->scored[i].completion;
         const bool left =
             !c->trajectory || !g->o->episodes.mask_errors || trajectory_mask_errors(c->trajectory, c->tokens, c->count);
+        if (c->trajectory && g->o->episodes.unmasked) trajectory_unmask(c->trajectory, c->tokens, c->logp, c->count);
         g->offset[i + 1] = g->offset[i] + completion_drawn(c);
         g->counts[i] = c->finished || !mask_truncated;
         g->off_policy[i] = g->scored[i].off_policy;
@@ -1011,6 +1017,15 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
         generation_complete(g, out->value, part, part_end);
         generation_complete(g, out->log_square, part, part_end);
     }
+}
+
+/* With --state-masking false: the observed tokens, of which the sampler knows no log-probability, get that of the policy. Call it
+ * before the first update. Collective. */
+static inline void generation_observed_logps(Generation *g, const Model *m, const Workspace *w) {
+    if (!g->o->episodes.unmasked) return;
+    generation_forward(g, m, w, 0, g->completions, &(ModelOutput){.logp = g->logp});
+    for (int32_t t = 0; t < g->offset[g->completions]; t++)
+        if (isnan(g->sampler_logp[t])) g->sampler_logp[t] = g->logp[t];
 }
 
 #endif

@@ -27,11 +27,11 @@
 #include "../rollout/episodes.h"        /* EpisodeTimes */
 #include "../rollout/evaluation.h"      /* Evaluation, Outcome, evaluation_summarise, evaluation_verifiable, ... */
 #include "../rollout/prompts.h"         /* Prompts, prompts_input, prompts_length, prompts_request, ... */
-#include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_drawn, ... */
+#include "../rollout/rollout.h"         /* Completion, Sampling, RolloutRequest, completion_free, ... */
 #include "../rollout/trajectory.h"      /* STOP_COUNT, STOP_TOOL_FAILED, TrajectoryCounts, STOP_AGENT_FAILED, ... */
 #include "../sandbox/sandbox_outcome.h" /* SANDBOX_FAILED, SANDBOX_OUTCOMES, SandboxOutcome, ... */
 #include "../tools/tools.h"             /* Tool */
-#include "generation.h"                 /* Generation */
+#include "generation.h"                 /* Generation, generation_length */
 #include "generation_options.h"         /* GenerationOptions */
 #include "mixing.h"                     /* mixing_log */
 #include "roles.h"                      /* roles_log */
@@ -366,7 +366,7 @@ static inline void generation_log(Generation *g) {
         for (int ended = 0; ended < 2; ended++) {
             const Completion *c = &g->scored[i].completion;
             if (g->scored[i].off_policy || (ended && !c->finished)) continue;
-            const int32_t n = completion_drawn(c) + (c->trajectory ? c->trajectory->masked : 0);
+            const int32_t n = generation_length(c);
             if (!ended) each[(size_t)count[0]] = n;
             sum[ended] += n;
             count[ended]++;
