@@ -1,10 +1,12 @@
 #!/bin/sh
-# check_tools.sh [lookup] [guess] [faults] [turns] [tokens] - the long check of completions of several turns, in a quarter of an hour.
+# check_tools.sh [lookup] [masking] [guess] [faults] [turns] [tokens] - the long check of completions of several turns, in twenty
+# minutes.
 #
 #   lookup  a model of 0.3 M parameters, fine-tuned on demonstrations of which most repeat the key instead of what it leads to,
 #           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not without
 #           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
 #           are the seeds of the runs; the controls have the first one
+#   masking the same runs with --state-masking false: the loss is over observed tokens, too. Fails if a run learns as much
 #   guess   a model trains with the game of scripts/guess.py after demonstrations of which half guess at random: its mean
 #           reward, the share of games that it wins, and the mean turns of those; fails if the mean reward is below bisection's
 #           by more than a tenth of a turn costs
@@ -15,12 +17,12 @@
 #   tokens  10,000 random trajectories: a training batch has the tokens that were drawn and observed, and their log-probabilities
 #           are the sampler's (build/test_trajectory)
 #
-# Without arguments all of them; faults needs the model of lookup. WORK names a folder that is kept. Controls in which no
+# Without arguments all of them; masking and faults need the models of lookup. WORK names a folder that is kept. Controls in which no
 # completion can have a reward have fewer steps, since no step changes anything.
 # Exits 1 if something does not hold.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- lookup guess faults turns tokens
+[ $# -gt 0 ] || set -- lookup masking guess faults turns tokens
 if [ -n "${WORK-}" ]; then work=$WORK; mkdir -p "$work"; else work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; fi
 make -s train_sft train_grpo generate evaluate data/make_tasks data/make_corpus >&2
 status=0
@@ -116,6 +118,17 @@ lookup() {
     reward="--reward random"
     control "random reward:    " random 150 10 $search --tool-format "$format"
     cp "$work/grpo$seed.bin" "$work/grpo.bin"
+}
+
+masking() {
+    echo "== masking: accuracy for held-out keys, in percent"
+    search="--tools search=$work/facts.db"
+    for seed in ${SEEDS-42 43}; do
+        learn "unmasked$seed" 150 $search --tool-format "$format" --state-masking false
+        masked=$(accuracy "grpo$seed" $search --tool-format "$format")
+        unmasked=$(accuracy "unmasked$seed" $search --tool-format "$format")
+        echo "seed $seed: 150 steps with observed tokens masked $masked, with them in the loss $unmasked"
+    done
 }
 
 games() { # TEXT MODEL [1]: 500 games; 1: bisection plays them too, and a model that is more than a tenth of a turn worse fails
@@ -225,8 +238,8 @@ tokens() {
 
 for part; do
     case $part in
-    lookup | guess | faults | turns | tokens) $part ;;
-    *) echo "check_tools.sh: $part: expected lookup, guess, faults, turns or tokens" >&2 && exit 2 ;;
+    lookup | masking | guess | faults | turns | tokens) $part ;;
+    *) echo "check_tools.sh: $part: expected lookup, masking, guess, faults, turns or tokens" >&2 && exit 2 ;;
     esac
 done
 exit $status
