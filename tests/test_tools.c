@@ -976,6 +976,92 @@ static double first_metric(const char *metrics, const char *key) {
     return strtod(at + strlen(name), NULL);
 }
 
+/* The number of places at which a text is in another. */
+static int times(const char *text, const char *part) {
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, part)); at += strlen(part)) n++;
+    return n;
+}
+
+/* Results that are cut to a number of tokens, which are bytes here: what the model reads, the metric, and one warning. */
+static void test_cut_results(void **state) {
+    (void)state;
+    static const char *const sides[][2] = {{"left", "...(truncated)...qrstuvwxyz"},
+                                           {"middle", "abcde...(truncated)...vwxyz"},
+                                           {"right", "abcdefghij...(truncated)..."}};
+    put_program("long.sh", HELLO, "", "{\"op\":\"call\"\\1\"content\":\"abcdefghijklmnopqrstuvwxyz\",\"id\":\\2}");
+    for (int i = 0; i < 3; i++) {
+        char command[600], message[100], tokens[200] = "60,114,62"; /* <r> */
+        snprintf(command, sizeof command,
+                 GENERATE "-g 70 --tool-cmd 'sh $T/long.sh' --tool-workers 1 --max-tool-response-length 10 "
+                          "--tool-response-truncate-side %s",
+                 sides[i][0]);
+        run(0, command);
+        snprintf(message, sizeof message, "\"role\":\"tool\",\"content\":\"%s\"", sides[i][1]);
+        assert_holds(out, message);
+        for (const char *c = sides[i][1]; *c; c++) snprintf(tokens + strlen(tokens), 8, ",%d", *c);
+        assert_holds(out, tokens);
+        assert_null(strstr(out, "abcdefghijk"));
+    }
+    run(0, GENERATE "-g 70 --tool-cmd 'sh $T/long.sh' --tool-workers 1 --max-tool-response-length 26");
+    assert_holds(out, "abcdefghijklmnopqrstuvwxyz");
+    /* a cut within a character */
+    put_program("wide.sh", HELLO, "", "{\"op\":\"call\"\\1\"content\":\"\xc3\xa9\xc3\xa9\xc3\xa9\",\"id\":\\2}");
+    run(0, GENERATE "-g 70 --tool-cmd 'sh $T/wide.sh' --tool-workers 1 --max-tool-response-length 3 "
+                    "--tool-response-truncate-side right");
+    assert_holds(out, "\"content\":\"\xc3\xa9\xef\xbf\xbd...(truncated)...\"");
+    run(0, GRPO FORMAT " -g 70 --tool-cmd 'sh $T/long.sh' --tool-workers 1 --max-turns 3 --max-tool-response-length 10 "
+                       "--metrics $T/m.jsonl");
+    assert_int_equal(times(said, "results of tools had more than 10 tokens and were cut (--max-tool-response-length)"),
+                     1);
+    char *metrics = text_of(files_path("m.jsonl"));
+    assert_true(first_metric(metrics, "tools/truncated_results") > 5);
+    assert_true(first_metric(metrics, "tools/truncated_results") >= first_metric(metrics, "tools/product/calls"));
+    free(metrics);
+    /* one that does not fit into the completion ends it, and is not among its tokens */
+    run(0, GENERATE "--tool-cmd 'sh $T/long.sh' --tool-workers 1 -g 30");
+    assert_holds(out, "\"stop\":\"max_tokens\"");
+    assert_null(strstr(out, "97,98,99,100,101"));
+}
+
+/* Tools that take 0.1 s: completions that end with the time, and slots that wait. */
+static void test_slow_tools(void **state) {
+    (void)state;
+    put("slow.sh", "while IFS= read -r line; do\n"
+                   "    case $line in *'\"op\":\"call\"'*) sleep 0.1 ;; esac\n"
+                   "    printf '%s\\n' \"$line\"\n"
+                   "done | sh $T/ok.sh\n");
+#define SLOW GRPO FORMAT " --tool-cmd 'sh $T/slow.sh' --max-turns 3 --tool-workers 2 --metrics $T/m.jsonl "
+    static const char *const clock = "warning: --rollout-timeout: completions depend on the clock";
+    static const char *const slots = " of the time: more --slots would keep the model busy";
+    run(0, SLOW "--slots 2");
+    char *metrics = text_of(files_path("m.jsonl"));
+    const double share = first_metric(metrics, "rollout/parked_share");
+    assert_true(share > 0.5 && share < 1);
+    assert_int_equal(times(said, slots), 1);
+    assert_null(strstr(said, clock));
+    assert_true(first_metric(metrics, "tools/product/latency_p50") >= 0.1);
+    assert_true(first_metric(metrics, "stop/rollout_timeout") == 0);
+    const double calls = first_metric(metrics, "tools/product/calls");
+    free(metrics);
+    run(0, SLOW "--slots 64 --rollout-timeout 0.05");
+    metrics = text_of(files_path("m.jsonl"));
+    assert_int_equal(times(said, clock), 1);
+    assert_null(strstr(said, slots)); /* all completions have one */
+    const double ended = first_metric(metrics, "stop/rollout_timeout");
+    assert_true(ended > 0.3 && ended <= calls / 16);
+    assert_true(first_metric(metrics, "turns/max") == 1);
+    assert_true(first_metric(metrics, "completions/clipped_ratio") >= ended);
+    free(metrics);
+    run(0, SLOW
+        "-x 1 --slots 64 --rollout-timeout 0.05 --mask-stopped completed,max_tokens,context_overflow,rollout_timeout");
+    metrics = text_of(files_path("m.jsonl"));
+    assert_true(first_metric(metrics, "num_trained_tokens") == 0);
+    free(metrics);
+    run(0, GENERATE "--tool-cmd 'sh $T/slow.sh' --tool-workers 8 --rollout-timeout 0.05");
+    assert_holds(out, "\"stop\":\"rollout_timeout\"");
+}
+
 /* --state-masking false: the same completions, of which the observed tokens are in the loss, too, with the log-probabilities of
  * the policy. passes: over the tokens of a generation, in the first step. */
 static void assert_state_masking(const char *trainer, int passes) {
@@ -1246,6 +1332,7 @@ int main(void) {
                                        cmocka_unit_test(test_environments),   cmocka_unit_test(test_credit),
                                        cmocka_unit_test(test_guess),          cmocka_unit_test(test_failing_programs),
                                        cmocka_unit_test(test_chat),           cmocka_unit_test(test_agents),
-                                       cmocka_unit_test(test_ppo_credit),     cmocka_unit_test(test_state_masking)};
+                                       cmocka_unit_test(test_ppo_credit),     cmocka_unit_test(test_state_masking),
+                                       cmocka_unit_test(test_cut_results),    cmocka_unit_test(test_slow_tools)};
     return cmocka_run_group_tests_name("tools", tests, setup, files_teardown);
 }

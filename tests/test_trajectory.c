@@ -16,7 +16,7 @@
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
 #include "../llmc/records/completion_set.h"   /* CompletionSet, CompletionSlice, completion_set_add, ... */
 #include "../llmc/records/pairs.h"            /* Pair */
-#include "../llmc/rollout/rollout.h"          /* Completion, RolloutSample, rollout_free, Rollout, ... */
+#include "../llmc/rollout/rollout.h"          /* Completion, rollout_free, Rollout, RolloutSample, ... */
 #include "../llmc/rollout/trajectory.h"       /* Trajectory, STOP_COMPLETED, STOP_MAX_TOKENS, ... */
 #include "../llmc/train/credit.h"             /* Credit, CreditOptions, credit_backward, credit_begin, ... */
 #include "../llmc/train/generation.h"         /* Generation, ScoredCompletion, generation_fill, GenerationSlice */
@@ -284,7 +284,7 @@ static void test_turns(void **state) {
     assert_true(several > 20 && stops[STOP_COMPLETED] > 20 && stops[STOP_MAX_TOKENS] > 5);
     assert_int_equal(one->ended, a->samples);
     assert_int_equal(one->finished, 1);
-    assert_true(r.parked_slots > 0 && r.parked_slots < r.used_slots);
+    assert_true(r.parked_seconds > 0 && r.parked_seconds < r.used_seconds);
     rollout_free(&r);
     check_again(&m, a, b, &other->turns);
     work_free(a), work_free(b), free(one), free(other);
@@ -367,6 +367,60 @@ static void test_turn_tokens(void **state) {
     work_clear(a);
     rollout_free(&r);
     free(a), free(one);
+    model_free(&m);
+}
+
+/* An environment whose answers are there at once. */
+static int world_ready_now(void *context, bool wait, RolloutAnswer *a, Error *e) {
+    (void)wait;
+    return world_ready(context, true, a, e);
+}
+
+/* An environment that takes 5 ms for each answer, one after another. Meanwhile every parked sample has one slot, or one place in
+ * the queue if it was parked before it had a slot. */
+static const Rollout *watched;
+static int slow_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
+    const struct timespec pause = {.tv_nsec = 5000000};
+    const World *w = context;
+    if (!wait) return 0;
+    for (int i = 0; i < w->waiting; i++) {
+        const RolloutSample *who = &w->sample[i].who;
+        int places = 0;
+        for (int k = 0; k < watched->slots; k++) {
+            const RolloutSlot *s = &watched->slot[k];
+            places += s->prompt_area >= 0 && s->request == who->request && s->sample == who->sample;
+        }
+        for (int k = 0; k < watched->waiting_count; k++) {
+            const RolloutWaiting *q = &watched->waiting[(watched->waiting_first + k) % watched->waiting_capacity];
+            places += q->request == who->request && q->sample == who->sample;
+        }
+        assert_int_equal(places, 1);
+    }
+    nanosleep(&pause, NULL);
+    return world_ready(context, true, a, e);
+}
+
+/* Samples that wait keep their places, and draw what they draw without waiting. With answers that take much longer
+ * than a model call, slots wait for most of the time, and with answers that are there at once for none of it. */
+static void test_parked(void **state) {
+    (void)state;
+    Model m = random_model(0.3, 3);
+    Rollout r;
+    Work *a = work_new(1), *b = work_new(1);
+    World *slow = world_new(3, 0, 1), *quick = world_new(3, 0, 1);
+    slow->turns.ready = slow_ready;
+    watched = &r;
+    run(&m, 6, &slow->turns, a, &r);
+    assert_true(r.parked_seconds > 0.5 * r.used_seconds && r.parked_seconds < r.used_seconds);
+    assert_int_equal(r.parked, 0);
+    for (int i = 0; i < r.slots; i++) assert_true(r.slot[i].prompt_area < 0 && !r.area_users[i]);
+    rollout_free(&r);
+    quick->turns.ready = world_ready_now;
+    run(&m, 6, &quick->turns, b, &r);
+    assert_true(r.used_seconds > 0 && r.parked_seconds == 0);
+    rollout_free(&r);
+    assert_same(a, b, 5e-5);
+    work_free(a), work_free(b), free(slow), free(quick);
     model_free(&m);
 }
 
@@ -783,10 +837,10 @@ static void test_observation_ce(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_turns),         cmocka_unit_test(test_first),
-                                       cmocka_unit_test(test_one_turn),      cmocka_unit_test(test_turn_tokens),
-                                       cmocka_unit_test(test_pack),          cmocka_unit_test(test_gae),
-                                       cmocka_unit_test(test_pairs),         cmocka_unit_test(test_token_in_token_out),
-                                       cmocka_unit_test(test_observation_ce)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_turns),         cmocka_unit_test(test_first),  cmocka_unit_test(test_one_turn),
+        cmocka_unit_test(test_turn_tokens),   cmocka_unit_test(test_parked), cmocka_unit_test(test_pack),
+        cmocka_unit_test(test_gae),           cmocka_unit_test(test_pairs),  cmocka_unit_test(test_token_in_token_out),
+        cmocka_unit_test(test_observation_ce)};
     return cmocka_run_group_tests_name("trajectory", tests, open_device_one_thread, close_device);
 }

@@ -154,7 +154,7 @@ static const CurveInfo curve_catalogue[] = {
     {"rollout/observed_tokens", CURVES_COMPLETIONS, "Observed tokens",
      "How many tokens of results the completions of a step were given.", "tokens", S | Z},
     {"rollout/parked_share", CURVES_COMPLETIONS, "Waiting for results",
-     "How many of the slots held a completion that waited for a result.", "share of slots", P | S},
+     "For how much of the time slots held a completion that waited for a result.", "share of the time", P | S},
     {"code/seconds_*", CURVES_COMPLETIONS, NULL, "How long a completion's program runs.", "seconds", Z},
     {"code/*", CURVES_COMPLETIONS, "Programs: *", "How many completions' programs, or tests, in a step.", "number",
      S | Z},

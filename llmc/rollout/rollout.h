@@ -261,8 +261,9 @@ typedef struct Rollout {
     int64_t steps, tokens;     /* model calls and tokens drawn so far */
     const RolloutTurns *turns; /* the environment of completions of several turns; NULL: none */
     int parked;                /* samples that wait for an answer */
-    int64_t parked_slots, used_slots,
-        observed; /* slots of all model calls that were parked, and used; observed tokens */
+    double used_seconds,
+        parked_seconds; /* with an environment: of all slots, with a sample; of them, with a parked one */
+    int64_t observed;   /* tokens */
     /* Replaces model_decode() for sampling from several models (mixture.h); NULL: not replaced. */
     void (*decode)(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch, Draw how,
                    const DecodeStep *step);
@@ -518,10 +519,7 @@ static inline void rollout_add_samples(Rollout *r, const Sampling *s, RolloutReq
             if (r->slot[i].prompt_area < 0) continue;
             const Completion *c = &requests[r->slot[i].request].out[r->slot[i].sample];
             const int32_t rows = c->count - rollout_cached(c), left = r->batch.rows_max - r->batch.rows;
-            if (c->trajectory && c->trajectory->parked) {
-                r->parked_slots += !longer;
-                continue;
-            }
+            if (c->trajectory && c->trajectory->parked) continue;
             if ((rows > 1) == longer && left) rollout_add_sample(r, s, requests, i, rows < left ? rows : left);
         }
 }
@@ -741,6 +739,20 @@ static inline void rollout_take(Rollout *r, const Sampling *s, RolloutRequest *r
     }
 }
 
+/* The number of slots that have a sample, and in *parked of those whose sample is parked. */
+static inline int rollout_used(const Rollout *r, const RolloutRequest *requests, int *parked) {
+    int used = 0;
+    *parked = 0;
+    for (int i = 0; i < r->slots; i++) {
+        const RolloutSlot *s = &r->slot[i];
+        if (s->prompt_area < 0) continue;
+        const Trajectory *y = requests[s->request].out[s->sample].trajectory;
+        used++;
+        *parked += y && y->parked;
+    }
+    return used;
+}
+
 /* Draws all samples of n requests and fills in each out[]. watch may be NULL. Fails before sampling if a prompt is
  * empty, is longer than prompt_max, leaves no room in the context or contains a token outside the vocabulary. */
 static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *requests, int64_t n, RolloutWatch watch,
@@ -752,17 +764,23 @@ static inline bool rollout_run(Rollout *r, const Sampling *s, RolloutRequest *re
     for (int64_t i = 0; i < n; i++) rollout_open(r, s, &requests[i]);
     rollout_begin(r);
     for (int64_t next = 0;;) {
+        const double start = r->turns ? clock_seconds() : 0;
         if (r->parked && !rollout_answers(r, s, requests, false, e)) return false;
         const int free_slots = rollout_gather(r, s, requests);
         rollout_add_prompts(r, s, requests, n, &next, free_slots);
         if (!r->batch.rows && !r->parked) return !r->turns || r->turns->finish(r->turns->context, e);
+        int parked = 0;
+        const int used = r->turns ? rollout_used(r, requests, &parked) : 0;
         if (!r->batch.rows) {
             if (!rollout_answers(r, s, requests, true, e)) return false;
-            continue;
+        } else {
+            if (!rollout_call(r, s, requests, e)) return false;
+            rollout_take(r, s, requests, watch, context);
         }
-        if (!rollout_call(r, s, requests, e)) return false;
-        r->used_slots += r->slots - free_slots;
-        rollout_take(r, s, requests, watch, context);
+        if (!r->turns) continue;
+        const double seconds = clock_seconds() - start;
+        r->used_seconds += used * seconds;
+        r->parked_seconds += parked * seconds;
     }
 }
 

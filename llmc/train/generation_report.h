@@ -232,7 +232,7 @@ static inline void generation_warn_turns(Generation *g, const TrajectoryCounts *
         metrics_warn(m, "%d results of tools had more than %lld tokens and were cut (--max-tool-response-length)",
                      sum->truncated_results, (long long)o->episodes.max_response);
     if (g->completions / g->t->dist.ranks > g->engine.slots && generation_first_time(g, PARKED, parked - 0.5))
-        metrics_warn(m, "%.0f %% of the slots waited for results of tools: more --slots would keep the model busy",
+        metrics_warn(m, "slots waited for results of tools %.0f %% of the time: more --slots would keep the model busy",
                      100 * parked);
 }
 
@@ -263,12 +263,12 @@ static inline void generation_log_turns(Generation *g) {
     metrics_set(m, "turns/mean", (double)turns / n);
     metrics_set(m, "turns/max", (double)most);
     metrics_set(m, "rollout/observed_tokens", (double)observed);
-    const double parked = g->engine.used_slots ? (double)g->engine.parked_slots / (double)g->engine.used_slots : NAN;
-    if (g->engine.used_slots) metrics_set(m, "rollout/parked_share", parked);
+    const double parked = g->engine.used_seconds > 0 ? g->engine.parked_seconds / g->engine.used_seconds : NAN;
+    if (g->engine.used_seconds > 0) metrics_set(m, "rollout/parked_share", parked);
     if (!g->o->agent.command) generation_warn_turns(g, &sum, stops[STOP_TOOL_FAILED], parked);
     for (int k = 0; k < g->episodes.tools.count; k++)
         generation_log_tool(g, &g->episodes.tools.tool[k], &g->episodes.times[k]);
-    g->engine.parked_slots = g->engine.used_slots = 0;
+    g->engine.parked_seconds = g->engine.used_seconds = 0;
     for (int k = STOP_COMPLETED; k < STOP_COUNT; k++) {
         if (k == STOP_AGENT_FAILED && !g->o->agent.command) continue;
         snprintf(key, sizeof key, "stop/%s", trajectory_stop_name((TrajectoryStop)k));
