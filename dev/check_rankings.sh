@@ -8,11 +8,11 @@
 #   plackett_luce   the ranking, --loss-type plackett_luce
 #
 #   1  accuracy on 2000 pairs that follow the rule exactly, by the number of rankings, after 150 steps of 16 rankings; percent,
-#      mean (least to greatest) of the seeds given (1, 2 and 3 if none); fails if a ranking teaches less than one pair of it
+#      mean (least to greatest) of the seeds given (1 to 5 if none); fails if a ranking teaches less than one pair of it
 #   2  the same with 600 rankings, by the number of steps, and the tokens that a step processes
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- 1 2 3
+[ $# -gt 0 ] || set -- 1 2 3 4 5
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s train_rm evaluate data/make_prefs data/make_shard >&2

@@ -5,11 +5,11 @@
 # The task is that of check_dpo.sh: completions of six letters, of which those with more of the letter a are better. A row has
 # four of them with different numbers: the gold answer has the most, the chosen completion more than the rejected one. Figures
 # are win rates in percent against the samples of the SFT model that every run starts from, where ties count half, by the number
-# of steps: mean (least to greatest) of the seeds given (1, 2 and 3 if none). `gold as chosen`: pairs of the gold answer and the
+# of steps: mean (least to greatest) of the seeds given (1 to 5 if none). `gold as chosen`: pairs of the gold answer and the
 # rejected completion. Fails if 80 steps of tpo do not win more often than those of sigmoid on the same rows.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- 1 2 3
+[ $# -gt 0 ] || set -- 1 2 3 4 5
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 make -s train_sft train_dpo generate data/make_prefs data/make_shard >&2

@@ -1,31 +1,35 @@
 /* test_test_time.c - test-time compute: budget forcing against a reference that knows nothing of the engine, and against
  * plain samples. Needs ./generate and ./evaluate. */
-#include "../llmc/base/error.h"          /* Error, xcalloc, xstrdup */
-#include "../llmc/base/random.h"         /* RANDOM_SEARCH, Random, random_normal, random_start, ... */
-#include "../llmc/base/text.h"           /* token_list_append, token_list_free */
-#include "../llmc/cpu/cpu.h"             /* backend_cpu */
-#include "../llmc/model/batch.h"         /* Batch */
-#include "../llmc/model/config.h"        /* ModelConfig, gpt2_config */
-#include "../llmc/model/model.h"         /* Model, model_free, model_new */
-#include "../llmc/model/model_file.h"    /* model_save */
-#include "../llmc/model/model_load.h"    /* ModelFile, model_file_free */
-#include "../llmc/model/model_text.h"    /* ModelText */
-#include "../llmc/model/pack.h"          /* batch_free, batch_new, batch_segment, batch_target */
-#include "../llmc/model/tensors.h"       /* INIT_ONE, TENSOR_COUNT, TENSOR_valuew */
-#include "../llmc/model/transformer.h"   /* ModelOutput, model_forward, model_logits */
-#include "../llmc/model/workspace.h"     /* workspace_free, Workspace, workspace_new */
-#include "../llmc/records/shard.h"       /* RECORD_PROMPT, ShardWriter */
-#include "../llmc/reward/reward_model.h" /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
-#include "../llmc/rollout/ablation.h"    /* Ablation, ablation_add, ablation_close, ablation_open */
-#include "../llmc/rollout/beam_search.h" /* beam_path, beam_tree_free, SEARCH_DVTS, BeamKind, ... */
-#include "../llmc/rollout/certainty.h"   /* Certainty, certainty_close, certainty_open, certainty_score */
-#include "../llmc/rollout/rollout.h"     /* Sampling, RolloutRequest, Completion, Rollout, ... */
-#include "../llmc/rollout/thinking.h"    /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
-#include "../llmc/rollout/trajectory.h"  /* trajectory_free, trajectory_new */
-#include "../llmc/text/tokenizer.h"      /* tokenizer_store */
-#include "files.h"                       /* files_path, text_of */
-#include "models.h"                      /* refused, assert_near, MODELS_VOCAB, json_number_of, ... */
-#include "shell.h"                       /* assert_holds, run, put */
+#include "../llmc/base/error.h"             /* Error, xcalloc, xstrdup */
+#include "../llmc/base/random.h"            /* Random, random_start, RANDOM_SEARCH, random_below, ... */
+#include "../llmc/base/text.h"              /* token_list_append, token_list_free */
+#include "../llmc/cpu/cpu.h"                /* backend_cpu */
+#include "../llmc/evaluate/compute_curve.h" /* curve_count, ComputeCurve, curve_flops */
+#include "../llmc/model/backend.h"          /* Draw */
+#include "../llmc/model/batch.h"            /* Batch, batch_pairs */
+#include "../llmc/model/config.h"           /* ModelConfig, gpt2_config */
+#include "../llmc/model/decode.h"           /* DecodeStep, model_decode */
+#include "../llmc/model/model.h"            /* Model, model_free, model_new */
+#include "../llmc/model/model_file.h"       /* model_save */
+#include "../llmc/model/model_load.h"       /* ModelFile, model_file_free */
+#include "../llmc/model/model_text.h"       /* ModelText */
+#include "../llmc/model/pack.h"             /* batch_free, batch_new, batch_segment, batch_target */
+#include "../llmc/model/tensors.h"          /* INIT_ONE, TENSOR_COUNT, TENSOR_valuew */
+#include "../llmc/model/transformer.h"      /* ModelOutput, model_flops, model_forward, model_logits */
+#include "../llmc/model/workspace.h"        /* Workspace, workspace_free, workspace_new, KVCache */
+#include "../llmc/records/shard.h"          /* RECORD_PROMPT, ShardWriter */
+#include "../llmc/reward/reward_model.h"    /* PRM_LAST, PRM_MIN, PrmAggregation, PRM_PRODUCT, ... */
+#include "../llmc/rollout/ablation.h"       /* Ablation, ablation_add, ablation_close, ablation_open */
+#include "../llmc/rollout/beam_search.h"    /* beam_path, beam_tree_free, SEARCH_DVTS, BeamKind, ... */
+#include "../llmc/rollout/certainty.h"      /* Certainty, certainty_close, certainty_open, certainty_score */
+#include "../llmc/rollout/evaluation.h"     /* EvaluationSample */
+#include "../llmc/rollout/rollout.h"        /* Sampling, RolloutRequest, Completion, Rollout, ... */
+#include "../llmc/rollout/thinking.h"       /* ThinkingOptions, THINKING_INFINITE, Thinking, thinking_budgets, ... */
+#include "../llmc/rollout/trajectory.h"     /* trajectory_free, trajectory_new */
+#include "../llmc/text/tokenizer.h"         /* tokenizer_store */
+#include "files.h"                          /* files_path, text_of */
+#include "models.h"                         /* refused, assert_near, MODELS_VOCAB, models_random, ... */
+#include "shell.h"                          /* assert_holds, run, put */
 
 enum { CONTEXT = 120, PROMPT = 5, NEW = 100, REQUESTS = 6, SAMPLES = 3, ALL = REQUESTS * SAMPLES };
 
@@ -673,6 +677,69 @@ static void search_equals_the_reference(void **state) {
     model_free(&policy), model_free(&prm.model);
 }
 
+/* Sums over the batches of an engine. */
+typedef struct Counted {
+    double rows, targets, pairs;
+} Counted;
+
+static void count_batch(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *b, Draw how,
+                        const DecodeStep *step) {
+    Counted *c = (Counted *)context;
+    c->rows += b->rows;
+    c->targets += b->targets;
+    c->pairs += batch_pairs(b);
+    model_decode(m, w, kv, b, how, step);
+}
+
+/* The FLOPs of a curve are those of the batches that the engine runs, for prompts and completions of different lengths, many of
+ * which end by themselves, and any number of samples. */
+static void curve_costs_what_is_computed(void **state) {
+    (void)state;
+    Error e;
+    Model m = models_random(CONTEXT);
+    for (int k = 1; k <= 8; k *= 2) {
+        Rollout engine;
+        Completion out[REQUESTS * 8] = {0};
+        RolloutRequest request[REQUESTS];
+        int32_t prompt[REQUESTS][PROMPT];
+        ComputeCurve curve = {0};
+        Counted counted = {0};
+        Sampling how = sampling_default();
+        how.max_new = 40;
+        how.seed = (uint64_t)k;
+        for (int32_t token = 0; how.stops < ROLLOUT_STOPS; token += 9) how.stop[how.stops++] = token;
+        Random r = random_start(3, 1);
+        for (int i = 0; i < REQUESTS; i++) {
+            const int n = 1 + i % PROMPT;
+            for (int t = 0; t < n; t++) prompt[i][t] = (int32_t)random_below(&r, MODELS_VOCAB);
+            request[i] = (RolloutRequest){
+                .prompt = prompt[i], .prompt_len = n, .samples = k, .id = (uint64_t)(i * k), .out = &out[i * k]};
+        }
+        if (!rollout_new(&engine, &m, 5, PROMPT, how.max_new, &e)) fail_msg("%s", e.text);
+        engine.decode = count_batch;
+        engine.decode_context = &counted;
+        if (!rollout_run(&engine, &how, request, REQUESTS, NULL, NULL, &e)) fail_msg("%s", e.text);
+        int ended = 0;
+        for (int i = 0; i < REQUESTS; i++)
+            for (int j = 0; j < k; j++) {
+                EvaluationSample s = {.prompt = i, .sample = j, .completion = &out[i * k + j]};
+                curve_count(&curve, &s, request[i].prompt_len);
+                ended += s.completion->finished;
+                if (j) continue;
+                s.sample = -1; /* counts the prompt */
+                curve_count(&curve, &s, request[i].prompt_len);
+            }
+        const double is = curve_flops(&curve, &m.config, &curve.sample, k, true);
+        const double want = model_flops(&m.config, counted.rows, counted.targets, counted.pairs, 1) / REQUESTS;
+        assert_near(is / want, 1, 1e-9);
+        assert_near(curve.sample.tokens, engine.tokens, 0);
+        assert_true(k < 4 || (ended > 0 && ended < REQUESTS * k));
+        for (int i = 0; i < REQUESTS * k; i++) completion_free(&out[i]);
+        rollout_free(&engine);
+    }
+    model_free(&m);
+}
+
 /* What search refuses, before it draws. */
 static void search_refusals(void **state) {
     (void)state;
@@ -729,8 +796,9 @@ static void search_refusals(void **state) {
         if (!i) {
             const ModelConfig c = gpt2_config(2, 2, 32, MODELS_VOCAB, CONTEXT);
             const double n = 4, drawn = json_number_of(row, "tokens"), C = 32, L = 2;
-            const double products = L * 12 * C * C * (n + drawn) + drawn * C * c.padded_vocab;
-            const double pairs = n * n / 2 + n * drawn + drawn * drawn / 2;
+            const double fed = drawn - 1; /* the last token is read by nobody */
+            const double products = L * 12 * C * C * (n + fed) + drawn * C * c.padded_vocab;
+            const double pairs = (n + fed) * (n + fed + 1) / 2;
             assert_near(json_number_of(row, "flops"), 2 * products + 4 * L * C * pairs, 1);
         }
         json_decref(row);
@@ -825,6 +893,7 @@ int main(void) {
                                        cmocka_unit_test(budgets),
                                        cmocka_unit_test(refusals),
                                        cmocka_unit_test(search_equals_the_reference),
+                                       cmocka_unit_test(curve_costs_what_is_computed),
                                        cmocka_unit_test(search_refusals),
                                        cmocka_unit_test(self_certainty),
                                        cmocka_unit_test(labels_of_steps),

@@ -139,8 +139,7 @@ static inline const char *json_scan_list(const char *s, const char *end, int dep
     }
 }
 
-/* The key of a member and its colon. *key: without quotes. A key with an escape, and one that the object has already, are left to
- * jansson. */
+/* The key of a member and its colon. A key with an escape, and one that the object has already, are left to jansson. */
 static inline const char *json_scan_key(const char *s, const char *end, JsonSpan *keys, int *count) {
     bool escaped;
     const char *after = *s == '"' ? json_scan_string(s, end, &escaped) : NULL;
@@ -217,8 +216,8 @@ static inline bool json_scan_member(JsonScan *s, const JsonSpan *key, const char
     return true;
 }
 
-/* Sets s->row to the wanted members of the object text[0..n), which is valid UTF-8 and followed by a NUL. False if jansson has to
- * read it. */
+/* Sets s->row to the wanted members of the object text[0..n), which is valid UTF-8 and followed by a NUL. False if jansson has
+ * to read it. */
 static inline bool json_scan(JsonScan *s, const char *text, size_t n) {
     JsonSpan keys[JSON_SCAN_KEYS];
     const char *at = json_scan_blank(text), *const end = text + n;

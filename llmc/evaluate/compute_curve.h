@@ -17,12 +17,22 @@
 #include "../report/compute.h"     /* ComputePoint, COMPUTE_PARTS, compute_json, compute_page */
 #include "../rollout/evaluation.h" /* Outcome, Evaluation, EvaluationSample, evaluation_weighted */
 #include "../rollout/inference.h"  /* json_line */
+#include "../rollout/rollout.h"    /* completion_drawn */
 #include "../rollout/votes.h"      /* VOTES_REWARD */
 
-/* Rows of a model, pairs of attention and drawn tokens: of prompts, and of completions. */
+/* What a model computes, summed over `count` prompts or completions. The model that draws a completion reads all of its tokens but
+ * the last, and computes the logits of those that it draws, the first ones from a row of the prompt; a judge reads all. */
 typedef struct Cost {
-    double count, rows, pairs;
+    double count, tokens, drawn;
+    double rows, pairs;             /* that the model reads, and its pairs of a query with a key */
+    double judge_rows, judge_pairs; /* that a judge reads */
 } Cost;
+
+/* Adds `rows` rows that follow `before` others. */
+static inline void cost_rows(double *rows, double *pairs, double before, double more) {
+    *rows += more;
+    *pairs += more * before + 0.5 * more * (more + 1);
+}
 
 /* prompt, greedy, sample: costs by which the FLOPs of methods without search are computed. */
 typedef struct ComputeCurve {
@@ -35,24 +45,24 @@ typedef struct ComputeCurve {
 
 /* Adds what a completion cost after its prompt of n tokens. */
 static inline void curve_count(ComputeCurve *curve, const EvaluationSample *s, int32_t n) {
-    Cost *c = s->sample < 0 ? &curve->greedy : &curve->sample;
-    const double rows = s->completion->count;
+    Cost *c = s->sample < 0 ? &curve->greedy : &curve->sample, *p = &curve->prompt;
+    const int32_t tokens = s->completion->count;
     c->count++;
-    c->rows += rows;
-    c->pairs += rows * n + 0.5 * rows * rows;
+    c->tokens += tokens;
+    c->drawn += completion_drawn(s->completion);
+    cost_rows(&c->rows, &c->pairs, n, tokens ? tokens - 1 : 0);
+    cost_rows(&c->judge_rows, &c->judge_pairs, n, tokens);
     if (s->sample >= 0) return;
-    curve->prompt.count++;
-    curve->prompt.rows += n;
-    curve->prompt.pairs += 0.5 * (double)n * n;
+    p->count++;
+    cost_rows(&p->rows, &p->pairs, 0, n);
 }
 
-/* FLOPs for a prompt and k completions. head: a token is drawn from each row of a completion. */
-static inline double curve_flops(const ComputeCurve *curve, const ModelConfig *c, const Cost *completion, double k,
-                                 bool head) {
+/* FLOPs for a prompt and k completions. draws: of the model that draws them; otherwise of a judge. */
+static inline double curve_flops(const ComputeCurve *curve, const ModelConfig *c, const Cost *x, double k, bool draws) {
     const Cost *p = &curve->prompt;
-    const double rows = completion->count ? k * completion->rows / completion->count : 0,
-                 pairs = completion->count ? k * completion->pairs / completion->count : 0;
-    return model_flops(c, p->rows / p->count + rows, head ? rows : 0, p->pairs / p->count + pairs, 1);
+    const double each = x->count ? k / x->count : 0, rows = each * (draws ? x->rows : x->judge_rows),
+                 pairs = each * (draws ? x->pairs : x->judge_pairs);
+    return model_flops(c, p->rows / p->count + rows, draws ? each * x->drawn : 0, p->pairs / p->count + pairs, 1);
 }
 
 /* Adds a point. by_prompt: whether each prompt was right, at `stride` bytes; NULL: unknown. */
@@ -99,7 +109,7 @@ static inline void curve_samples(ComputeCurve *curve, const Evaluation *v, bool 
     curve_point(curve,
                 (ComputePoint){.method = "greedy",
                                .parameter = NAN,
-                               .tokens = curve->greedy.rows / curve->greedy.count,
+                               .tokens = curve->greedy.tokens / curve->greedy.count,
                                .flops = curve_flops(curve, c, &curve->greedy, 1, true),
                                .accuracy = v->greedy},
                 v->greedy_error, &outcome->greedy, sizeof *outcome, count);
@@ -117,12 +127,12 @@ static inline void curve_samples(ComputeCurve *curve, const Evaluation *v, bool 
     };
     for (size_t m = 0; m < sizeof all / sizeof *all; m++)
         for (int k = 0; k < v->ks && all[m].shown; k++) {
-            const double n = v->k[k], rows = n * curve->sample.rows / curve->sample.count;
+            const double n = v->k[k], tokens = n * curve->sample.tokens / curve->sample.count;
             const bool judged = all[m].judged;
             ComputePoint point = {.method = all[m].method,
                                   .parameter = n,
-                                  .tokens = rows,
-                                  .prm_tokens = judged ? rows + curve->prompt.rows / curve->prompt.count : 0,
+                                  .tokens = tokens,
+                                  .prm_tokens = judged ? tokens + curve->prompt.rows / curve->prompt.count : 0,
                                   .flops = curve_flops(curve, c, &curve->sample, n, true),
                                   .accuracy = all[m].value[k]};
             if (judged) point.flops += curve_flops(curve, &v->judge->model.config, &curve->sample, n, false);

@@ -68,7 +68,7 @@ static inline void thinking_run(Tasks *t, Rollout *engine, Thinking *thinking, S
             curve_point(&t->curve,
                         (ComputePoint){.method = "budget forcing",
                                        .parameter = t->budget == THINKING_INFINITE ? NAN : t->budget,
-                                       .tokens = cost->rows / cost->count,
+                                       .tokens = cost->tokens / cost->count,
                                        .flops = curve_flops(&t->curve, &t->ev->model.model.config, cost, 1, true),
                                        .accuracy = o->samples ? t->all.pass[0] : t->all.greedy},
                         o->samples ? t->all.pass_error[0] : t->all.greedy_error,
