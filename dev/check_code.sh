@@ -1,6 +1,8 @@
 #!/bin/sh
-# check_code.sh [bwrap|landlock] - the long check of rewards that run programs, in a few minutes.
+# check_code.sh [bwrap|landlock] [PROFILE] - the long check of rewards that run programs, in a few minutes.
 #
+#   0  with a PROFILE, the file of a container's seccomp profile: that the sandbox `bwrap` is refused under it with one line
+#      that says what to do. 1 and 2 are then under the profile, too (dev/seccomp_profile.c)
 #   1  tests/code/escapes.txt: hostile programs must reach nothing, and end with their time
 #   2  tests/code/cheats.txt: programs that try to get a reward otherwise, in every form of test
 #   3  programs with one token changed: the verdicts of a plain run without a sandbox
@@ -8,20 +10,27 @@
 #   5  a small model that writes `def f(x):return x+B` or `exit()` learns the B of one problem from the reward `code`, and not
 #      from `random`; from a command that passes by its exit status alone it learns to leave with status 0
 #
-# Prints tables and exits 1 if 1, 2 or 3 fails.
+# Prints tables and exits 1 if 0, 1, 2 or 3 fails.
 set -eu
 cd "$(dirname "$0")/.."
 kind=${1:-bwrap}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-make -s build/check_code train_sft train_grpo evaluate data/make_shard >&2
+make -s build/check_code build/seccomp_profile train_sft train_grpo evaluate data/make_shard >&2
 status=0
+container=
+if [ -n "${2-}" ]; then
+    container="build/seccomp_profile $2"
+    echo "== 0 bwrap in a container"
+    $container build/check_code escapes bwrap 2>&1 | tee "$work/refused"
+    grep -q 'no user namespace here .*; allow them, or --sandbox landlock' "$work/refused" || status=1
+fi
 
 echo "== 1 escapes"
-build/check_code escapes "$kind" >"$work/escapes" || { status=1; grep -A9 FAILED "$work/escapes"; }
+$container build/check_code escapes "$kind" >"$work/escapes" || { status=1; grep -A9 FAILED "$work/escapes"; }
 tail -n 1 "$work/escapes"
 echo "== 2 cheats"
-build/check_code cheats "$kind" || status=1
+$container build/check_code cheats "$kind" || status=1
 echo "== 3 verdicts"
 dev/code_mutants.py >"$work/mutants.jsonl"
 build/check_code verdicts "$kind" "$work/mutants.jsonl" || status=1
