@@ -4,8 +4,8 @@
  * Needs data/, train_sft, generate and evaluate. */
 #include "../llmc/base/error.h" /* xstrdup */
 #include "files.h"              /* files_path, text_of */
-#include "models.h"             /* json_text_of, lines_of, json_line_of, models_setup, ... */
-#include "shell.h"              /* out, assert_holds, run, said */
+#include "models.h"             /* json_text_of, lines_of, json_line_of, assert_near, ... */
+#include "shell.h"              /* assert_holds, out, run, said */
 
 #define TINY                                                                                                           \
     "LOOP_OUT=$T/loops ROUNDS=1 BASE_STEPS=60 PROBLEMS=100 STEPS=4 HELDOUT=40 GOMP_SPINCOUNT=0 OMP_NUM_THREADS=1 "
@@ -75,6 +75,37 @@ static void self_taught(void **state) {
     free(kept);
 }
 
+/* The answers that SPIN counts are those that differ from the demonstrations; the margin is over all held-out problems. */
+static void self_play(void **state) {
+    (void)state;
+    run(0, TINY "scripts/spin.sh 1");
+    for (int round = 0; round < 2; round++) {
+        char name[60], line[20];
+        int differ = 0, printed;
+        double margin;
+        snprintf(name, sizeof name, "loops/spin-1/spin%d.games.all.jsonl", round);
+        char *rows = text_of(files_path(name));
+        assert_int_equal(lines_of(rows), 40);
+        for (int i = 0; i < 40; i++) {
+            json_t *row = json_line_of(rows, i);
+            differ += strcmp(json_text_of(row, "answer"), json_text_of(row, "completion")) != 0;
+            json_decref(row);
+        }
+        free(rows);
+        assert_in_range(differ, 1, 40);
+        snprintf(line, sizeof line, "\nround %d ", round);
+        const char *at = strstr(out, line);
+        assert_true(at && sscanf(at + 8, "%d %lf", &printed, &margin) == 2);
+        assert_int_equal(printed, differ);
+        snprintf(name, sizeof name, "loops/spin-1/spin%d.metrics.jsonl", round);
+        char *metrics = text_of(files_path(name)), *last = NULL;
+        for (char *s = metrics; (s = strstr(s, "\"eval_rewards/margins\":")); s++) last = s;
+        assert_non_null(last);
+        assert_near(margin, differ / 40.0 * strtod(strchr(last, ':') + 1, NULL), 6e-4);
+        free(metrics);
+    }
+}
+
 /* Constitutional AI runs to its end with a model that has learned nothing: each revision answers the critique of its answer. */
 static void constitution(void **state) {
     (void)state;
@@ -135,7 +166,8 @@ static void page_of_chapters(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught),
-                                       cmocka_unit_test(constitution),       cmocka_unit_test(self_rewarding),
-                                       cmocka_unit_test(chapters),           cmocka_unit_test(page_of_chapters)};
+                                       cmocka_unit_test(self_play),          cmocka_unit_test(constitution),
+                                       cmocka_unit_test(self_rewarding),     cmocka_unit_test(chapters),
+                                       cmocka_unit_test(page_of_chapters)};
     return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
 }
