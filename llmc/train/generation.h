@@ -349,7 +349,8 @@ static inline void generation_say_judge(const Generation *g, int64_t G) {
             fprintf(stderr, "%lld questions per prompt, %lld per generation\n", (long long)cost,
                     (long long)(cost * g->o->prompts));
         else
-            fprintf(stderr, "a question for each criterion of the rubric and each of %lld completions\n", (long long)G);
+            fprintf(stderr, "%s for each criterion of the rubric and each of %lld completions\n",
+                    j->o->injection ? "3 questions" : "a question", (long long)G);
     }
 }
 
