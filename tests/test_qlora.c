@@ -1,6 +1,6 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
 #include "../llmc/base/error.h"        /* Error, xmalloc */
-#include "../llmc/base/random.h"       /* random_below, Random, random_start */
+#include "../llmc/base/random.h"       /* random_below, Random, random_normals, random_start */
 #include "../llmc/model/backend.h"     /* QUANT_Q8_0, QuantType, QUANT_Q4_0, QuantMatrix, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
@@ -11,6 +11,7 @@
 #include "../llmc/model/pack.h"        /* batch_free */
 #include "../llmc/model/peft.h"        /* peft_write */
 #include "../llmc/model/quantized.h"   /* quant_bytes, quant_decode, quant_encode */
+#include "../llmc/model/safetensors.h" /* Safetensors, SafeTensor, safetensors_find, safetensors_close, ... */
 #include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, TENSOR_wte, matrix_tensor, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
@@ -252,7 +253,7 @@ static void test_files(void **state) {
 
     how = (ModelLoad){.quantize = QUANTIZE_KEEP};
     assert_false(model_load_as(&n, &g, ours, &how, B, D, NULL, &e));
-    files_assert_error(&e, "--quantize keep: the model is not a GGUF file");
+    files_assert_error(&e, "--quantize keep: the model is neither a folder nor a GGUF file");
 }
 
 /* Weights of every type that a GGUF output can have are kept, also 16-bit floats; in float32 there is nothing to keep. The
@@ -289,10 +290,113 @@ static void test_keep(void **state) {
     model_free(&m), model_file_free(&f);
 }
 
+static const char *const families[] = {"gpt2",    "llama-a", "llama-b", "mistral", "qwen2",  "qwen3",      "qwen3-odd",
+                                       "smollm3", "olmo2",   "phi3",    "gemma2",  "gemma3", "qwen2-yarn", "gpt2-bare"};
+
+/* Loads a folder of tests/golden/families with adapters that are not 0, kept or as float32. */
+static Model load_family(const char *path, Quantize quantize, ModelFile *f) {
+    const ModelLoad how = {
+        .gradients = true, .quantize = quantize, .lora = {.rank = 2, .targets = LORA_ALL, .scale = 1.5f}, .seed = 3};
+    Model m = load(path, &how, f, NULL);
+    const size_t first = m.tensor[FIRST_LORA_TENSOR].offset, n = m.parameters - first;
+    float *host = xmalloc(n * sizeof *host);
+    Random r = random_start(5, 0);
+    random_normals(&r, 0.1, host, n);
+    model_upload(&m, first, host, n);
+    free(host);
+    return m;
+}
+
+/* Two passes over the same values in another order of sums; the bounds are those of test_equals_values(). */
+static void assert_same_passes(Model *m, Model *plain, const char *name) {
+    Batch b = adapted_batch(5);
+    float logp[2][ROWS], *grads[2];
+    assert_int_equal(m->grads_count, plain->grads_count);
+    for (int i = 0; i < 2; i++) {
+        grads[i] = xmalloc(m->grads_count * sizeof **grads);
+        adapted_pass(i ? plain : m, &b, 0, logp[i], grads[i]);
+    }
+    for (int i = 0; i < b.targets; i++)
+        if (!(fabs(logp[0][i] - logp[1][i]) < 2e-5)) fail_msg("%s: %.9g, %.9g", name, logp[0][i], logp[1][i]);
+    for (int i = FIRST_LORA_TENSOR; i < TENSOR_COUNT; i++) {
+        double most = 0, worst = 0;
+        for (size_t k = m->grads_offset[i]; k < m->grads_offset[i] + m->tensor[i].size; k++) {
+            most = fmax(most, fabs(grads[1][k]));
+            worst = fmax(worst, fabs((double)grads[0][k] - grads[1][k]));
+        }
+        if (!(worst <= 1e-4 * most)) fail_msg("%s, %s: %g of %g", name, m->tensor[i].name, worst, most);
+    }
+    free(grads[0]), free(grads[1]), batch_free(&b);
+}
+
+/* Matrices of a folder are used where its files are mapped, unless they are transposed, as GPT-2's are: the values are those
+ * of a model that is read as float32, and so is what is written. */
+static void test_folders(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        Error e;
+        ModelFile f, g;
+        char path[256];
+        snprintf(path, sizeof path, "tests/golden/families/%s", families[i]);
+        Model m = load_family(path, QUANTIZE_KEEP, &f), plain = load_family(path, QUANTIZE_NONE, &g), copy;
+        float *x = values_of(&m, m.parameters), *y = values_of(&plain, plain.parameters);
+        assert_memory_equal(x, y, m.parameters * sizeof *x);
+        assert_true(model_weights_hash(&m) == model_weights_hash(&plain));
+        const bool transposed = !strncmp(families[i], "gpt2", 4);
+        for (int k = 0; k < MATRIX_COUNT; k++) {
+            const QuantMatrix *q = model_blocks_of(&m, matrix_tensor[k], m.tensor[matrix_tensor[k]].layers > 1);
+            const bool padded = k >= LINEAR_MATRICES; /* the last range is that of padding */
+            if (m.tensor[matrix_tensor[k]].size && (!transposed || padded))
+                assert_int_equal(q->mapped, (1 << (q->parts - padded)) - 1);
+            else assert_true(!m.tensor[matrix_tensor[k]].size || !q->mapped);
+        }
+        assert_same_passes(&m, &plain, families[i]);
+        assert_true(m.mapping && model_copy(&copy, &m, &e));
+        float *z = values_of(&copy, copy.parameters);
+        assert_memory_equal(x, z, m.parameters * sizeof *x);
+        model_free(&copy);
+        free(x), free(y), free(z);
+        model_free(&m), model_file_free(&f), model_free(&plain), model_file_free(&g);
+    }
+}
+
+/* A folder in each type of floats, and what is not finite in it. */
+static void test_folder_types(void **state) {
+    (void)state;
+    static const ModelDtype dtypes[] = {MODEL_F16, MODEL_BF16, MODEL_FLOAT32};
+    static const QuantType types[] = {QUANT_F16, QUANT_BF16, QUANT_F32};
+    static const size_t bytes[] = {2, 2, 4};
+    const ModelLoad how = {.quantize = QUANTIZE_KEEP};
+    Model m = model_for_files(), n;
+    ModelFile f = {.lineage = json_array()}, g;
+    for (int i = 0; i < 3; i++) {
+        Error e;
+        char path[256], file[300];
+        snprintf(path, sizeof path, "%s/", files_path(model_dtype_name[dtypes[i]]));
+        snprintf(file, sizeof file, "%smodel.safetensors", path);
+        if (!model_save(&m, &f, path, dtypes[i], NULL, NULL, &e)) fail_msg("%s", e.text);
+        n = load(path, &how, &g, NULL);
+        const QuantMatrix *wte = model_blocks_of(&n, TENSOR_wte, 0);
+        assert_true(wte->parts == 2 && wte->type[0] == (int)types[i] && wte->type[1] == QUANT_F32 && wte->mapped == 1);
+        model_free(&n), model_file_free(&g);
+        const int fd = open(file, O_RDWR); /* the last value of a matrix becomes NaN */
+        Safetensors s;
+        if (!safetensors_open(&s, file, &e)) fail_msg("%s", e.text);
+        const SafeTensor *t = safetensors_find(&s, "model.layers.1.mlp.up_proj.weight");
+        const off_t at = (off_t)(t->data - s.file) + (off_t)(bytes[i] * (t->elements - 1));
+        safetensors_close(&s);
+        assert_true(fd >= 0 && pwrite(fd, "\xff\xff\xff\xff", bytes[i], at) == (ssize_t)bytes[i] && !close(fd));
+        assert_false(model_load_as(&n, &g, path, &how, B, D, NULL, &e));
+        files_assert_error(&e, "the weight fcw of layer 1 has the value");
+    }
+    model_free(&m), model_file_free(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_equals_values), cmocka_unit_test(test_rollout_logp),
-                                       cmocka_unit_test(test_elements), cmocka_unit_test(test_files),
-                                       cmocka_unit_test(test_keep)};
+                                       cmocka_unit_test(test_elements),      cmocka_unit_test(test_files),
+                                       cmocka_unit_test(test_keep),          cmocka_unit_test(test_folders),
+                                       cmocka_unit_test(test_folder_types)};
     open_device_one_thread(NULL);
     files_setup(NULL);
     const int failed = cmocka_run_group_tests_name("qlora", tests, NULL, NULL);

@@ -63,7 +63,9 @@ typedef enum QuantType {
  * blocks, and the rows of a range have no gaps. */
 enum { QUANT_PARTS = 3 };
 typedef struct QuantMatrix {
-    int32_t parts, unfit; /* unfit: 1: it was given values that its types cannot hold */
+    int32_t parts;
+    int16_t unfit;  /* 1: it was given values that its types cannot hold */
+    int16_t mapped; /* bit i: the blocks of range i belong to a file that is mapped into memory */
     int32_t type[QUANT_PARTS], rows[QUANT_PARTS];
     const Blocks *blocks[QUANT_PARTS];
 } QuantMatrix;

@@ -43,6 +43,9 @@ typedef struct Model {
     QuantMatrix *matrix; /* (MATRIX_COUNT, L) the quantised matrices; without parts: stored as weights; NULL: none */
     Blocks *blocks;      /* their memory */
     size_t block_bytes;
+    void *mapping; /* the mapped files of mapped blocks, or NULL */
+    size_t mapped_bytes;
+    void (*unmap)(void *mapping);
     DoraNorms *dora;    /* NULL without DoRA */
     bool borrowed;      /* the blocks belong to another model */
     Floats *grads;      /* NULL if the model is not trained */
@@ -186,7 +189,8 @@ static inline size_t quant_part_bytes(const QuantMatrix *q, int part, size_t col
     return (bytes + QUANT_ALIGN - 1) / QUANT_ALIGN * QUANT_ALIGN;
 }
 
-/* Sets the places of tensors and blocks. base: NULL, or the memory of the blocks. Returns the bytes of the blocks. */
+/* Sets the places of tensors and blocks, but for mapped ones. base: NULL, or the memory of the blocks. Returns the bytes of
+ * the blocks. */
 static inline size_t model_place(Model *m, Blocks *base) {
     size_t at = 0, place = 0;
     for (int i = 0; i < TENSOR_COUNT; i++) {
@@ -197,6 +201,7 @@ static inline size_t model_place(Model *m, Blocks *base) {
         for (size_t l = 0; l < (blocks ? t->layers : 0); l++) {
             QuantMatrix *q = model_blocks_of(m, i, (int)l);
             for (int part = 0; part < q->parts; part++) {
+                if (q->mapped >> part & 1) continue;
                 q->blocks[part] = base ? (Blocks *)((char *)base + at) : NULL;
                 at += quant_part_bytes(q, part, t->columns);
             }
@@ -216,10 +221,11 @@ static inline size_t model_largest_matrix(const Model *m) {
     return most;
 }
 
-/* Bytes of a model's weights and quantised matrices. Those that belong to another model do not count. */
+/* Bytes of a model's weights and quantised matrices, of which those in mapped files are the system's to reclaim. Those that
+ * belong to another model do not count. */
 static inline size_t model_held_bytes(const Model *m) {
-    return m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) + model_rotary_bytes(&m->config) +
-           model_dora_bytes(&m->config);
+    return m->mapped_bytes + m->stored * m->backend->weight_size + (m->borrowed ? 0 : m->block_bytes) +
+           model_rotary_bytes(&m->config) + model_dora_bytes(&m->config);
 }
 
 /* ---- models ------------------------------------------------------------------------------------------------------ */
@@ -251,6 +257,7 @@ static inline bool model_new(Model *m, const ModelConfig *c, const Backend *b, D
 static inline void model_free(Model *m) {
     if (m->weights) m->backend->weights_release(m->device, m->weights, m->stored);
     if (m->blocks && !m->borrowed) m->backend->release(m->device, m->blocks);
+    if (m->mapping) m->unmap(m->mapping);
     if (m->dora && m->dora->norm) m->backend->release(m->device, m->dora->norm);
     free(m->matrix), free(m->dora), free(m->grads_forgotten);
     if (m->grads) m->backend->release(m->device, m->grads);

@@ -154,7 +154,7 @@ static inline bool model_make(Model *m, ModelConfig *c, const ModelLoad *how, Qu
     bool ok = model_set_lora(c, how, e);
     assert(!how->gradients || !ok || c->lora.rank || !how->quantize);
     if (ok && how->quantize == QUANTIZE_KEEP && !plan)
-        ok = error_set(e, "--quantize keep: the model is not a GGUF file; use q8_0 or q4_0");
+        ok = error_set(e, "--quantize keep: the model is neither a folder nor a GGUF file; use q8_0 or q4_0");
     else if (ok && how->quantize > QUANTIZE_KEEP) {
         plan = quant_plan(c, how->quantize == QUANTIZE_Q8_0 ? QUANT_Q8_0 : QUANT_Q4_0, e);
         ok = plan != NULL;

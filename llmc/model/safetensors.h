@@ -344,6 +344,22 @@ static inline void safetensors_floats(const SafeTensor *t, uint64_t first, float
     }
 }
 
+/* Whether all values of an array of 16 or 32 bits are finite. All threads read it once. */
+static inline bool safetensors_finite(const SafeTensor *t) {
+    const bool wide = t->type == SAFETENSORS_F32;
+    const uint16_t exponent = t->type == SAFETENSORS_F16 ? 0x7c00 : 0x7f80; /* all bits are set: infinite or NaN */
+    const uint8_t *data = t->data + (wide ? 2 : 0);                         /* the upper half of a float32 */
+    int infinite = 0;
+    assert(wide || t->type == SAFETENSORS_F16 || t->type == SAFETENSORS_BF16);
+#pragma omp parallel for simd schedule(static) reduction(| : infinite) if (parallel : t->elements > 1 << 16)
+    for (uint64_t i = 0; i < t->elements; i++) {
+        uint16_t half;
+        memcpy(&half, data + (wide ? 4 : 2) * i, 2);
+        infinite |= (half & exponent) == exponent;
+    }
+    return !infinite;
+}
+
 /* Converts n float32 values to a float dtype, into `to`, which need not be aligned. Returns false if a finite value
  * becomes infinite. */
 static inline bool safetensors_convert(SafetensorsType type, const float *from, void *to, size_t n) {
