@@ -155,6 +155,41 @@ static void test_own(void **state) {
     token_list_free(&ids);
 }
 
+/* A message of a section with {next} is a part of the user's message that follows: the tokens are those of one content. */
+static void test_joined(void **state) {
+    (void)state;
+    Error e;
+    ChatTemplate c;
+    TokenList joined = {0}, whole = {0};
+    uint8_t *mask[2] = {NULL, NULL};
+    TextBuffer text = {0};
+    const ChatMessage apart[] = {
+        {"user", "a"}, {"assistant", "b"}, {"system", "Be brief."}, {"user", " c"}, {"assistant", "d"}};
+    const ChatMessage together[] = {{"user", "a"}, {"assistant", "b"}, {"user", "(Be brief.)\n c"}, {"assistant", "d"}};
+    const uint8_t flags[2][5] = {{0, CHAT_UNTRAINED, 0, 0, 0}, {0, CHAT_UNTRAINED, 0, 0}};
+    assert_true(
+        chat_template_parse(&c, "{system}({content})\\n{next}{user}U:{content};{assistant}A:{content}{eos}", &e));
+    assert_true(chat_encode_flags(&c, &bytes, apart, flags[0], 5, false, &joined, &mask[0], &e));
+    assert_true(chat_encode_flags(&c, &bytes, together, flags[1], 4, false, &whole, &mask[1], &e));
+    assert_int_equal(joined.count, whole.count);
+    assert_memory_equal(joined.ids, whole.ids, (size_t)whole.count * sizeof *whole.ids);
+    assert_memory_equal(mask[0], mask[1], (size_t)whole.count);
+    assert_true(chat_render(&c, &bytes, apart + 2, NULL, 2, true, &text, &e));
+    assert_string_equal(text.text, "U:(Be brief.)\n c;A:");
+    joined.count = 0;
+    assert_false(chat_encode(&c, &bytes, apart + 2, 1, true, &joined, NULL, &e));
+    files_assert_error(&e, "role system must be followed by a user's message");
+    assert_false(
+        chat_render(&c, &bytes, (const ChatMessage[]){{"system", "x"}, {"assistant", "y"}}, NULL, 2, true, &text, &e));
+    files_assert_error(&e, "role system must be followed by a user's message");
+    json_t *messages = json_pack("[{s:s,s:s}]", "role", "system", "content", "x");
+    assert_false(chat_encode_answer(&c, &bytes, messages, &joined, &e));
+    files_assert_error(&e, "a message of role system has no place after an answer");
+    json_decref(messages);
+    free(mask[0]), free(mask[1]), text_free(&text), token_list_free(&joined), token_list_free(&whole);
+    chat_template_free(&c);
+}
+
 static void test_bad_templates(void **state) {
     (void)state;
     const struct {
@@ -174,6 +209,12 @@ static void test_bad_templates(void **state) {
         {"{eos}{any}{content}{eos}", "{eos} is not allowed"},
         {"{any}{content}{eos}{any}{content}{eos}", "{any} twice"},
         {"{begin}a{begin}b{any}{content}{eos}", "{begin} twice"},
+        {"{system}{content}<|x|>{next}{any}{content}{eos}", "{next}, which allows only text before it"},
+        {"{system}{role}{content}{next}{any}{content}{eos}", "{next}, which allows only text before it"},
+        {"{system}{content}{next}a{any}{content}{eos}", "'a{any}{content}{eos}' follows {next}"},
+        {"{system}{next}{content}{any}{content}{eos}", "{next} is not allowed"},
+        {"{user}{content}{next}{any}{content}{eos}", "{next} is not allowed in section {user}"},
+        {"{any}{content}{next}", "{next} is not allowed in section {any}"},
         {"{any}{content}{", "'{' is not a tag"},
         {"{any}{con tent}{eos}", "'{con tent}{eos}' is not a tag"},
     };
@@ -221,8 +262,10 @@ static void test_long_templates(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chatml), cmocka_unit_test(test_llama),         cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_own),    cmocka_unit_test(test_bad_templates), cmocka_unit_test(test_long_templates),
+        cmocka_unit_test(test_chatml),         cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_plain),          cmocka_unit_test(test_own),
+        cmocka_unit_test(test_joined),         cmocka_unit_test(test_bad_templates),
+        cmocka_unit_test(test_long_templates),
     };
     return cmocka_run_group_tests_name("chat", tests, setup, teardown);
 }

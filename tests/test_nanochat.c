@@ -125,7 +125,7 @@ static void test_rows(void **state) {
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}," CALL ",\"reasoning_content\":\"hm\"}]}",
          "--template nanochat", "cannot be written before a content with parts of type python"},
         {"{\"messages\":[{\"role\":\"system\",\"content\":\"q\"}," CALL "}]}", "--template nanochat",
-         "has no section for role 'system'"}};
+         "the message of role system must be followed by a user's message"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char command[300];
         put("bad.jsonl", bad[i][0]);

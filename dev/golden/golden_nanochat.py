@@ -96,6 +96,9 @@ conversations = [
                                                                            ("python", "<|python_end|>"))],
     [user("a"), assistant(("python", "100/8"), ("python_output", "12.5"), ("text", "12.5")), user("b"),
      assistant(("text", "what does it say"))],
+    [{"role": "system", "content": "You are a calculator."}, user("What is 12 * 34?"), assistant("The answer is 408."),
+     user("and 7 + 8"), assistant(("python", "7+8"), ("python_output", "15"))],
+    [{"role": "system", "content": ""}, user("\nhm"), assistant("what")],
     [user("ünïcödé 漢字 🙂"), assistant(("python", "'é'.count('é')"), ("python_output", "1"), ("text", "漢"))],
 ]
 for messages in conversations:

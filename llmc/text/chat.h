@@ -7,6 +7,8 @@
  *   {begin}TEXT                     once, before the first message
  *   {user}PREFIX{content}SUFFIX     for messages of role user; likewise {system}, {assistant} or any other role
  *   {any}PREFIX{content}SUFFIX      for roles without their own section
+ *   {system}PREFIX{content}SUFFIX{next}   such a message is joined with the user's message that follows: the three texts
+ *                                   are put before its content
  *   {python}PREFIX{content}SUFFIX   for calls within an assistant's content; {python_output} for their results
  *
  * In these texts, {role} is the role's name, {eos} is the tokenizer's end-of-text token, \n and \t are newline and tab,
@@ -15,7 +17,7 @@
  *
  *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
  *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
- *   nanochat {begin}<|bos|>{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}
+ *   nanochat {begin}<|bos|>{system}{content}\n\n{next}{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}
  *            <|assistant_end|>{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}
  *            <|output_end|>   (one line; karpathy/nanochat, render_conversation() of nanochat/tokenizer.py)
  *   plain    {any}{content}{assistant}{content}{eos}
@@ -54,8 +56,8 @@
 #define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"
 #define CHAT_LLAMA  "{begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>"
 #define CHAT_PLAIN  "{any}{content}{assistant}{content}{eos}"
-#define CHAT_NANOCHAT                                                                                                  \
-    "{begin}<|bos|>{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}<|assistant_end|>"  \
+#define CHAT_NANOCHAT                                                                                                                              \
+    "{begin}<|bos|>{system}{content}\\n\\n{next}{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}<|assistant_end|>" \
     "{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}<|output_end|>"
 
 /* Limits of a custom template, which is read in linear time otherwise. */
@@ -88,6 +90,7 @@ typedef struct ChatText {
 typedef struct ChatSection {
     char *role;
     ChatText prefix, suffix;
+    bool joins; /* with the user's message that follows */
 } ChatSection;
 
 typedef struct ChatTemplate {
@@ -185,7 +188,23 @@ static inline bool chat_open_section(ChatTemplate *c, const char *name, ChatText
     return true;
 }
 
-/* Handles a tag: {role} and {eos} are pieces, {content} switches to the suffix, any other tag opens a section. */
+/* Ends a section whose message is joined with the next one. Its texts become part of a content. */
+static inline bool chat_join_section(ChatSection *section, ChatText **text, Error *e) {
+    const ChatText *const texts[] = {&section->prefix, &section->suffix};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < texts[k]->count; i++)
+            if (texts[k]->pieces[i].kind != CHAT_WORDS)
+                return error_set(e, "chat template: section {%s} has {next}, which allows only text before it",
+                                 section->role);
+    if (!strcmp(section->role, "user") || !strcmp(section->role, "assistant") || !strcmp(section->role, "any"))
+        return error_set(e, "chat template: {next} is not allowed in section {%s}", section->role);
+    section->joins = true;
+    *text = NULL;
+    return true;
+}
+
+/* Handles a tag: {role} and {eos} are pieces, {content} switches to the suffix, {next} ends it, any other tag opens a
+ * section. */
 static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **text, bool *open, Error *e) {
     ChatSection *section = c->count ? &c->sections[c->count - 1] : NULL;
     const bool in_prefix = section && *text == &section->prefix;
@@ -194,7 +213,9 @@ static inline bool chat_parse_tag(ChatTemplate *c, const char *name, ChatText **
     else if (in_prefix && !strcmp(name, "content")) {
         *text = &section->suffix;
         *open = false;
-    } else if (!strcmp(name, "role") || !strcmp(name, "content") || !strcmp(name, "eos"))
+    } else if (section && *text == &section->suffix && !strcmp(name, "next"))
+        return chat_join_section(section, text, e);
+    else if (!strcmp(name, "next") || !strcmp(name, "role") || !strcmp(name, "content") || !strcmp(name, "eos"))
         return error_set(e, "chat template: {%s} is not allowed at this place", name);
     else if (*open) return error_set(e, "chat template: section {%s} has no {content}", section->role);
     else {
@@ -214,7 +235,9 @@ static inline bool chat_parse_sections(ChatTemplate *c, const char *s, Error *e)
         size_t step = tag ? tag : special ? special : s[0] == '\\' && s[1] ? 2 : 1;
         if (tag) {
             if (!chat_parse_tag(c, name, &text, &open, e)) return false;
-        } else if (!text)
+        } else if (!text && c->count)
+            return error_set(e, "chat template: '%.20s' follows {next}, expected another section", s);
+        else if (!text)
             return error_set(
                 e,
                 "chat template '%.60s': expected chatml, llama, nanochat, plain, or a text that begins with "
@@ -423,10 +446,73 @@ static inline bool chat_render_conversation(const ChatTemplate *c, const json_t 
 
 /* ---- conversations --------------------------------------------------------------------------------------------- */
 
-/* Appends the tokens of `count` messages in a template with sections. See chat_encode_flags(). */
-static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
-                                        const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
-                                        uint8_t **mask, Error *e) {
+/* The messages of a conversation after those of sections with {next} have been joined with the next ones. */
+typedef struct ChatJoined {
+    const ChatMessage *messages;
+    const uint8_t *flags; /* or NULL */
+    int count;
+    ChatMessage *new_messages; /* NULL: nothing was joined */
+    uint8_t *new_flags;
+    char **texts; /* (count) contents that were made */
+} ChatJoined;
+
+static inline void chat_joined_free(ChatJoined *j) {
+    for (int i = 0; j->texts && i < j->count; i++) free(j->texts[i]);
+    free(j->new_messages), free(j->new_flags), free(j->texts);
+    *j = (ChatJoined){0};
+}
+
+/* Whether the message belongs to a section with {next}. */
+static inline bool chat_joins(const ChatTemplate *c, const ChatMessage *m, int flag) {
+    const ChatSection *section = flag & CHAT_PART ? NULL : chat_section(c, m->role);
+    return section && section->joins;
+}
+
+/* The content of a message that is joined with the message m[1]. */
+static inline char *chat_join_contents(const ChatTemplate *c, const ChatMessage *m) {
+    const ChatSection *section = chat_section(c, m->role);
+    TextBuffer b = {0};
+    for (int i = 0; i < section->prefix.count; i++) text_string(&b, section->prefix.pieces[i].text.text);
+    text_string(&b, m->content);
+    for (int i = 0; i < section->suffix.count; i++) text_string(&b, section->suffix.pieces[i].text.text);
+    text_string(&b, m[1].content);
+    return b.text;
+}
+
+static inline bool chat_join(const ChatTemplate *c, const ChatMessage *messages, const uint8_t *flags, int count,
+                             ChatJoined *j, Error *e) {
+    bool any = false;
+    *j = (ChatJoined){.messages = messages, .flags = flags, .count = count};
+    for (int i = 0; i < count; i++) any = any || chat_joins(c, &messages[i], flags ? flags[i] : 0);
+    if (!any) return true;
+    j->messages = j->new_messages = (ChatMessage *)xcalloc((size_t)count, sizeof *j->new_messages);
+    j->flags = j->new_flags = (uint8_t *)xcalloc((size_t)count, 1);
+    j->texts = (char **)xcalloc((size_t)count, sizeof *j->texts);
+    j->count = 0;
+    for (int i = 0; i < count; i++) {
+        const bool joins = chat_joins(c, &messages[i], flags ? flags[i] : 0);
+        if (joins && (i + 1 == count || strcmp(messages[i + 1].role, "user"))) {
+            chat_joined_free(j);
+            return error_set(e,
+                             "chat template: the message of role %s must be followed by a user's message, with "
+                             "which it is joined",
+                             messages[i].role);
+        }
+        const int at = j->count++;
+        if (joins) j->texts[at] = chat_join_contents(c, &messages[i]);
+        i += joins;
+        j->new_messages[at] = (ChatMessage){messages[i].role, joins ? j->texts[at] : messages[i].content};
+        j->new_flags[at] = flags ? flags[i] : 0;
+    }
+    return true;
+}
+
+/* Appends the tokens of messages in a template with sections. See chat_encode_flags(). */
+static inline bool chat_encode_messages(const ChatTemplate *c, const Tokenizer *t, const ChatJoined *joined,
+                                        bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
+    const ChatMessage *messages = joined->messages;
+    const uint8_t *flags = joined->flags;
+    const int count = joined->count;
     const int32_t stop = chat_stop_token(c, t);
     if (stop < 0)
         return error_set(
@@ -470,7 +556,13 @@ static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *
 static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
                                      const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
                                      uint8_t **mask, Error *e) {
-    if (!c->model) return chat_encode_sections(c, t, messages, flags, count, generation_prompt, out, mask, e);
+    if (!c->model) {
+        ChatJoined joined;
+        if (!chat_join(c, messages, flags, count, &joined, e)) return false;
+        const bool ok = chat_encode_messages(c, t, &joined, generation_prompt, out, mask, e);
+        chat_joined_free(&joined);
+        return ok;
+    }
     json_t *conversation = chat_conversation(messages, flags, count, e);
     const bool ok =
         conversation && chat_encode_conversation(c, t, conversation, generation_prompt, false, out, mask, NULL, e);
@@ -527,6 +619,8 @@ static inline bool chat_encode_answer(const ChatTemplate *c, const Tokenizer *t,
         const char *role = json_string_value(json_object_get(message, "role"));
         const char *content = json_string_value(json_object_get(message, "content"));
         const ChatSection *section = chat_find_section(c, role, e);
+        if (section && section->joins)
+            return error_set(e, "chat template: a message of role %s has no place after an answer", role);
         ok = section && chat_encode_text(&section->prefix, t, role, out, e) &&
              tokenizer_encode(t, content, strlen(content), TOKENIZER_CONTINUES, out, e) &&
              chat_encode_text(&section->suffix, t, role, out, e);
@@ -544,15 +638,11 @@ static inline void chat_render_text(const ChatText *text, const Tokenizer *t, co
     }
 }
 
-/* Appends the messages as the text that chat_encode_flags() encodes. */
-static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
-                               const uint8_t *flags, int count, bool generation_prompt, TextBuffer *out, Error *e) {
-    if (c->model) {
-        json_t *conversation = chat_conversation(messages, flags, count, e);
-        const bool ok = conversation && chat_render_conversation(c, conversation, generation_prompt, out, e);
-        json_decref(conversation);
-        return ok;
-    }
+static inline bool chat_render_messages(const ChatTemplate *c, const Tokenizer *t, const ChatJoined *joined,
+                                        bool generation_prompt, TextBuffer *out, Error *e) {
+    const ChatMessage *messages = joined->messages;
+    const uint8_t *flags = joined->flags;
+    const int count = joined->count;
     bool open = false;
     chat_render_text(&c->begin, t, "", out);
     for (int i = 0; i < count + generation_prompt; i++) {
@@ -569,6 +659,22 @@ static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const 
         if (!open || part) chat_render_text(&section->suffix, t, role, out);
     }
     return true;
+}
+
+/* Appends the messages as the text that chat_encode_flags() encodes. */
+static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
+                               const uint8_t *flags, int count, bool generation_prompt, TextBuffer *out, Error *e) {
+    if (c->model) {
+        json_t *conversation = chat_conversation(messages, flags, count, e);
+        const bool ok = conversation && chat_render_conversation(c, conversation, generation_prompt, out, e);
+        json_decref(conversation);
+        return ok;
+    }
+    ChatJoined joined;
+    if (!chat_join(c, messages, flags, count, &joined, e)) return false;
+    const bool ok = chat_render_messages(c, t, &joined, generation_prompt, out, e);
+    chat_joined_free(&joined);
+    return ok;
 }
 
 #endif
