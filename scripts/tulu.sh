@@ -10,15 +10,16 @@
 #
 # Control: RLVR from the SFT model without DPO.
 # shellcheck disable=SC1091
-: "${DPO_RATE:=3e-5}"
+[ -n "${LOOP_MODEL:-}" ] || : "${DPO_RATE:=3e-5}"
 cd "$(dirname "$0")/.." && . scripts/loop.sh
-: "${RL_STEPS:=240}"
+: "${RL_STEPS:=240}" "${PROMPTS:=32}"
 
 # rlvr MODEL FROM
 rlvr() {
-    stage "$1.bin" ./train_grpo -c "$2.bin" -i "$out/problems.shard" -o "$1.bin" --num-prompts 32 --num-generations 8 \
-        --max-completion-length 12 --max-steps "$RL_STEPS" --reward verify --beta 0.05 --learning-rate 5e-4 --warmup-steps 5 \
-        --adam-beta2 0.99 --slots 256 --logging-steps 20 --metrics "$1.metrics.jsonl" --seed "$seed"
+    # shellcheck disable=SC2086,SC2154
+    stage "$1$ext" ./train_grpo -c "$2$ext" -i "$out/problems.shard" -o "$1$ext" --num-prompts "$PROMPTS" --num-generations 8 $training \
+        --max-completion-length "$ANSWER_TOKENS" --max-steps "$RL_STEPS" --reward verify --beta 0.05 --learning-rate "$RL_RATE" \
+        --warmup-steps 5 --adam-beta2 0.99 --slots 256 --logging-steps 20 --metrics "$1.metrics.jsonl" --seed "$seed"
 }
 
 say "Tulu 3's recipe (seed $seed)"
@@ -31,8 +32,9 @@ stage "$out/adds.jsonl" ./data/make_tasks --task add --digits 2 --count 300 --se
 tasks "$out/sorts.jsonl" $((seed * 100 + 8)) 600 --format chat
 pick "$out/clean" -i "$out/sorts.jsonl" --decontaminate "$out/held.jsonl" --ngram 5
 for rows in clean adds; do shard "$out/$rows"; done
-stage "$out/sft.bin" ./train_sft -c "$base" -i "$out/clean.shard:3" -i "$out/adds.shard:1" -o "$out/sft.bin" --max-steps "$STEPS" \
-    --batch-tokens 1536 --learning-rate 5e-4 --warmup-steps 5 --logging-steps 20 --metrics "$out/sft.metrics.jsonl" --seed "$seed"
+# shellcheck disable=SC2086
+stage "$out/sft$ext" ./train_sft -c "$base" -i "$out/clean.shard:3" -i "$out/adds.shard:1" -o "$out/sft$ext" --max-steps "$STEPS" \
+    --batch-tokens 1536 $training --learning-rate 5e-4 --warmup-steps 5 --logging-steps 20 --metrics "$out/sft.metrics.jsonl" --seed "$seed"
 row "SFT on the mixture" "$out/sft" "$out/clean"
 samples "$out/samples" "$out/sft" "$out/problems.jsonl"
 pick "$out/pairs" -i "$out/samples.jsonl" --group index --pairs right --pairs-per-group 2 --as preference

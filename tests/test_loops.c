@@ -46,6 +46,8 @@ static void rejection_sampling(void **state) {
     assert_holds(said, "rft: one: the seed must be a whole number");
     run(2, "scripts/rft.sh 1 2");
     assert_holds(said, "rft: 2: unexpected argument");
+    run(2, "LOOP_MODEL=$T/own.safetensors scripts/rft.sh 1");
+    assert_holds(said, "rft: LOOP_MODEL: only star.sh and tulu.sh run with a real model");
 }
 
 /* Every solution that is kept is right, and the prompts have no hint. */
@@ -73,6 +75,24 @@ static void self_taught(void **state) {
         json_decref(row);
     }
     free(kept);
+}
+
+/* A loop with a model that is given begins with adapters for problems in words. This model has learned nothing, and solves none. */
+static void own_model(void **state) {
+    (void)state;
+    run(0, "data/make_tasks --task word --level 1 --count 8 --format chat -o $T/words.jsonl && "
+           "data/make_shard -i $T/words.jsonl -o $T/words.shard --template plain && "
+           "./train_sft --layers 1 --width 32 --heads 2 --context 160 -i $T/words.shard -o $T/own.safetensors -x 1");
+    run(1, TINY "LOOP_MODEL=$T/own.safetensors SHOWN=40 BASE_STEPS=2 scripts/star.sh 3");
+    assert_holds(out, "\nbase                             0.0 %     0.0 %     0.0 %");
+    assert_holds(said, "star: a stage failed: ./data/make_shard ");
+    run(0, "cat $T/loops/star-3/log");
+    assert_holds(out, " -o loops/base-3/base.safetensors --max-steps 2 ");
+    assert_holds(out, " --lora-rank 16 --dtype bf16 ");
+    assert_int_equal(rows_of("loops/star-3/star1.kept.jsonl"), 0);
+    char *held = text_of(files_path("loops/base-3/heldout.jsonl"));
+    assert_int_equal(lines_with(held, "How many "), 40);
+    free(held);
 }
 
 /* The answers that SPIN counts are those that differ from the demonstrations; the margin is over all held-out problems. */
@@ -166,8 +186,8 @@ static void page_of_chapters(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(rejection_sampling), cmocka_unit_test(self_taught),
-                                       cmocka_unit_test(self_play),          cmocka_unit_test(constitution),
-                                       cmocka_unit_test(self_rewarding),     cmocka_unit_test(chapters),
-                                       cmocka_unit_test(page_of_chapters)};
+                                       cmocka_unit_test(own_model),          cmocka_unit_test(self_play),
+                                       cmocka_unit_test(constitution),       cmocka_unit_test(self_rewarding),
+                                       cmocka_unit_test(chapters),           cmocka_unit_test(page_of_chapters)};
     return cmocka_run_group_tests_name("loops", tests, models_setup, models_teardown);
 }
