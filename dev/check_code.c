@@ -3,19 +3,22 @@
  *     build/check_code escapes bwrap          the programs of tests/code/escapes.txt: none may reach anything or stay
  *     build/check_code cheats bwrap           those of tests/code/cheats.txt, in every form of test
  *     build/check_code verdicts bwrap FILE    programs of dev/code_mutants.py: the verdict of a plain run
+ *     build/check_code solutions bwrap FILE   the solutions in a file of HumanEval or MBPP: all pass
  *     build/check_code speed bwrap 2 400      400 completions on 2 workers, with and without the pool
  *
  * Exit status 1 if one of them fails.
  */
-#include "../llmc/base/clock.h"           /* clock_seconds */
-#include "../llmc/base/error.h"           /* die, Error, xcalloc, usage_error */
-#include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/options.h"         /* option_choice_index */
-#include "../llmc/reward/code_judge.h"    /* CodeJudge, CodeVerdict, code_judge_score, CODE_REWARD_ALL, ... */
-#include "../llmc/reward/verify_answer.h" /* RewardInput */
-#include "../llmc/sandbox/sandbox.h"      /* SANDBOX_CHOICES, Sandbox, sandbox_close, sandbox_name, ... */
-#include "../llmc/sandbox/sandbox_run.h"  /* SandboxRun, sandbox_outcome_name, SANDBOX_OUTCOMES, ... */
-#include "../tests/code.h"                /* CodeSample, code_samples, code_samples_free */
+#include "../llmc/base/clock.h"              /* clock_seconds */
+#include "../llmc/base/error.h"              /* die, Error, xcalloc, usage_error */
+#include "../llmc/base/jsonl.h"              /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
+#include "../llmc/base/options.h"            /* option_choice_index */
+#include "../llmc/reward/code_judge.h"       /* CodeJudge, code_judge_score, CodeOptions, CodeRow, ... */
+#include "../llmc/reward/code_reward.h"      /* CodeVerdict, CODE_REWARD_ALL, code_reward */
+#include "../llmc/reward/verify_answer.h"    /* RewardInput */
+#include "../llmc/sandbox/sandbox.h"         /* SANDBOX_CHOICES, Sandbox, sandbox_close, sandbox_name, ... */
+#include "../llmc/sandbox/sandbox_outcome.h" /* sandbox_outcome_name, SANDBOX_OUTCOMES, SANDBOX_FAILED, ... */
+#include "../llmc/sandbox/sandbox_run.h"     /* SandboxRun, sandbox_run_end, SandboxProgram, sandbox_run_begin, ... */
+#include "../tests/code.h"                   /* CodeSample, code_samples, code_samples_free */
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
@@ -158,6 +161,43 @@ static int verdicts(CodeJudge *j, const char *path) {
     return differences;
 }
 
+/* Runs the solution that each row of a file has: the canonical_solution of HumanEval, the code of MBPP. Prints those that do not
+ * pass, and how many tests stay outside of the sandbox. Returns the number of those that do not pass. */
+static int solutions(CodeJudge *j, const char *path) {
+    Error e;
+    Jsonl lines;
+    json_t *row;
+    int more, n = 0, failures = 0, tests = 0, weak = 0;
+    const double start = clock_seconds();
+    if (!jsonl_open(&lines, path, false, &e)) die("%s", e.text);
+    while ((more = jsonl_next(&lines, &row, &e)) > 0) {
+        const char *solution = json_string_value(json_object_get(row, "canonical_solution"));
+        if (!solution) solution = json_string_value(json_object_get(row, "code"));
+        if (!solution) die("%s: line %d: there is no canonical_solution and no code", path, n + 1);
+        char *fields = json_dumps(row, JSON_COMPACT),
+             *id = json_dumps(json_object_get(row, "task_id"), JSON_ENCODE_ANY);
+        const RewardInput in = {
+            .prompt = json_string_value(json_object_get(row, "prompt")), .completion = solution, .fields = fields};
+        CodeVerdict v;
+        if (!code_judge_score(j, &in, 1, true, &v, &e)) die("%s", e.text);
+        const CodeRow *r = code_judge_row(j, &in, &e);
+        if (!r) die("%s", e.text);
+        n++;
+        tests += v.tests;
+        weak += r->weak;
+        if (code_reward(&v, CODE_REWARD_ALL, 0) != 1) {
+            failures++;
+            printf("%s: %s, %d of %d tests\n", id ? id : "", sandbox_outcome_name(v.outcome), v.passed, v.tests);
+        }
+        free(fields), free(id);
+    }
+    if (more < 0) die("%s", e.text);
+    jsonl_close(&lines);
+    printf("%d solutions with %d tests, %d of them weak: %d do not pass; %.0f s\n", n, tests, weak, failures,
+           clock_seconds() - start);
+    return failures;
+}
+
 /* Processor seconds of this process and of all that it started and that have ended; their orphans are its children. */
 static double processor_seconds(void) {
     double sum = 0;
@@ -208,9 +248,10 @@ int main(int argc, char **argv) {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     if (argc < 3) usage_error("escapes|cheats|speed and bwrap|landlock|none are required");
     o.sandbox.kind = option_choice_index(SANDBOX_CHOICES, argv[2]);
-    const bool compares = !strcmp(argv[1], "verdicts");
+    const bool solves = !strcmp(argv[1], "solutions"), compares = solves || !strcmp(argv[1], "verdicts");
     o.sandbox.workers = argc > 3 && !compares ? atoi(argv[3]) : 0;
-    o.timeout = 2;
+    o.timeout = !strcmp(argv[1], "solutions") ? 30 : 2;
+    o.total = 120;
     if (!strcmp(argv[1], "escapes")) {
         if (!sandbox_open(&box, &o.sandbox, &e)) die("%s", e.text);
         const int failures = escapes();
@@ -219,8 +260,10 @@ int main(int argc, char **argv) {
     }
     if (!code_judge_open(&j, &o, &e)) die("%s", e.text);
     int failures = 0;
-    if (compares && argc < 4) usage_error("verdicts: a file of dev/code_mutants.py is required");
+    if (compares && argc < 4)
+        usage_error("verdicts: a file of dev/code_mutants.py is required; solutions: of HumanEval or MBPP");
     if (!strcmp(argv[1], "cheats")) failures = cheats(&j);
+    else if (solves) failures = solutions(&j, argv[3]);
     else if (compares) failures = verdicts(&j, argv[3]);
     else {
         const int n = argc > 4 ? atoi(argv[4]) : 200;

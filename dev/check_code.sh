@@ -6,6 +6,7 @@
 #   1  tests/code/escapes.txt: hostile programs must reach nothing, and end with their time
 #   2  tests/code/cheats.txt: programs that try to get a reward otherwise, in every form of test
 #   3  programs with one token changed: the verdicts of a plain run without a sandbox
+#      $SOLUTIONS, files of HumanEval or MBPP: the solution of every row must pass
 #   4  completions a second, by the number of workers, with and without the pool, and without a sandbox
 #   5  a small model that writes `def f(x):return x+B` or `exit()` learns the B of one problem from the reward `code`, and not
 #      from `random`; from a command that passes by its exit status alone it learns to leave with status 0
@@ -34,6 +35,7 @@ $container build/check_code cheats "$kind" || status=1
 echo "== 3 verdicts"
 dev/code_mutants.py >"$work/mutants.jsonl"
 build/check_code verdicts "$kind" "$work/mutants.jsonl" || status=1
+for file in ${SOLUTIONS-}; do build/check_code solutions "$kind" "$file" || status=1; done
 echo "== 4 speed"
 for workers in 1 2 4; do build/check_code speed "$kind" "$workers" 300; done
 build/check_code speed none 2 300 2>/dev/null

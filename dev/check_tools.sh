@@ -6,7 +6,7 @@
 #           learns by GRPO to report what the tool `search` finds about keys that no training file asks for; and does not without
 #           the tool, with a random reward, if the values of the corpus are permuted, or if the results are noise. $SEEDS (42 43)
 #           are the seeds of the runs; the controls have the first one
-#   masking the same runs with --state-masking false: the loss is over observed tokens, too. Fails if a run learns as much
+#   masking the same runs with --state-masking false: the loss is over observed tokens, too
 #   guess   a model trains with the game of scripts/guess.py after demonstrations of which half guess at random: its mean
 #           reward, the share of games that it wins, and the mean turns of those; fails if the mean reward is below bisection's
 #           by more than a tenth of a turn costs

@@ -11,11 +11,11 @@
 #include "../llmc/reward/rewards.h"          /* rewards_open, Rewards, rewards_close, rewards_scorable, ... */
 #include "../llmc/reward/verify_answer.h"    /* RewardInput, verify_span */
 #include "../llmc/sandbox/sandbox.h"         /* SANDBOX_BWRAP, SANDBOX_NONE, Sandbox, sandbox_name, ... */
-#include "../llmc/sandbox/sandbox_outcome.h" /* SANDBOX_PASS, SANDBOX_WRONG, SANDBOX_ERROR, SANDBOX_COMPILE, ... */
+#include "../llmc/sandbox/sandbox_outcome.h" /* SANDBOX_PASS, SANDBOX_WRONG, SANDBOX_ERROR, ... */
 #include "code.h"                            /* CodeSample, code_samples, code_samples_free */
 #include "files.h"                           /* files_assert_error, files_directory, files_setup, ... */
 #include "shards.h"                          /* refused */
-#include "shell.h"                           /* assert_holds, run, said, put, ... */
+#include "shell.h"                           /* run, assert_holds, said, put, ... */
 
 static CodeJudge judge;
 
@@ -279,6 +279,62 @@ static void test_forms(void **state) {
     assert_true(verdict("{\"tests\":3}", right, true).unscorable);
 }
 
+/* Rows as HumanEval and MBPP have them, with their solutions: what a solution may use, and wrong ones. */
+static void test_published_rows(void **state) {
+    (void)state;
+    static const struct {
+        const char *row, *right, *wrong;
+        int tests;
+    } cases[] = {
+        {"{\"task_id\":\"HumanEval/0\",\"prompt\":\"from typing import List\\n\\n\\ndef total(numbers: List[int]) -> int:\\n"
+         "    \\\"\\\"\\\" The sum.\\n    >>> total([1, 2])\\n    3\\n    \\\"\\\"\\\"\\n\",\"entry_point\":\"total\",\"test\":\"\\n\\n"
+         "METADATA = {\\n    'author': 'x'\\n}\\n\\n\\ndef check(candidate):\\n    assert candidate([1, 2]) == 3\\n"
+         "    assert candidate([]) == 0, \\\"empty\\\"\\n    assert abs(candidate([5]) - 5) < 1e-6\\n\\n\"}",
+         "    s = 0\n    for x in numbers:\n        s += x\n    return s\n", "    return sum(numbers) - 1\n", 3},
+        {"{\"text\":\"Count.\",\"task_id\":88,\"test_setup_code\":\"\",\"test_list\":[\"assert count([1,1,2])==({1: 2, 2: 1})\"],"
+         "\"challenge_test_list\":[]}",
+         "import collections\r\ndef count(l):\r\n  count= collections.Counter(l)\r\n  return count",
+         "import collections\ndef count(l):\n  return collections.Counter(l + [1])", 1},
+        {"{\"text\":\"Group.\",\"task_id\":653,\"test_list\":[\"assert group([(1, 2), (1, 3)]) == {1: [2, 3]}\"]}",
+         "from collections import defaultdict\ndef group(l):\n  d = defaultdict(list)\n  for k, v in l: d[k].append(v)\n  return d",
+         "from collections import OrderedDict\ndef group(l):\n  return OrderedDict(l)", 1},
+        {"{\"text\":\"Match.\",\"task_id\":737,\"test_list\":[\"assert vowel('annie')\",\"assert not vowel('dawood')\"]}",
+         "import re\ndef vowel(s):\n  return re.search('^[aeiou]', s)",
+         "import re\ndef vowel(s):\n  return re.search('n|d', s)", 2},
+        {"{\"text\":\"Height.\",\"task_id\":927,\"test_setup_code\":\"root = Node(1)\\r\\nroot.left = Node(2)\","
+         "\"test_list\":[\"assert (height(root)) == 2\"]}",
+         "class Node:\n  def __init__(self, x):\n    self.x, self.left = x, None\ndef height(n):\n  return height(n.left) + 1 if n else 0",
+         "class Node:\n  def __init__(self, x):\n    self.x, self.left = x, None\ndef height(n):\n  return 1", 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Error e;
+        CodeVerdict v;
+        json_t *row = json_loads(cases[i].row, 0, NULL);
+        assert_non_null(row);
+        RewardInput in = {.prompt = json_string_value(json_object_get(row, "prompt")), .fields = cases[i].row};
+        in.completion = cases[i].right;
+        assert_true(code_judge_score(&judge, &in, 1, false, &v, &e));
+        if (v.outcome || v.passed != cases[i].tests || v.tests != cases[i].tests)
+            fail_msg("row %zu: %s, %d of %d", i, sandbox_outcome_name(v.outcome), v.passed, v.tests);
+        in.completion = cases[i].wrong;
+        assert_true(code_judge_score(&judge, &in, 1, false, &v, &e));
+        assert_int_equal(v.outcome, SANDBOX_WRONG);
+        assert_true(v.passed < v.tests);
+        json_decref(row);
+    }
+    /* the same through a shard, as make_shard reads the files */
+    put("humaneval.jsonl",
+        "{\"task_id\":\"HumanEval/0\",\"prompt\":\"def f(x):\\n\",\"entry_point\":\"f\",\"canonical_solution\":"
+        "\"    return x\",\"test\":\"def check(candidate):\\n    assert candidate(1) == 1\"}\n");
+    put("mbpp.jsonl", "{\"text\":\"Write f.\",\"code\":\"def f(x): return x\",\"task_id\":1,\"test_setup_code\":\"\","
+                      "\"test_list\":[\"assert f(1) == 1\"],\"challenge_test_list\":[]}\n");
+    run(0,
+        "./data/make_shard -q -i $T/humaneval.jsonl -o $T/h.shard --kind prompt --task code && ./evaluate --audit-tests -i $T/h.shard --sandbox none");
+    assert_holds(said, "1 prompts with 1 tests, 0.0 % of them weak");
+    run(0,
+        "./data/make_shard -q -i $T/mbpp.jsonl -o $T/m.shard --prompt-field text --task code && ./evaluate --audit-tests -i $T/m.shard --sandbox none");
+    assert_holds(said, "1 prompts with 1 tests, 0.0 % of them weak");
+}
+
 /* Rewards from verdicts: all, a share, a threshold; the part of --reward, and a task of verify. */
 static void test_rewards_of_code(void **state) {
     (void)state;
@@ -481,6 +537,7 @@ int main(void) {
         cmocka_unit_test(test_outputs),
         cmocka_unit_test_setup_teardown(test_translation, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_forms, open_judge, close_judge),
+        cmocka_unit_test_setup_teardown(test_published_rows, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_rewards_of_code, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_machine_failure, open_judge, close_judge),
         cmocka_unit_test_setup_teardown(test_cheats, open_judge, close_judge),

@@ -92,6 +92,7 @@ typedef struct CodeRow {
     bool c;
     json_t *tests;       /* in the order in which they run: calls, then weak tests */
     char *setup, *entry; /* "" and NULL: none */
+    bool after;          /* the setup is run after the program, whose classes it may use */
     json_t *files, *run; /* of a command */
     int weak;            /* number of weak tests */
     char *why;           /* why its completions cannot be scored, or NULL */
@@ -277,6 +278,7 @@ static inline bool code_row_read(CodeJudge *j, CodeRow *r, const json_t *fields,
     r->form = code_form(fields);
     r->c = language ? !strcmp(language, "c") : j->o.language;
     r->setup = xstrdup(setup ? setup : "");
+    r->after = setup && !strcmp(field, "test_setup_code");
     r->entry = entry ? xstrdup(entry) : NULL;
     if (!code_tests_check(fields, &field, &why)) {
         char text[1200];
@@ -391,7 +393,7 @@ static inline void code_slot_begin(CodeJudge *j, CodeSlot *s) {
         json_object_set_new(request, "files", files);
     } else {
         if (program) json_object_set_new(request, "language", json_string(r->c ? "c" : "python"));
-        else json_object_set_new(request, "setup", json_string(r->setup));
+        else json_object_set_new(request, r->after ? "after" : "setup", json_string(r->setup));
         json_object_set(request, "source", source);
     }
     json_decref(source);

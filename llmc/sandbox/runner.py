@@ -58,7 +58,8 @@ class Odd(Exception):
 
 
 def plain(x, depth=0):
-    """A value as JSON: null, true, false, 1, "text", or ["tag", content]. The types are exact: no subclass, no __eq__."""
+    """A value as JSON: null, true, false, 1, "text", or ["tag", content]. The types are exact: no subclass, no __eq__. The
+    dictionaries of collections are read as what they hold."""
     kind = type(x)
     if depth > 64:
         raise Odd("nested more than 64 times")
@@ -76,8 +77,8 @@ def plain(x, depth=0):
             return ["u", x.encode("utf-8", "surrogatepass").hex()]
     if kind is bytes:
         return ["y", x.hex()]
-    if kind is dict:
-        return ["d", [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in x.items()]]
+    if kind is dict or (issubclass(kind, dict) and kind.__module__ == "collections"):
+        return ["d", [[plain(k, depth + 1), plain(v, depth + 1)] for k, v in dict.items(x)]]
     tags = {list: "l", tuple: "t", set: "s", frozenset: "s"}
     if kind in tags:
         return [tags[kind], [plain(v, depth + 1) for v in x]]
@@ -338,6 +339,8 @@ def run_calls(link, request):
         if request.get("setup"):
             exec(compile(request["setup"], "setup", "exec"), space)
         exec(compile(request["source"], "solution.py", "exec"), space)
+        if request.get("after"):
+            exec(compile(request["after"], "setup", "exec"), space)
         ready = {"outcome": "ready"}
     except (SyntaxError, ValueError) as e:
         inside = not isinstance(e, SyntaxError) or e.filename != "solution.py"
@@ -404,6 +407,13 @@ def asks(node):
     return not any(isinstance(n, (ast.Compare, ast.Lambda)) for n in ast.walk(node))
 
 
+def truth(node):
+    """An expression that is True or False: an object of any type can be true, such as a match of a regular expression."""
+    import ast
+
+    return "not not " + ast.unparse(node)
+
+
 def number_of(node):
     if not constant(node):
         return None
@@ -457,9 +467,9 @@ def translate_test(node):
     if found:
         return [found]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return [{"eval": ast.unparse(node.operand), "op": "false", "value": None}] if asks(node.operand) else None
+        return [{"eval": truth(node.operand), "op": "false", "value": None}] if asks(node.operand) else None
     if isinstance(node, ast.Call):
-        return [{"eval": ast.unparse(node), "op": "true", "value": None}] if asks(node) else None
+        return [{"eval": truth(node), "op": "true", "value": None}] if asks(node) else None
     names = {ast.Eq: "eq", ast.NotEq: "ne", ast.Is: "is", ast.IsNot: "is_not", ast.In: "in"}
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in names:
         left, right, op = node.left, node.comparators[0], names[type(node.ops[0])]

@@ -38,7 +38,7 @@
  *   mode        request                                       step                         answer
  *   program     language python|c|command; source or run;     input                        status or signal, or outcome
  *               files {name: text}                                                         output_limit; output, errors
- *   calls       setup, source                                 call, args; eval;            value; secret, asserts;
+ *   calls       setup, source, after                          call, args; eval;            value; secret, asserts;
  *                                                             check, secret                outcome wrong|error|memory, text
  *   translate                                                 tests; test, entry_point     tests
  */
