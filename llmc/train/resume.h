@@ -60,6 +60,7 @@ static inline bool resume_free(const char *option) {
                                           "dtype",
                                           "output-dtype",
                                           "reward-timeout",
+                                          "judge-injection",
                                           "agent-workers",
                                           "agent-timeout",
                                           "max-agent-failures",
