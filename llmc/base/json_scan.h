@@ -4,10 +4,11 @@
  * it is valid UTF-8. What is rare in rows of data is left to jansson: json_scan() then returns false, as it does for a text
  * that is no object. So it never accepts what jansson rejects, and its members are those of jansson.
  *
+ *     const char *text = "{\"prompt\": \"2+3=\", \"right\": true}";
  *     JsonScan s = {0};
- *     json_scan_want(&s, "right");
- *     if (json_scan(&s, text, n)) right = json_object_get(s.row, "right");   // valid until the next call
- *     else row = json_loadb(text, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &bad);
+ *     json_scan_want(&s, "right", 5);
+ *     if (json_scan(&s, text, strlen(text)))
+ *         printf("%d\n", json_is_true(json_object_get(s.row, "right")));   // valid until the next call
  *     json_scan_free(&s);
  */
 #ifndef LLMC_BASE_JSON_SCAN_H
