@@ -141,6 +141,28 @@ static inline void models_save(const Model *m, const char *name, bool bare, cons
     model_file_free(&f);
 }
 
+/* Writes a new model of a golden model's shape (tests/golden/families), with a token per byte, as a folder. */
+static inline void models_family(const char *golden, const char *folder, uint64_t seed) {
+    Error e;
+    Model like, m;
+    ModelFile f;
+    char path[256];
+    snprintf(path, sizeof path, "tests/golden/families/%s", golden);
+    if (!model_load(&like, &f, path, NULL, false, backend_cpu(), models_device, false, 0, NULL, &e))
+        fail_msg("%s", e.text);
+    ModelConfig c = like.config;
+    model_free(&like), model_file_free(&f);
+    c.vocab = 300;
+    c.padded_vocab = gpt2_padded_vocab(c.vocab);
+    c.context = 64;
+    f = (ModelFile){.lineage = json_array()};
+    if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
+    model_init(&m, seed);
+    if (!tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
+    if (!model_save(&m, &f, files_path(folder), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
+    model_free(&m), model_file_free(&f);
+}
+
 /* Logits (n, V) of all n positions, from one forward pass without a cache. */
 static inline float *models_logits(const Model *m, const int32_t *ids, int n) {
     Error e;

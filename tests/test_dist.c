@@ -508,6 +508,26 @@ static void ranks_that_do_not_start(void **state) {
     assert_holds(said, "train_sft: rank 0: not all of the 2 ranks have started within 2 s (--dist-timeout)");
 }
 
+#define FAMILY                                                                                                         \
+    "./train_sft -c $T/family -i $T/chat.shard -l 1e-3 --batch-tokens 256 --micro-tokens 64 --weight-decay 0.1 -x 4 "
+
+/* Each family has tensors that others lack; two ranks update all of them as one does, also with adapters. */
+static void families_are_the_same_on_two_ranks(void **state) {
+    NEEDS_MPI();
+    static const char *const name[] = {"llama-a", "qwen2", "qwen3-odd", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"};
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        const char *adapters = i % 4 == 3 ? "--lora-rank 2" : "";
+        models_family(name[i], "family/", 5);
+        sh(FAMILY "-o $T/one.safetensors --metrics $T/one.jsonl %s", adapters);
+        for (int zero = 1; zero <= 2; zero++) {
+            sh("$RANKS 2 " FAMILY "-o $T/many.safetensors --metrics $T/many.jsonl --zero %d %s", zero, adapters);
+            assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+            const double gap = weights_gap("one.safetensors", "many.safetensors");
+            if (!(gap < 1e-4)) fail_msg("%s, --zero %d: %g", name[i], zero, gap);
+        }
+    }
+}
+
 static void a_signal_on_any_rank_stops_all(void **state) {
     NEEDS_MPI();
     unlink(files_path("stop.jsonl"));
@@ -591,6 +611,7 @@ int main(void) {
                                        cmocka_unit_test(one_rank_is_no_rank),
                                        cmocka_unit_test(memory_is_shared_out),
                                        cmocka_unit_test(sft_is_the_same_on_any_number_of_ranks),
+                                       cmocka_unit_test(families_are_the_same_on_two_ranks),
                                        cmocka_unit_test(grpo_is_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(trajectories_are_the_same_on_any_number_of_ranks),
                                        cmocka_unit_test(agents_are_the_same_on_any_number_of_ranks),

@@ -15,31 +15,10 @@
 #include "shell.h"                    /* assert_holds, out, said, run */
 #include <sys/stat.h>
 
-/* A new Llama of the golden model's shape with a token per byte, as a folder. */
-static void make_llama(const char *folder, uint64_t seed) {
-    Error e;
-    Model golden, m;
-    ModelFile f;
-    if (!model_load(&golden, &f, "tests/golden/families/llama-a", NULL, false, backend_cpu(), models_device, false, 0,
-                    NULL, &e))
-        fail_msg("%s", e.text);
-    ModelConfig c = golden.config;
-    model_free(&golden), model_file_free(&f);
-    c.vocab = 300;
-    c.padded_vocab = gpt2_padded_vocab(c.vocab);
-    c.context = 64;
-    f = (ModelFile){.lineage = json_array()};
-    if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
-    model_init(&m, seed);
-    if (!tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
-    if (!model_save(&m, &f, files_path(folder), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
-    model_free(&m), model_file_free(&f);
-}
-
 static int setup(void **state) {
     if (letters_setup(state)) return 1;
-    make_llama("base/", 7);
-    make_llama("other/", 8);
+    models_family("llama-a", "base/", 7);
+    models_family("llama-a", "other/", 8);
     sh("./train_rm -c $T/base -i $T/prefs.shard -x 6 -o $T/rm/");
     return 0;
 }
