@@ -14,8 +14,8 @@
 #include "../llmc/model/backend.h"     /* DTYPE_FLOAT32, Device, MLP_SWIGLU, NORM_RMS */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, FAMILY_PHI3, POSITION_ROTARY, ... */
-#include "../llmc/model/model.h"       /* Model, model_init, model_new, model_download, ... */
-#include "../llmc/model/model_file.h"  /* model_save */
+#include "../llmc/model/model.h"       /* Model, model_init, model_new, model_free, ... */
+#include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
 #include "../llmc/model/tensors.h"     /* INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, TENSOR_ln1w, ... */

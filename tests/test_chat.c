@@ -1,8 +1,8 @@
 /* test_chat.c - chat templates: the built-in ones against their published forms, masks, custom templates, bad
  * templates. */
 #include "../llmc/base/error.h"     /* Error */
-#include "../llmc/base/text.h"      /* text_string, TokenList, text_free, TextBuffer, ... */
-#include "../llmc/text/chat.h"      /* chat_encode, chat_template_parse, ChatTemplate, chat_template_free, ... */
+#include "../llmc/base/text.h"      /* TokenList, text_free, text_string, token_list_free, ... */
+#include "../llmc/text/chat.h"      /* chat_encode, chat_template_parse, ChatTemplate, ChatMessage, ... */
 #include "../llmc/text/tokenizer.h" /* Tokenizer, tokenizer_bytes, tokenizer_decode, tokenizer_free */
 #include "files.h"                  /* files_assert_error, files_setup, files_teardown */
 

@@ -4,11 +4,11 @@
 #include "../llmc/base/error.h"           /* Error, die, xstrdup */
 #include "../llmc/base/io.h"              /* XXH3_64bits */
 #include "../llmc/base/jsonl.h"           /* Jsonl, jsonl_close, jsonl_next, jsonl_open */
-#include "../llmc/base/text.h"            /* text_free, TextBuffer, text_string, text_format, ... */
+#include "../llmc/base/text.h"            /* text_free, TextBuffer, text_string, TokenList, ... */
 #include "../llmc/records/shard.h"        /* shard_close, RECORD_CHAT, RECORD_PROMPT, RECORD_PREFERENCE, ... */
 #include "../llmc/text/chat.h"            /* chat_template_free, chat_template_parse, ChatTemplate, ... */
 #include "../llmc/text/jinja_chat.h"      /* jinja_chat_open, jinja_chat_spec, jinja_chat_stop */
-#include "../llmc/text/tokenizer.h"       /* tokenizer_free, Tokenizer, tokenizer_decode, tokenizer_add_special, ... */
+#include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_decode, tokenizer_add_special, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_assert_error, files_directory, files_put, ... */
 #include "shards.h"                       /* refused, assert_record, open_shard */

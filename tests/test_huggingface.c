@@ -18,7 +18,7 @@
 #include "../llmc/text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_load, tokenizer_store */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_directory */
-#include "models.h"                       /* models_device, refused, models_bytes, models_random, ... */
+#include "models.h"                       /* models_device, refused, models_bytes, models_new, ... */
 
 #include "../llmc/model/huggingface.h"              /* Huggingface, huggingface_close, huggingface_floats, ... */
 #include "../llmc/model/huggingface_config.h"       /* huggingface_config_read */

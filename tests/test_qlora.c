@@ -1,18 +1,18 @@
 /* test_qlora.c - models with quantised matrices equal models that hold the values of their blocks in float32. */
 #include "../llmc/base/error.h"        /* Error, xmalloc */
-#include "../llmc/base/random.h"       /* random_below, Random, random_normals, random_start */
-#include "../llmc/model/backend.h"     /* QUANT_Q8_0, QuantType, QUANT_Q4_0, QuantMatrix, ... */
+#include "../llmc/base/random.h"       /* Random, random_below, random_start, random_normals */
+#include "../llmc/model/backend.h"     /* QUANT_Q8_0, QuantType, QuantMatrix, QUANT_F32, ... */
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, LORA_ALL, LoraConfig, FAMILY_LLAMA, ... */
-#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_check_matrices, ... */
-#include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load_as, MODEL_Q8_0, ... */
+#include "../llmc/model/model.h"       /* Model, model_free, model_download, model_blocks_of, ... */
+#include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load_as, MODEL_BF16, ... */
 #include "../llmc/model/model_load.h"  /* model_file_free, ModelLoad, ModelFile, QUANTIZE_KEEP, ... */
 #include "../llmc/model/optimizer.h"   /* Optimizer, optimizer_free, optimizer_step */
 #include "../llmc/model/pack.h"        /* batch_free */
 #include "../llmc/model/peft.h"        /* peft_write */
 #include "../llmc/model/quantized.h"   /* quant_bytes, quant_decode, quant_encode */
-#include "../llmc/model/safetensors.h" /* Safetensors, SafeTensor, safetensors_find, safetensors_close, ... */
-#include "../llmc/model/tensors.h"     /* MATRIX_COUNT, TENSOR_fcw, TENSOR_wte, matrix_tensor, ... */
+#include "../llmc/model/safetensors.h" /* SafeTensor, Safetensors, safetensors_close, safetensors_find, ... */
+#include "../llmc/model/tensors.h"     /* matrix_tensor, FIRST_LORA_TENSOR, MATRIX_COUNT, TENSOR_wte, ... */
 #include "../llmc/model/transformer.h" /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "adapted.h"                   /* adapted_pass, ROWS, adapted_batch, adapted_randomize, ... */

@@ -1,18 +1,11 @@
 /* test_state_runs.c - the trainers with a tiny Llama, whose states no file of llm.c can hold: every trainer continues bit
  * for bit from a state, with all weights, with a critic, a moving reference, and with adapters, whose states need the base
  * again. Needs the trainers, generate, evaluate and data/. */
-#include "../llmc/base/error.h"       /* Error */
-#include "../llmc/cpu/cpu.h"          /* backend_cpu */
-#include "../llmc/model/config.h"     /* ModelConfig, gpt2_padded_vocab */
-#include "../llmc/model/model.h"      /* model_free, Model, model_init, model_new */
-#include "../llmc/model/model_file.h" /* MODEL_FLOAT32, model_load, model_save */
-#include "../llmc/model/model_load.h" /* ModelFile, model_file_free */
-#include "../llmc/text/tokenizer.h"   /* tokenizer_store */
-#include "files.h"                    /* files_path */
-#include "letters.h"                  /* letters_setup */
-#include "models.h"                   /* refused, models_device, models_bytes, models_teardown */
-#include "run.h"                      /* sh, weights_gap, assert_resumes, assert_same_file */
-#include "shell.h"                    /* assert_holds, out, said, run */
+#include "files.h"   /* files_path */
+#include "letters.h" /* letters_setup */
+#include "models.h"  /* refused, models_family, models_teardown */
+#include "run.h"     /* sh, weights_gap, assert_resumes, assert_same_file */
+#include "shell.h"   /* assert_holds, out, said, run */
 #include <sys/stat.h>
 
 static int setup(void **state) {

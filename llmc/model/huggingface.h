@@ -32,15 +32,15 @@
 #ifndef LLMC_MODEL_HUGGINGFACE_H
 #define LLMC_MODEL_HUGGINGFACE_H
 
-#include "../base/error.h"           /* Error, error_set, xstrdup, xcalloc, ... */
+#include "../base/error.h"           /* error_set, Error, xstrdup, xcalloc, ... */
 #include "../base/file_kind.h"       /* FILE_KIND_TEXT, file_kind_text */
-#include "../base/io.h"              /* file_slurp, XXH3_64bits, XXH3_64bits_update, XXH3_state_t, ... */
+#include "../base/io.h"              /* XXH3_64bits, XXH3_64bits_update, XXH3_state_t, XXH3_64bits_digest, ... */
 #include "../base/text.h"            /* TextBuffer, text_format, text_free, TokenList, ... */
 #include "../text/jinja_chat.h"      /* jinja_chat_open */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
 #include "../text/tokenizer_files.h" /* tokenizer_open_folder */
 #include "config.h"                  /* FAMILY_GPT2, ModelConfig */
-#include "huggingface_config.h"      /* huggingface_config_read, huggingface_family, huggingface_stops, ... */
+#include "huggingface_config.h"      /* huggingface_value, huggingface_config_read, huggingface_family, ... */
 #include "huggingface_names.h"       /* HuggingfacePart, HuggingfaceParts, huggingface_parts, ... */
 #include "safetensors.h"             /* SafeTensor, Safetensors, safetensors_floats, safetensors_close, ... */
 #include "tensors.h"                 /* TENSOR_wte */

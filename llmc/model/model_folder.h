@@ -4,19 +4,19 @@
 #ifndef LLMC_MODEL_MODEL_FOLDER_H
 #define LLMC_MODEL_MODEL_FOLDER_H
 
-#include "../base/error.h"     /* Error, error_set */
+#include "../base/error.h"     /* Error, xmalloc, error_set, xcalloc */
 #include "../base/text.h"      /* TokenList */
-#include "backend.h"           /* Backend, Device */
+#include "backend.h"           /* QuantMatrix, Backend, Blocks, Device, ... */
 #include "config.h"            /* ModelConfig */
 #include "gguf_model.h"        /* gguf_plan_padding */
 #include "huggingface.h"       /* Huggingface, huggingface_close, huggingface_floats, huggingface_hash, ... */
 #include "huggingface_names.h" /* HuggingfacePart */
 #include "huggingface_save.h"  /* HuggingfaceOutput, huggingface_save */
-#include "model.h"             /* Model, MODEL_CHUNK, ModelChunk, model_each_chunk */
-#include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, model_check_weights, ... */
+#include "model.h"             /* Model, model_blocks_of, MODEL_CHUNK, ModelChunk, ... */
+#include "model_load.h"        /* ModelFile, model_put_weights, ModelLoad, QUANTIZE_KEEP, ... */
 #include "optimizer.h"         /* Optimizer */
-#include "safetensors.h"       /* SafetensorsType */
-#include "tensors.h"           /* TENSOR_valueb, TENSOR_valuew */
+#include "safetensors.h"       /* SafetensorsType, SAFETENSORS_BF16, SAFETENSORS_F16, SAFETENSORS_F64, ... */
+#include "tensors.h"           /* TENSOR_COUNT, TensorInfo, LINEAR_MATRICES, MATRIX_COUNT, ... */
 
 /* Reads elements [first, first + n) of part i as float32, by all threads. A piece is large enough to be worth a thread. */
 static inline void model_read_part(const Huggingface *h, size_t i, size_t first, float *to, size_t n) {

@@ -45,8 +45,8 @@
 #ifndef LLMC_TEXT_CHAT_H
 #define LLMC_TEXT_CHAT_H
 
-#include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/text.h"  /* TokenList, TextBuffer, text_string, token_list_append, ... */
+#include "../base/error.h" /* Error, error_set, xstrdup, xcalloc, ... */
+#include "../base/text.h"  /* TokenList, text_string, TextBuffer, token_list_append, ... */
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */

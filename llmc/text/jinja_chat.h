@@ -62,8 +62,8 @@
 #define LLMC_TEXT_JINJA_CHAT_H
 
 #include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/io.h"    /* file_slurp */
-#include "../base/text.h"  /* TokenList, text_append, TextBuffer, text_string, ... */
+#include "../base/io.h"    /* file_exists, file_slurp */
+#include "../base/text.h"  /* text_append, text_string, TextBuffer, TokenList, ... */
 #include "jinja.h"         /* jinja_text_free, jinja_free, jinja_parse, jinja_render */
 #include "jinja_parse.h"   /* JINJA_TEMPLATE_MAX, Jinja */
 #include "jinja_value.h"   /* JinjaText, JINJA_MESSAGE, JINJA_GENERATED, JINJA_BEGIN */

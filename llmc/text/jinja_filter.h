@@ -14,7 +14,8 @@
 #define LLMC_TEXT_JINJA_FILTER_H
 
 #include "../base/text.h" /* utf8_decode */
-#include "jinja_method.h" /* jinja_is_absent, jinja_items, JinjaBuiltin, jinja_path, ... */
+#include "jinja_method.h" /* jinja_is_absent, jinja_items, JinjaBuiltin, jinja_character, ... */
+#include "jinja_parse.h"  /* jinja_space */
 #include "jinja_value.h"  /* JinjaValue, JinjaRun, jinja_fail, JINJA_STRING, ... */
 
 /* ---- tojson ---------------------------------------------------------------------------------------------------- */

@@ -40,7 +40,7 @@
 
 #include "../base/error.h"     /* error_set, Error, xcalloc, xstrdup, ... */
 #include "../base/file_kind.h" /* FILE_KIND_TEXT, file_kind_text */
-#include "../base/io.h"        /* file_slurp, Reader, reader_close, reader_open, ... */
+#include "../base/io.h"        /* file_exists, file_slurp, Reader, reader_close, ... */
 #include "../base/text.h"      /* TextBuffer, TokenList, text_append, text_format, ... */
 #include "bpe.h"               /* Merge */
 #include "pretokenize.h"       /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
