@@ -776,7 +776,10 @@ static void servers_that_misbehave(void **state) {
         JudgeSums sums;
         double value = -1;
         const double start = clock_seconds();
-        if (!ask_server(cases[i].name, quick(), 1, &value, &sums, &e)) fail_msg("%s: %s", cases[i].name, e.text);
+        JudgeOptions o = quick();
+        if (!strstr("slow trickle later", cases[i].name))
+            o.timeout = 20; /* a busy machine is no failure of the others */
+        if (!ask_server(cases[i].name, o, 1, &value, &sums, &e)) fail_msg("%s: %s", cases[i].name, e.text);
         if (isnan(cases[i].value) ? !isnan(value) : value != cases[i].value)
             fail_msg("%s: %g, expected %g", cases[i].name, value, cases[i].value);
         assert_int_equal(sums.unreadable, isnan(cases[i].value));
@@ -804,7 +807,9 @@ static void servers_that_refuse(void **state) {
     for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) {
         Error e = {""};
         double value[8];
-        if (ask_server(fatal[i][0], quick(), 8, value, NULL, &e)) fail_msg("%s was accepted", fatal[i][0]);
+        JudgeOptions o = quick();
+        o.timeout = 20;
+        if (ask_server(fatal[i][0], o, 8, value, NULL, &e)) fail_msg("%s was accepted", fatal[i][0]);
         assert_holds(e.text, fatal[i][1]);
         assert_null(strstr(e.text, "very-secret"));
     }
