@@ -156,13 +156,14 @@ arithmetic() {
     shard grpo_val
 }
 
+# The leash (--beta) costs GRPO little, and holds the control near the model that it starts from.
 grpo() { # NAME OPTIONS...
     arithmetic
     name=$1
     shift
     timed "$name" ./train_grpo -c "$model" -i "$work/grpo.shard" -j "$work/grpo_val.shard" -o "$work/$name/" --dtype bf16 \
         --lora-rank 16 -p 8 -G 8 -g 16 --max-steps 150 --learning-rate 3e-4 --warmup-steps 5 --adam-beta2 0.99 \
-        --micro-tokens 1024 --eval-steps 50 --seed 1 --metrics "$work/$name.metrics.jsonl" "$@"
+        --micro-tokens 1024 --eval-steps 50 --seed 1 --beta 0.1 --metrics "$work/$name.metrics.jsonl" "$@"
 }
 
 part_grpo() { grpo grpo; }

@@ -30,7 +30,7 @@ tasks "$out/held.jsonl" $((seed * 100 + 3)) "$HELDOUT" --split heldout
 stage "$out/problems.shard" ./data/make_shard -i "$out/problems.jsonl" -o "$out/problems.shard" --model "$base"
 stage "$out/adds.jsonl" ./data/make_tasks --task add --digits 2 --count 300 --seed $((seed * 100 + 7)) --format chat -o "$out/adds.jsonl"
 tasks "$out/sorts.jsonl" $((seed * 100 + 8)) 600 --format chat
-pick "$out/clean" -i "$out/sorts.jsonl" --decontaminate "$out/held.jsonl" --ngram 5
+pick "$out/clean" -i "$out/sorts.jsonl" --decontaminate "$out/held.jsonl" --ngram "$NGRAM"
 for rows in clean adds; do shard "$out/$rows"; done
 # shellcheck disable=SC2086
 stage "$out/sft$ext" ./train_sft -c "$base" -i "$out/clean.shard:3" -i "$out/adds.shard:1" -o "$out/sft$ext" --max-steps "$STEPS" \
