@@ -187,7 +187,7 @@ static inline const char *json_scan_value(const char *s, const char *end, int de
 
 /* The value of a text that json_scan_value() has read; NULL if jansson does not accept it. */
 static inline json_t *json_scan_make(const char *s, size_t n) {
-    bool other;
+    bool other = false; /* escapes, or whether a number is an integer */
     switch (*s) {
     case 't': return json_true();
     case 'f': return json_false();
