@@ -864,7 +864,7 @@ static double ask_rubric(const char *name, JudgeOptions o, JudgeSums *sums) {
     Error e;
     Judge j;
     char url[200];
-    float value;
+    float value = NAN;
     const RewardInput in = {.prompt = "x",
                             .completion = "aa",
                             .task = "",

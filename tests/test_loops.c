@@ -101,8 +101,8 @@ static void self_play(void **state) {
     run(0, TINY "scripts/spin.sh 1");
     for (int round = 0; round < 2; round++) {
         char name[60], line[20];
-        int differ = 0, printed;
-        double margin;
+        int differ = 0, printed = 0;
+        double margin = NAN;
         snprintf(name, sizeof name, "loops/spin-1/spin%d.games.all.jsonl", round);
         char *rows = text_of(files_path(name));
         assert_int_equal(lines_of(rows), 40);

@@ -360,8 +360,8 @@ static bool scanned(JsonScan *scan, const char *text) {
 static void scanned_members(void **state) {
     (void)state;
     static const char *const rows[] = {
-        "{\"index\":12,\"right\":true,\"completion\":\"a \\\"b\\\" \\u00e9\\n\",\"reward\":-0.25,"
-        "\"rewards\":{\"verify\":1,\"x\":[]}}",
+        ("{\"index\":12,\"right\":true,\"completion\":\"a \\\"b\\\" \\u00e9\\n\",\"reward\":-0.25,"
+         "\"rewards\":{\"verify\":1,\"x\":[]}}"),
         " { \"right\" : false , \"a.b\" : [ 1 , null , { } ] , \"tokens\" : [1,2,3] } ",
         "{\"index\":{\"a\":{\"index\":1}},\"reward\":1.5e-05,\"right\":null}", "{}",
         "{\"completion\":\"\",\"index\":-0,\"reward\":0.0}"};
