@@ -1,5 +1,5 @@
 #!/bin/sh
-# real_model.sh - a real model, SmolLM2-135M-Instruct, through chat, perplexity, judging, SFT, GRPO and DPO; each part can be
+# real_model.sh - a real model, SmolLM2-135M-Instruct, through chat, perplexity, judging, training and loops; each part can be
 # chosen.
 #
 #     dev/real_model.sh [PART...]    # chat perplexity judge sft grpo control tools dpo star tulu; all of them if none is named

@@ -32,7 +32,7 @@ esac
 # words, so that only long n-grams show that a problem is the same.
 if [ -n "$LOOP_MODEL" ]; then
     ext=.safetensors training='--lora-rank 16 --dtype bf16 --micro-tokens 1024' sampling='--dtype bf16' task='--task word --level 1'
-    : "${SFT_RATE:=5e-4}" "${DPO_RATE:=2e-4}" "${RL_RATE:=3e-4}" "${ANSWER_TOKENS:=32}" "${NGRAM:=13}"
+    : "${SFT_RATE:=5e-4}" "${DPO_RATE:=5e-5}" "${RL_RATE:=3e-4}" "${ANSWER_TOKENS:=32}" "${NGRAM:=13}"
 else
     ext=.bin training='' sampling='' task='--task sort --items 4 --largest 9'
     : "${SFT_RATE:=1e-3}" "${DPO_RATE:=3e-4}" "${RL_RATE:=5e-4}" "${ANSWER_TOKENS:=12}" "${NGRAM:=5}"
