@@ -116,7 +116,8 @@ static void options_that_do_not_fit(void **state) {
             "--lora-alpha: used only with --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --quantize q8_0",
             "--quantize: requires --lora-rank or --adapter");
-    refused(1, "./generate -c $T/base.bin --quantize keep a", "--quantize keep: the model is not a GGUF file");
+    refused(1, "./generate -c $T/base.bin --quantize keep a",
+            "--quantize keep: the model is neither a folder nor a GGUF file");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --use-rslora",
             "--use-rslora: used only with --lora-rank");
     refused(2, "./train_sft -c $T/base.bin -i $T/chat.shard -o $T/x.bin --lora-rank 2 --lora-targets queries",
