@@ -167,8 +167,8 @@ $(BUILD)/test_cuda_ops $(BUILD)/test_cuda_backend: | $(HOST_LIBRARY)
 
 # SKIP="dist stops": without these.
 SKIP ?=
-# Tests of time limits and of lost processes take more time than work.
-WAITING = $(BUILD)/test_dist $(BUILD)/test_sandbox
+# Tests of time limits and of lost or slow processes take more time than work.
+WAITING = $(patsubst %,$(BUILD)/test_%,dist judge rewards roles sandbox)
 unit: all $(TESTS) ## build and run the tests
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) WAITING="$(WAITING)" tests/run.sh $(filter-out $(SKIP:%=$(BUILD)/test_%),$(TESTS))
 
@@ -176,8 +176,8 @@ unit: all $(TESTS) ## build and run the tests
 # do little but start programs are left out, and those of the CUDA backend: to compile it for the processor with sanitizers
 # takes minutes. `make kernels` has its largest kernels, `make sanitize-cuda` all. The tests are compiled by -O0, which takes
 # a quarter of the time of -O1.
-UNSANITIZED = badinput best_model cuda_backend cuda_ops dist install loops lora_runs make_shard off_policy_runs \
-              output_runs readme resume run_folder stops text
+UNSANITIZED = badinput best_model cuda_backend cuda_ops dist dpo install loops lora_runs make_shard off_policy_runs \
+              output_runs readme resume roles run_folder state_runs stops text train
 SANITIZE    = $(MAKE) --no-print-directory BUILD=$(BUILD)/sanitize HOST_LIBRARY=$(BUILD)/sanitize/asan/llmc_cuda_host.so \
               ARCH="$(ARCH)" CFLAGS="-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all" KERNEL_CFLAGS=-O1 \
               TEST_CFLAGS=

@@ -2,7 +2,7 @@
  * independence of slots, also of those that observe before they draw; the tokens of a training batch against those that were
  * drawn and observed; GAE, pairs and the cross-entropy of observations against loops from the formulas.
  *
- * TRAJECTORIES is the number of random trajectories whose log-probabilities in sampling and training are compared (1000). */
+ * TRAJECTORIES is the number of random trajectories whose log-probabilities in sampling and training are compared (300). */
 #include "../llmc/base/error.h"               /* Error, xcalloc, xmalloc */
 #include "../llmc/base/random.h"              /* random_below, Random, random_start, random_normal */
 #include "../llmc/loss/gae.h"                 /* gae */
@@ -641,7 +641,7 @@ static void test_token_in_token_out(void **state) {
     (void)state;
     Model m = random_model(0.2, 8);
     const char *given = getenv("TRAJECTORIES");
-    const int64_t wanted = given ? strtoll(given, NULL, 10) : 1000;
+    const int64_t wanted = given ? strtoll(given, NULL, 10) : 300;
     Compared sum = {0};
     for (uint64_t seed = 1; sum.trajectories < wanted; seed++) compare_generation(&m, seed, &sum);
     print_message(
