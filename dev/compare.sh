@@ -96,7 +96,6 @@ sampled() { # VOCABULARY PROMPTS PROGRAM OPTION...
     build/bench_prompts -o "$work/prompts.shard" --count 64 --length 32 --vocab "$vocab" 2>/dev/null
     trainer "$@" -i "$work/prompts.shard" --reward random --num-prompts "$prompts" --num-generations 8 \
         --max-completion-length 64 --max-steps 8 --sample-count 0 --micro-tokens 2048
-    : >"$work/share" # of training alone, in the time of both sampling and training
 }
 steps() { # PROGRAM [OPTION...]
     sampled 260 8 "$@" --dtype "$dtype" --layers 6 --heads 6 --width 384 --context 128

@@ -728,12 +728,50 @@ static void test_long_sequence(void **state) {
     workspace_free(&w, &m), batch_free(&b), sequence_free(&s), model_free(&m);
 }
 
+/* The FLOPs of a run, 2 for each multiply-add: GPT-2's 12 C^2 weights of a layer for each token that is read, the output matrix
+ * for each that is drawn, and scores and values for each pair of a query with a key. The prompt is read once, and the last token of
+ * a completion by nobody. Another run adds to them. */
+static void test_flops(void **state) {
+    (void)state;
+    Error e;
+    Rollout r;
+    Sampling s = sampling_default();
+    Model m = random_model(2, VOCAB, 4, 0.2, 9);
+    const ModelConfig *c = &m.config;
+    Work *w = work_new(4, 9, VOCAB, 4);
+    double flops = 0, rows = 0, drawn = 0, pairs = 0;
+    s.max_new = NEW;
+    if (!rollout_new(&r, &m, 3, PROMPT, NEW, &e)) fail_msg("%s", e.text);
+    r.flops = &flops;
+    if (!rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e)) fail_msg("%s", e.text);
+    for (int i = 0; i < w->n; i++) {
+        const RolloutRequest *q = &w->request[i];
+        const double P = q->prompt_len;
+        rows += P;
+        pairs += P * (P + 1) / 2;
+        for (int k = 0; k < q->samples; k++) {
+            const double n = q->out[k].count;
+            rows += n - 1;
+            drawn += n;
+            pairs += (n - 1) * P + (n - 1) * n / 2;
+        }
+    }
+    const double layers = c->layers * (12.0 * c->width * c->width * rows + 2 * pairs * c->width);
+    const double expected = 2 * (layers + drawn * c->width * c->padded_vocab);
+    assert_true(fabs(flops - expected) < 1e-9 * expected);
+    work_clear(w);
+    if (!rollout_run(&r, &s, w->request, w->n, NULL, NULL, &e)) fail_msg("%s", e.text);
+    assert_true(fabs(flops - 2 * expected) < 1e-9 * expected);
+    work_free(w), rollout_free(&r), model_free(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_greedy),      cmocka_unit_test(test_logp),        cmocka_unit_test(test_independence),
-        cmocka_unit_test(test_new_weights), cmocka_unit_test(test_frequencies), cmocka_unit_test(test_stop_and_watch),
-        cmocka_unit_test(test_limits),      cmocka_unit_test(test_errors),      cmocka_unit_test(test_no_samples),
-        cmocka_unit_test(test_large_group), cmocka_unit_test(test_memory),      cmocka_unit_test(test_long_sequence),
+        cmocka_unit_test(test_greedy),        cmocka_unit_test(test_logp),        cmocka_unit_test(test_independence),
+        cmocka_unit_test(test_new_weights),   cmocka_unit_test(test_frequencies), cmocka_unit_test(test_stop_and_watch),
+        cmocka_unit_test(test_limits),        cmocka_unit_test(test_errors),      cmocka_unit_test(test_no_samples),
+        cmocka_unit_test(test_large_group),   cmocka_unit_test(test_flops),       cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_long_sequence),
     };
     return cmocka_run_group_tests_name("rollout", tests, open_device_one_thread, close_device);
 }

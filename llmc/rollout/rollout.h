@@ -32,23 +32,24 @@
 #ifndef LLMC_ROLLOUT_ROLLOUT_H
 #define LLMC_ROLLOUT_ROLLOUT_H
 
-#include "../base/clock.h"       /* clock_seconds */
-#include "../base/error.h"       /* Error, xcalloc, error_set, xmalloc */
-#include "../base/options.h"     /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
-#include "../base/random.h"      /* RANDOM_ROLLOUT */
-#include "../base/text.h"        /* TokenList */
-#include "../model/acts_cache.h" /* ActivationCache */
-#include "../model/backend.h"    /* Backend, Draw, Ints */
-#include "../model/batch.h"      /* Batch, Segment */
-#include "../model/config.h"     /* ModelConfig */
-#include "../model/decode.h"     /* DecodeStep, model_decode */
-#include "../model/model.h"      /* Model, model_sync */
-#include "../model/model_text.h" /* ModelText */
-#include "../model/pack.h"       /* batch_segment, batch_target, batch_clear, batch_fits, ... */
-#include "../model/workspace.h"  /* workspace_bytes, KVCache, RECOMPUTE_CACHED, Workspace, ... */
-#include "../text/tokenizer.h"   /* tokenizer_special */
-#include "stop_text.h"           /* STOP_TEXTS_MAX, StopTexts, stop_text_cut */
-#include "trajectory.h"          /* Trajectory, STOP_CONTEXT_OVERFLOW, STOP_MAX_TOKENS, STOP_MAX_TURN_TOKENS, ... */
+#include "../base/clock.h"        /* clock_seconds */
+#include "../base/error.h"        /* Error, xcalloc, error_set, xmalloc */
+#include "../base/options.h"      /* OPTION_REAL, OPTION_INT, OPTION_LIST, OptionList */
+#include "../base/random.h"       /* RANDOM_ROLLOUT */
+#include "../base/text.h"         /* TokenList */
+#include "../model/acts_cache.h"  /* ActivationCache */
+#include "../model/backend.h"     /* Backend, Draw, Ints */
+#include "../model/batch.h"       /* Batch, Segment */
+#include "../model/config.h"      /* ModelConfig */
+#include "../model/decode.h"      /* DecodeStep, model_decode */
+#include "../model/model.h"       /* Model, model_sync */
+#include "../model/model_text.h"  /* ModelText */
+#include "../model/pack.h"        /* batch_segment, batch_target, batch_clear, batch_fits, ... */
+#include "../model/transformer.h" /* model_flops */
+#include "../model/workspace.h"   /* workspace_bytes, KVCache, RECOMPUTE_CACHED, Workspace, ... */
+#include "../text/tokenizer.h"    /* tokenizer_special */
+#include "stop_text.h"            /* STOP_TEXTS_MAX, StopTexts, stop_text_cut */
+#include "trajectory.h"           /* Trajectory, STOP_CONTEXT_OVERFLOW, STOP_MAX_TOKENS, STOP_MAX_TURN_TOKENS, ... */
 
 enum { ROLLOUT_STOPS = 8 };
 
@@ -259,6 +260,7 @@ typedef struct Rollout {
     Ints *history;       /* (targets, prompt_max + new_max) on the device; NULL until a repetition penalty needs it */
     int32_t *history_host, *history_len;
     int64_t steps, tokens;     /* model calls and tokens drawn so far */
+    double *flops;             /* the FLOPs of model calls are added here; NULL: nowhere */
     const RolloutTurns *turns; /* the environment of completions of several turns; NULL: none */
     int parked;                /* samples that wait for an answer */
     double used_seconds,
@@ -721,6 +723,10 @@ static inline bool rollout_call(Rollout *r, const Sampling *s, const RolloutRequ
     if (!model_sync(r->model, e)) return false;
     r->steps++;
     r->tokens += r->batch.targets;
+    if (r->flops) {
+        const Batch *b = &r->batch;
+        *r->flops += model_flops(&r->model->config, b->rows, b->targets, batch_pairs(b), 1);
+    }
     return true;
 }
 

@@ -302,6 +302,7 @@ static inline bool agents_run(void *context, const Sampling *s, RolloutRequest *
 static inline void agents_attach(Agents *x, Rollout *engine) {
     engine->run = agents_run;
     engine->run_context = x;
+    x->engine.r.flops = engine->flops;
 }
 
 static inline void agents_close(Agents *x) {

@@ -484,6 +484,7 @@ static inline void generation_open(Generation *g) {
     if (g->cache_rows && !activation_cache_new(&g->cache, &g->t->model, (int)g->t->o->recompute, g->cache_rows, &e))
         die("%s; lower --activation-cache", e.text);
     g->cache_row = (int32_t *)xcalloc((size_t)g->rows, sizeof *g->cache_row);
+    g->engine.flops = &g->t->flops;
     if (episodes_on(&o->episodes)) g->engine.turns = &g->episodes.turns;
     g->batch = batch_new(g->rows, g->rows, g->rows);
     g->scored = (ScoredCompletion *)xcalloc(n, sizeof *g->scored);

@@ -204,6 +204,7 @@ static inline void online_open(OnlinePairs *p, const Model *reference) {
         (p->kind == ONLINE_NASH_MD && !mixture_new(&p->mixture, &p->other, reference, p->o->mixture_coef, &e)))
         die("%s; lower --slots", e.text);
     p->other.turns = g->engine.turns;
+    p->other.flops = g->engine.flops;
 }
 
 /* Samples one completion of each prompt of this step from the other model. */

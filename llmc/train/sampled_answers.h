@@ -94,6 +94,7 @@ static inline void answers_open(SampledAnswers *a, Trainer *t, const AnswerOptio
     const int new_max = (int)o->max_new;
     if (o->share > 0 && !rollout_new(&a->student, &t->model, ANSWER_SLOTS, longest, new_max, &e)) die("%s", e.text);
     if (o->seq_kd && !rollout_new(&a->teacher, &teacher->model, ANSWER_SLOTS, longest, new_max, &e)) die("%s", e.text);
+    a->student.flops = a->teacher.flops = &t->flops;
     a->how = sampling_default();
     a->how.temperature = (float)o->temperature;
     a->how.max_new = new_max;
