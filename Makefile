@@ -168,9 +168,9 @@ $(BUILD)/test_cuda_ops $(BUILD)/test_cuda_backend: | $(HOST_LIBRARY)
 # SKIP="dist stops": without these.
 SKIP ?=
 # Tests of time limits and of lost or slow processes take more time than work.
-WAITING = $(patsubst %,$(BUILD)/test_%,dist judge rewards roles sandbox)
+export WAITING = $(patsubst %,$(BUILD)/test_%,dist judge rewards roles sandbox)
 unit: all $(TESTS) ## build and run the tests
-	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) WAITING="$(WAITING)" tests/run.sh $(filter-out $(SKIP:%=$(BUILD)/test_%),$(TESTS))
+	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) tests/run.sh $(filter-out $(SKIP:%=$(BUILD)/test_%),$(TESTS))
 
 # Programs that start children run the ordinary build of those, so only the test's own process is checked there. Tests that
 # do little but start programs are left out, and those of the CUDA backend: to compile it for the processor with sanitizers
@@ -190,7 +190,7 @@ sanitize-cuda: ## the CUDA backend, compiled for the processor, under the same s
 .PHONY: sanitize-cuda sanitized
 SANITIZED = $(filter-out $(UNSANITIZED:%=$(BUILD)/test_%),$(TESTS))
 sanitized: $(SANITIZED)
-	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 WAITING="$(WAITING)" tests/run.sh $(SANITIZED)
+	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
 check: $(STYLE) ## formatting, includes, examples, the report's style and script, both compilers' warnings as errors

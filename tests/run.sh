@@ -1,7 +1,7 @@
 #!/bin/sh
 # run.sh TEST... - runs test programs from the project's root, shows the output of those that fail, and counts tests.
 # JOBS of them run at a time; the default is the number of cores. Those in WAITING mostly wait for time to pass, and run one
-# after another beside the others.
+# after another beside the others, unless JOBS is 1.
 if [ "$1" = --one ]; then
     log=$RESULTS/$(echo "$2" | tr / _) verdict=FAILED
     start=$(date +%s.%N)
@@ -19,12 +19,12 @@ RESULTS=$(mktemp -d)
 export RESULTS
 trap 'rm -rf "$RESULTS"' EXIT
 : >"$RESULTS/verdicts"
-each() { # TEST... from standard input, that many at a time
-    xargs -r -n 1 -P "$1" "$0" --one
-}
-among() { printf ' %s ' "$WAITING" | grep -qF " $1 "; }
-for t; do among "$t" && echo "$t"; done | each 1 &
-for t; do among "$t" || echo "$t"; done | each "${JOBS:-$(nproc)}"
+jobs=${JOBS:-$(nproc)}
+[ "$jobs" != 1 ] || WAITING=
+waits() { case " $WAITING " in *" $1 "*) ;; *) return 1 ;; esac; }
+each() { xargs -r -n 1 -P "$1" "$0" --one; } # each N: runs the tests of standard input, N at a time
+for t; do waits "$t" && echo "$t"; done | each 1 &
+for t; do waits "$t" || echo "$t"; done | each "$jobs"
 wait
 passed=$(grep -c '^ok' "$RESULTS/verdicts")
 echo "programs: $passed passed, $(($# - passed)) failed"
