@@ -159,7 +159,7 @@ $(BUILD)/fuzz_%: tests/fuzz_%.c $(CPU_OBJECTS)
 	    -MMD -MP -I$(BUILD)/include -MF $@.d $< $(CPU_OBJECTS) -o $@ $(LDLIBS)
 
 test: setup ## build and run all tests, once more under ASan and UBSan
-	@for target in unit sanitize kernels cuda-check; do $(MAKE) --no-print-directory $$target || exit 1; done
+	@for target in unit amx sanitize kernels cuda-check; do $(MAKE) --no-print-directory $$target || exit 1; done
 
 # Tests of the CUDA backend run it compiled for the processor; `make test-gpu` runs them on a GPU.
 HOST_LIBRARY ?= $(BUILD)/llmc_cuda_host.so
@@ -191,6 +191,17 @@ sanitize-cuda: ## the CUDA backend, compiled for the processor, under the same s
 SANITIZED = $(filter-out $(UNSANITIZED:%=$(BUILD)/test_%),$(TESTS))
 sanitized: $(SANITIZED)
 	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
+
+# The code for AMX tiles, whose instructions are emulated, on a processor that has the rest of its instructions.
+AMX_TESTS = $(patsubst %,$(BUILD)/test_%,activation_cache attention backend families gpt2 half head)
+$(BUILD)/emulate_amx.so: tests/emulate_amx.c
+	@mkdir -p $(BUILD)
+	$(COMPILE) -O3 -ftls-model=initial-exec -MF $@.d -fPIC -shared $< -o $@ -ldl
+
+.PHONY: amx
+amx: $(BUILD)/emulate_amx.so $(AMX_TESTS) ## tests of the bfloat16 kernels with the tile instructions of AMX emulated
+	@if grep -qw avx512_bf16 /proc/cpuinfo; then LD_PRELOAD=$(abspath $<) tests/run.sh $(AMX_TESTS); \
+	else echo "amx: this processor has no AVX512-BF16, which the code for tiles also needs: not run"; fi
 
 # Everything is built here with -Werror, once by CC and once by clang; the former are the programs and tests that `make test` runs.
 check: $(STYLE) ## formatting, includes, examples, the report's style and script, both compilers' warnings as errors
