@@ -75,6 +75,14 @@ static void add_bytes(int32_t *ids, int *n, const char *text) {
     for (; *text; text++) ids[(*n)++] = (unsigned char)*text;
 }
 
+/* Appends a turn of the chat template, its role included, and the beginning of the next one. */
+static void add_turn(int32_t *ids, int *n, const char *text) {
+    add_bytes(ids, n, text);
+    ids[(*n)++] = MODELS_IM_END;
+    add_bytes(ids, n, "\n");
+    ids[(*n)++] = 257;
+}
+
 /* ln P of the label with the end of the turn after n tokens, from a pass over these tokens alone. */
 static double label_logp_of(const Model *m, const int32_t *prompt, int n, const char *label) {
     int32_t ids[2 * CONTEXT];
@@ -109,15 +117,11 @@ static void scores_are_exact(void **state) {
     }
     if (!judge_ask(&j, JUDGE_BY_SCORE, q, 3, false, value, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 3; i++) {
-        int32_t ids[CONTEXT];
-        int n = 0;
-        ids[n++] = 257;
-        add_bytes(ids, &n, "user\nQ 2+3 A ");
-        add_bytes(ids, &n, said[i]);
-        add_bytes(ids, &n, " up to 12\n");
-        ids[n++] = MODELS_IM_END;
-        add_bytes(ids, &n, "\n");
-        ids[n++] = 257;
+        int32_t ids[CONTEXT] = {257};
+        char text[CONTEXT];
+        int n = 1;
+        snprintf(text, sizeof text, "user\nQ 2+3 A %s up to 12\n", said[i]);
+        add_turn(ids, &n, text);
         add_bytes(ids, &n, "assistant\nit is ");
         double p[12], sum = 0, mean = 0;
         for (int k = 0; k < 12; k++) {
@@ -136,19 +140,12 @@ static void scores_are_exact(void **state) {
 
 /* The probability of the first of two, of a question that is built by hand. */
 static double by_hand(const char *prompt, const char *a, const char *b) {
-    int32_t ids[CONTEXT];
-    int n = 0;
-    ids[n++] = 257;
-    add_bytes(ids, &n, "system\nCompare.");
-    ids[n++] = MODELS_IM_END;
-    add_bytes(ids, &n, "\n");
-    ids[n++] = 257;
+    int32_t ids[CONTEXT] = {257};
     char text[CONTEXT];
+    int n = 1;
     snprintf(text, sizeof text, "user\n%s: %s or %s?", prompt, a, b);
-    add_bytes(ids, &n, text);
-    ids[n++] = MODELS_IM_END;
-    add_bytes(ids, &n, "\n");
-    ids[n++] = 257;
+    add_turn(ids, &n, "system\nCompare.");
+    add_turn(ids, &n, text);
     add_bytes(ids, &n, "assistant\n");
     const double one = label_logp(ids, n, "1"), two = label_logp(ids, n, "2");
     return 1 / (1 + exp(two - one));
@@ -578,14 +575,11 @@ static void rewards_by_a_judge(void **state) {
 
 /* The tokens of the question of rubric.txt about a list of criteria. Returns their number. */
 static int criteria_question(int32_t *ids, const char *prompt, const char *completion, const char *list) {
-    int n = 0;
+    int n = 1;
     char text[CONTEXT];
-    ids[n++] = 257;
+    ids[0] = 257;
     snprintf(text, sizeof text, "user\n%s %s: %s?", prompt, completion, list);
-    add_bytes(ids, &n, text);
-    ids[n++] = MODELS_IM_END;
-    add_bytes(ids, &n, "\n");
-    ids[n++] = 257;
+    add_turn(ids, &n, text);
     add_bytes(ids, &n, "assistant\n");
     return n;
 }
