@@ -31,8 +31,6 @@ typedef struct JsonSpan {
 typedef struct JsonWanted {
     char *name;
     size_t n;
-    bool set;   /* the row has it */
-    bool found; /* in the current text */
 } JsonWanted;
 
 typedef struct JsonScan {
@@ -108,7 +106,8 @@ static inline const char *json_scan_digits(const char *s) {
 
 /* A number. *integer: it has no fraction and no exponent. */
 static inline const char *json_scan_number(const char *s, bool *integer) {
-    const char *first = s += *s == '-', *whole = json_scan_digits(s);
+    s += *s == '-';
+    const char *first = s, *whole = json_scan_digits(s);
     if (!whole || (*s == '0' && whole > s + 1)) return NULL;
     s = whole;
     *integer = *s != '.' && (*s | 32) != 'e';
@@ -124,6 +123,41 @@ static inline const char *json_scan_word(const char *s, const char *word) {
     const size_t n = strlen(word);
     return strncmp(s, word, n) ? NULL : s + n;
 }
+
+/* ---- members ----------------------------------------------------------------------------------------------------- */
+
+/* The value of a text that json_scan_value() accepts; NULL if jansson does not accept it. */
+static inline json_t *json_scan_make(const char *s, size_t n) {
+    bool other = false; /* escapes, or whether a number is an integer */
+    switch (*s) {
+    case 't': return json_true();
+    case 'f': return json_false();
+    case 'n': return json_null();
+    case '"':
+        json_scan_string(s, s + n, &other);
+        if (!other) return json_stringn_nocheck(s + 1, n - 2);
+        break;
+    case '{':
+    case '[': break;
+    default:
+        json_scan_number(s, &other);
+        if (other) return json_integer(strtoll(s, NULL, 10));
+    }
+    return json_loadb(s, n, JSON_DECODE_ANY | JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, NULL);
+}
+
+/* Keeps a member if it is wanted. False if jansson does not accept it. */
+static inline bool json_scan_member(JsonScan *s, const JsonSpan *key, const char *value, size_t n) {
+    for (int i = 0; i < s->count; i++) {
+        const JsonWanted *w = &s->want[i];
+        if (w->n != key->n || memcmp(w->name, key->at, key->n)) continue;
+        json_t *made = json_scan_make(value, n);
+        return made && !json_object_set_new_nocheck(s->row, w->name, made);
+    }
+    return true;
+}
+
+/* ---- lists and objects -------------------------------------------------------------------------------------------- */
 
 static inline const char *json_scan_value(const char *s, const char *end, int depth);
 
@@ -153,16 +187,16 @@ static inline const char *json_scan_key(const char *s, const char *end, JsonSpan
     return *after == ':' ? json_scan_blank(after + 1) : NULL;
 }
 
-/* An object within the row. */
-static inline const char *json_scan_object(const char *s, const char *end, int depth) {
+/* An object. keep: keeps the members that it wants; NULL: the object is not the row. */
+static inline const char *json_scan_object(const char *s, const char *end, int depth, JsonScan *keep) {
     JsonSpan keys[JSON_SCAN_KEYS];
     int count = 0;
     s = json_scan_blank(s + 1);
     if (*s == '}') return s + 1;
     for (;; s++) {
-        s = json_scan_key(json_scan_blank(s), end, keys, &count);
-        s = s ? json_scan_value(s, end, depth) : NULL;
-        if (!s) return NULL;
+        const char *value = json_scan_key(json_scan_blank(s), end, keys, &count);
+        s = value ? json_scan_value(value, end, depth) : NULL;
+        if (!s || (keep && !json_scan_member(keep, &keys[count - 1], value, (size_t)(s - value)))) return NULL;
         s = json_scan_blank(s);
         if (*s == '}') return s + 1;
         if (*s != ',') return NULL;
@@ -174,7 +208,7 @@ static inline const char *json_scan_value(const char *s, const char *end, int de
     bool other;
     switch (*s) {
     case '"': return json_scan_string(s, end, &other);
-    case '{': return depth == JSON_SCAN_DEPTH ? NULL : json_scan_object(s, end, depth + 1);
+    case '{': return depth == JSON_SCAN_DEPTH ? NULL : json_scan_object(s, end, depth + 1, NULL);
     case '[': return depth == JSON_SCAN_DEPTH ? NULL : json_scan_list(s, end, depth + 1);
     case 't': return json_scan_word(s, "true");
     case 'f': return json_scan_word(s, "false");
@@ -183,64 +217,15 @@ static inline const char *json_scan_value(const char *s, const char *end, int de
     }
 }
 
-/* ---- members ----------------------------------------------------------------------------------------------------- */
-
-/* The value of a text that json_scan_value() has read; NULL if jansson does not accept it. */
-static inline json_t *json_scan_make(const char *s, size_t n) {
-    bool other = false; /* escapes, or whether a number is an integer */
-    switch (*s) {
-    case 't': return json_true();
-    case 'f': return json_false();
-    case 'n': return json_null();
-    case '"':
-        json_scan_string(s, s + n, &other);
-        if (!other) return json_stringn_nocheck(s + 1, n - 2);
-        break;
-    case '{':
-    case '[': break;
-    default:
-        json_scan_number(s, &other);
-        if (other) return json_integer(strtoll(s, NULL, 10));
-    }
-    return json_loadb(s, n, JSON_DECODE_ANY | JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, NULL);
-}
-
-/* Keeps a member if it is wanted. False if jansson does not accept it. */
-static inline bool json_scan_member(JsonScan *s, const JsonSpan *key, const char *value, size_t n) {
-    for (int i = 0; i < s->count; i++) {
-        JsonWanted *w = &s->want[i];
-        if (w->n != key->n || memcmp(w->name, key->at, key->n)) continue;
-        json_t *made = json_scan_make(value, n);
-        w->found = w->set = made != NULL;
-        return made && !json_object_set_new_nocheck(s->row, w->name, made);
-    }
-    return true;
-}
-
 /* Sets s->row to the wanted members of the object text[0..n), which is valid UTF-8 and followed by a NUL. False if jansson has
  * to read it. */
 static inline bool json_scan(JsonScan *s, const char *text, size_t n) {
-    JsonSpan keys[JSON_SCAN_KEYS];
     const char *at = json_scan_blank(text), *const end = text + n;
-    int count = 0;
     if (*at != '{') return false;
-    if (!s->row) s->row = json_object();
-    for (int i = 0; i < s->count; i++) s->want[i].found = false;
-    at = json_scan_blank(at + 1);
-    for (bool more = *at != '}'; more; at += more) {
-        const char *value = json_scan_key(json_scan_blank(at), end, keys, &count);
-        at = value ? json_scan_value(value, end, 1) : NULL;
-        if (!at || !json_scan_member(s, &keys[count - 1], value, (size_t)(at - value))) return false;
-        at = json_scan_blank(at);
-        more = *at == ',';
-    }
-    if (*at != '}' || json_scan_blank(at + 1) != end) return false;
-    for (int i = 0; i < s->count; i++) {
-        JsonWanted *w = &s->want[i];
-        if (w->set && !w->found) json_object_del(s->row, w->name);
-        w->set = w->found;
-    }
-    return true;
+    if (s->row) json_object_clear(s->row);
+    else s->row = json_object();
+    at = json_scan_object(at, end, 1, s);
+    return at && json_scan_blank(at) == end;
 }
 
 #endif
