@@ -514,9 +514,12 @@ static void check_memory(void) {
     fail(&e);
 }
 
+/* Whether steps add fields to rows before they are kept. */
+static bool adds(void) { return o.join || set.count || o.spin || o.unpaired || (o.pairs && !o.group); }
+
 /* Returns the row as text: its line, if that is what it is. The caller frees it. */
-static char *row_text(json_t *row, bool changed) {
-    if (!changed && !reader.array) return xstrndup(reader.text.text, reader.text.length);
+static char *row_text(json_t *row) {
+    if (!adds() && !reader.array) return xstrndup(reader.text.text, reader.text.length);
     return json_dump_short(row, JSON_COMPACT);
 }
 
@@ -531,7 +534,7 @@ static const char *order_field(void) { return o.rankings ? o.rankings : o.group 
 static const char *order_option(void) { return o.rankings ? "--rankings" : "--pairs"; }
 
 /* Keeps the row for the steps that follow. */
-static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
+static bool keep_row(json_t *row, int64_t group, Error *e) {
     if (kept_count == kept_capacity) {
         kept_capacity = 2 * kept_capacity + 64;
         kept = (Kept *)xrealloc(kept, (size_t)kept_capacity, sizeof *kept);
@@ -547,7 +550,7 @@ static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
         return true;
     }
     if (o.rankings) k.said = hash_value(said);
-    k.text = row_text(row, changed);
+    k.text = row_text(row);
     kept_bytes += strlen(k.text) + 32;
     kept[kept_count++] = k;
     if (group >= 0) groups[group].rows++;
@@ -557,7 +560,7 @@ static bool keep_row(json_t *row, int64_t group, bool changed, Error *e) {
 /* Takes a row through the steps up to the groups. */
 static bool take(json_t *row, Error *e) {
     int64_t group;
-    bool holds = true, repeated = false, changed = o.join || set.count || o.spin || o.unpaired || (o.pairs && !o.group);
+    bool holds = true, repeated = false;
     tally.read++;
     if (o.join && !join(row, e)) return false;
     if (!set_fields(row, e) || !group_of(row, &group, e)) return false;
@@ -570,8 +573,8 @@ static bool take(json_t *row, Error *e) {
     tally.repeated += repeated;
     if (!repeated && !resembles(row, group, &repeated, e)) return false;
     if (repeated) return true;
-    if (collects) return keep_row(row, group, changed, e);
-    char *text = reshapes() ? NULL : row_text(row, changed);
+    if (collects) return keep_row(row, group, e);
+    char *text = reshapes() ? NULL : row_text(row);
     count_row(row);
     write_row(row, text);
     free(text);
@@ -587,9 +590,8 @@ static void read_field(const char *name) {
 
 /* Finds out which fields of a row are read, unless that may be all of them. */
 static void find_fields(void) {
-    const bool texts = o.join || set.count || o.spin || o.unpaired || (o.pairs && !o.group) || o.dedupe ||
-                       o.decontaminate || o.near >= 0;
-    scans = !texts && (collects || (!o.stats && !reshapes()));
+    const bool whole = adds() || o.dedupe || o.decontaminate || o.near >= 0;
+    scans = !whole && (collects || (!o.stats && !reshapes()));
     if (!scans) return;
     for (int i = 0; i < condition.count; i++) read_field(condition.node[i].field);
     read_field(o.group);
