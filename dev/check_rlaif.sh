@@ -1,7 +1,7 @@
 #!/bin/sh
-# check_rlaif.sh [SEED...] - RLAIF beside true labels: the policy, fine-tuned on comparisons as a judge, labels 2000 other pairs;
-# reward models learn from the true labels, from the judge's as hard ones and as soft ones; PPO trains on each of them. Prints a
-# table with a row for each seed (1 to 5 if none is given), and the mean over the seeds, in a few minutes.
+# check_rlaif.sh [SEED...] - RLAIF beside true labels. The policy, fine-tuned on comparisons as a judge, labels 2000 other
+# pairs. Reward models learn from the true labels, from the judge's as hard ones and as soft ones. PPO trains on each of them.
+# Prints a table with a row for each seed (1 to 5 if none is given), and the mean over the seeds, in a few minutes per seed.
 #
 # The preferences follow the hidden rule of README.md's chain. COMPARISONS (1000) is the number that the judge learns from.
 # A row has the judge's accuracy on its 2000 pairs in both orders and in one, the accuracy and the log loss of each reward model
@@ -29,21 +29,22 @@ questions() {
 }
 
 score() { # MODEL
-    quiet ./evaluate -c "$1" -i "$work/held_prompts" --reward command --reward-cmd "data/make_prefs --score --rule $rule" -g 16 \
-        --num-samples 4 >"$work/figures"
+    quiet ./evaluate -c "$1" -i "$work/held_prompts" --reward command -g 16 --num-samples 4 \
+        --reward-cmd "data/make_prefs --score --rule $rule" >"$work/figures"
     field reward <"$work/figures"
 }
 
-# labels NAME SHARD OPTION...: prints accuracy and log loss of the reward model, and the score after PPO.
+# labels SHARD OPTION...: prints accuracy and log loss of the reward model, and the score after PPO.
 labels() {
-    name=$1 data=$2
-    shift 2
+    data=$1
+    shift
     quiet ./train_rm -c "$work/policy" -i "$work/$data" -x 120 -l 1e-3 --seed "$seed" -o "$work/rm" "$@"
     quiet ./evaluate --reward-model "$work/rm" -i "$work/held" >"$work/figures"
     accuracy=$(field accuracy <"$work/figures") loss=$(field log_loss <"$work/figures")
     quiet ./train_ppo -c "$work/policy" --reward-model "$work/rm" -i "$work/prompts" -p 64 -g 16 -x 60 -l 1e-3 --kl-coef 0.1 \
         --sample-count 0 --seed "$seed" -o "$work/ppo"
-    printf ' %s %s %s' "$accuracy" "$loss" "$(score "$work/ppo")"
+    reward=$(score "$work/ppo")
+    printf ' %s %s %s' "$accuracy" "$loss" "$reward"
 }
 
 prefs --count 300 --split heldout | shard held
@@ -56,17 +57,19 @@ for seed; do
     quiet ./train_sft --layers 2 --width 64 --context 64 -i "$work/answers" -x 100 --batch-tokens 2048 -l 2e-3 --seed "$seed" \
         -o "$work/policy"
     quiet ./train_sft -c "$work/policy" -i "$work/questions" -x 300 --batch-tokens 4096 -l 3e-3 --seed "$seed" -o "$work/judge"
-    quiet ./evaluate --judge "$work/judge" --judge-template "$work/question" -i "$work/pairs" --completions "$work/labelled.jsonl" \
-        >"$work/figures"
+    quiet ./evaluate --judge "$work/judge" --judge-template "$work/question" -i "$work/pairs" \
+        --completions "$work/labelled.jsonl" >"$work/figures"
     printf '%s %s %s' "$seed" "$(field accuracy <"$work/figures")" "$(field single_order_accuracy <"$work/figures")"
     quiet data/pick -i "$work/labelled.jsonl" --pairs p -o "$work/labels.jsonl"
     shard judged <"$work/labels.jsonl"
-    printf ' %s' "$(score "$work/policy")"
-    labels true pairs
-    labels hard judged --no-use-margin
-    labels soft judged --soft-labels
+    reward=$(score "$work/policy")
+    printf ' %s' "$reward"
+    labels pairs
+    labels judged --no-use-margin
+    labels judged --soft-labels
     echo
-done | tee "$work/table" | awk '
+done >"$work/rows"
+awk '
     function row(name, x, i) {
         printf "| %s | %.1f | %.1f | %.2f |", name, 100 * x[2], 100 * x[3], x[4]
         for (i = 5; i < 14; i += 3) printf " %.1f | %.3f | %.2f |", 100 * x[i], x[i + 1], x[i + 2]
@@ -81,4 +84,4 @@ done | tee "$work/table" | awk '
         for (i = 1; i <= NF; i++) sum[i] /= NR
         row("mean", sum)
         exit !(NR && sum[10] > sum[4] && sum[13] > sum[4])
-    }'
+    }' "$work/rows"

@@ -17,18 +17,19 @@ make -s train_sft train_grpo evaluate data/make_shard >&2
 quiet() { "$@" >"$work/log" 2>&1 || { tail -n 3 "$work/log" >&2; exit 1; }; }
 
 solved() { # MODEL: prints the share of right samples
-    ./evaluate -c "$1" -i "$work/tasks" -g 64 --num-samples 32 --slots 256 --tool-cmd 'python3 dev/propose.py solve' \
-        2>"$work/log" | sed -n 's/.*"solver":{[^}]*"reward":\([-0-9.e]*\).*/\1/p'
+    quiet ./evaluate -c "$1" -i "$work/tasks" -g 64 --num-samples 32 --slots 256 --tool-cmd 'python3 dev/propose.py solve'
+    sed -n 's/.*"solver":{[^}]*"reward":\([-0-9.e]*\).*/\1/p' "$work/log"
 }
 
 python3 dev/propose.py demos 4000 >"$work/demos.jsonl"
 data/make_shard --quiet -i "$work/demos.jsonl" -o "$work/demos" --template chatml
-for i in $(seq 64); do echo '{"prompt":"Sums: ","answer":"","task":"game"}'; done |
+yes '{"prompt":"Sums: ","answer":"","task":"game"}' | head -n 64 |
     data/make_shard --quiet -i - -o "$work/tasks" --template chatml 2>/dev/null
 for seed; do
     quiet ./train_sft --layers 2 --width 64 --heads 2 --context 96 -i "$work/demos" -o "$work/sft" -x "${SFT_STEPS:-150}" \
         --batch-tokens 2048 -l 5e-3 --warmup-steps 10 --seed "$seed"
-    echo "start $seed $(solved "$work/sft") 0"
+    right=$(solved "$work/sft")
+    echo "start $seed $right 0"
     for method in dapo unscaled hierarchical_grpo; do
         case $method in
         dapo) options= ;;
@@ -37,14 +38,16 @@ for seed; do
         esac
         rm -f "$work/m.jsonl"
         # shellcheck disable=SC2086
-        quiet ./train_grpo -c "$work/sft" -i "$work/tasks" -o "$work/out" -p 8 -G 16 -g 64 -x "${STEPS:-150}" -l 1e-3 --slots 128 \
-            --warmup-steps 5 --adam-beta2 0.99 --sample-count 0 --seed "$seed" --tool-cmd 'python3 dev/propose.py' --reward none \
-            --metrics "$work/m.jsonl" $options
+        quiet ./train_grpo -c "$work/sft" -i "$work/tasks" -o "$work/out" -p 8 -G 16 -g 64 -x "${STEPS:-150}" -l 1e-3 \
+            --slots 128 --warmup-steps 5 --adam-beta2 0.99 --sample-count 0 --seed "$seed" --reward none \
+            --tool-cmd 'python3 dev/propose.py' --metrics "$work/m.jsonl" $options
         proposers=$(sed -n 's/^{"step".*"role\/proposer\/reward":\([-0-9.e]*\).*/\1/p' "$work/m.jsonl" | tail -n 10 |
             awk '{ x += $1 } END { print x / NR }')
-        echo "$method $seed $(solved "$work/out") $proposers"
+        right=$(solved "$work/out")
+        echo "$method $seed $right $proposers"
     done
-done | awk '
+done >"$work/rows"
+awk '
     function moments(a, n, form, i, sum, squares) {
         for (i = 1; i <= n; i++) sum += a[i]
         for (i = 1; i <= n; i++) squares += (a[i] - sum / n) ^ 2
@@ -61,4 +64,4 @@ done | awk '
             for (i = 1; i <= k; i++) total[m] += a[i]
         }
         exit total[4] <= total[1]
-    }'
+    }' "$work/rows"
