@@ -4,8 +4,10 @@
     python3 dev/propose.py demos 2000 >demos.jsonl                    both parts, for fine-tuning
     train_grpo -c sft.bin -i tasks.shard -o out.bin --tool-cmd 'python3 dev/propose.py' --reward none ...
 
-Of four completions of a prompt the first proposes a sum of two digits, such as `7+5`, and the others solve it (`12`). A solver gets 1 if it is right. A proposer gets 4 p (1 - p), where p is the share of its solvers that are right, 0 if another one
-of the prompt has the same sum, and -1 if it writes anything else; its solvers then have a random sum. With the argument `solve` all completions solve random sums.
+Of four completions of a prompt the first proposes a sum of two digits, such as `7+5`, and the others solve it (`12`). A solver
+gets 1 if it is right. A proposer gets 4 p (1 - p), where p is the share of its solvers that are right, 0 if another one of the
+prompt has the same sum, and -1 if it writes anything else. Its solvers then have a random sum. With the argument `solve` all
+completions solve random sums.
 """
 import json
 import random
@@ -81,11 +83,13 @@ for line in sys.stdin:
         parts[r["id"]] = (episode, seat, prompt)
         answer.update(role="solver" if seat else "proposer", episode=f"{prompt}.{sample // EACH}")
     episode, seat, prompt = parts[r["id"]]
-    said = r["op"] == "step" or (r["op"] == "end" and (seat in episode.right if seat else episode.problem) in (False, None))
-    if said and not seat and episode.problem is None:
-        episode.propose(r.get("text", "").strip())
-    elif said and seat and seat not in episode.right and episode.problem:
-        episode.solve(seat, r.get("text", "").strip())
+    acted = seat in episode.right if seat else episode.problem is not None
+    if r["op"] != "reset" and not acted:  # one that ends before its turn acts with an empty text
+        text = r.get("text", "").strip()
+        if not seat:
+            episode.propose(text)
+        elif episode.problem:
+            episode.solve(seat, text)
     if r["op"] == "end":
         print(json.dumps(dict(answer, reward=None)), flush=True)
         del parts[r["id"]]
