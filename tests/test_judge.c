@@ -558,6 +558,13 @@ static void rewards_by_a_judge(void **state) {
     }
     if (!judge_ask(&j, JUDGE_BY_RUBRIC, q, 2, false, p, &e)) fail_msg("%s", e.text);
     assert_near(parts[2], (p[0] + 3 * p[1]) / 4, 1e-6);
+    in[1].fields = "{\"rubric\":[\"ki\\u0000nd\"]}"; /* read to its end */
+    q[0].field[JUDGE_COMPLETION] = slice("b");
+    q[0].field[JUDGE_RUBRIC] = (TextSlice){"ki\0nd", 5};
+    if (!judge_ask(&j, JUDGE_BY_RUBRIC, q, 1, false, p, &e) ||
+        !judge_completions(&j, JUDGE_BY_RUBRIC, in, 2, parts, 1, &e))
+        fail_msg("%s", e.text);
+    assert_near(parts[1], p[0], 1e-6);
     in[1].fields = "{\"rubric\":[{\"text\":\"kind\",\"weight\":-1}]}";
     assert_false(judge_completions(&j, JUDGE_BY_RUBRIC, in, 6, parts, 1, &e));
     assert_holds(e.text, "criterion 0 must be a number above 0");
@@ -571,6 +578,32 @@ static void rewards_by_a_judge(void **state) {
     if (!judge_completions(&j, JUDGE_BY_GROUP, in, 6, parts, 1, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < 6; i++) assert_true(parts[i] > 0 && parts[i] < 1);
     judge_close(&j);
+}
+
+/* The conversation that a judge reads has the calls of tools, with what was said before them, and what follows a NUL. */
+static void whole_conversations(void **state) {
+    (void)state;
+    json_error_t bad;
+    const char *const turns =
+        "[{\"role\":\"assistant\",\"content\":\"I look.\",\"tool_calls\":[{\"name\":\"find\"}]},"
+        "{\"role\":\"tool\",\"content\":{\"found\":1}},"
+        "{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"name\":\"count\"}]},"
+        "{\"role\":\"tool\",\"content\":\"2\"},{\"role\":\"assistant\",\"content\":\"Two.\",\"tool_calls\":[]}]";
+    json_t *messages = json_loads(turns, 0, &bad);
+    const RewardInput in = {
+        .prompt = "x", .completion = "Two.", .task = "", .answer = "", .fields = "", .messages = messages};
+    JudgeRecord r = judge_record(&in);
+    assert_string_equal(r.messages.text, "user: x\n\nassistant: I look.\n[{\"name\":\"find\"}]\n\n"
+                                         "tool: {\"found\":1}\n\nassistant: [{\"name\":\"count\"}]\n\n"
+                                         "tool: 2\n\nassistant: Two.");
+    judge_record_free(&r);
+    json_decref(messages);
+    const RewardInput nul = {
+        .prompt = "x", .completion = "a\0b", .completion_length = 3, .task = "", .answer = "", .fields = ""};
+    r = judge_record(&nul);
+    assert_int_equal(r.messages.length, strlen("user: x\n\nassistant: ") + 3);
+    assert_memory_equal(r.messages.text, "user: x\n\nassistant: a\0b", r.messages.length);
+    judge_record_free(&r);
 }
 
 /* The tokens of the question of rubric.txt about a list of criteria. Returns their number. */
@@ -1115,6 +1148,7 @@ int main(void) {
         cmocka_unit_test(bad_templates),
         cmocka_unit_test(everyone_meets_as_many),
         cmocka_unit_test(rewards_by_a_judge),
+        cmocka_unit_test(whole_conversations),
         cmocka_unit_test(rubrics_at_once),
         cmocka_unit_test(servers_that_misbehave),
         cmocka_unit_test(servers_that_refuse),

@@ -256,16 +256,12 @@ static inline bool judge_make_labels(Judge *j, JudgeMode m, Error *e) {
 /* Compiles the pattern of a mode. */
 static inline bool judge_use_pattern(Judge *j, JudgeMode m, Error *e) {
     const bool at_once = judge_at_once(j, m);
-    const char *given = j->o->pattern;
+    const char *given = j->o->pattern, *usual = at_once ? JUDGE_LINES_PATTERN : JUDGE_PATTERN;
     for (int k = 0; k < JUDGE_MODES && given; k++)
         if (j->form[k].used && judge_at_once(j, (JudgeMode)k) != at_once)
             return error_set(e, "--judge-pattern: with --rubric-at-once its groups are others than for judge=%s",
                              judge_mode_name(at_once ? (JudgeMode)k : m));
-    return judge_pattern_open(&j->form[m].pattern,
-                              given     ? given
-                              : at_once ? JUDGE_LINES_PATTERN
-                                        : JUDGE_PATTERN,
-                              at_once, e);
+    return judge_pattern_open(&j->form[m].pattern, given ? given : usual, at_once, e);
 }
 
 /* Checks labels that a server writes: distinct, and for their probabilities no label the beginning of another. */
@@ -584,21 +580,16 @@ static inline bool judge_ask_pairs(Judge *j, const JudgePair *pair, int64_t n, d
     return ok;
 }
 
-/* Sets the sums to those before questions about completions with sentences, of which only the cost and the gain count. */
-static inline void judge_forget_sums(Judge *j, const JudgeSums *before) {
-    const JudgeSums after = j->sums;
-    JudgeSums *s = &j->sums;
-    *s = *before;
-    s->questions = after.questions;
-    s->cached = after.cached;
-    s->retries = after.retries;
-    memcpy(s->injected, after.injected, sizeof s->injected);
-    memcpy(s->gain, after.gain, sizeof s->gain);
+/* Sets the sums to those before questions about completions with sentences, of which only the cost counts. */
+static inline void judge_keep_cost(Judge *j, JudgeSums before) {
+    before.questions = j->sums.questions;
+    before.cached = j->sums.cached;
+    before.retries = j->sums.retries;
+    j->sums = before;
 }
 
 /* Measures what sentences after a gain in the pairs. p: (n) without them. */
 static inline bool judge_inject_pairs(Judge *j, const JudgePair *pair, int64_t n, const double *p, Error *e) {
-    const JudgeSums before = j->sums;
     JudgePair *changed = (JudgePair *)xcalloc((size_t)n + 1, sizeof *changed);
     TextBuffer *text = (TextBuffer *)xcalloc((size_t)n + 1, sizeof *text);
     double *with = (double *)xcalloc((size_t)n + 1, sizeof *with);
@@ -609,10 +600,11 @@ static inline bool judge_inject_pairs(Judge *j, const JudgePair *pair, int64_t n
             changed[i] = pair[i];
             changed[i].a = (TextSlice){text[i].text, text[i].length};
         }
+        const JudgeSums before = j->sums;
         ok = judge_ask_pairs(j, changed, n, with, NULL, e);
+        judge_keep_cost(j, before);
         if (ok) judge_add_gain(j, (JudgeInjection)kind, p, with, n);
     }
-    judge_forget_sums(j, &before);
     for (int64_t i = 0; i < n; i++) text_free(&text[i]);
     free(changed), free(text), free(with);
     return ok;

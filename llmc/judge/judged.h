@@ -34,11 +34,17 @@
 
 /* The texts of a completion's record for a question. */
 typedef struct JudgeRecord {
-    char *prompt, *messages; /* owned */
+    TextSlice prompt, messages; /* owned */
     json_t *fields;
 } JudgeRecord;
 
-/* Appends messages: the content of a lone message, else each after its role. */
+static inline void judge_append_json(const json_t *value, TextBuffer *out) {
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    text_string(out, text ? text : "");
+    free(text);
+}
+
+/* Appends messages, each with its calls of tools after its content. roles: each follows its role. */
 static inline void judge_append_messages(const json_t *messages, bool roles, TextBuffer *out) {
     size_t i;
     const json_t *message;
@@ -47,12 +53,12 @@ static inline void judge_append_messages(const json_t *messages, bool roles, Tex
         const char *role = json_string_value(json_object_get(message, "role"));
         if (i) text_string(out, "\n\n");
         if (roles) text_format(out, "%s: ", role ? role : "user");
+        const size_t before = out->length;
         if (json_is_string(content)) text_append(out, json_string_value(content), json_string_length(content));
-        else if (json_is_array(content) || json_is_object(content) || calls) {
-            char *text = json_dumps(calls ? calls : content, JSON_COMPACT | JSON_ENCODE_ANY);
-            text_string(out, text ? text : "");
-            free(text);
-        }
+        else if (json_is_array(content) || json_is_object(content)) judge_append_json(content, out);
+        if (!json_array_size(calls)) continue;
+        if (out->length > before) text_string(out, "\n");
+        judge_append_json(calls, out);
     }
 }
 
@@ -73,13 +79,13 @@ static inline JudgeRecord judge_record(const RewardInput *in) {
         text_string(&all, "assistant: ");
         text_append(&all, said.s, said.n);
     }
-    r.prompt = prompt.text;
-    r.messages = all.text;
+    r.prompt = (TextSlice){prompt.text, prompt.length};
+    r.messages = (TextSlice){all.text, all.length};
     return r;
 }
 
 static inline void judge_record_free(JudgeRecord *r) {
-    free(r->prompt), free(r->messages);
+    free((char *)r->prompt.text), free((char *)r->messages.text);
     json_decref(r->fields);
 }
 
@@ -93,10 +99,10 @@ static inline TextSlice judge_said(const RewardInput *in) {
 /* The question about one completion. */
 static inline JudgeQuestion judge_question(const Judge *j, const RewardInput *in, const JudgeRecord *r) {
     JudgeQuestion q = {0};
-    q.field[JUDGE_PROMPT] = judge_slice(r->prompt);
+    q.field[JUDGE_PROMPT] = r->prompt;
     q.field[JUDGE_COMPLETION] = judge_said(in);
     q.field[JUDGE_ANSWER] = judge_slice(in->answer);
-    q.field[JUDGE_MESSAGES] = judge_slice(r->messages);
+    q.field[JUDGE_MESSAGES] = r->messages;
     q.field[JUDGE_PRINCIPLE] = judge_principle(j, in->id);
     q.field[JUDGE_SCALE] = judge_slice(j->scale);
     return q;
@@ -112,117 +118,121 @@ static inline bool judge_scores(Judge *j, const RewardInput *in, const JudgeReco
     return ok;
 }
 
-/* Sets *rubric to the criteria of a record; NULL: it has none. */
-static inline bool judge_rubric(const JudgeRecord *r, const json_t **rubric, Error *e) {
-    *rubric = verify_present(r->fields, "rubric");
-    return !*rubric || json_is_array(*rubric) || error_set(e, "rubric: must be a list of criteria");
-}
+/* A criterion of a rubric. */
+typedef struct JudgeCriterion {
+    TextSlice text;
+    double weight;
+} JudgeCriterion;
+
+/* The criteria of n completions: first[i] ... first[i + 1] - 1 are those of completion i. */
+typedef struct JudgeCriteria {
+    int64_t *first; /* (n + 1) */
+    JudgeCriterion *item;
+    double *met; /* probability that the completion meets the criterion; NaN: no answer */
+} JudgeCriteria;
+
+static inline void judge_criteria_free(JudgeCriteria *c) { free(c->first), free(c->item), free(c->met); }
 
 /* Reads criterion k of a rubric. */
-static inline bool judge_criterion(const json_t *rubric, size_t k, TextSlice *text, double *weight, Error *e) {
+static inline bool judge_criterion(const json_t *rubric, size_t k, JudgeCriterion *to, Error *e) {
     const json_t *item = json_array_get(rubric, k), *value = json_object_get(item, "text"),
                  *w = json_object_get(item, "weight");
     if (json_is_string(item)) value = item;
-    *text = judge_slice(json_string_value(value));
-    *weight = w ? json_number_value(w) : 1;
-    if (!text->length) return error_set(e, "rubric: criterion %zu is neither a text nor an object with a text", k);
-    return (isfinite(*weight) && *weight > 0) ||
+    to->text = (TextSlice){json_string_value(value), json_string_length(value)};
+    to->weight = w ? json_number_value(w) : 1;
+    if (!to->text.length) return error_set(e, "rubric: criterion %zu is neither a text nor an object with a text", k);
+    return (isfinite(to->weight) && to->weight > 0) ||
            error_set(e, "rubric: the weight of criterion %zu must be a number above 0", k);
 }
 
-/* The criteria of a rubric as one text, a numbered line each, and their weights: (JUDGE_CRITERIA_MAX) */
-static inline bool judge_criteria_list(const json_t *rubric, TextBuffer *list, double *weight, Error *e) {
-    const size_t n = json_array_size(rubric);
+/* Reads the criteria of n records, which may have none. */
+static inline bool judge_criteria_read(JudgeCriteria *c, const JudgeRecord *r, int n, Error *e) {
+    *c = (JudgeCriteria){.first = (int64_t *)xcalloc((size_t)n + 1, sizeof *c->first)};
+    for (int i = 0; i < n; i++) {
+        const json_t *rubric = verify_present(r[i].fields, "rubric");
+        const size_t from = (size_t)c->first[i], count = json_array_size(rubric);
+        if (rubric && !json_is_array(rubric)) return error_set(e, "rubric: must be a list of criteria");
+        c->item = (JudgeCriterion *)xrealloc(c->item, from + count + 1, sizeof *c->item);
+        for (size_t k = 0; k < count; k++)
+            if (!judge_criterion(rubric, k, &c->item[from + k], e)) return false;
+        c->first[i + 1] = (int64_t)(from + count);
+    }
+    c->met = (double *)xcalloc((size_t)c->first[n] + 1, sizeof *c->met);
+    return true;
+}
+
+/* Asks a question about each criterion of each completion. */
+static inline bool judge_ask_each(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, JudgeCriteria *c,
+                                  Error *e) {
+    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)c->first[n] + 1, sizeof *q);
+    for (int i = 0; i < n; i++)
+        for (int64_t at = c->first[i]; at < c->first[i + 1]; at++) {
+            q[at] = judge_question(j, &in[i], &r[i]);
+            q[at].field[JUDGE_RUBRIC] = c->item[at].text;
+        }
+    const bool ok = judge_ask(j, JUDGE_BY_RUBRIC, q, c->first[n], false, c->met, e);
+    free(q);
+    return ok;
+}
+
+/* Sets *list to criteria as one text, a numbered line each. */
+static inline bool judge_criteria_list(const JudgeCriterion *item, int64_t count, TextBuffer *list, Error *e) {
+    if (count > JUDGE_CRITERIA_MAX)
+        return error_set(e, "rubric: has %lld criteria; --rubric-at-once allows up to %d", (long long)count,
+                         JUDGE_CRITERIA_MAX);
     text_clear(list);
-    if (n > JUDGE_CRITERIA_MAX)
-        return error_set(e, "rubric: has %zu criteria; --rubric-at-once allows up to %d", n, JUDGE_CRITERIA_MAX);
-    for (size_t k = 0; k < n; k++) {
-        TextSlice text;
-        if (!judge_criterion(rubric, k, &text, &weight[k], e)) return false;
-        text_format(list, "%s%zu. ", k ? "\n" : "", k + 1);
-        text_append(list, text.text, text.length);
+    for (int64_t k = 0; k < count; k++) {
+        text_format(list, "%s%lld. ", k ? "\n" : "", (long long)k + 1);
+        text_append(list, item[k].text.text, item[k].text.length);
     }
     return true;
 }
 
-/* Asks about completions with `criteria` criteria. q: (count); which: (count) their numbers in weight and value. */
-static inline bool judge_rubrics_of(Judge *j, const JudgeQuestion *q, const double (*weight)[JUDGE_CRITERIA_MAX],
-                                    const int *which, int count, int criteria, double *value, Error *e) {
-    double *p = (double *)xcalloc((size_t)count * (size_t)criteria, sizeof *p);
-    const bool ok = judge_ask_criteria(j, q, count, criteria, p, e);
-    for (int i = 0; ok && i < count; i++) {
-        double sum = 0, all = 0;
-        for (int k = 0; k < criteria; k++) {
-            sum += weight[which[i]][k] * p[i * criteria + k];
-            all += weight[which[i]][k];
-        }
-        value[which[i]] = sum / all;
-    }
-    free(p);
-    return ok;
-}
-
-/* The mode rubric with --rubric-at-once: a question per completion. Those with equally many criteria are asked together. */
-static inline bool judge_rubrics_at_once(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
-                                         Error *e) {
+/* Asks one question about all criteria of each completion (--rubric-at-once). Completions with equally many criteria are
+ * asked together. */
+static inline bool judge_ask_at_once(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, JudgeCriteria *c,
+                                     Error *e) {
     JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)n + 1, sizeof *q);
     TextBuffer *list = (TextBuffer *)xcalloc((size_t)n + 1, sizeof *list);
-    double(*weight)[JUDGE_CRITERIA_MAX] = (double(*)[JUDGE_CRITERIA_MAX])xcalloc((size_t)n + 1, sizeof *weight);
-    int *criteria = (int *)xcalloc((size_t)n + 1, sizeof *criteria),
-        *which = (int *)xcalloc((size_t)n + 1, sizeof *which);
+    double *met = (double *)xcalloc((size_t)c->first[n] + 1, sizeof *met);
+    int *which = (int *)xcalloc((size_t)n + 1, sizeof *which); /* completions that are asked together */
     bool ok = true;
-    for (int i = 0; ok && i < n; i++) {
-        const json_t *rubric;
-        ok = judge_rubric(&r[i], &rubric, e) && judge_criteria_list(rubric, &list[i], weight[i], e);
-        criteria[i] = ok ? (int)json_array_size(rubric) : 0;
-        value[i] = NAN;
-        j->sums.unscorable += ok && !criteria[i];
-    }
-    for (int c = 1; ok && c <= JUDGE_CRITERIA_MAX; c++) {
+    for (int i = 0; ok && i < n; i++)
+        ok = judge_criteria_list(c->item + c->first[i], c->first[i + 1] - c->first[i], &list[i], e);
+    for (int criteria = 1; ok && criteria <= JUDGE_CRITERIA_MAX; criteria++) {
         int count = 0;
         for (int i = 0; i < n; i++) {
-            if (criteria[i] != c) continue;
+            if (c->first[i + 1] - c->first[i] != criteria) continue;
             q[count] = judge_question(j, &in[i], &r[i]);
             q[count].field[JUDGE_RUBRIC] = (TextSlice){list[i].text, list[i].length};
             which[count++] = i;
         }
-        ok = !count || judge_rubrics_of(j, q, weight, which, count, c, value, e);
+        ok = !count || judge_ask_criteria(j, q, count, criteria, met, e);
+        for (int i = 0; ok && i < count; i++)
+            memcpy(c->met + c->first[which[i]], met + i * criteria, (size_t)criteria * sizeof *met);
     }
     for (int i = 0; i < n; i++) text_free(&list[i]);
-    free(q), free(list), free(weight), free(criteria), free(which);
+    free(q), free(list), free(met), free(which);
     return ok;
 }
 
 static inline bool judge_rubrics(Judge *j, const RewardInput *in, const JudgeRecord *r, int n, double *value,
                                  Error *e) {
-    int64_t count = 0, at = 0;
-    bool ok = true;
-    const json_t **rubric = (const json_t **)xcalloc((size_t)n + 1, sizeof *rubric);
-    for (int i = 0; ok && i < n; i++) {
-        ok = judge_rubric(&r[i], &rubric[i], e);
-        count += (int64_t)json_array_size(rubric[i]);
-    }
-    JudgeQuestion *q = (JudgeQuestion *)xcalloc((size_t)count + 1, sizeof *q);
-    double *weight = (double *)xcalloc((size_t)count + 1, sizeof *weight),
-           *p = (double *)xcalloc((size_t)count + 1, sizeof *p);
-    for (int i = 0; i < n; i++)
-        for (size_t k = 0; ok && k < json_array_size(rubric[i]); k++, at++) {
-            q[at] = judge_question(j, &in[i], &r[i]);
-            ok = judge_criterion(rubric[i], k, &q[at].field[JUDGE_RUBRIC], &weight[at], e);
-        }
-    ok = ok && judge_ask(j, JUDGE_BY_RUBRIC, q, count, false, p, e);
-    at = 0;
+    JudgeCriteria c;
+    const bool at_once = judge_at_once(j, JUDGE_BY_RUBRIC);
+    const bool ok = judge_criteria_read(&c, r, n, e) &&
+                    (at_once ? judge_ask_at_once(j, in, r, n, &c, e) : judge_ask_each(j, in, r, n, &c, e));
     for (int i = 0; ok && i < n; i++) { /* a criterion without an answer makes the whole NaN */
-        const size_t criteria = json_array_size(rubric[i]);
+        const bool any = c.first[i] < c.first[i + 1];
         double sum = 0, all = 0;
-        for (size_t k = 0; k < criteria; k++, at++) {
-            sum += weight[at] * p[at];
-            all += weight[at];
+        for (int64_t at = c.first[i]; at < c.first[i + 1]; at++) {
+            sum += c.item[at].weight * c.met[at];
+            all += c.item[at].weight;
         }
-        value[i] = criteria ? sum / all : NAN;
-        j->sums.unscorable += !criteria;
+        value[i] = any ? sum / all : NAN;
+        j->sums.unscorable += !any;
     }
-    free(rubric), free(q), free(weight), free(p);
+    judge_criteria_free(&c);
     return ok;
 }
 
@@ -284,7 +294,7 @@ static inline bool judge_tournament(Judge *j, const RewardInput *in, const Judge
         const int a = x.edge[i][0], b = x.edge[i][1];
         if (b < 0 && (!in[a].answer || !*in[a].answer)) continue;
         memcpy(x.edge[count], x.edge[i], sizeof *x.edge);
-        pair[count++] = (JudgePair){.prompt = judge_slice(r[a].prompt),
+        pair[count++] = (JudgePair){.prompt = r[a].prompt,
                                     .answer = judge_slice(in[a].answer),
                                     .a = judge_said(&in[a]),
                                     .b = b < 0 ? judge_slice(in[a].answer) : judge_said(&in[b]),
@@ -350,13 +360,12 @@ static inline bool judge_each(Judge *j, JudgeMode m, const RewardInput *in, cons
                               Error *e) {
     if (m == JUDGE_BY_SCORE) return judge_scores(j, in, r, n, value, e);
     if (m == JUDGE_BY_PAIR) return judge_tournament(j, in, r, n, value, e);
-    return judge_at_once(j, m) ? judge_rubrics_at_once(j, in, r, n, value, e) : judge_rubrics(j, in, r, n, value, e);
+    return judge_rubrics(j, in, r, n, value, e);
 }
 
 /* Measures what sentences after completions gain in the modes score and rubric. value: (n) without them. */
 static inline bool judge_inject_completions(Judge *j, JudgeMode m, const RewardInput *in, const JudgeRecord *r, int n,
                                             const double *value, Error *e) {
-    const JudgeSums before = j->sums;
     RewardInput *changed = (RewardInput *)xcalloc((size_t)n + 1, sizeof *changed);
     JudgeRecord *record = (JudgeRecord *)xcalloc((size_t)n + 1, sizeof *record);
     TextBuffer(*text)[2] = (TextBuffer(*)[2])xcalloc((size_t)n + 1, sizeof *text);
@@ -365,17 +374,18 @@ static inline bool judge_inject_completions(Judge *j, JudgeMode m, const RewardI
     for (int kind = 0; ok && kind < JUDGE_INJECTIONS; kind++) {
         for (int i = 0; i < n; i++) {
             judge_inject(judge_said(&in[i]), (JudgeInjection)kind, in[i].id, &text[i][0]);
-            judge_inject(judge_slice(r[i].messages), (JudgeInjection)kind, in[i].id, &text[i][1]);
+            judge_inject(r[i].messages, (JudgeInjection)kind, in[i].id, &text[i][1]);
             changed[i] = in[i];
             changed[i].completion = text[i][0].text;
             changed[i].completion_length = text[i][0].length;
             record[i] = r[i];
-            record[i].messages = text[i][1].text;
+            record[i].messages = (TextSlice){text[i][1].text, text[i][1].length};
         }
+        const JudgeSums before = j->sums;
         ok = judge_each(j, m, changed, record, n, with, e);
+        judge_keep_cost(j, before);
         if (ok) judge_add_gain(j, (JudgeInjection)kind, value, with, n);
     }
-    judge_forget_sums(j, &before);
     for (int i = 0; i < n; i++) text_free(&text[i][0]), text_free(&text[i][1]);
     free(changed), free(record), free(text), free(with);
     return ok;

@@ -11,7 +11,7 @@
  *   {number}         the number of the one that is asked about
  *   {answer}         the record's reference answer
  *   {rubric}         a criterion of the record's rubric; with --rubric-at-once all of them, numbered
- *   {messages}       the whole conversation with its completion
+ *   {messages}       the whole conversation with its completion, calls of tools and their results
  *   {principle}      a line of --judge-principles
  *   {scale}          the highest number of a score
  *

@@ -251,7 +251,7 @@ static inline void online_compare(OnlinePairs *p) {
         const ScoredCompletion *a = online_completion(p, i, 0), *b = online_completion(p, i, 1);
         const RewardInput in = prompts_input(&g->train, a->prompt, a->text, a->text_length, &a->completion, a->id, 0);
         record[i] = judge_record(&in);
-        pair[i] = (JudgePair){.prompt = judge_slice(record[i].prompt),
+        pair[i] = (JudgePair){.prompt = record[i].prompt,
                               .answer = judge_slice(in.answer),
                               .a = {a->text, a->text_length},
                               .b = {b->text, b->text_length},
