@@ -1,7 +1,8 @@
 /* fuzz_judge.c - libFuzzer target: arbitrary bytes as the reply of a judge's server, and as a template of a question.
  *
- * The first byte chooses. A value of a reply is NaN or between 0 and 1, and the same when the reply is read again; the labels'
- * probabilities sum to 1, and those of the criteria of a rubric are between 0 and 1. A template that is accepted is filled in without a name of a field of its own being read again.
+ * The first byte chooses. A value of a reply is NaN or between 0 and 1, and the same when the reply is read again. The labels'
+ * probabilities sum to 1, and those of the criteria of a rubric are between 0 and 1. A template that is accepted is filled in
+ * without a name of a field of its own being read again.
  */
 #include "../llmc/base/error.h"     /* Error, xstrndup */
 #include "../llmc/base/text.h"      /* TextBuffer, TextSlice, text_free */

@@ -77,7 +77,8 @@ static void self_taught(void **state) {
     free(kept);
 }
 
-/* A loop with a model that is given begins with adapters for problems in words. This model has learned nothing, and solves none. */
+/* A loop with a model that is given begins with adapters for problems in words. This model has learned nothing, and solves
+ * none. */
 static void own_model(void **state) {
     (void)state;
     run(0, "data/make_tasks --task word --level 1 --count 8 --format chat -o $T/words.jsonl && "

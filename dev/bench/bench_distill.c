@@ -8,8 +8,8 @@
  * the ratio of the third to the sum of the others, and the memory that the backend has for logits and packed weights
  * before and after the first divergence. The last line, on standard output, is JSON.
  *
- * --variance N measures the noise of the two estimators of the reverse KL on the student's own samples instead: N times, a batch
- * of --batch completions of --length tokens is drawn from the student, and both gradients are computed on it: the exact
+ * --variance N measures the noise of the two estimators of the reverse KL on the student's own samples instead. N times, a
+ * batch of --batch completions of --length tokens is drawn from the student, and both gradients are computed on it: the exact
  * divergence at each token, and that of the sampled estimator, (log S - log T) grad log S of the drawn token. Both have the
  * same mean. The variance is the mean of |g - mean|^2, from the mean of |g|^2 and from products of gradients of different
  * batches, which estimate |mean|^2 without bias.

@@ -507,8 +507,8 @@ static inline char *reader_rest(Reader *r, size_t limit, size_t *n, Error *e) {
     return text;
 }
 
-/* Whether there is an entry of this name, which may be a link that leads nowhere. To open that fails with a message,
- * where access() would say that there is no such file. */
+/* Whether an entry of this name exists, which may be a link that leads nowhere. Opening such a link fails with a message,
+ * whereas access() would report that there is no such file. */
 static inline bool file_exists(const char *path) {
     struct stat st;
     return !lstat(path, &st);

@@ -20,8 +20,9 @@
 #include "../rollout/rollout.h"    /* completion_drawn */
 #include "../rollout/votes.h"      /* VOTES_REWARD */
 
-/* What a model computes, summed over `count` prompts or completions. The model that draws a completion reads all of its tokens but
- * the last, and computes the logits of those that it draws, the first ones from a row of the prompt; a judge reads all. */
+/* What a model computes, summed over `count` prompts or completions. The model that draws a completion reads all of its tokens
+ * but the last, and computes the logits of those that it draws, the first of them from a row of the prompt. A judge reads all
+ * tokens. */
 typedef struct Cost {
     double count, tokens, drawn;
     double rows, pairs;             /* that the model reads, and its pairs of a query with a key */

@@ -10,7 +10,7 @@
  *
  * With --rubric-at-once a reply has a line "k: L" for each criterion k, in any order: each criterion has the probabilities at
  * the place of its label, or the label itself. A criterion without a line, a line for another number, and two lines that differ
- * leave the whole reply without a value.
+ * leave the whole reply without a value. So do two lines for a criterion whose probabilities are asked for, even if they agree.
  *
  * Whatever is not exactly one of these has no value: no match, matches that differ, a number out of range, a refusal.
  *
