@@ -2,15 +2,15 @@
 # tulu.sh [SEED] - the recipe of Tulu 3 (Lambert et al. 2024, arXiv 2411.15124) with toys: supervised fine-tuning on a mixture,
 # length-normalised DPO on the model's own answers, and reinforcement learning with verifiable rewards (RLVR).
 #
-#   mixture    demonstrations of two skills, weighted; rows that share 8-grams with the evaluation are dropped (the paper: 939k
-#              prompts of many skills)
+#   mixture    demonstrations of two skills, weighted; rows that share n-grams with the evaluation are dropped (the paper: 8-grams,
+#              939k prompts of many skills)
 #   DPO        SAMPLES answers of the SFT model to each prompt, a better against a worse one; sigmoid_norm, beta 5 (the paper: a
 #              judge rates answers of several models, the on-policy ones matter most)
 #   RLVR       PPO in the paper, here GRPO; the reward is the check of the answer, beta 0.05
 #
 # Control: RLVR from the SFT model without DPO.
 # shellcheck disable=SC1091
-[ -n "${LOOP_MODEL:-}" ] || : "${DPO_RATE:=3e-5}"
+[ -n "${LOOP_MODEL:-}" ] || : "${SFT_RATE:=5e-4}" "${DPO_RATE:=3e-5}"
 cd "$(dirname "$0")/.." && . scripts/loop.sh
 : "${RL_STEPS:=240}" "${PROMPTS:=32}"
 
@@ -34,7 +34,8 @@ pick "$out/clean" -i "$out/sorts.jsonl" --decontaminate "$out/held.jsonl" --ngra
 for rows in clean adds; do shard "$out/$rows"; done
 # shellcheck disable=SC2086
 stage "$out/sft$ext" ./train_sft -c "$base" -i "$out/clean.shard:3" -i "$out/adds.shard:1" -o "$out/sft$ext" --max-steps "$STEPS" \
-    --batch-tokens 1536 $training --learning-rate 5e-4 --warmup-steps 5 --logging-steps 20 --metrics "$out/sft.metrics.jsonl" --seed "$seed"
+    --batch-tokens 1536 $training --learning-rate "$SFT_RATE" --warmup-steps 5 --logging-steps 20 \
+    --metrics "$out/sft.metrics.jsonl" --seed "$seed"
 row "SFT on the mixture" "$out/sft" "$out/clean"
 samples "$out/samples" "$out/sft" "$out/problems.jsonl"
 pick "$out/pairs" -i "$out/samples.jsonl" --group index --pairs right --pairs-per-group 2 --as preference
