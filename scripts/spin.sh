@@ -40,7 +40,7 @@ for label in spin control; do
         else pick "$to.new" -i "$to.all.jsonl" --group index --pairs reward --as preference; fi
         pick "$to.pairs" -i "$to.new.jsonl" ${before:+-i "$before"} --shuffle
         if [ $label = spin ]; then games "$to" "$from"; fi
-        if [ -e "$to.games.shard" ]; then dpo "$to" "$from" "$to.pairs" --beta 1 -j "$to.games.shard" --eval-steps "$STEPS"
+        if [ -s "$to.games.jsonl" ]; then dpo "$to" "$from" "$to.pairs" --beta 1 -j "$to.games.shard" --eval-steps "$STEPS"
         else dpo "$to" "$from" "$to.pairs" --beta 1; fi
         before=$to.new.jsonl
         from=$to
