@@ -215,6 +215,7 @@ static void test_bad_templates(void **state) {
         {"{system}{next}{content}{any}{content}{eos}", "{next} is not allowed"},
         {"{user}{content}{next}{any}{content}{eos}", "{next} is not allowed in section {user}"},
         {"{any}{content}{next}", "{next} is not allowed in section {any}"},
+        {"{any}{content}{eos}{python}{content}{next}", "{next} is not allowed in section {python}"},
         {"{any}{content}{", "'{' is not a tag"},
         {"{any}{con tent}{eos}", "'{con tent}{eos}' is not a tag"},
     };

@@ -17,9 +17,10 @@
  *
  *   chatml   {any}<|im_start|>{role}\n{content}<|im_end|>\n
  *   llama    {begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>
- *   nanochat {begin}<|bos|>{system}{content}\n\n{next}{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}
- *            <|assistant_end|>{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}
- *            <|output_end|>   (one line; karpathy/nanochat, render_conversation() of nanochat/tokenizer.py)
+ *   nanochat {begin}<|bos|>{system}{content}\n\n{next}{user}<|user_start|>{content}<|user_end|>
+ *            {assistant}<|assistant_start|>{content}<|assistant_end|>{python}<|python_start|>{content}<|python_end|>
+ *            {python_output}<|output_start|>{content}<|output_end|>
+ *            (one line; karpathy/nanochat, render_conversation() of nanochat/tokenizer.py)
  *   plain    {any}{content}{assistant}{content}{eos}
  *
  * A template without special tokens:  {user}Question: {content}\n{assistant}Answer:{content}\n
@@ -45,8 +46,8 @@
 #ifndef LLMC_TEXT_CHAT_H
 #define LLMC_TEXT_CHAT_H
 
-#include "../base/error.h" /* Error, error_set, xstrdup, xcalloc, ... */
-#include "../base/text.h"  /* TokenList, text_string, TextBuffer, token_list_append, ... */
+#include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
+#include "../base/text.h"  /* TokenList, TextBuffer, text_string, text_free, ... */
 #include "jinja.h"         /* jinja_text_free */
 #include "jinja_chat.h"    /* JinjaChat, jinja_chat_stop, JinjaTurns, jinja_chat_encode, ... */
 #include "jinja_value.h"   /* JinjaText */
@@ -56,9 +57,10 @@
 #define CHAT_CHATML "{any}<|im_start|>{role}\\n{content}<|im_end|>\\n"
 #define CHAT_LLAMA  "{begin}<|begin_of_text|>{any}<|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>"
 #define CHAT_PLAIN  "{any}{content}{assistant}{content}{eos}"
-#define CHAT_NANOCHAT                                                                                                                              \
-    "{begin}<|bos|>{system}{content}\\n\\n{next}{user}<|user_start|>{content}<|user_end|>{assistant}<|assistant_start|>{content}<|assistant_end|>" \
-    "{python}<|python_start|>{content}<|python_end|>{python_output}<|output_start|>{content}<|output_end|>"
+#define CHAT_NANOCHAT                                                                                                  \
+    "{begin}<|bos|>{system}{content}\\n\\n{next}{user}<|user_start|>{content}<|user_end|>"                             \
+    "{assistant}<|assistant_start|>{content}<|assistant_end|>{python}<|python_start|>{content}<|python_end|>"          \
+    "{python_output}<|output_start|>{content}<|output_end|>"
 
 /* Limits of a custom template, which is read in linear time otherwise. */
 enum { CHAT_ROLES_MAX = 64, CHAT_SPECIALS_MAX = 1024 };
@@ -196,8 +198,10 @@ static inline bool chat_join_section(ChatSection *section, ChatText **text, Erro
             if (texts[k]->pieces[i].kind != CHAT_WORDS)
                 return error_set(e, "chat template: section {%s} has {next}, which allows only text before it",
                                  section->role);
-    if (!strcmp(section->role, "user") || !strcmp(section->role, "assistant") || !strcmp(section->role, "any"))
-        return error_set(e, "chat template: {next} is not allowed in section {%s}", section->role);
+    static const char *const others[] = {"user", "assistant", "any", "python", "python_output"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (!strcmp(section->role, others[i]))
+            return error_set(e, "chat template: {next} is not allowed in section {%s}", section->role);
     section->joins = true;
     *text = NULL;
     return true;
@@ -446,73 +450,44 @@ static inline bool chat_render_conversation(const ChatTemplate *c, const json_t 
 
 /* ---- conversations --------------------------------------------------------------------------------------------- */
 
-/* The messages of a conversation after those of sections with {next} have been joined with the next ones. */
-typedef struct ChatJoined {
-    const ChatMessage *messages;
-    const uint8_t *flags; /* or NULL */
-    int count;
-    ChatMessage *new_messages; /* NULL: nothing was joined */
-    uint8_t *new_flags;
-    char **texts; /* (count) contents that were made */
-} ChatJoined;
-
-static inline void chat_joined_free(ChatJoined *j) {
-    for (int i = 0; j->texts && i < j->count; i++) free(j->texts[i]);
-    free(j->new_messages), free(j->new_flags), free(j->texts);
-    *j = (ChatJoined){0};
-}
-
-/* Whether the message belongs to a section with {next}. */
-static inline bool chat_joins(const ChatTemplate *c, const ChatMessage *m, int flag) {
-    const ChatSection *section = flag & CHAT_PART ? NULL : chat_section(c, m->role);
-    return section && section->joins;
-}
-
-/* The content of a message that is joined with the message m[1]. */
-static inline char *chat_join_contents(const ChatTemplate *c, const ChatMessage *m) {
+/* The section of a message that is joined with the one after it; NULL: it is not. */
+static inline const ChatSection *chat_joins(const ChatTemplate *c, const ChatMessage *m) {
     const ChatSection *section = chat_section(c, m->role);
-    TextBuffer b = {0};
-    for (int i = 0; i < section->prefix.count; i++) text_string(&b, section->prefix.pieces[i].text.text);
-    text_string(&b, m->content);
-    for (int i = 0; i < section->suffix.count; i++) text_string(&b, section->suffix.pieces[i].text.text);
-    text_string(&b, m[1].content);
-    return b.text;
+    return section && section->joins ? section : NULL;
 }
 
-static inline bool chat_join(const ChatTemplate *c, const ChatMessage *messages, const uint8_t *flags, int count,
-                             ChatJoined *j, Error *e) {
-    bool any = false;
-    *j = (ChatJoined){.messages = messages, .flags = flags, .count = count};
-    for (int i = 0; i < count; i++) any = any || chat_joins(c, &messages[i], flags ? flags[i] : 0);
-    if (!any) return true;
-    j->messages = j->new_messages = (ChatMessage *)xcalloc((size_t)count, sizeof *j->new_messages);
-    j->flags = j->new_flags = (uint8_t *)xcalloc((size_t)count, 1);
-    j->texts = (char **)xcalloc((size_t)count, sizeof *j->texts);
-    j->count = 0;
-    for (int i = 0; i < count; i++) {
-        const bool joins = chat_joins(c, &messages[i], flags ? flags[i] : 0);
-        if (joins && (i + 1 == count || strcmp(messages[i + 1].role, "user"))) {
-            chat_joined_free(j);
-            return error_set(e,
-                             "chat template: the message of role %s must be followed by a user's message, with "
-                             "which it is joined",
-                             messages[i].role);
-        }
-        const int at = j->count++;
-        if (joins) j->texts[at] = chat_join_contents(c, &messages[i]);
-        i += joins;
-        j->new_messages[at] = (ChatMessage){messages[i].role, joins ? j->texts[at] : messages[i].content};
-        j->new_flags[at] = flags ? flags[i] : 0;
+/* Checks that message i, which is joined with the next one, is followed by a user's. */
+static inline bool chat_check_next(const ChatMessage *messages, int count, int i, Error *e) {
+    if (i + 1 < count && !strcmp(messages[i + 1].role, "user")) return true;
+    return error_set(
+        e, "chat template: the message of role %s must be followed by a user's message, with which it is joined",
+        messages[i].role);
+}
+
+static inline void chat_render_text(const ChatText *text, const Tokenizer *t, const char *role, TextBuffer *out) {
+    for (int i = 0; i < text->count; i++) {
+        const ChatPiece *p = &text->pieces[i];
+        if (p->kind == CHAT_EOS) tokenizer_decode(t, &t->eos, 1, true, out);
+        else text_string(out, p->kind == CHAT_ROLE ? role : p->text.text);
     }
-    return true;
 }
 
-/* Appends the tokens of messages in a template with sections. See chat_encode_flags(). */
-static inline bool chat_encode_messages(const ChatTemplate *c, const Tokenizer *t, const ChatJoined *joined,
-                                        bool generation_prompt, TokenList *out, uint8_t **mask, Error *e) {
-    const ChatMessage *messages = joined->messages;
-    const uint8_t *flags = joined->flags;
-    const int count = joined->count;
+/* Appends the content of message i, after that of a message that is joined with it. */
+static inline void chat_render_content(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages, int i,
+                                       TextBuffer *out) {
+    const ChatSection *before = i ? chat_joins(c, &messages[i - 1]) : NULL;
+    if (before) {
+        chat_render_text(&before->prefix, t, "", out);
+        text_string(out, messages[i - 1].content);
+        chat_render_text(&before->suffix, t, "", out);
+    }
+    text_string(out, messages[i].content);
+}
+
+/* Appends the tokens of `count` messages in a template with sections. See chat_encode_flags(). */
+static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
+                                        const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
+                                        uint8_t **mask, Error *e) {
     const int32_t stop = chat_stop_token(c, t);
     if (stop < 0)
         return error_set(
@@ -527,11 +502,18 @@ static inline bool chat_encode_messages(const ChatTemplate *c, const Tokenizer *
         const bool part = flag & CHAT_PART;
         const ChatSection *section = chat_flagged_section(c, role, flag, e);
         const int32_t first = out->count;
+        if (section && section->joins) {
+            if (!chat_check_next(messages, count, i, e)) return false;
+            continue;
+        }
         if (!section || ((!open || part) && !chat_encode_text(&section->prefix, t, role, out, e))) return false;
         if (i == count) break;
         const int32_t content = out->count;
-        if (!tokenizer_encode(t, messages[i].content, strlen(messages[i].content), TOKENIZER_CONTINUES, out, e))
-            return false;
+        TextBuffer text = {0};
+        chat_render_content(c, t, messages, i, &text);
+        const bool ok = tokenizer_encode(t, text.text, text.length, TOKENIZER_CONTINUES, out, e);
+        text_free(&text);
+        if (!ok) return false;
         int32_t end = out->count;
         open = flag & (CHAT_CONTINUED | CHAT_PART);
         if ((!open || part) && !chat_encode_text(&section->suffix, t, role, out, e)) return false;
@@ -556,13 +538,7 @@ static inline bool chat_encode_messages(const ChatTemplate *c, const Tokenizer *
 static inline bool chat_encode_flags(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
                                      const uint8_t *flags, int count, bool generation_prompt, TokenList *out,
                                      uint8_t **mask, Error *e) {
-    if (!c->model) {
-        ChatJoined joined;
-        if (!chat_join(c, messages, flags, count, &joined, e)) return false;
-        const bool ok = chat_encode_messages(c, t, &joined, generation_prompt, out, mask, e);
-        chat_joined_free(&joined);
-        return ok;
-    }
+    if (!c->model) return chat_encode_sections(c, t, messages, flags, count, generation_prompt, out, mask, e);
     json_t *conversation = chat_conversation(messages, flags, count, e);
     const bool ok =
         conversation && chat_encode_conversation(c, t, conversation, generation_prompt, false, out, mask, NULL, e);
@@ -630,37 +606,6 @@ static inline bool chat_encode_answer(const ChatTemplate *c, const Tokenizer *t,
 
 /* ---- rendering ------------------------------------------------------------------------------------------------- */
 
-static inline void chat_render_text(const ChatText *text, const Tokenizer *t, const char *role, TextBuffer *out) {
-    for (int i = 0; i < text->count; i++) {
-        const ChatPiece *p = &text->pieces[i];
-        if (p->kind == CHAT_EOS) tokenizer_decode(t, &t->eos, 1, true, out);
-        else text_string(out, p->kind == CHAT_ROLE ? role : p->text.text);
-    }
-}
-
-static inline bool chat_render_messages(const ChatTemplate *c, const Tokenizer *t, const ChatJoined *joined,
-                                        bool generation_prompt, TextBuffer *out, Error *e) {
-    const ChatMessage *messages = joined->messages;
-    const uint8_t *flags = joined->flags;
-    const int count = joined->count;
-    bool open = false;
-    chat_render_text(&c->begin, t, "", out);
-    for (int i = 0; i < count + generation_prompt; i++) {
-        if (i == count && open) break;
-        const char *role = i < count ? messages[i].role : "assistant";
-        const int flag = i < count && flags ? flags[i] : 0;
-        const bool part = flag & CHAT_PART;
-        const ChatSection *section = chat_flagged_section(c, role, flag, e);
-        if (!section) return false;
-        if (!open || part) chat_render_text(&section->prefix, t, role, out);
-        if (i == count) break;
-        text_string(out, messages[i].content);
-        open = flag & (CHAT_CONTINUED | CHAT_PART);
-        if (!open || part) chat_render_text(&section->suffix, t, role, out);
-    }
-    return true;
-}
-
 /* Appends the messages as the text that chat_encode_flags() encodes. */
 static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const ChatMessage *messages,
                                const uint8_t *flags, int count, bool generation_prompt, TextBuffer *out, Error *e) {
@@ -670,11 +615,26 @@ static inline bool chat_render(const ChatTemplate *c, const Tokenizer *t, const 
         json_decref(conversation);
         return ok;
     }
-    ChatJoined joined;
-    if (!chat_join(c, messages, flags, count, &joined, e)) return false;
-    const bool ok = chat_render_messages(c, t, &joined, generation_prompt, out, e);
-    chat_joined_free(&joined);
-    return ok;
+    bool open = false;
+    chat_render_text(&c->begin, t, "", out);
+    for (int i = 0; i < count + generation_prompt; i++) {
+        if (i == count && open) break;
+        const char *role = i < count ? messages[i].role : "assistant";
+        const int flag = i < count && flags ? flags[i] : 0;
+        const bool part = flag & CHAT_PART;
+        const ChatSection *section = chat_flagged_section(c, role, flag, e);
+        if (!section) return false;
+        if (section->joins) {
+            if (!chat_check_next(messages, count, i, e)) return false;
+            continue;
+        }
+        if (!open || part) chat_render_text(&section->prefix, t, role, out);
+        if (i == count) break;
+        chat_render_content(c, t, messages, i, out);
+        open = flag & (CHAT_CONTINUED | CHAT_PART);
+        if (!open || part) chat_render_text(&section->suffix, t, role, out);
+    }
+    return true;
 }
 
 #endif
