@@ -44,8 +44,8 @@ static inline void model_file_free(ModelFile *f) {
     *f = (ModelFile){0};
 }
 
-/* How the matrices that are not trained are stored, in the order of --quantize: as weights; in the types of a GGUF file; in
- * blocks of Q8_0 or Q4_0, which are made while the model is loaded (quant_plan()). */
+/* How the matrices that are not trained are stored, in the order of --quantize: as weights; in the types of a folder or a GGUF
+ * file; in blocks of Q8_0 or Q4_0, which are made while the model is loaded (quant_plan()). */
 typedef enum { QUANTIZE_NONE, QUANTIZE_KEEP, QUANTIZE_Q8_0, QUANTIZE_Q4_0 } Quantize;
 #define QUANTIZE_CHOICES "none|keep|q8_0|q4_0"
 

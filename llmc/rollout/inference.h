@@ -54,7 +54,7 @@ typedef struct SamplingOptions {
     OPTION_TEXT("checkpoint",    'c', &(o).checkpoint,    "FILE", "the model; - is standard input"),                   \
     OPTION_TEXT("adapter",       0,   &(o).adapter,       "DIR",  "add the adapters in this folder (peft's format)"),  \
     OPTION_CHOICE("quantize",    0,   &(o).quantize,      QUANTIZE_CHOICES,                                            \
-                "hold matrices in blocks of 8 bits, or linear layers in 4; keep: as the file has them"),          \
+                "hold matrices in blocks of 8 bits, or linear layers in 4; keep: as a folder or GGUF has them"),       \
     OPTION_TEXT("tokenizer",     't', &(o).tokenizer,     "SPEC",                                                      \
                 "instead of the model's: bytes, tokenizer.json, vocab.json:merges.txt or their directory"),            \
     OPTION_TEXT("chat-template", 0,   &(o).chat_template, "SPEC",                                                      \

@@ -100,7 +100,7 @@ static inline void trainer_default_rate(TrainerOptions *o) {
     OPTION_FLAG("use-rslora",   0, &(o).use_rslora,   "scale adapters by alpha / sqrt(rank) (rsLoRA)"),                \
     OPTION_FLAG("use-dora",     0, &(o).use_dora,     "train the lengths of the rows of adapted weights, too (DoRA)"), \
     OPTION_CHOICE("quantize",   0, &(o).quantize,     QUANTIZE_CHOICES,                                                \
-                  "hold matrices in blocks of 8 bits, or linear layers in 4; keep: as the file has them"),        \
+                  "hold matrices in blocks of 8 bits, or linear layers in 4; keep: as a folder or GGUF has them"),     \
     OPTION_TEXT("adapter",      0, &(o).adapter,      "DIR",                                                           \
                 "continue from the adapters in this folder (peft's format); it sets rank, scale and targets"),         \
     OPTION_TEXT("adapter-output", 0, &(o).adapter_output, "DIR",                                                       \
