@@ -332,10 +332,15 @@ static void test_files(void **state) {
         NULL);
     put("m/tokenizer_config.json", "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"\"}]}");
     assert_unopened("m", "is a list of templates, none of which is named \"default\"");
+    put("m/tokenizer_config.json",
+        "{\"chat_template\":[{\"name\":\"default\",\"template\":\"\"},{\"name\":\"tool_use\"}]}");
+    assert_unopened("m", "chat_template is not a text");
     put("m/tokenizer_config.json", "{\"chat_template\":7}");
     assert_unopened("m", "chat_template is not a text");
     put("m/tokenizer_config.json", "{\"chat_template\":");
-    assert_unopened("m", "line 1: is not JSON");
+    assert_unopened("m", "m/tokenizer_config.json: line 1, column 17: ");
+    put("m/tokenizer_config.json", "version https://git-lfs.github.com/spec/v1\n");
+    assert_unopened("m", "m/tokenizer_config.json: is not JSON, but a pointer of Git LFS");
     put("m/tokenizer_config.json", "[]");
     assert_unopened("m", "is not a JSON object");
     unlink(files_path("m/tokenizer_config.json"));

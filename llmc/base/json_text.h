@@ -1,4 +1,5 @@
-/* json_text.h - JSON as text, with numbers of as few digits as possible, and any bytes as a JSON string.
+/* json_text.h - JSON as text, with numbers of as few digits as possible, and any bytes as a JSON string; the JSON object of
+ * a file.
  *
  * A double is written with the fewest digits that read back as the same double: 0.1, not 0.10000000000000001 as
  * jansson writes it.
@@ -8,12 +9,14 @@
  *     json_t *value = json_finite(NAN);                  // null, which jansson's json_real() is not
  *     json_t *row = json_pack("{s:f, s:o}", "loss", 0.1, "text", json_utf8("a\xFF", 2));      // "a\uFFFD"
  *     char *line = json_dump_short(row, JSON_COMPACT);   // like json_dumps(), {"loss":0.1,...}; free() it
+ *     json_t *object = json_parse_object("{}", 2, JSON_REJECT_DUPLICATES, "config.json", e);
  */
 #ifndef LLMC_BASE_JSON_TEXT_H
 #define LLMC_BASE_JSON_TEXT_H
 
-#include "error.h" /* checked_object */
-#include "text.h"  /* TextBuffer, text_append, text_format, text_free, ... */
+#include "error.h"     /* error_set, Error, checked_object */
+#include "file_kind.h" /* FILE_KIND_TEXT, file_kind_text */
+#include "text.h"      /* TextBuffer, text_append, text_format, text_free, ... */
 #include <jansson.h>
 #include <math.h>
 
@@ -68,6 +71,20 @@ static inline char *json_dump_short(const json_t *value, size_t flags) {
     json_shorten(text, &out);
     free(text);
     return out.text;
+}
+
+/* Parses the n bytes of a file that is a JSON object. flags: those of json_loadb(). name: the file, for messages. Returns
+ * NULL with *e set if they are something else. */
+static inline json_t *json_parse_object(const char *text, size_t n, size_t flags, const char *name, Error *e) {
+    json_error_t bad;
+    char kind[FILE_KIND_TEXT];
+    json_t *root = json_loadb(text, n, flags, &bad);
+    if (json_is_object(root)) return root;
+    if (root) error_set(e, "%s: is not a JSON object", name);
+    else if (file_kind_text(text, n, kind)) error_set(e, "%s: is not JSON, but %s", name, kind);
+    else error_set(e, "%s: line %d, column %d: %s", name, bad.line, bad.column, bad.text);
+    json_decref(root);
+    return NULL;
 }
 
 #endif

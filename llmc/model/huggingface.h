@@ -32,9 +32,9 @@
 #ifndef LLMC_MODEL_HUGGINGFACE_H
 #define LLMC_MODEL_HUGGINGFACE_H
 
-#include "../base/error.h"           /* error_set, Error, xstrdup, xcalloc, ... */
-#include "../base/file_kind.h"       /* FILE_KIND_TEXT, file_kind_text */
+#include "../base/error.h"           /* Error, error_set, xstrdup, xcalloc, ... */
 #include "../base/io.h"              /* XXH3_64bits, XXH3_64bits_update, XXH3_state_t, XXH3_64bits_digest, ... */
+#include "../base/json_text.h"       /* json_parse_object */
 #include "../base/text.h"            /* TextBuffer, text_format, text_free, TokenList, ... */
 #include "../text/jinja_chat.h"      /* jinja_chat_open */
 #include "../text/tokenizer.h"       /* Tokenizer, tokenizer_free, tokenizer_store */
@@ -157,21 +157,8 @@ static inline char *huggingface_path(const char *folder, const char *name) {
 
 /* Parses the text of an object. name: for messages. */
 static inline json_t *huggingface_parse(const char *text, size_t n, const char *name, Error *e) {
-    json_error_t bad;
-    char kind[FILE_KIND_TEXT];
-    if (memchr(text, 0, n)) {
-        error_set(e, "%s: contains a NUL byte, which is not JSON", name);
-        return NULL;
-    }
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
-    if (!root) {
-        if (file_kind_text(text, n, kind)) error_set(e, "%s: is not JSON, but %s", name, kind);
-        else error_set(e, "%s: line %d, column %d: %s", name, bad.line, bad.column, bad.text);
-        return NULL;
-    }
-    if (json_is_object(root)) return root;
-    json_decref(root);
-    error_set(e, "%s: is not a JSON object", name);
+    if (!memchr(text, 0, n)) return json_parse_object(text, n, JSON_REJECT_DUPLICATES, name, e);
+    error_set(e, "%s: contains a NUL byte, which is not JSON", name);
     return NULL;
 }
 
@@ -416,7 +403,7 @@ static inline void huggingface_floats(const Huggingface *h, size_t i, size_t fir
 /* ---- other files ------------------------------------------------------------------------------------------------- */
 
 /* Returns the pattern of the copied files that the name matches, or NULL. */
-static inline const char *huggingface_is_copied(const char *name) {
+static inline const char *huggingface_copy_pattern(const char *name) {
     for (size_t i = 0; i < sizeof huggingface_copied / sizeof *huggingface_copied; i++)
         if (!fnmatch(huggingface_copied[i], name, FNM_CASEFOLD)) return huggingface_copied[i];
     return NULL;
@@ -444,9 +431,10 @@ static inline bool huggingface_keep_files(Huggingface *h, const char *subfolder,
     for (int i = 0; i < n; i++) {
         TextBuffer name = {0};
         text_format(&name, "%s%s%s", subfolder, *subfolder ? "/" : "", entry[i]->d_name);
-        const char *pattern = *subfolder ? "*.jinja" : huggingface_is_copied(entry[i]->d_name);
-        const bool wanted = pattern && !fnmatch(pattern, entry[i]->d_name, FNM_CASEFOLD);
-        ok = ok && (!wanted || huggingface_keep(h, name.text, pattern, e));
+        const char *pattern = !*subfolder                               ? huggingface_copy_pattern(entry[i]->d_name)
+                              : fnmatch("*.jinja", entry[i]->d_name, 0) ? NULL
+                                                                        : "*.jinja";
+        ok = ok && (!pattern || huggingface_keep(h, name.text, pattern, e));
         text_free(&name);
         free(entry[i]);
     }

@@ -441,7 +441,7 @@ static inline bool huggingface_is_replaced(const char *name) {
                                        "chat_template.llmc"};
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
         if (!fnmatch(ours[i], name, 0)) return true;
-    return huggingface_is_copied(name);
+    return huggingface_copy_pattern(name) != NULL;
 }
 
 /* Moves the files of the old folder that are not a model's to the new one, and removes the rest. A folder without

@@ -152,7 +152,7 @@ static inline bool container_check_keys(const Safetensors *s, Error *e) {
 /* Whether a name can be that of a file which a folder keeps: no path leads out of the folder. */
 static inline bool container_is_copied(const char *name) {
     const char *slash = strchr(name, '/');
-    if (!slash) return name[0] != '.' && huggingface_is_copied(name);
+    if (!slash) return name[0] != '.' && huggingface_copy_pattern(name) != NULL;
     return !strncmp(name, "additional_chat_templates/", 26) && slash[1] != '.' && !strchr(slash + 1, '/') &&
            !fnmatch("*.jinja", slash + 1, 0);
 }

@@ -61,13 +61,14 @@
 #ifndef LLMC_TEXT_JINJA_CHAT_H
 #define LLMC_TEXT_JINJA_CHAT_H
 
-#include "../base/error.h" /* Error, error_set, xstrdup, xrealloc, ... */
-#include "../base/io.h"    /* file_exists, file_slurp */
-#include "../base/text.h"  /* text_append, text_string, TextBuffer, TokenList, ... */
-#include "jinja.h"         /* jinja_text_free, jinja_free, jinja_parse, jinja_render */
-#include "jinja_parse.h"   /* JINJA_TEMPLATE_MAX, Jinja */
-#include "jinja_value.h"   /* JinjaText, JINJA_MESSAGE, JINJA_GENERATED, JINJA_BEGIN */
-#include "tokenizer.h"     /* Tokenizer, tokenizer_token, TOKENIZER_CONTINUES, tokenizer_encode, ... */
+#include "../base/error.h"     /* Error, error_set, xstrdup, xrealloc, ... */
+#include "../base/io.h"        /* file_exists, file_slurp */
+#include "../base/json_text.h" /* json_parse_object */
+#include "../base/text.h"      /* text_append, text_string, TextBuffer, TokenList, ... */
+#include "jinja.h"             /* jinja_text_free, jinja_free, jinja_parse, jinja_render */
+#include "jinja_parse.h"       /* JINJA_TEMPLATE_MAX, Jinja */
+#include "jinja_value.h"       /* JinjaText, JINJA_MESSAGE, JINJA_GENERATED, JINJA_BEGIN */
+#include "tokenizer.h"         /* Tokenizer, tokenizer_token, TOKENIZER_CONTINUES, tokenizer_encode, ... */
 #include <sys/stat.h>
 
 #define JINJA_CHAT_DATE "2024-07-26"
@@ -643,18 +644,12 @@ static inline char *jinja_chat_path(const char *folder, const char *name) {
 /* Reads a JSON object; NULL with *e set if it cannot be read, NULL with an empty *e if it does not exist. */
 static inline json_t *jinja_chat_json(const char *path, Error *e) {
     size_t n;
-    json_error_t je;
     e->text[0] = 0;
     if (!file_exists(path)) return NULL;
     char *text = file_slurp(path, JINJA_CHAT_FILE_MAX, &n, e);
-    if (!text) return NULL;
-    json_t *json = json_loadb(text, n, JSON_ALLOW_NUL, &je);
+    json_t *json = text ? json_parse_object(text, n, JSON_ALLOW_NUL, path, e) : NULL;
     free(text);
-    if (json_is_object(json)) return json;
-    json_decref(json);
-    if (json) error_set(e, "%s: is not a JSON object", path);
-    else error_set(e, "%s: line %d: is not JSON: %s", path, je.line, je.text);
-    return NULL;
+    return json;
 }
 
 /* Joins the template for conversations that have tools to the default one; takes over both texts. tools: or NULL. As
@@ -676,33 +671,40 @@ static inline char *jinja_chat_with_tools(char *tools, char *text) {
     return b.text;
 }
 
-/* Copies a text without NUL; NULL for any other value. */
-static inline char *jinja_chat_text(const json_t *value) {
+/* Copies a template of a tokenizer_config.json. Returns NULL with *e set if it is not a text without NUL. */
+static inline char *jinja_chat_text(const json_t *value, const char *path, Error *e) {
     const char *text = json_string_value(value);
-    return text && strlen(text) == json_string_length(value) ? xstrdup(text) : NULL;
+    if (text && strlen(text) == json_string_length(value)) return xstrdup(text);
+    error_set(e, "%s: chat_template is not a text", path);
+    return NULL;
 }
 
-/* Copies the template of this name in a list of named templates, or NULL. */
-static inline char *jinja_chat_named(const json_t *list, const char *name) {
-    size_t i;
-    json_t *item;
-    json_array_foreach((json_t *)list, i, item) {
-        const char *this = json_string_value(json_object_get(item, "name"));
-        if (this && !strcmp(this, name)) return jinja_chat_text(json_object_get(item, "template"));
+/* The last entry of this name in a list of named templates, as in transformers; NULL: there is none. */
+static inline const json_t *jinja_chat_named(const json_t *list, const char *name) {
+    const json_t *found = NULL;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *entry = json_array_get(list, i);
+        const char *own = json_string_value(json_object_get(entry, "name"));
+        if (own && !strcmp(own, name)) found = entry;
     }
-    return NULL;
+    return found;
 }
 
 /* Copies the template of a tokenizer_config.json. Returns NULL with an empty *e if it has none. */
 static inline char *jinja_chat_of_config(const json_t *config, const char *path, Error *e) {
     const json_t *value = json_object_get(config, "chat_template");
-    const bool list = json_is_array(value);
     e->text[0] = 0;
     if (!value || json_is_null(value)) return NULL;
-    char *text = list ? jinja_chat_named(value, "default") : jinja_chat_text(value);
-    if (text) return list ? jinja_chat_with_tools(jinja_chat_named(value, "tool_use"), text) : text;
-    if (list) error_set(e, "%s: chat_template is a list of templates, none of which is named \"default\"", path);
-    else error_set(e, "%s: chat_template is not a text", path);
+    if (!json_is_array(value)) return jinja_chat_text(value, path, e);
+    const json_t *entry = jinja_chat_named(value, "default"), *other = jinja_chat_named(value, "tool_use");
+    if (!entry) {
+        error_set(e, "%s: chat_template is a list of templates, none of which is named \"default\"", path);
+        return NULL;
+    }
+    char *text = jinja_chat_text(json_object_get(entry, "template"), path, e);
+    char *tools = text && other ? jinja_chat_text(json_object_get(other, "template"), path, e) : NULL;
+    if (!other || tools) return jinja_chat_with_tools(tools, text);
+    free(text);
     return NULL;
 }
 
@@ -763,12 +765,12 @@ static inline char *jinja_chat_of_folder(const char *folder, Error *note, Error 
         text = jinja_chat_of_text(file, e);
         ok = text || !e->text[0];
     }
-    if (ok && text && second && strcmp(text, second))
-        error_set(note, "%s: differs from chat_template in tokenizer_config.json and is used instead", file);
     if (ok && text) {
         text = jinja_chat_add_tools(folder, text, e);
         ok = text != NULL;
     }
+    if (ok && text && second && strcmp(text, second))
+        error_set(note, "%s: differs from chat_template in tokenizer_config.json and is used instead", file);
     if (ok && !text && !second)
         ok = error_set(e, "%s: has neither chat_template.jinja nor a chat_template in tokenizer_config.json", folder);
     if (ok && !text) {

@@ -39,8 +39,8 @@
 #define LLMC_TEXT_TOKENIZER_FILES_H
 
 #include "../base/error.h"     /* error_set, Error, xcalloc, xstrdup, ... */
-#include "../base/file_kind.h" /* FILE_KIND_TEXT, file_kind_text */
 #include "../base/io.h"        /* file_exists, file_slurp, Reader, reader_close, ... */
+#include "../base/json_text.h" /* json_parse_object */
 #include "../base/text.h"      /* TextBuffer, TokenList, text_append, text_format, ... */
 #include "bpe.h"               /* Merge */
 #include "pretokenize.h"       /* PRETOKENIZER_GPT2, PRETOKENIZER_GPT2_DIGITS */
@@ -94,19 +94,10 @@ enum { ADDED_IN_VOCABULARY = 64 }; /* in TokenizerSource.added: the token is an 
 
 static inline json_t *tokenizer_json(const char *path, Error *e) {
     size_t n;
-    json_error_t bad;
-    char kind[FILE_KIND_TEXT];
     char *text = file_slurp(path, TOKENIZER_FILE_MAX, &n, e);
-    if (!text) return NULL;
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
-    if (!root && file_kind_text(text, n, kind)) error_set(e, "%s: is not JSON, but %s", path, kind);
-    else if (!root) error_set(e, "%s: line %d, column %d: %s", path, bad.line, bad.column, bad.text);
+    json_t *root = text ? json_parse_object(text, n, JSON_REJECT_DUPLICATES, path, e) : NULL;
     free(text);
-    if (!root) return NULL;
-    if (json_is_object(root)) return root;
-    error_set(e, "%s: is not a JSON object", path);
-    json_decref(root);
-    return NULL;
+    return root;
 }
 
 static inline bool tokenizer_source_id(const TokenizerSource *s, const char *token, const json_t *id, Error *e) {
