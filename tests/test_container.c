@@ -561,6 +561,10 @@ static void test_metadata(void **state) {
         {"file:LICENSE/../../evil", "x", "is not a file of a model's folder", false},
         {"file:config.json", "x", "is not a file of a model's folder", false},
         {"file:additional_chat_templates/../x.jinja", "x", "is not a file of a model's folder", false},
+        {"file:additional_chat_templates/.x.jinja", "x", "is not a file of a model's folder", false},
+        {"file:additional_chat_templates/x/y.jinja", "x", "is not a file of a model's folder", false},
+        {"file:templates/x.jinja", "x", "is not a file of a model's folder", false},
+        {"file:.x.tiktoken", "x", "is not a file of a model's folder", false},
         {"source", "[]", "source is not a JSON object", false},
         {"source", "{}", "source is not valid", false},
         {"source", "{\"types\":{\"x\":\"I32\"},\"metadata\":{}}", "has no type of numbers", false},
@@ -586,6 +590,7 @@ static void test_metadata(void **state) {
     Error e; /* a change that is allowed */
     assert_true(loads(with_key(bytes[0], size[0], "chat_template", "other"), false, &e));
     assert_true(loads(with_key(bytes[0], size[0], "file:LICENSE", "text"), false, &e));
+    assert_true(loads(with_key(bytes[0], size[0], "file:additional_chat_templates/X.JINJA", "text"), false, &e));
     free(bytes[0]), free(bytes[1]);
 }
 

@@ -843,15 +843,17 @@ static void copied(void **state) {
                                            {"license.txt", "more terms"},
                                            {"Notice", "notice"},
                                            {"README.md", "# about"},
-                                           {"training.log", "x"}};
+                                           {"training.log", "x"},
+                                           {"._a.tiktoken", "x"}, /* of macOS */
+                                           {"additional_chat_templates/._rag.jinja", "x"},
+                                           {"additional_chat_templates/rag.jinja", "{{ rag }}"},
+                                           {"additional_chat_templates/RAG2.JINJA", "{{ rag2 }}"}};
+    snprintf(path, sizeof path, "%s/additional_chat_templates", d);
+    assert_int_equal(mkdir(path, 0777), 0);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         snprintf(path, sizeof path, "%s/%s", d, files[i][0]);
         put_text(path, files[i][1]);
     }
-    snprintf(path, sizeof path, "%s/additional_chat_templates", d);
-    assert_int_equal(mkdir(path, 0777), 0);
-    strcat(path, "/rag.jinja");
-    put_text(path, "{{ rag }}");
     load(&m, &f, d, false);
     assert_template(f.chat_template, files[3][1]);
     assert_non_null(
@@ -866,8 +868,10 @@ static void copied(void **state) {
     save(&m, &f, to, false);
     for (int i = 0; i < 7; i++) assert_same_file(kept, to, files[i][0]);
     assert_same_file(kept, to, "additional_chat_templates/rag.jinja");
+    assert_same_file(kept, to, "additional_chat_templates/RAG2.JINJA");
     assert_same_file(kept, to, "generation_config.json");
     assert_false(exists(to, "README.md") || exists(to, "training.log") || exists(to, "chat_template.llmc"));
+    assert_false(exists(to, "._a.tiktoken") || exists(to, "additional_chat_templates/._rag.jinja"));
     /* another template, a further end, and a lineage */
     free(f.chat_template);
     f.chat_template = xstrdup("{{ messages }}");

@@ -50,7 +50,8 @@
 
 enum { HUGGINGFACE_FILES_MAX = 1000, HUGGINGFACE_COPY_MAX = 1 << 28, HUGGINGFACE_JSON_MAX = 1 << 26 };
 
-/* Names of the files that are passed on to an output folder, byte for byte, without regard to case. */
+/* Names of the files that are passed on to an output folder, byte for byte, without regard to case. A * matches no slash, and
+ * no dot with which a name begins. */
 static const char *const huggingface_copied[] = {"generation_config.json",
                                                  "tokenizer.json",
                                                  "tokenizer_config.json",
@@ -64,6 +65,7 @@ static const char *const huggingface_copied[] = {"generation_config.json",
                                                  "*.tiktoken",
                                                  "chat_template.jinja",
                                                  "chat_template.json",
+                                                 "additional_chat_templates/*.jinja",
                                                  "configuration_*.py",
                                                  "modeling_*.py",
                                                  "tokenization_*.py",
@@ -402,10 +404,12 @@ static inline void huggingface_floats(const Huggingface *h, size_t i, size_t fir
 
 /* ---- other files ------------------------------------------------------------------------------------------------- */
 
-/* Returns the pattern of the copied files that the name matches, or NULL. */
+/* Returns the pattern of the copied files that the name in the folder matches, or NULL. No path that matches leads out of the
+ * folder. */
 static inline const char *huggingface_copy_pattern(const char *name) {
     for (size_t i = 0; i < sizeof huggingface_copied / sizeof *huggingface_copied; i++)
-        if (!fnmatch(huggingface_copied[i], name, FNM_CASEFOLD)) return huggingface_copied[i];
+        if (!fnmatch(huggingface_copied[i], name, FNM_CASEFOLD | FNM_PATHNAME | FNM_PERIOD))
+            return huggingface_copied[i];
     return NULL;
 }
 
@@ -431,9 +435,7 @@ static inline bool huggingface_keep_files(Huggingface *h, const char *subfolder,
     for (int i = 0; i < n; i++) {
         TextBuffer name = {0};
         text_format(&name, "%s%s%s", subfolder, *subfolder ? "/" : "", entry[i]->d_name);
-        const char *pattern = !*subfolder                               ? huggingface_copy_pattern(entry[i]->d_name)
-                              : fnmatch("*.jinja", entry[i]->d_name, 0) ? NULL
-                                                                        : "*.jinja";
+        const char *pattern = huggingface_copy_pattern(name.text);
         ok = ok && (!pattern || huggingface_keep(h, name.text, pattern, e));
         text_free(&name);
         free(entry[i]);

@@ -149,14 +149,6 @@ static inline bool container_check_keys(const Safetensors *s, Error *e) {
     return true;
 }
 
-/* Whether a name can be that of a file which a folder keeps: no path leads out of the folder. */
-static inline bool container_is_copied(const char *name) {
-    const char *slash = strchr(name, '/');
-    if (!slash) return name[0] != '.' && huggingface_copy_pattern(name) != NULL;
-    return !strncmp(name, "additional_chat_templates/", 26) && slash[1] != '.' && !strchr(slash + 1, '/') &&
-           !fnmatch("*.jinja", slash + 1, 0);
-}
-
 /* Reads the files of the folder. */
 static inline bool container_read_files(const Safetensors *s, HuggingfaceSource *to, Error *e) {
     const char *key;
@@ -166,7 +158,7 @@ static inline bool container_read_files(const Safetensors *s, HuggingfaceSource 
         void *bytes;
         size_t n;
         if (strncmp(plain, "file:", 5)) continue;
-        if (!container_is_copied(plain + 5))
+        if (!huggingface_copy_pattern(plain + 5))
             return error_set(e, "%s: __metadata__: \"%.100s\" is not a file of a model's folder", s->name, plain);
         if (huggingface_source_file(to, plain + 5))
             return error_set(e, "%s: __metadata__: %.100s is there twice", s->name, plain);
