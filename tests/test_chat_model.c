@@ -330,6 +330,18 @@ static void test_files(void **state) {
         "m/tokenizer_config.json", NULL, NULL,
         "{#llmc {\"date\":\"2024-07-26\",\"variables\":{\"bos_token\":\"<b>\",\"eos_token\":\"other\"}}#}\n{{ 3 }}",
         NULL);
+    /* the last of two templates of a name; no note if the files have the same templates as the list */
+    put("m/tokenizer_config.json",
+        "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"{{ 5 }}\"},{\"name\":\"default\",\"template\":\"{{ 2 }}\"},"
+        "{\"name\":\"tool_use\",\"template\":\"{{ 4 }}\"}]}");
+    mkdir(files_path("m/additional_chat_templates"), 0755);
+    put("m/additional_chat_templates/tool_use.jinja", "{{ 4 }}");
+    static const char *const both =
+        "{#llmc {\"date\":\"2024-07-26\",\"variables\":{\"bos_token\":\"<b>\",\"eos_token\":\"other\"}}#}\n"
+        "{% if tools is defined and tools is not none %}\n{{ 4 }}{{ '' }}{% else %}\n{{ 2 }}{{ '' }}{% endif %}";
+    assert_spec("m/tokenizer_config.json", NULL, NULL, both, NULL);
+    assert_spec("m", NULL, NULL, both, NULL);
+    remove(files_path("m/additional_chat_templates/tool_use.jinja"));
     put("m/tokenizer_config.json", "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"\"}]}");
     assert_unopened("m", "is a list of templates, none of which is named \"default\"");
     put("m/tokenizer_config.json",

@@ -502,11 +502,12 @@ static inline bool chat_encode_sections(const ChatTemplate *c, const Tokenizer *
         const bool part = flag & CHAT_PART;
         const ChatSection *section = chat_flagged_section(c, role, flag, e);
         const int32_t first = out->count;
-        if (section && section->joins) {
+        if (!section) return false;
+        if (section->joins) {
             if (!chat_check_next(messages, count, i, e)) return false;
             continue;
         }
-        if (!section || ((!open || part) && !chat_encode_text(&section->prefix, t, role, out, e))) return false;
+        if ((!open || part) && !chat_encode_text(&section->prefix, t, role, out, e)) return false;
         if (i == count) break;
         const int32_t content = out->count;
         TextBuffer text = {0};
