@@ -17,7 +17,7 @@
 #include "../llmc/model/workspace.h"   /* Workspace, workspace_free, workspace_new */
 #include "adapted.h"                   /* adapted_pass, ROWS, adapted_batch, adapted_randomize, ... */
 #include "cpu_device.h"                /* B, D, close_device, open_device_one_thread */
-#include "files.h"                     /* files_path, files_assert_error, files_setup, files_teardown */
+#include "files.h"                     /* files_path, files_assert_error, files_get, files_put, ... */
 #include "variants.h"                  /* VARIANTS, variant_of */
 
 /* GPT-2 (-1) or a variant, with rows of 64, 32 and 256 elements. */
@@ -293,7 +293,7 @@ static void test_keep(void **state) {
 static const char *const families[] = {"gpt2",    "llama-a", "llama-b", "mistral", "qwen2",  "qwen3",      "qwen3-odd",
                                        "smollm3", "olmo2",   "phi3",    "gemma2",  "gemma3", "qwen2-yarn", "gpt2-bare"};
 
-/* Loads a folder of tests/golden/families with adapters that are not 0, kept or as float32. */
+/* Loads a folder with adapters that are not 0, kept or as float32. */
 static Model load_family(const char *path, Quantize quantize, ModelFile *f) {
     const ModelLoad how = {
         .gradients = true, .quantize = quantize, .lora = {.rank = 2, .targets = LORA_ALL, .scale = 1.5f}, .seed = 3};
@@ -329,34 +329,70 @@ static void assert_same_passes(Model *m, Model *plain, const char *name) {
     free(grads[0]), free(grads[1]), batch_free(&b);
 }
 
-/* Matrices of a folder are used where its files are mapped, unless they are transposed, as GPT-2's are: the values are those
- * of a model that is read as float32, and so is what is written. */
+/* Copies a folder of tests/golden/families to files_path("odd"). A space is added to the header, whose length is a multiple of
+ * 8, so that all values begin at odd addresses. */
+static void copy_to_odd_places(const char *folder) {
+    char path[300];
+    size_t n;
+    uint64_t header;
+    mkdir(files_path("odd"), 0755);
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    uint8_t *bytes = files_get(path, &n);
+    files_put(files_path("odd/config.json"), bytes, n);
+    free(bytes);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    bytes = files_get(path, &n);
+    memcpy(&header, bytes, sizeof header);
+    assert_int_equal(header % 8, 0);
+    const size_t values = sizeof header + header;
+    uint8_t *moved = xmalloc(n + 1);
+    header++;
+    memcpy(moved, bytes, values);
+    memcpy(moved, &header, sizeof header);
+    moved[values] = ' ';
+    memcpy(moved + values + 1, bytes + values, n - values);
+    files_put(files_path("odd/model.safetensors"), moved, n + 1);
+    free(bytes), free(moved);
+}
+
+/* Compares a folder of this family, kept, with `plain`, the same model read as float32: the values, what is mapped, passes, and
+ * a copy. */
+static void check_kept_folder(const char *path, const char *family, Model *plain) {
+    Error e;
+    ModelFile f;
+    Model m = load_family(path, QUANTIZE_KEEP, &f), copy;
+    const bool transposed = !strncmp(family, "gpt2", 4);
+    float *x = values_of(&m, m.parameters), *y = values_of(plain, plain->parameters);
+    assert_memory_equal(x, y, m.parameters * sizeof *x);
+    assert_true(model_weights_hash(&m) == model_weights_hash(plain));
+    for (int k = 0; k < MATRIX_COUNT; k++) {
+        const QuantMatrix *q = model_blocks_of(&m, matrix_tensor[k], m.tensor[matrix_tensor[k]].layers > 1);
+        const bool padded = k >= LINEAR_MATRICES; /* the last range is that of padding */
+        if (m.tensor[matrix_tensor[k]].size && (!transposed || padded))
+            assert_int_equal(q->mapped, (1 << (q->parts - padded)) - 1);
+        else assert_true(!m.tensor[matrix_tensor[k]].size || !q->mapped);
+    }
+    assert_same_passes(&m, plain, family);
+    assert_true(m.mapping && model_copy(&copy, &m, &e));
+    float *z = values_of(&copy, copy.parameters);
+    assert_memory_equal(x, z, m.parameters * sizeof *x);
+    free(x), free(y), free(z);
+    model_free(&copy), model_free(&m), model_file_free(&f);
+}
+
+/* Matrices of a folder are used where its files are mapped, at any address, unless they are transposed, as GPT-2's are: the
+ * values are those of a model that is read as float32, and so is what is written. */
 static void test_folders(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-        Error e;
-        ModelFile f, g;
+        ModelFile f;
         char path[256];
         snprintf(path, sizeof path, "tests/golden/families/%s", families[i]);
-        Model m = load_family(path, QUANTIZE_KEEP, &f), plain = load_family(path, QUANTIZE_NONE, &g), copy;
-        float *x = values_of(&m, m.parameters), *y = values_of(&plain, plain.parameters);
-        assert_memory_equal(x, y, m.parameters * sizeof *x);
-        assert_true(model_weights_hash(&m) == model_weights_hash(&plain));
-        const bool transposed = !strncmp(families[i], "gpt2", 4);
-        for (int k = 0; k < MATRIX_COUNT; k++) {
-            const QuantMatrix *q = model_blocks_of(&m, matrix_tensor[k], m.tensor[matrix_tensor[k]].layers > 1);
-            const bool padded = k >= LINEAR_MATRICES; /* the last range is that of padding */
-            if (m.tensor[matrix_tensor[k]].size && (!transposed || padded))
-                assert_int_equal(q->mapped, (1 << (q->parts - padded)) - 1);
-            else assert_true(!m.tensor[matrix_tensor[k]].size || !q->mapped);
-        }
-        assert_same_passes(&m, &plain, families[i]);
-        assert_true(m.mapping && model_copy(&copy, &m, &e));
-        float *z = values_of(&copy, copy.parameters);
-        assert_memory_equal(x, z, m.parameters * sizeof *x);
-        model_free(&copy);
-        free(x), free(y), free(z);
-        model_free(&m), model_file_free(&f), model_free(&plain), model_file_free(&g);
+        Model plain = load_family(path, QUANTIZE_NONE, &f);
+        check_kept_folder(path, families[i], &plain);
+        copy_to_odd_places(path);
+        check_kept_folder(files_path("odd"), families[i], &plain);
+        model_free(&plain), model_file_free(&f);
     }
 }
 
