@@ -15,7 +15,7 @@
 #include "../llmc/model/batch.h"       /* Batch */
 #include "../llmc/model/config.h"      /* ModelConfig, gpt2_config, FAMILY_PHI3, POSITION_ROTARY, ... */
 #include "../llmc/model/model.h"       /* Model, model_init, model_new, model_free, ... */
-#include "../llmc/model/model_file.h"  /* model_save, MODEL_FLOAT32, model_load */
+#include "../llmc/model/model_file.h"  /* MODEL_FLOAT32, model_load, model_save */
 #include "../llmc/model/model_load.h"  /* ModelFile, model_file_free */
 #include "../llmc/model/pack.h"        /* batch_free, batch_new, batch_segment, batch_target */
 #include "../llmc/model/tensors.h"     /* INIT_NORMAL, INIT_RESIDUAL, TENSOR_COUNT, TENSOR_ln1w, ... */
@@ -137,7 +137,7 @@ static inline void models_save(const Model *m, const char *name, bool bare, cons
     ModelFile f = {.lineage = json_array()};
     if (!bare && !tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
     if (template) f.chat_template = xstrdup(template);
-    if (!model_save(m, &f, files_path(name), false, NULL, NULL, &e)) fail_msg("%s", e.text);
+    if (!model_save(m, &f, files_path(name), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
     model_file_free(&f);
 }
 
@@ -155,12 +155,10 @@ static inline void models_family(const char *golden, const char *folder, uint64_
     c.vocab = 300;
     c.padded_vocab = gpt2_padded_vocab(c.vocab);
     c.context = 64;
-    f = (ModelFile){.lineage = json_array()};
     if (!model_new(&m, &c, backend_cpu(), models_device, false, &e)) fail_msg("%s", e.text);
     model_init(&m, seed);
-    if (!tokenizer_store(&models_bytes, &f.tokenizer, &f.tokenizer_bytes, &e)) fail_msg("%s", e.text);
-    if (!model_save(&m, &f, files_path(folder), MODEL_FLOAT32, NULL, NULL, &e)) fail_msg("%s", e.text);
-    model_free(&m), model_file_free(&f);
+    models_save(&m, folder, false, NULL);
+    model_free(&m);
 }
 
 /* Logits (n, V) of all n positions, from one forward pass without a cache. */

@@ -56,6 +56,16 @@ static void adapters(void **state) {
         6);
 }
 
+/* Matrices that stay in the mapped files of the folder are those of a model that is read, up to the order of sums. */
+static void mapped_matrices(void **state) {
+    (void)state;
+    sh(SFT "-x 4 --lora-rank 3 --adapter-output $T/first -o $T/a.safetensors");
+    sh(SFT "-x 4 --lora-rank 3 --quantize keep -o $T/b.safetensors");
+    assert_true(weights_gap("a.safetensors", "b.safetensors") < 1e-4);
+    resumes(SFT "--lora-rank 3 --quantize keep", 8);
+    resumes(DPO "--adapter $T/first --quantize keep", 6); /* the reference has matrices of the same files */
+}
+
 /* The state of adapters is smaller than the model, and says what it needs. */
 static void adapters_need_their_base(void **state) {
     (void)state;
@@ -148,9 +158,9 @@ static void ranks(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_weights), cmocka_unit_test(adapters),  cmocka_unit_test(adapters_need_their_base),
-        cmocka_unit_test(formats),     cmocka_unit_test(templates), cmocka_unit_test(shown),
-        cmocka_unit_test(ranks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_weights),     cmocka_unit_test(adapters),
+                                       cmocka_unit_test(mapped_matrices), cmocka_unit_test(adapters_need_their_base),
+                                       cmocka_unit_test(formats),         cmocka_unit_test(templates),
+                                       cmocka_unit_test(shown),           cmocka_unit_test(ranks)};
     return cmocka_run_group_tests_name("state_runs", tests, setup, models_teardown);
 }
