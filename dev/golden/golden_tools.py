@@ -7,7 +7,8 @@ _generate_and_score_completions() of GRPOTrainer runs unchanged on a trainer tha
 runs its loop of tool calls, builds tool_mask, and computes the advantages. Only the model is replaced, by one that writes
 given texts, one for each turn, and the reward function by given numbers. _compute_loss() runs unchanged on what this returns,
 with random log-probabilities and entropies as leaf tensors, in float64 on inputs that are rounded to float32. The tokenizer is
-tests/golden/nanochat.json with the special tokens <|endoftext|>, <|im_start|> and <|im_end|>, the templates are those with which TRL trains Qwen2.5 and Qwen3.
+tests/golden/nanochat.json with the special tokens <|endoftext|>, <|im_start|> and <|im_end|>. The templates are those with
+which TRL trains Qwen2.5 and Qwen3.
 
 The file has one JSON object per line:
 
@@ -74,7 +75,8 @@ def trainer(tokenizer, template, scripts):
     args = SimpleNamespace(**{k: f.default for k, f in GRPOConfig.__dataclass_fields__.items()})
     args.__dict__.update(per_device_train_batch_size=len(scripts), steps_per_generation=1, gradient_accumulation_steps=1)
     t.args, t.accelerator, t.num_iterations, t.num_generations = args, Accelerator(), 1, GROUP
-    t.model = SimpleNamespace(training=True, is_gradient_checkpointing=False, config=SimpleNamespace(max_position_embeddings=10**6))
+    limits = SimpleNamespace(max_position_embeddings=10**6)
+    t.model = SimpleNamespace(training=True, is_gradient_checkpointing=False, config=limits)
     t.beta, t.use_vllm, t.vllm_importance_sampling_correction, t.aux_loss_enabled = 0.0, False, False, False
     t.environment_factories, t.environments, t.rollout_func, t._is_vlm = None, None, None, False
     t.tools, t._standalone_tools, t.max_tool_calling_iterations = [calculator], [calculator], 10**6
@@ -94,7 +96,9 @@ def trainer(tokenizer, template, scripts):
     turn = [0] * len(scripts)
 
     def write(prompt_ids, *_, **__):
-        which = [next((i for i, ids in enumerate(written) if asked[: len(ids)] == ids), n) for n, asked in enumerate(prompt_ids)]
+        which = [
+            next((i for i, ids in enumerate(written) if asked[: len(ids)] == ids), n) for n, asked in enumerate(prompt_ids)
+        ]
         texts = [scripts[i][turn[i]][:LIMIT] for i in which]
         written[:] = written or list(prompt_ids)
         for i, asked, text in zip(which, prompt_ids, texts):
@@ -108,7 +112,8 @@ def trainer(tokenizer, template, scripts):
 def loss(t, result, kind, level, masked, logp, old, ref, entropy):
     """The line of a loss over the completions of a result of _generate_and_score_completions(), with tool_mask or without."""
     if not masked:
-        result = {k: v for k, v in result.items() if k != "tool_mask"} | {"num_items_in_batch": result["completion_mask"].sum()}
+        result = {k: v for k, v in result.items() if k != "tool_mask"}
+        result["num_items_in_batch"] = result["completion_mask"].sum()
     t.loss_type, t.importance_sampling_level, t.beta, t.entropy_coef = kind, level, 0.1, 0.02
     t.top_entropy_quantile, t.off_policy_mask_threshold = 1.0, None
     t._entropy_bonus_enabled = True
@@ -118,8 +123,17 @@ def loss(t, result, kind, level, masked, logp, old, ref, entropy):
     t._get_per_token_logps_and_entropies = lambda *a, **k: (leaf, entropy, None)
     value = t._compute_loss(None, {**result, "old_per_token_logps": old, "ref_per_token_logps": ref})
     gradient = torch.autograd.grad(value, leaf)[0]
-    return {"loss": kind, "masked": masked, "importance": int(level == "sequence"), "beta": t.beta, "entropy_coef": t.entropy_coef,
-            "epsilon_high": t.epsilon_high, "value": value.item(), "dlogp": rows(gradient, result), "metrics": {k: v[-1] for k, v in t._metrics["train"].items()}}
+    return {
+        "loss": kind,
+        "masked": masked,
+        "importance": int(level == "sequence"),
+        "beta": t.beta,
+        "entropy_coef": t.entropy_coef,
+        "epsilon_high": t.epsilon_high,
+        "value": value.item(),
+        "dlogp": rows(gradient, result),
+        "metrics": {k: v[-1] for k, v in t._metrics["train"].items()},
+    }
 
 
 def rows(x, result):
@@ -137,7 +151,8 @@ tokenizer.pad_token = "<|endoftext|>"
 tokenizer.eos_token = "<|im_end|>"
 tokenizer.response_template = qwen3_template
 scripts = [[tokenizer.encode(text) for text in texts] for texts in SCRIPTS]
-print(json.dumps({"made by": "dev/golden/golden_tools.py", "trl": trl.__version__, "transformers": transformers.__version__}), file=out)
+versions = {"trl": trl.__version__, "transformers": transformers.__version__}
+print(json.dumps({"made by": "dev/golden/golden_tools.py", **versions}), file=out)
 for name, template in [("qwen2_5", qwen2_5_chat_template), ("qwen3_training", qwen3_training_chat_template)]:
     t = trainer(tokenizer, template, scripts)
     inputs = [{"prompt": [{"role": "user", "content": q}]} for q in QUESTIONS for _ in range(GROUP)]
@@ -153,9 +168,16 @@ for name, template in [("qwen2_5", qwen2_5_chat_template), ("qwen3_training", qw
         prompt, n = result["prompt_ids"][i], int(result["completion_mask"][i].sum())
         if i % GROUP == 0:
             print(json.dumps({"template": name, "prompt": prompt[result["prompt_mask"][i] == 1].tolist()}), file=out)
-        print(json.dumps({"turns": scripts[i], "ids": result["completion_ids"][i, :n].tolist(), "mask": result["tool_mask"][i, :n].tolist(),
-                          "reward": REWARDS[i], "advantage": result["advantages"][i].item(),
-                          **({k: v[i] for k, v in values.items()} if name == "qwen2_5" else {})}), file=out)
+        line = {
+            "turns": scripts[i],
+            "ids": result["completion_ids"][i, :n].tolist(),
+            "mask": result["tool_mask"][i, :n].tolist(),
+            "reward": REWARDS[i],
+            "advantage": result["advantages"][i].item(),
+        }
+        if name == "qwen2_5":
+            line.update((k, v[i]) for k, v in values.items())
+        print(json.dumps(line), file=out)
     if name == "qwen2_5":
         for kind, level, masked in LOSSES:
             print(json.dumps(loss(t, result, kind, level, masked, logp, old, ref, entropy)), file=out)
