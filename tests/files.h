@@ -81,6 +81,13 @@ static inline char *text_of(const char *path) {
     return text;
 }
 
+/* The number of places at which a text is in another. */
+static inline size_t occurrences(const char *text, const char *part) {
+    size_t n = 0;
+    for (; (text = strstr(text, part)); text += strlen(part)) n++;
+    return n;
+}
+
 /* Counts the entries of the test's directory. A leftover temporary file would be one more. */
 static inline int files_count(void) {
     int count = 0;

@@ -31,7 +31,7 @@ enum { MODELS_VOCAB = 260, MODELS_EOS = 256, MODELS_IM_END = 258 };
 static Device *models_device;
 static Tokenizer models_bytes;
 
-static int models_setup(void **state) {
+static inline int models_setup(void **state) {
     Error e;
     omp_set_num_threads(1);
     setenv("OMP_NUM_THREADS", "1", 1);
@@ -40,7 +40,7 @@ static int models_setup(void **state) {
     return setenv("T", files_directory, 1);
 }
 
-static int models_teardown(void **state) {
+static inline int models_teardown(void **state) {
     free(said), free(out);
     tokenizer_free(&models_bytes);
     backend_cpu()->close(models_device);

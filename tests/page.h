@@ -5,13 +5,8 @@
 #ifndef TESTS_PAGE_H
 #define TESTS_PAGE_H
 
+#include "files.h" /* occurrences */
 #include <jansson.h>
-
-static inline size_t occurrences(const char *text, const char *part) {
-    size_t n = 0;
-    for (; (text = strstr(text, part)); text += strlen(part)) n++;
-    return n;
-}
 
 /* Checks that tags open and close in order. The text of script and style elements is skipped. */
 static inline void assert_balanced(const char *page) {

@@ -4,8 +4,8 @@
 #include "../llmc/report/compare.h"   /* compare_one_option, compare_page */
 #include "../llmc/report/run_facts.h" /* run_lineage_name */
 #include "../llmc/report/runs.h"      /* Runs, runs_free, runs_order, runs_read, ... */
-#include "files.h"                    /* files_path, files_assert_error, files_put, files_setup, ... */
-#include "page.h"                     /* occurrences, assert_page */
+#include "files.h"                    /* files_path, files_assert_error, files_put, occurrences, ... */
+#include "page.h"                     /* assert_page */
 
 #define STEP "{\"step\":%d,\"time\":%d,\"num_tokens\":%d,\"loss\":%g}\n"
 

@@ -15,8 +15,8 @@
 #include "../llmc/report/report_samples.h"  /* REPORT_PROMPTS */
 #include "../llmc/report/run_facts.h"       /* RUN_SAMPLING, phase_enter, process_age, run_file, ... */
 #include "../llmc/report/tensorboard.h"     /* tensorboard_crc32c, tensorboard_histogram, tensorboard_step, ... */
-#include "files.h"                          /* files_path, text_of, files_assert_error, files_put, ... */
-#include "page.h"                           /* occurrences, assert_page */
+#include "files.h"                          /* files_path, occurrences, text_of, files_assert_error, ... */
+#include "page.h"                           /* assert_page */
 
 #include "../llmc/base/random.h"    /* Random, random_start, random_normal, random_below, ... */
 #include "../llmc/report/metrics.h" /* Metrics, metrics_open, metrics_set, metrics_sample, ... */

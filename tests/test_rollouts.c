@@ -20,10 +20,10 @@
 #include "../llmc/train/generation.h"         /* Generation */
 #include "../llmc/train/generation_options.h" /* GenerationOptions */
 #include "../llmc/train/rollout_dump.h"       /* rollout_dump_steps, RolloutDump, rollout_dump_decode */
-#include "files.h"                            /* files_path, files_put, files_assert_error, files_get */
+#include "files.h"                            /* files_path, files_put, files_assert_error, occurrences, ... */
 #include "letters.h"                          /* letters_setup */
 #include "models.h"                           /* refused, models_new, models_teardown */
-#include "page.h"                             /* assert_page, occurrences */
+#include "page.h"                             /* assert_page */
 #include "run.h"                              /* sh, assert_same_file, metric */
 #include "shell.h"                            /* assert_holds, said */
 

@@ -12,7 +12,8 @@
 #include "../llmc/tools/tool_format.h"  /* ToolCalls, ToolFormat, tool_format_open, tool_format_free, ... */
 #include "../llmc/tools/tool_program.h" /* ToolReply */
 #include "../llmc/tools/tools.h"        /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
-#include "files.h"                      /* files_path, text_of, files_directory, files_setup, ... */
+#include "files.h"                      /* files_path, text_of, occurrences, files_directory, ... */
+#include "run.h"                        /* metric */
 #include "shell.h"                      /* assert_holds, run, out, refused_output, ... */
 
 /* ---- the calculator -------------------------------------------------------------------------------------------- */
@@ -967,22 +968,6 @@ static void test_credit(void **state) {
     refused_output("grpo.bin", 2, GRPO "--mask-error-turns", "--mask-error-turns: used only with --tools");
 }
 
-/* The value of a metric in the first step of a run. */
-static double first_metric(const char *metrics, const char *key) {
-    char name[100];
-    snprintf(name, sizeof name, "\"%s\":", key);
-    const char *at = strstr(metrics, name);
-    if (!at) fail_msg("no metric %s", key);
-    return strtod(at + strlen(name), NULL);
-}
-
-/* The number of places at which a text is in another. */
-static int times(const char *text, const char *part) {
-    int n = 0;
-    for (const char *at = text; (at = strstr(at, part)); at += strlen(part)) n++;
-    return n;
-}
-
 /* Results that are cut to a number of tokens, which are bytes here: what the model reads, the metric, and one warning. */
 static void test_cut_results(void **state) {
     (void)state;
@@ -1012,12 +997,10 @@ static void test_cut_results(void **state) {
     assert_holds(out, "\"content\":\"\xc3\xa9\xef\xbf\xbd...(truncated)...\"");
     run(0, GRPO FORMAT " -g 70 --tool-cmd 'sh $T/long.sh' --tool-workers 1 --max-turns 3 --max-tool-response-length 10 "
                        "--metrics $T/m.jsonl");
-    assert_int_equal(times(said, "results of tools had more than 10 tokens and were cut (--max-tool-response-length)"),
-                     1);
-    char *metrics = text_of(files_path("m.jsonl"));
-    assert_true(first_metric(metrics, "tools/truncated_results") > 5);
-    assert_true(first_metric(metrics, "tools/truncated_results") >= first_metric(metrics, "tools/product/calls"));
-    free(metrics);
+    assert_int_equal(
+        occurrences(said, "results of tools had more than 10 tokens and were cut (--max-tool-response-length)"), 1);
+    const double cut = metric("m.jsonl", 0, "tools/truncated_results");
+    assert_true(cut > 5 && cut >= metric("m.jsonl", 0, "tools/product/calls"));
     /* one that does not fit into the completion ends it, and is not among its tokens */
     run(0, GENERATE "--tool-cmd 'sh $T/long.sh' --tool-workers 1 -g 30");
     assert_holds(out, "\"stop\":\"max_tokens\"");
@@ -1035,64 +1018,59 @@ static void test_slow_tools(void **state) {
     static const char *const clock = "warning: --rollout-timeout: completions depend on the clock";
     static const char *const slots = " of the time: more --slots would keep the model busy";
     run(0, SLOW "--slots 2");
-    char *metrics = text_of(files_path("m.jsonl"));
-    const double share = first_metric(metrics, "rollout/parked_share");
+    const double share = metric("m.jsonl", 0, "rollout/parked_share");
     assert_true(share > 0.5 && share < 1);
-    assert_int_equal(times(said, slots), 1);
+    assert_int_equal(occurrences(said, slots), 1);
     assert_null(strstr(said, clock));
-    assert_true(first_metric(metrics, "tools/product/latency_p50") >= 0.1);
-    assert_true(first_metric(metrics, "stop/rollout_timeout") == 0);
-    const double calls = first_metric(metrics, "tools/product/calls");
-    free(metrics);
+    assert_true(metric("m.jsonl", 0, "tools/product/latency_p50") >= 0.1);
+    assert_true(metric("m.jsonl", 0, "stop/rollout_timeout") == 0);
+    const double calls = metric("m.jsonl", 0, "tools/product/calls");
     run(0, SLOW "--slots 64 --rollout-timeout 0.05");
-    metrics = text_of(files_path("m.jsonl"));
-    assert_int_equal(times(said, clock), 1);
+    assert_int_equal(occurrences(said, clock), 1);
     assert_null(strstr(said, slots)); /* all completions have one */
-    const double ended = first_metric(metrics, "stop/rollout_timeout");
+    const double ended = metric("m.jsonl", 0, "stop/rollout_timeout");
     assert_true(ended > 0.3 && ended <= calls / 16);
-    assert_true(first_metric(metrics, "turns/max") == 1);
-    assert_true(first_metric(metrics, "completions/clipped_ratio") >= ended);
-    free(metrics);
+    assert_true(metric("m.jsonl", 0, "turns/max") == 1);
+    assert_true(metric("m.jsonl", 0, "completions/clipped_ratio") >= ended);
     run(0, SLOW
         "-x 1 --slots 64 --rollout-timeout 0.05 --mask-stopped completed,max_tokens,context_overflow,rollout_timeout");
-    metrics = text_of(files_path("m.jsonl"));
-    assert_true(first_metric(metrics, "num_trained_tokens") == 0);
-    free(metrics);
+    assert_true(metric("m.jsonl", 0, "num_trained_tokens") == 0);
     run(0, GENERATE "--tool-cmd 'sh $T/slow.sh' --tool-workers 8 --rollout-timeout 0.05");
     assert_holds(out, "\"stop\":\"rollout_timeout\"");
 }
 
 /* --state-masking false: the same completions, of which the observed tokens are in the loss, too, with the log-probabilities of
- * the policy. passes: over the tokens of a generation, in the first step. */
-static void assert_state_masking(const char *trainer, int passes) {
+ * the policy. reward: the metric of the mean reward; passes: over the tokens of a generation, in the first step. */
+static void assert_state_masking(const char *trainer, const char *reward, int passes) {
+    enum { SAME = 5 };
     static const char *const masking[] = {"true", "false"};
-    char *metrics[2], *model[2];
+    const char *const same[SAME] = {reward, "num_tokens", "completions/mean_length", "rollout/observed_tokens",
+                                    "turns/mean"};
+    double figure[2][SAME], trained[2];
+    char *model[2];
     for (int i = 0; i < 2; i++) {
         char command[900];
         snprintf(command, sizeof command, "%s --state-masking %s && " FIGURES, trainer, masking[i]);
         run(0, command);
         model[i] = xstrdup(out);
-        metrics[i] = text_of(files_path("m.jsonl"));
-        assert_true(first_metric(metrics[i], "sampling/sampling_logp_difference/max") < 1e-4);
+        assert_true(metric("m.jsonl", 0, "sampling/sampling_logp_difference/max") < 1e-4);
+        for (int k = 0; k < SAME; k++) figure[i][k] = metric("m.jsonl", 0, same[k]);
+        trained[i] = metric("m.jsonl", 0, "num_trained_tokens");
     }
-    const double observed = first_metric(metrics[0], "rollout/observed_tokens");
-    static const char *const same[] = {"reward", "num_tokens", "completions/mean_length", "rollout/observed_tokens",
-                                       "turns/mean"};
-    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
-        assert_true(first_metric(metrics[0], same[i]) == first_metric(metrics[1], same[i]));
+    for (int k = 0; k < SAME; k++) assert_true(figure[0][k] == figure[1][k]);
+    const double observed = metric("m.jsonl", 0, "rollout/observed_tokens");
     assert_true(observed > 10);
-    assert_true(first_metric(metrics[1], "num_trained_tokens") - first_metric(metrics[0], "num_trained_tokens") ==
-                passes * observed);
+    assert_true(trained[1] - trained[0] == passes * observed);
     assert_string_not_equal(model[0], model[1]);
-    for (int i = 0; i < 2; i++) free(metrics[i]), free(model[i]);
+    for (int i = 0; i < 2; i++) free(model[i]);
 }
 
 static void test_state_masking(void **state) {
     (void)state;
-    assert_state_masking(TURNS "--beta 0.1", 1);
-    assert_state_masking(TURNS "--num-iterations 2 --advantage-level return", 1);
-    assert_state_masking(PPO "-o $T/ppo.bin --num-ppo-epochs 2", 2);
-    assert_state_masking(PPO "-o $T/ppo.bin --algo rloo -G 2 --num-ppo-epochs 1", 1);
+    assert_state_masking(TURNS "--beta 0.1", "reward", 1);
+    assert_state_masking(TURNS "--num-iterations 2 --advantage-level return", "reward", 1);
+    assert_state_masking(PPO "-o $T/ppo.bin --num-ppo-epochs 2", "objective/scores", 2);
+    assert_state_masking(PPO "-o $T/ppo.bin --algo rloo -G 2 --num-ppo-epochs 1", "objective/scores", 1);
     refused_output("grpo.bin", 2, GRPO "--state-masking false",
                    "--state-masking: used only with --tools or --tool-cmd");
     refused_output("grpo.bin", 2, TURNS "--state-masking false --observation-ce 1",
