@@ -45,7 +45,6 @@
 #include "llmc/reward/rewards.h"            /* rewards_add_model, rewards_models */
 #include "llmc/rollout/episodes.h"          /* episodes_on, EPISODE_LOSS_OPTIONS, EPISODE_OPTIONS */
 #include "llmc/rollout/evaluation.h"        /* Evaluation */
-#include "llmc/rollout/rollout.h"           /* completion_drawn */
 #include "llmc/serve/agent_options.h"       /* AGENT_OPTIONS, agent_refuse_unused */
 #include "llmc/train/credit.h"              /* CREDIT_ADVANTAGE_OPTIONS, CREDIT_LOSS_OPTIONS, Credit, ... */
 #include "llmc/train/distiller.h"           /* distiller_on, DISTILLER_OPTIONS, DISTILL_EXACT, Distiller, ... */
@@ -257,7 +256,7 @@ static void filter_group(const Run *r, int32_t group, const float *reward, float
     int32_t length[G];
     for (int32_t k = 0; k < G; k++) {
         plain[k] = r->g.scored[group * G + k].reward;
-        length[k] = completion_drawn(&r->g.scored[group * G + k].completion);
+        length[k] = generation_length(&r->g.scored[group * G + k].completion);
     }
     advantage_filter((GroupFilter)o.filter, plain, length, G, o.remains, kept);
     for (int32_t k = 0; k < G; k++)

@@ -1065,12 +1065,30 @@ static void assert_state_masking(const char *trainer, const char *reward, int pa
     for (int i = 0; i < 2; i++) free(model[i]);
 }
 
+/* The tokens that GFPO counts are those that the model drew, in the loss or not: it keeps the same completions. */
+static void assert_same_filter(void) {
+    static const char *const masking[] = {"true", "false"};
+    char *advantages[2];
+    for (int i = 0; i < 2; i++) {
+        char command[900];
+        snprintf(command, sizeof command,
+                 TURNS "-x 1 --num-remains-in-group 2 --state-masking %s --rollouts $T/r.jsonl && "
+                       "grep -o '\"advantage\":[^,]*' $T/r.jsonl",
+                 masking[i]);
+        run(0, command);
+        advantages[i] = xstrdup(out);
+    }
+    assert_string_equal(advantages[0], advantages[1]);
+    for (int i = 0; i < 2; i++) free(advantages[i]);
+}
+
 static void test_state_masking(void **state) {
     (void)state;
     assert_state_masking(TURNS "--beta 0.1", "reward", 1);
     assert_state_masking(TURNS "--num-iterations 2 --advantage-level return", "reward", 1);
     assert_state_masking(PPO "-o $T/ppo.bin --num-ppo-epochs 2", "objective/scores", 2);
     assert_state_masking(PPO "-o $T/ppo.bin --algo rloo -G 2 --num-ppo-epochs 1", "objective/scores", 1);
+    assert_same_filter();
     refused_output("grpo.bin", 2, GRPO "--state-masking false",
                    "--state-masking: used only with --tools or --tool-cmd");
     refused_output("grpo.bin", 2, TURNS "--state-masking false --observation-ce 1",
