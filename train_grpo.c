@@ -329,8 +329,9 @@ static void score_old_policy(Run *r) {
     const int32_t n = g->completions;
     const ModelOutput old = {.logp = g->old_logp, .log_square = token_baseline() ? r->log_square : NULL};
     const ModelOutput reference = {.logp = g->ref_logp};
-    generation_observed_logps(g, &r->t.model, &r->work);
-    if (!on_policy() || token_baseline()) generation_forward(g, &r->t.model, &r->work, 0, n, &old);
+    if (!on_policy() || token_baseline() || o.g.episodes.unmasked)
+        generation_forward(g, &r->t.model, &r->work, 0, n, &old);
+    generation_observed_logps(g);
     if (exact_kl()) return;
     if (o.beta > 0) generation_forward(g, &r->reference.model, &r->reference.work, 0, n, &reference);
     if (o.beta > 0 && o.kl_in) {

@@ -476,9 +476,10 @@ static void sample_and_score(Run *r) {
  * log-probabilities are used as log pi_old. */
 static void score_old_policy(Run *r) {
     Generation *g = &r->g;
-    const ModelOutput policy = {.logp = on_policy() ? NULL : g->old_logp, .value = has_head() ? r->old_value : NULL};
-    generation_observed_logps(g, &r->t.model, &r->work);
+    const ModelOutput policy = {.logp = on_policy() && !o.g.episodes.unmasked ? NULL : g->old_logp,
+                                .value = has_head() ? r->old_value : NULL};
     if (policy.logp || policy.value) generation_forward(g, &r->t.model, &r->work, 0, g->completions, &policy);
+    generation_observed_logps(g);
     if (on_policy()) memcpy(g->old_logp, g->sampler_logp, (size_t)g->offset[g->completions] * sizeof(float));
     const ModelOutput critic = {.value = r->old_value};
     const ModelOutput reference = {.logp = g->ref_logp};

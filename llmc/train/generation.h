@@ -1021,13 +1021,11 @@ static inline void generation_forward(Generation *g, const Model *m, const Works
     }
 }
 
-/* With --state-masking false: the observed tokens, of which the sampler knows no log-probability, get that of the policy. Call it
- * before the first update. Collective. */
-static inline void generation_observed_logps(Generation *g, const Model *m, const Workspace *w) {
-    if (!g->o->episodes.unmasked) return;
-    generation_forward(g, m, w, 0, g->completions, &(ModelOutput){.logp = g->logp});
-    for (int32_t t = 0; t < g->offset[g->completions]; t++)
-        if (isnan(g->sampler_logp[t])) g->sampler_logp[t] = g->logp[t];
+/* With --state-masking false: the observed tokens, of which the sampler knows no log-probability, get old_logp, which must be
+ * that of the policy before the first update. */
+static inline void generation_observed_logps(Generation *g) {
+    for (int32_t t = 0; g->o->episodes.unmasked && t < g->offset[g->completions]; t++)
+        if (isnan(g->sampler_logp[t])) g->sampler_logp[t] = g->old_logp[t];
 }
 
 #endif
