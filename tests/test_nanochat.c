@@ -4,24 +4,17 @@
  *
  * The models are made here. Needs ./train_sft, ./train_grpo, ./train_ppo, ./generate, ./evaluate, data/make_shard and
  * data/make_tasks. */
-#include "../llmc/base/error.h"           /* Error, xcalloc */
-#include "../llmc/model/backend.h"        /* Draw */
-#include "../llmc/model/batch.h"          /* Batch */
-#include "../llmc/model/config.h"         /* ModelConfig, gpt2_config */
-#include "../llmc/model/decode.h"         /* DecodeStep */
-#include "../llmc/model/model.h"          /* Model, model_free, model_new */
+#include "../llmc/base/error.h"           /* Error */
 #include "../llmc/model/model_text.h"     /* ModelText, model_text_close */
-#include "../llmc/model/workspace.h"      /* KVCache, Workspace */
 #include "../llmc/records/shard.h"        /* shard_close, RECORD_CHAT, Shard, RECORD_PREFERENCE, ... */
-#include "../llmc/rollout/episodes.h"     /* EpisodeOptions, Episodes, episode_defaults, episodes_close, ... */
-#include "../llmc/rollout/rollout.h"      /* Completion, RolloutRequest, Rollout, RolloutSlot, ... */
+#include "../llmc/rollout/rollout.h"      /* Completion, completion_free */
 #include "../llmc/rollout/trajectory.h"   /* STOP_COMPLETED */
 #include "../llmc/text/chat.h"            /* chat_stop_token, chat_template_parse */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "../llmc/tools/code_tool.h"      /* CodeToolOptions */
 #include "../llmc/tools/tool_format.h"    /* TOOL_PYTHON_TOKENS */
-#include "cpu_device.h"                   /* B, D, close_device, open_device_one_thread */
+#include "cpu_device.h"                   /* close_device, open_device_one_thread */
 #include "files.h"                        /* text_of, files_path, files_directory, files_setup, ... */
+#include "scripted.h"                     /* scripted_id, Scripted, assert_completion, scripted_close, ... */
 #include "shards.h"                       /* open_shard, assert_record */
 #include "shell.h"                        /* run, assert_holds, out, put, ... */
 
@@ -44,8 +37,6 @@ static int golden_lines(const char *field, json_t *line[LINES_MAX]) {
     return count;
 }
 
-static int64_t number(const json_t *list, size_t i) { return json_integer_value(json_array_get(list, i)); }
-
 /* ---- conversations --------------------------------------------------------------------------------------------- */
 
 static void test_records(void **state) {
@@ -63,8 +54,8 @@ static void test_records(void **state) {
         assert_true(shard_record(&s, i, &r, &e));
         assert_int_equal(r.count, json_array_size(ids));
         for (int32_t k = 0; k < r.count; k++) {
-            assert_int_equal(r.tokens[k], number(ids, (size_t)k));
-            assert_int_equal(r.mask[k], number(mask, (size_t)k));
+            assert_int_equal(r.tokens[k], scripted_id(ids, (size_t)k));
+            assert_int_equal(r.mask[k], scripted_id(mask, (size_t)k));
         }
         json_decref(line[i]);
     }
@@ -137,27 +128,6 @@ static void test_rows(void **state) {
 
 /* ---- the engine ------------------------------------------------------------------------------------------------ */
 
-/* A policy that draws the tokens of a script for each request. */
-typedef struct Script {
-    const Rollout *rollout;
-    const RolloutRequest *request;
-    json_t *const *line;
-} Script;
-
-static void script_decode(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
-                          Draw how, const DecodeStep *step) {
-    const Script *s = context;
-    (void)m, (void)w, (void)kv, (void)how;
-    for (int t = 0; t < batch->targets; t++) {
-        const RolloutSlot who = s->rollout->target[t];
-        const Completion *c = &s->request[who.request].out[who.sample];
-        size_t drawn = 0;
-        for (int32_t k = 0; k < c->count; k++) drawn += c->trajectory->drawn[k];
-        step->token[t] = (int32_t)number(json_object_get(s->line[who.request], "script"), drawn);
-        step->logp[t] = 0;
-    }
-}
-
 /* The tokenizer and the template of a nanochat model. */
 static ModelText nanochat_text(void) {
     Error e;
@@ -174,48 +144,22 @@ static void test_engine(void **state) {
     (void)state;
     json_t *line[LINES_MAX];
     const int count = golden_lines("script", line);
-    Error e;
-    Model m;
-    Rollout r;
-    Episodes x;
+    const json_t *prompt[LINES_MAX], *script[LINES_MAX];
+    Completion out_of[LINES_MAX];
+    Scripted s;
     ModelText text = nanochat_text();
-    const ModelConfig config = gpt2_config(1, 1, 8, text.tokenizer.vocab, 256);
-    EpisodeOptions o = episode_defaults();
-    const CodeToolOptions code = {.timeout = 1};
-    RolloutRequest *request = xcalloc((size_t)count, sizeof *request);
-    Completion *out_of = xcalloc((size_t)count, sizeof *out_of);
-    int32_t prompt[LINES_MAX][32];
-    o.tools = "calculator";
-    if (!model_new(&m, &config, B, D, false, &e) || !rollout_new(&r, &m, 4, 32, NEW, &e) ||
-        !episodes_open(&x, &o, &code, &text, 4, "test", 1, &e))
-        fail_msg("%s", e.text);
-    assert_int_equal(x.format.kind, TOOL_PYTHON_TOKENS); /* that of the template */
     for (int i = 0; i < count; i++) {
-        const json_t *ids = json_object_get(line[i], "prompt");
-        for (size_t k = 0; k < json_array_size(ids); k++) prompt[i][k] = (int32_t)number(ids, k);
-        request[i] = (RolloutRequest){.prompt = prompt[i],
-                                      .prompt_len = (int32_t)json_array_size(ids),
-                                      .samples = 1,
-                                      .id = (uint64_t)i,
-                                      .out = &out_of[i]};
+        prompt[i] = json_object_get(line[i], "prompt");
+        script[i] = json_object_get(line[i], "script");
     }
-    const Script script = {.rollout = &r, .request = request, .line = line};
-    Sampling how = sampling_default();
-    how.max_new = NEW;
-    assert_true(sampling_add_stop(&how, text.stop, &e));
-    r.turns = &x.turns;
-    r.decode = script_decode;
-    r.decode_context = (void *)&script;
-    if (!rollout_run(&r, &how, request, count, NULL, NULL, &e)) fail_msg("%s", e.text);
+    scripted_open(&s, &text, 32, NEW);
+    assert_int_equal(s.episodes.format.kind, TOOL_PYTHON_TOKENS); /* that of the template */
+    scripted_run(&s, prompt, script, count, 1, out_of);
     for (int i = 0; i < count; i++) {
-        const Completion *c = &out_of[i];
-        const json_t *ids = json_object_get(line[i], "ids"), *mask = json_object_get(line[i], "mask");
-        assert_int_equal(c->trajectory->stop, STOP_COMPLETED);
-        assert_int_equal(c->count, json_array_size(ids));
-        for (int32_t k = 0; k < c->count; k++) {
-            assert_int_equal(c->tokens[k], number(ids, (size_t)k));
-            assert_int_equal(c->trajectory->drawn[k], number(mask, (size_t)k));
-        }
+        char what[40];
+        snprintf(what, sizeof what, "completion %d", i);
+        assert_int_equal(out_of[i].trajectory->stop, STOP_COMPLETED);
+        assert_completion(&out_of[i], json_object_get(line[i], "ids"), json_object_get(line[i], "mask"), what);
     }
     char *said_by = json_dumps(out_of[1].trajectory->messages, JSON_COMPACT);
     assert_string_equal(said_by,
@@ -231,10 +175,7 @@ static void test_engine(void **state) {
         completion_free(&out_of[i]);
         json_decref(line[i]);
     }
-    free(request), free(out_of);
-    episodes_close(&x);
-    rollout_free(&r);
-    model_free(&m);
+    scripted_close(&s);
     model_text_close(&text);
 }
 

@@ -6,26 +6,19 @@
 #include "../llmc/loss/advantage.h"       /* AdvantageStats, SCALE_GROUP, advantage_group */
 #include "../llmc/loss/policy.h"          /* PolicyBatch, IMPORTANCE_SEQUENCE, IMPORTANCE_TOKEN, ... */
 #include "../llmc/loss/scalar.h"          /* LossMetric */
-#include "../llmc/model/backend.h"        /* Draw */
-#include "../llmc/model/batch.h"          /* Batch */
-#include "../llmc/model/config.h"         /* ModelConfig, gpt2_config */
-#include "../llmc/model/decode.h"         /* DecodeStep */
-#include "../llmc/model/model.h"          /* Model, model_free, model_new */
 #include "../llmc/model/model_text.h"     /* ModelText, model_text_close */
-#include "../llmc/model/workspace.h"      /* KVCache, Workspace */
-#include "../llmc/rollout/episodes.h"     /* EpisodeOptions, Episodes, episode_defaults, episodes_close, ... */
-#include "../llmc/rollout/rollout.h"      /* Completion, RolloutRequest, Rollout, RolloutSlot, ... */
+#include "../llmc/rollout/rollout.h"      /* Completion, completion_drawn, completion_free */
 #include "../llmc/rollout/trajectory.h"   /* Trajectory, trajectory_count, trajectory_free, trajectory_new, ... */
 #include "../llmc/text/chat.h"            /* chat_stop_token, chat_template_parse */
 #include "../llmc/text/jinja_chat.h"      /* jinja_chat_spec */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_add_special */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
-#include "../llmc/tools/code_tool.h"      /* CodeToolOptions */
-#include "cpu_device.h"                   /* B, D, close_device, open_device_one_thread */
+#include "cpu_device.h"                   /* close_device, open_device_one_thread */
 #include "golden.h"                       /* check_near */
+#include "scripted.h"                     /* scripted_id, Scripted, assert_completion, scripted_close, ... */
 
 /* LIMIT: --max-completion-length of golden_tools.py */
-enum { LINES = 64, PROMPT = 700, GROUP = 4, COMPLETIONS = 8, LIMIT = 290, TOKENS = COMPLETIONS * LIMIT, SLOTS = 3 };
+enum { LINES = 64, PROMPT = 700, GROUP = 4, COMPLETIONS = 8, LIMIT = 290, TOKENS = COMPLETIONS * LIMIT };
 
 static json_t *line[LINES];
 static int lines;
@@ -38,7 +31,6 @@ static const json_t *value(const json_t *object, const char *key) {
 }
 static double real(const json_t *object, const char *key) { return json_number_value(value(object, key)); }
 static const char *text(const json_t *object, const char *key) { return json_string_value(value(object, key)); }
-static int32_t id(const json_t *list, size_t i) { return (int32_t)json_integer_value(json_array_get(list, i)); }
 
 static int setup(void **state) {
     Error e;
@@ -82,36 +74,11 @@ static Set set_of(const char *template) {
 
 /* ---- the engine ------------------------------------------------------------------------------------------------ */
 
-/* A policy that writes the turns of its completion. */
-typedef struct Script {
-    const Rollout *rollout;
-    const RolloutRequest *request;
-    const Set *set;
-} Script;
-
-/* Token k of the turns, one after another. After the last one, the first token again: a test that draws it fails. */
-static int32_t scripted(const json_t *turns, size_t k) {
-    size_t i;
-    json_t *turn;
-    json_array_foreach(turns, i, turn) {
-        if (k < json_array_size(turn)) return id(turn, k);
-        k -= json_array_size(turn);
-    }
-    return id(json_array_get(turns, 0), 0);
-}
-
-static void script_decode(void *context, const Model *m, const Workspace *w, const KVCache *kv, const Batch *batch,
-                          Draw how, const DecodeStep *step) {
-    const Script *s = context;
-    (void)m, (void)w, (void)kv, (void)how;
-    for (int t = 0; t < batch->targets; t++) {
-        const RolloutSlot who = s->rollout->target[t];
-        const Completion *c = &s->request[who.request].out[who.sample];
-        size_t drawn = 0;
-        for (int32_t k = 0; k < c->count; k++) drawn += c->trajectory->drawn[k];
-        step->token[t] = scripted(value(s->set->completion[who.request * GROUP + who.sample], "turns"), drawn);
-        step->logp[t] = 0;
-    }
+/* The tokens of turns, one after another; to be released. */
+static json_t *tokens_of(const json_t *turns) {
+    json_t *all = json_array();
+    for (size_t i = 0; i < json_array_size(turns); i++) json_array_extend(all, json_array_get(turns, i));
+    return all;
 }
 
 /* The tokenizer of the golden values and a published template. */
@@ -134,65 +101,35 @@ static ModelText model_text(const char *template) {
     t.stop = chat_stop_token(&t.chat, &t.tokenizer);
     free(spec);
     return t;
-    free(spec);
-    return t;
 }
 
 /* Draws the turns of a set: the tokens and the mask of each completion are TRL's. */
 static void assert_masks(const char *template) {
     const Set set = set_of(template);
-    Error e;
-    Model m;
-    Rollout r;
-    Episodes x;
-    ModelText t = model_text(template);
-    const ModelConfig config = gpt2_config(1, 1, 8, t.tokenizer.vocab, 1024);
-    const CodeToolOptions code = {.timeout = 1};
-    EpisodeOptions o = episode_defaults();
-    RolloutRequest request[COMPLETIONS / GROUP];
+    const json_t *prompt[COMPLETIONS / GROUP];
+    json_t *script[COMPLETIONS];
     Completion completion[COMPLETIONS];
-    int32_t prompt[COMPLETIONS / GROUP][PROMPT];
-    o.tools = "calculator";
-    if (!model_new(&m, &config, B, D, false, &e) || !rollout_new(&r, &m, SLOTS, PROMPT, LIMIT, &e) ||
-        !episodes_open(&x, &o, &code, &t, SLOTS, "test", 1, &e))
-        fail_msg("%s", e.text);
-    for (int i = 0; i < COMPLETIONS / GROUP; i++) {
-        const json_t *ids = value(set.prompt[i], "prompt");
-        assert_true(json_array_size(ids) <= PROMPT);
-        for (size_t k = 0; k < json_array_size(ids); k++) prompt[i][k] = id(ids, k);
-        request[i] = (RolloutRequest){.prompt = prompt[i],
-                                      .prompt_len = (int32_t)json_array_size(ids),
-                                      .samples = GROUP,
-                                      .id = (uint64_t)(i * GROUP),
-                                      .out = &completion[i * GROUP]};
-    }
-    const Script script = {.rollout = &r, .request = request, .set = &set};
-    Sampling how = sampling_default();
-    how.max_new = LIMIT;
-    assert_true(sampling_add_stop(&how, t.stop, &e));
-    r.turns = &x.turns;
-    r.decode = script_decode;
-    r.decode_context = (void *)&script;
-    if (!rollout_run(&r, &how, request, COMPLETIONS / GROUP, NULL, NULL, &e)) fail_msg("%s", e.text);
+    Scripted s;
+    ModelText t = model_text(template);
     int observed = 0, cut = 0;
+    for (int i = 0; i < COMPLETIONS / GROUP; i++) prompt[i] = value(set.prompt[i], "prompt");
+    for (int i = 0; i < COMPLETIONS; i++) script[i] = tokens_of(value(set.completion[i], "turns"));
+    scripted_open(&s, &t, PROMPT, LIMIT);
+    scripted_run(&s, prompt, (const json_t *const *)script, COMPLETIONS / GROUP, GROUP, completion);
     for (int i = 0; i < COMPLETIONS; i++) {
         const Completion *c = &completion[i];
-        const json_t *ids = value(set.completion[i], "ids"), *mask = value(set.completion[i], "mask");
-        if (c->count != (int32_t)json_array_size(ids))
-            fail_msg("%s, completion %d: %d tokens, not %zu", template, i, c->count, json_array_size(ids));
-        for (int32_t k = 0; k < c->count; k++) {
-            if (c->tokens[k] != id(ids, (size_t)k) || c->trajectory->drawn[k] != id(mask, (size_t)k))
-                fail_msg("%s, completion %d, token %d: %d, drawn %d; not %d, drawn %d", template, i, k, c->tokens[k],
-                         c->trajectory->drawn[k], id(ids, (size_t)k), id(mask, (size_t)k));
-            observed += !c->trajectory->drawn[k];
-        }
+        char what[80];
+        snprintf(what, sizeof what, "%s, completion %d", template, i);
+        assert_completion(c, value(set.completion[i], "ids"), value(set.completion[i], "mask"), what);
+        observed += c->count - completion_drawn(c);
         cut += !c->finished;
     }
     assert_true(observed > 200 && cut == 3);
-    for (int i = 0; i < COMPLETIONS; i++) completion_free(&completion[i]);
-    episodes_close(&x);
-    rollout_free(&r);
-    model_free(&m);
+    for (int i = 0; i < COMPLETIONS; i++) {
+        completion_free(&completion[i]);
+        json_decref(script[i]);
+    }
+    scripted_close(&s);
     model_text_close(&t);
 }
 
@@ -243,15 +180,15 @@ static Tokens *tokens_new(const Set *set, bool masked) {
         assert_true(n <= LIMIT);
         t->y[i] = trajectory_new(LIMIT);
         for (int32_t k = 0; k < n; k++) {
-            token[k] = id(ids, (size_t)k);
-            t->y[i]->drawn[k] = (uint8_t)id(mask, (size_t)k);
+            token[k] = scripted_id(ids, (size_t)k);
+            t->y[i]->drawn[k] = (uint8_t)scripted_id(mask, (size_t)k);
         }
         trajectory_count(t->y[i], token, n);
         const int32_t drawn = t->y[i]->drawn_count;
         if (!masked) trajectory_unmask(t->y[i], token, logp, n);
         assert_int_equal(t->y[i]->drawn_count, masked ? drawn : n);
         assert_int_equal(t->y[i]->drawn_count + t->y[i]->masked, drawn); /* the length of the completion */
-        for (int32_t k = 0; k < n; k++) assert_int_equal(isnan(logp[k]), !masked && !id(mask, (size_t)k));
+        for (int32_t k = 0; k < n; k++) assert_int_equal(isnan(logp[k]), !masked && !scripted_id(mask, (size_t)k));
         t->offset[i + 1] = t->offset[i] + t->y[i]->drawn_count;
         t->counts[i] = 1;
         t->advantage[i] = (float)real(set->completion[i], "advantage");
