@@ -10,7 +10,7 @@
 #include "../llmc/model/config.h"             /* ModelConfig, gpt2_config */
 #include "../llmc/model/micro_plan.h"         /* MicroPlan */
 #include "../llmc/model/model.h"              /* Model, model_free, model_download, model_new, ... */
-#include "../llmc/model/pack.h"               /* batch_clear, batch_free, batch_new, batch_sequence, ... */
+#include "../llmc/model/pack.h"               /* batch_free, batch_new, batch_clear, batch_sequence, ... */
 #include "../llmc/model/tensors.h"            /* INIT_ONE, TENSOR_COUNT */
 #include "../llmc/model/transformer.h"        /* ModelOutput, model_forward */
 #include "../llmc/model/workspace.h"          /* Workspace, workspace_free, workspace_new */
@@ -173,39 +173,50 @@ static void run(const Model *m, int slots, const RolloutTurns *turns, Work *w, R
 
 /* ---- the engine ------------------------------------------------------------------------------------------------ */
 
+/* The largest difference of the sampler's log-probabilities of the drawn tokens of a completion from others. */
+static double logp_difference(const Completion *c, const float *logp) {
+    double largest = 0;
+    for (int32_t k = 0, at = 0; k < c->count; k++) {
+        if (!c->trajectory->drawn[k]) continue;
+        const double gap = fabs((double)logp[at++] - c->logp[k]);
+        assert_false(isnan(gap));
+        largest = fmax(largest, gap);
+    }
+    return largest;
+}
+
+/* The same from an uncached pass over the prompt and completion k of a request alone. */
+static double uncached_difference(const Model *m, const Workspace *w, Batch *b, const RolloutRequest *q, int k,
+                                  float temperature) {
+    const Completion *c = &q->out[k];
+    int32_t all[CONTEXT];
+    uint8_t mask[CONTEXT] = {0};
+    float logp[CONTEXT];
+    memcpy(all, q->prompt, (size_t)q->prompt_len * sizeof *all);
+    memcpy(all + q->prompt_len, c->tokens, (size_t)c->count * sizeof *all);
+    memcpy(mask + q->prompt_len, c->trajectory->drawn, (size_t)c->count);
+    batch_clear(b);
+    assert_int_equal(batch_sequence(b, all, mask, q->prompt_len + c->count), completion_drawn(c));
+    for (int32_t t = 0, at = 0; t < c->count; t++)
+        if (c->trajectory->drawn[t]) assert_int_equal(c->tokens[t], c->trajectory->drawn_ids[at++]);
+    model_forward(m, w, b, temperature, &(ModelOutput){.logp = logp});
+    return logp_difference(c, logp);
+}
+
 /* The log-probability of each drawn token equals that of an uncached pass over prompt and completion. Log-probabilities
  * are of order 10, and attention sums over 1,000 keys in other blocks: 1e-4. */
 static void check_uncached(const Model *m, const Work *w) {
     Error e;
     Workspace work;
     Batch b = batch_new(CONTEXT, CONTEXT, 2);
-    float *logp = xcalloc(CONTEXT, sizeof *logp);
-    uint8_t *mask = xcalloc(CONTEXT, 1);
-    int32_t *all = xcalloc(CONTEXT, sizeof *all);
     double largest = 0;
     assert_true(workspace_new(&work, m, CONTEXT, CONTEXT, 2, false, 0, &e));
     for (int i = 0; i < REQUESTS; i++)
-        for (int k = 0; k < w->request[i].samples; k++) {
-            const RolloutRequest *q = &w->request[i];
-            const Completion *c = &q->out[k];
-            memcpy(all, q->prompt, (size_t)q->prompt_len * sizeof *all);
-            memcpy(all + q->prompt_len, c->tokens, (size_t)c->count * sizeof *all);
-            memset(mask, 0, (size_t)q->prompt_len);
-            memcpy(mask + q->prompt_len, c->trajectory->drawn, (size_t)c->count);
-            batch_clear(&b);
-            assert_int_equal(batch_sequence(&b, all, mask, q->prompt_len + c->count), completion_drawn(c));
-            const ModelOutput out = {.logp = logp};
-            model_forward(m, &work, &b, 0.9f, &out);
-            for (int t = 0, at = 0; t < c->count; t++) {
-                if (!c->trajectory->drawn[t]) continue;
-                assert_int_equal(c->tokens[t], c->trajectory->drawn_ids[at]);
-                largest = fmax(largest, fabs(logp[at++] - c->logp[t]));
-            }
-        }
+        for (int k = 0; k < w->request[i].samples; k++)
+            largest = fmax(largest, uncached_difference(m, &work, &b, &w->request[i], k, 0.9f));
     if (!(largest <= 1e-4)) fail_msg("log-probabilities differ by %g", largest);
     workspace_free(&work, m);
     batch_free(&b);
-    free(logp), free(mask), free(all);
 }
 
 /* The completions as a trainer packs them: one copy of the prompt, targets of drawn tokens only. */
@@ -225,9 +236,8 @@ static void check_packed(const Model *m, const Work *w) {
         const ModelOutput out = {.logp = logp};
         model_forward(m, &work, &b, 0.9f, &out);
         int at = 0;
-        for (int k = 0; k < q->samples; k++)
-            for (int t = 0; t < q->out[k].count; t++)
-                if (q->out[k].trajectory->drawn[t]) assert_true(fabs(logp[at++] - q->out[k].logp[t]) <= 1e-4);
+        for (int k = 0; k < q->samples; at += completion_drawn(&q->out[k++]))
+            assert_true(logp_difference(&q->out[k], logp + at) <= 1e-4);
         assert_int_equal(at, b.targets);
     }
     workspace_free(&work, m);
@@ -376,9 +386,10 @@ static int world_ready_now(void *context, bool wait, RolloutAnswer *a, Error *e)
     return world_ready(context, true, a, e);
 }
 
-/* An environment that takes 5 ms for each answer, one after another. Meanwhile every parked sample has one slot, or one place in
- * the queue if it was parked before it had a slot. */
-static const Rollout *watched;
+static const Rollout *watched; /* by slow_ready() */
+
+/* An environment that takes 5 ms for each answer, one after another. Meanwhile every parked sample has one slot, or one place
+ * in the queue if it was parked before it had a slot. */
 static int slow_ready(void *context, bool wait, RolloutAnswer *a, Error *e) {
     const struct timespec pause = {.tv_nsec = 5000000};
     const World *w = context;
@@ -544,19 +555,11 @@ static void ledger_check_batch(const Ledger *r, const Batch *b, const Generation
     assert_int_equal(target, b->targets);
 }
 
-/* The largest difference of the sampler's log-probabilities of the drawn tokens of a completion from others. */
-static double logp_difference(const Completion *c, const float *logp) {
-    double largest = 0;
-    for (int32_t k = 0, at = 0; k < c->count; k++)
-        if (c->trajectory->drawn[k]) largest = fmax(largest, fabs((double)logp[at++] - c->logp[k]));
-    return largest;
-}
-
 typedef struct Compared {
     int64_t trajectories, turns, drawn, observed;
-    double trained,
-        whole; /* the largest differences of the sampler's log-probabilities from those of training batches, and of
-                            * passes over whole sequences */
+    /* the largest differences of the sampler's log-probabilities from those of training batches, and of passes over whole
+     * sequences */
+    double trained, whole;
 } Compared;
 
 /* Samples a generation of GROUPS x GROUP trajectories and adds it to what is compared. */
@@ -565,7 +568,7 @@ static void compare_generation(const Model *m, uint64_t seed, Compared *sum) {
     Rollout rollout;
     Workspace w;
     Ledger *r = xcalloc(1, sizeof *r);
-    int32_t prompts[GROUPS * PROMPT], all[PROMPT + SHORT];
+    int32_t prompts[GROUPS * PROMPT];
     int64_t offset[GROUPS + 1] = {0};
     float logp[GROUP_ROWS];
     RolloutRequest request[GROUPS];
@@ -615,17 +618,8 @@ static void compare_generation(const Model *m, uint64_t seed, Compared *sum) {
         model_forward(m, &w, &g.batch, s.temperature, &(ModelOutput){.logp = logp});
         for (int k = i * GROUP; k < (i + 1) * GROUP; at += completion_drawn(&out[k++]))
             sum->trained = fmax(sum->trained, logp_difference(&out[k], logp + at));
-        for (int k = i * GROUP; k < (i + 1) * GROUP; k++) {
-            const int32_t n = request[i].prompt_len;
-            uint8_t mask[PROMPT + SHORT] = {0};
-            memcpy(all, request[i].prompt, (size_t)n * sizeof *all);
-            memcpy(all + n, out[k].tokens, (size_t)out[k].count * sizeof *all);
-            memcpy(mask + n, out[k].trajectory->drawn, (size_t)out[k].count);
-            batch_clear(&g.batch);
-            batch_sequence(&g.batch, all, mask, n + out[k].count);
-            model_forward(m, &w, &g.batch, s.temperature, &(ModelOutput){.logp = logp});
-            sum->whole = fmax(sum->whole, logp_difference(&out[k], logp));
-        }
+        for (int k = 0; k < GROUP; k++)
+            sum->whole = fmax(sum->whole, uncached_difference(m, &w, &g.batch, &request[i], k, s.temperature));
     }
     for (int i = 0; i < GROUPS * GROUP; i++) completion_free(&out[i]);
     batch_free(&g.batch);
