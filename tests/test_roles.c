@@ -171,31 +171,24 @@ static void test_opening(void **state) {
     json_decref(empty), json_decref(shown);
     run(0, "./generate -c $T/sft.bin -g 100 --temperature 0 --verbose --tool-cmd 'python3 $T/opens.py' 'Kuhn poker: '");
     assert_true(!strncmp(out, "K b", 3));
-    put_players("opens.py", "group=False", "a['observation'] = 'K b'", done, "pass");
-    run(1, ONE);
-    assert_holds(
-        said,
-        "its answer to a reset has an observation, for which the model's first turn does not wait; its hello must have");
-    put_players("opens.py", "group=False", "a.update(observation='K b', tools=None)", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "its answer to a reset has an observation, for");
-    put_players("opens.py", "group=False", "a['tools'] = []", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "its answer to a reset has tools, for");
     put_players("opens.py", "group=False", "a['observation'] = ''", done, "pass"); /* shows nothing */
     run(0, ONE);
-    put_players("opens.py", "opening=True", "a['tools'] = ['search']", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "the answer to a reset has \"tools\", but a program answers the whole turns");
-    put_players("opens.py", "opening=True, episodes=False", "pass", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "its hello has \"opening\" without \"episodes\"");
-    put_players("opens.py", "opening=True", "a['observation'] = 5", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "the \"observation\" of an answer is no text");
-    put_players("opens.py", "opening=True", "a['observation'] = 'x' * 90", done, "pass");
-    run(1, ONE);
-    assert_holds(said, "what follows the prompt after a reset has 103 tokens, which a completion has no room for");
+    static const char *const bad[][3] = {
+        {"group=False", "a['observation'] = 'K b'",
+         "its answer to a reset has an observation, for which the model's first turn does not wait; its hello must have"},
+        {"group=False", "a.update(observation='K b', tools=None)", "its answer to a reset has an observation, for"},
+        {"group=False", "a['tools'] = []", "its answer to a reset has tools, for"},
+        {"opening=True", "a['tools'] = ['search']",
+         "the answer to a reset has \"tools\", but a program answers the whole turns"},
+        {"opening=True, episodes=False", "pass", "its hello has \"opening\" without \"episodes\""},
+        {"opening=True", "a['observation'] = 5", "the \"observation\" of an answer is no text"},
+        {"opening=True", "a['observation'] = 'x' * 90",
+         "what follows the prompt after a reset has 103 tokens, which a completion has no room for"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        put_players("opens.py", bad[i][0], bad[i][1], done, "pass");
+        run(1, ONE);
+        assert_holds(said, bad[i][2]);
+    }
     run(1,
         "data/make_shard --quiet -i $T/row.jsonl -o $T/other.shard --template '{any}{content}{assistant}:{content}{eos}'; "
         "./generate -c $T/sft.bin -i $T/other.shard --tool-cmd 'python3 $T/opens.py'");
