@@ -161,8 +161,8 @@ static int verdicts(CodeJudge *j, const char *path) {
     return differences;
 }
 
-/* Runs the solution that each row of a file has: the canonical_solution of HumanEval, the code of MBPP. Prints those that do not
- * pass, and how many tests stay outside of the sandbox. Returns the number of those that do not pass. */
+/* Runs the solution that each row of a file has: the canonical_solution of HumanEval, the code of MBPP. Prints those that do
+ * not pass, and how many tests are weak. Returns the number of those that do not pass. */
 static int solutions(CodeJudge *j, const char *path) {
     Error e;
     Jsonl lines;
@@ -246,11 +246,11 @@ int main(int argc, char **argv) {
     CodeOptions o = code_defaults();
     CodeJudge j;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    if (argc < 3) usage_error("escapes|cheats|speed and bwrap|landlock|none are required");
+    if (argc < 3) usage_error("escapes|cheats|verdicts|solutions|speed and bwrap|landlock|none are required");
     o.sandbox.kind = option_choice_index(SANDBOX_CHOICES, argv[2]);
     const bool solves = !strcmp(argv[1], "solutions"), compares = solves || !strcmp(argv[1], "verdicts");
     o.sandbox.workers = argc > 3 && !compares ? atoi(argv[3]) : 0;
-    o.timeout = !strcmp(argv[1], "solutions") ? 30 : 2;
+    o.timeout = solves ? 30 : 2;
     o.total = 120;
     if (!strcmp(argv[1], "escapes")) {
         if (!sandbox_open(&box, &o.sandbox, &e)) die("%s", e.text);

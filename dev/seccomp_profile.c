@@ -1,5 +1,5 @@
-/* seccomp_profile.c - runs a command as in a container of Docker: under a seccomp profile in Docker's format, and, if the caller
- * is root, without the capabilities that a container lacks.
+/* seccomp_profile.c - runs a command as in a container of Docker: under a seccomp profile in Docker's format, and, if the
+ * caller is root, without the capabilities that a container lacks.
  *
  *     build/seccomp_profile default.json COMMAND ARGUMENT...
  *
@@ -41,9 +41,14 @@ enum { KEPT = sizeof kept / sizeof *kept };
 #define ARCHITECTURE "amd64"
 #endif
 
-static bool has_capability(const char *name) {
+static bool equals(const json_t *value, const char *text) {
+    const char *given = json_string_value(value);
+    return given && !strcmp(given, text);
+}
+
+static bool has_capability(const json_t *name) {
     for (int i = 0; i < KEPT; i++)
-        if (!strcmp(kept[i].name, name)) return true;
+        if (equals(name, kept[i].name)) return true;
     return false;
 }
 
@@ -53,12 +58,10 @@ static bool applies(const json_t *entry) {
     const json_t *only = json_object_get(includes, "arches"), *never = json_object_get(excludes, "arches"), *item;
     size_t i;
     bool here = !json_array_size(only);
-    json_array_foreach(only, i, item) here = here || !strcmp(json_string_value(item), ARCHITECTURE);
-    json_array_foreach(never, i, item) here = here && strcmp(json_string_value(item), ARCHITECTURE);
-    json_array_foreach(json_object_get(includes, "caps"), i, item) here =
-        here && has_capability(json_string_value(item));
-    json_array_foreach(json_object_get(excludes, "caps"), i, item) here =
-        here && !has_capability(json_string_value(item));
+    json_array_foreach(only, i, item) here = here || equals(item, ARCHITECTURE);
+    json_array_foreach(never, i, item) here = here && !equals(item, ARCHITECTURE);
+    json_array_foreach(json_object_get(includes, "caps"), i, item) here = here && has_capability(item);
+    json_array_foreach(json_object_get(excludes, "caps"), i, item) here = here && !has_capability(item);
     return here;
 }
 
@@ -77,29 +80,33 @@ static struct scmp_arg_cmp comparison(const json_t *argument) {
                {"SCMP_CMP_GE", SCMP_CMP_GE},
                {"SCMP_CMP_GT", SCMP_CMP_GT},
                {"SCMP_CMP_MASKED_EQ", SCMP_CMP_MASKED_EQ}};
-    const char *name = json_string_value(json_object_get(argument, "op"));
-    for (size_t i = 0; name && i < sizeof ops / sizeof *ops; i++)
-        if (!strcmp(ops[i].name, name))
+    const json_t *op = json_object_get(argument, "op");
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
+        if (equals(op, ops[i].name))
             return (struct scmp_arg_cmp){.arg = (unsigned)integer(argument, "index"),
                                          .op = ops[i].op,
                                          .datum_a = integer(argument, "value"),
                                          .datum_b = integer(argument, "valueTwo")};
-    die("the profile compares an argument by '%s'", name ? name : "");
+    die("the profile compares an argument by '%s'", json_is_string(op) ? json_string_value(op) : "");
+}
+
+/* The action under a key of an entry or of the profile: to allow a call, or to refuse it with the error of the second key. */
+static uint32_t action_of(const json_t *from, const char *key, const char *number_key) {
+    const json_t *action = json_object_get(from, key), *number = json_object_get(from, number_key);
+    if (equals(action, "SCMP_ACT_ALLOW")) return SCMP_ACT_ALLOW;
+    if (equals(action, "SCMP_ACT_ERRNO"))
+        return SCMP_ACT_ERRNO((uint32_t)(number ? json_integer_value(number) : EPERM));
+    die("the profile's %s is '%s'; expected SCMP_ACT_ALLOW or SCMP_ACT_ERRNO", key,
+        json_is_string(action) ? json_string_value(action) : "");
 }
 
 static void add_entry(scmp_filter_ctx filter, const json_t *entry) {
     const json_t *arguments = json_object_get(entry, "args"), *item;
-    const char *action = json_string_value(json_object_get(entry, "action"));
-    const bool allow = action && !strcmp(action, "SCMP_ACT_ALLOW");
-    const json_t *number = json_object_get(entry, "errnoRet");
     struct scmp_arg_cmp compare[6];
     size_t i;
-    if (!allow && (!action || strcmp(action, "SCMP_ACT_ERRNO")))
-        die("the profile has the action '%s'", action ? action : "");
     if (json_array_size(arguments) > 6) die("the profile compares more than 6 arguments");
     json_array_foreach(arguments, i, item) compare[i] = comparison(item);
-    const uint32_t what =
-        allow ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO((uint32_t)(number ? json_integer_value(number) : EPERM));
+    const uint32_t what = action_of(entry, "action", "errnoRet");
     json_array_foreach(json_object_get(entry, "names"), i, item) {
         const int call = seccomp_syscall_resolve_name(json_string_value(item));
         if (call == __NR_SCMP_ERROR) continue;
@@ -127,7 +134,7 @@ int main(int argc, char **argv) {
     if (argc < 3) usage_error("give a profile and a command");
     json_t *profile = json_load_file(argv[1], 0, &error);
     if (!profile) die("%s: line %d: %s", argv[1], error.line, error.text);
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
+    scmp_filter_ctx filter = seccomp_init(action_of(profile, "defaultAction", "defaultErrnoRet"));
     if (!filter || (!geteuid() && seccomp_attr_set(filter, SCMP_FLTATR_CTL_NNP, 0))) die("seccomp_init");
     json_array_foreach(json_object_get(profile, "syscalls"), i, entry) if (applies(entry)) add_entry(filter, entry);
     const int failure = seccomp_load(filter);
