@@ -7,10 +7,9 @@
  *   calls           tests: {inputs, outputs, fn_name}                    the same; an argument a line, as JSON
  *   command         files: {name: text}; run: "make test"                passes if its exit status is 0
  *
- * setup is run before the completion's program, for asserts, a check function and calls; test_setup_code after it, since
- * that of MBPP uses the program's classes. language is python, or c with
- * inputs and outputs or a command. Names of MBPP are read too. A field that is null is absent. The inputs of a form are
- * texts, or lists of lines.
+ * setup is run before the completion's program, for asserts, a check function and calls. test_setup_code is run after it,
+ * because that of MBPP uses the program's classes. language is python, or c with inputs and outputs or a command. Names of
+ * MBPP are read too. A field that is null is absent. The inputs of a form are texts, or lists of lines.
  *
  *     json_t *fields = json_pack("{s:[s]}", "tests", "assert f(1) == 2");
  *     const char *field;
