@@ -10,6 +10,9 @@
  * next ones, a few rows per block, because the tiles leave the vector units idle. Without AMX, the sums of up to 12 rows by
  * 32 columns are in registers, and the epilogue of a block follows its products.
  *
+ * The weights of a decode step are read from memory. During the products of a panel the next one is fetched into the
+ * second-level cache, and at the end of a unit the first panel of the unit that the thread probably takes next.
+ *
  * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
  */
 #ifndef LLMC_CPU_TILES_PRODUCT_H
@@ -25,7 +28,7 @@
 
 enum {
     TILES_STEPS = 12,              /* most blocks of a panel in the first-level cache */
-    TILES_DEPTH = 32,              /* most blocks of the depth in one pass over the panels */
+    TILES_DEPTH = 32,              /* most blocks of a part of the depth */
     TILES_STRIPS = 32,             /* most strips in a unit of work */
     TILES_GROUP = 12,              /* most panels in a unit, if the depth takes several passes */
     TILES_UNITS = 4,               /* fewest units for each thread, if there are as many */
@@ -83,16 +86,19 @@ static inline size_t tiles_sums_count(int threads) {
 
 static inline int tiles_least(int a, int b) { return a < b ? a : b; }
 
-/* How a product is divided: into blocks of strips, groups of panels, and parts of the depth, all in units of 32. */
+/* How a product is divided: into blocks of strips, groups of panels, and parts of the depth, all in units of 32. A pass over
+ * the panels takes one part, or all of them if A has few strips. */
 typedef struct TilesPlan {
-    int part, block, blocks, group, groups;
+    int part, pass, block, blocks, group, groups;
 } TilesPlan;
 
 static inline TilesPlan tiles_plan(const TilesProduct *p, int threads) {
     const int strips = (int)tiles_blocks(p->rows), panels = (int)tiles_blocks(p->cols);
     const int steps = (int)tiles_blocks(p->depth), parts = (steps + TILES_DEPTH - 1) / TILES_DEPTH;
     TilesPlan plan = {.part = (steps + parts - 1) / parts};
-    const int most = parts > 1 ? TILES_CACHED / TILES_DEPTH : tiles_least(TILES_CACHED / plan.part, TILES_STRIPS);
+    plan.pass = strips * steps <= TILES_CACHED ? steps : plan.part;
+    const bool once = plan.pass == steps;
+    const int most = once ? tiles_least(TILES_CACHED / steps, TILES_STRIPS) : TILES_CACHED / TILES_DEPTH;
     plan.blocks = (strips + most - 1) / most;
     plan.block = (strips + plan.blocks - 1) / plan.blocks;
     plan.blocks = (strips + plan.block - 1) / plan.block;
@@ -100,7 +106,7 @@ static inline TilesPlan tiles_plan(const TilesProduct *p, int threads) {
     while (groups > 1 && plan.blocks * groups % threads) groups++;
     if (p->epilogue == TILES_STATISTICS) groups = TILES_HEAD_GROUPS;
     plan.group = (panels + groups - 1) / groups;
-    if (parts > 1 && plan.group > TILES_GROUP) plan.group = TILES_GROUP;
+    if (!once && plan.group > TILES_GROUP) plan.group = TILES_GROUP;
     plan.groups = (panels + plan.group - 1) / plan.group;
     return plan;
 }
@@ -321,17 +327,26 @@ typedef struct TilesStride {
 } TilesStride;
 
 /* c [r, 32] = `steps` blocks of r rows of a strip by as many of a panel, by dot products of pairs (vdpbf16ps), with the
- * sums in registers. `ahead` cache lines per block are prefetched from `next` on. */
+ * sums in registers. `ahead` cache lines per block, up to 32, are prefetched from `next` on. If these are many, because few
+ * rows use the panel, they are spread over the pairs, since prefetches that come all at once wait for one another and for the
+ * loads, and the panel's next block is fetched into the first-level cache. */
 TILES_INLINE void tiles_vector_rows(const int r, float *c, const char *a, TilesStride stride, const uint16_t *b,
                                     int steps, const char *next, int ahead) {
     __m512 left[TILES_VECTOR_ROWS], right[TILES_VECTOR_ROWS];
     const char *base[3] = {a, a + 4 * stride.row, a + 8 * stride.row}; /* addresses of rows take few registers */
+    const bool spread = ahead > TILES_BLOCK / 8;
     for (int i = 0; i < r; i++) left[i] = right[i] = _mm512_setzero_ps();
-    for (int s = 0; s < steps; s++, b += TILES_BLOCK_SIZE) {
-        for (int i = 0; i < ahead; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    for (int s = 0; s < steps; s++, b += TILES_BLOCK_SIZE, next += 64 * ahead) {
+        for (int i = 0; i < (spread ? 0 : ahead); i++) _mm_prefetch(next + 64 * i, _MM_HINT_T1);
         for (int pair = 0; pair < TILES_BLOCK / 2; pair++) {
-            const __m512bh b0 = (__m512bh)_mm512_load_si512(b + TILES_BLOCK * pair);
-            const __m512bh b1 = (__m512bh)_mm512_load_si512(b + TILES_BLOCK_SIZE / 2 + TILES_BLOCK * pair);
+            const uint16_t *low = b + TILES_BLOCK * pair, *high = low + TILES_BLOCK_SIZE / 2;
+            const __m512bh b0 = (__m512bh)_mm512_load_si512(low), b1 = (__m512bh)_mm512_load_si512(high);
+            if (spread) {
+                _mm_prefetch(low + TILES_BLOCK_SIZE, _MM_HINT_T0);
+                _mm_prefetch(high + TILES_BLOCK_SIZE, _MM_HINT_T0);
+                _mm_prefetch(next + 64 * (pair < ahead ? pair : 0), _MM_HINT_T1); /* a branch would be mispredicted */
+                if (ahead > TILES_BLOCK / 2) _mm_prefetch(next + 64 * (pair + TILES_BLOCK / 2), _MM_HINT_T1);
+            }
 #pragma GCC unroll 12
             for (int i = 0; i < r; i++) {
                 int32_t both;
@@ -379,6 +394,14 @@ static inline void tiles_sums_vector(float *c, const uint16_t *a, TilesStride st
     }
 }
 
+/* Blocks of the depth whose sums are made together from block `first` on: equal pieces of a part. They depend on the depth
+ * alone, and so does the rounding of its sums. */
+TILES_INLINE int tiles_chunk(const TilesPlan *plan, int steps, int first) {
+    const int part = first / plan->part * plan->part, n = tiles_least(plan->part, steps - part);
+    const int chunks = (n + TILES_STEPS - 1) / TILES_STEPS, chunk = (n + chunks - 1) / chunks;
+    return tiles_least(chunk, part + n - first);
+}
+
 /* Strips strip0 .. strip1 - 1 by panels panel0 .. panel1 - 1. sums: the thread's scratch memory. */
 TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogue epilogue, const TilesPlan *plan,
                              int unit, float *sums) {
@@ -387,27 +410,29 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
     const int strip1 = tiles_least(strip0 + plan->block, (int)tiles_blocks(p->rows));
     const int panel0 = group * plan->group, panel1 = tiles_least(panel0 + plan->group, (int)tiles_blocks(p->cols));
     const int strips = strip1 - strip0, ahead = (TILES_BLOCK + strips - 1) / strips;
+    const int soon = unit + omp_get_num_threads();
+    const int later = soon < plan->blocks * plan->groups ? soon % plan->groups * plan->group : -1;
     const TilesStride packed = {2 * TILES_BLOCK, 2 * TILES_BLOCK_SIZE}, plain = {2 * p->lda, 2 * TILES_BLOCK};
     float fresh[2][TILES_BLOCK_SIZE] __attribute__((aligned(64)));
     TilesPending q = {0};
     int turn = 0;
-    for (int part = 0; part < steps; part += plan->part)
+    for (int pass = 0; pass < steps; pass += plan->pass)
         for (int panel = panel0; panel < panel1; panel++) {
-            const int part_steps = tiles_least(plan->part, steps - part);
-            const int chunks = (part_steps + TILES_STEPS - 1) / TILES_STEPS, chunk = (part_steps + chunks - 1) / chunks;
-            for (int first = part; first < part + part_steps; first += chunk) {
-                const int n = tiles_least(chunk, part + part_steps - first);
+            const int end = tiles_least(pass + plan->pass, steps);
+            const int following = panel + 1 < panel1 ? panel + 1 : later, fetched = following < 0 ? panel : following;
+            for (int first = pass, n; first < end; first += n) {
+                n = tiles_chunk(plan, steps, first);
                 const uint16_t *b = p->b + ((size_t)panel * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
-                const char *next = (const char *)(b + (size_t)steps * TILES_BLOCK_SIZE);
+                const char *next = (const char *)(b + (ptrdiff_t)(fetched - panel) * steps * TILES_BLOCK_SIZE);
                 for (int i = 0; i < strips; i++) {
                     const uint16_t *a =
                         p->lda ? p->a + (size_t)((strip0 + i) * TILES_BLOCK) * p->lda + (size_t)(first * TILES_BLOCK)
                                : p->a + ((size_t)(strip0 + i) * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
-                    const int slot = (plan->part < steps ? (panel - panel0) * plan->block : 0) + i;
+                    const int slot = (plan->pass < steps ? (panel - panel0) * plan->block : 0) + i;
                     float *sum = sums + (size_t)slot * TILES_BLOCK_SIZE;
                     const bool begin = first == 0, last = first + n == steps;
                     float *c = begin && !last ? sum : fresh[turn];
-                    const int more = panel + 1 < panel1 ? ahead : 0;
+                    const int more = following < 0 ? 0 : ahead;
                     if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more);
                     else {
                         tiles_finish(p, epilogue, &q, q.rows, group);
