@@ -341,6 +341,16 @@ static void test_files(void **state) {
         "{% if tools is defined and tools is not none %}\n{{ 4 }}{{ '' }}{% else %}\n{{ 2 }}{{ '' }}{% endif %}";
     assert_spec("m/tokenizer_config.json", NULL, NULL, both, NULL);
     assert_spec("m", NULL, NULL, both, NULL);
+    /* the plain template is the same in both places: the one for tools is only added */
+    put("m/tokenizer_config.json", "{\"chat_template\":\"{{ 2 }}\"}");
+    assert_spec("m", NULL, NULL, both, NULL);
+    /* a template for tools without chat_template.jinja */
+    remove(files_path("m/chat_template.jinja"));
+    assert_spec(
+        "m", NULL, NULL,
+        "{#llmc {\"date\":\"2024-07-26\",\"variables\":{\"bos_token\":\"<b>\",\"eos_token\":\"other\"}}#}\n{{ 2 }}",
+        "additional_chat_templates/tool_use.jinja: is not used, because there is no chat_template.jinja");
+    put("m/chat_template.jinja", "{{ 2 }}");
     remove(files_path("m/additional_chat_templates/tool_use.jinja"));
     put("m/tokenizer_config.json", "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"\"}]}");
     assert_unopened("m", "is a list of templates, none of which is named \"default\"");

@@ -740,9 +740,11 @@ static inline char *jinja_chat_of_text(const char *path, Error *e) {
     return error_set(e, "%s: contains a NUL, expected the text of a chat template", path), NULL;
 }
 
+#define JINJA_CHAT_TOOLS "additional_chat_templates/tool_use.jinja"
+
 /* Adds a folder's template for conversations that have tools, if there is one. Takes over text. */
 static inline char *jinja_chat_add_tools(const char *folder, char *text, Error *e) {
-    char *path = jinja_chat_path(folder, "additional_chat_templates/tool_use.jinja");
+    char *path = jinja_chat_path(folder, JINJA_CHAT_TOOLS);
     char *tools = jinja_chat_of_text(path, e);
     free(path);
     if (tools || !e->text[0]) return jinja_chat_with_tools(tools, text);
@@ -765,12 +767,17 @@ static inline char *jinja_chat_of_folder(const char *folder, Error *note, Error 
         text = jinja_chat_of_text(file, e);
         ok = text || !e->text[0];
     }
+    const bool same = ok && text && second && !strcmp(text, second); /* but for a template for tools */
     if (ok && text) {
         text = jinja_chat_add_tools(folder, text, e);
         ok = text != NULL;
     }
-    if (ok && text && second && strcmp(text, second))
+    if (ok && text && second && !same && strcmp(text, second))
         error_set(note, "%s: differs from chat_template in tokenizer_config.json and is used instead", file);
+    char *tools = jinja_chat_path(folder, JINJA_CHAT_TOOLS);
+    if (ok && !text && second && file_exists(tools))
+        error_set(note, "%s: is not used, because there is no chat_template.jinja", tools);
+    free(tools);
     if (ok && !text && !second)
         ok = error_set(e, "%s: has neither chat_template.jinja nor a chat_template in tokenizer_config.json", folder);
     if (ok && !text) {
