@@ -574,6 +574,17 @@ static void ranks_on_gpus(void **state) {
     assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     refused(1, "RANK=0 WORLD_SIZE=2 " GPU "-o $T/kept", "MASTER_ADDR and MASTER_PORT are not");
+    static const char *const family[] = {"qwen3-odd", "gemma3"};
+    for (int i = 0; i < 2; i++) {
+        models_family(family[i], "family/", 5);
+        sh(FAMILY "-x 2 --device cuda -o $T/one.safetensors --metrics $T/one.jsonl");
+        for (int zero = 1; zero <= 2; zero++) {
+            sh("$RANKS 2 " FAMILY "-x 2 --device cuda -o $T/many.safetensors --metrics $T/many.jsonl --zero %d", zero);
+            assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+            const double gap = weights_gap("one.safetensors", "many.safetensors");
+            if (!(gap < 1e-4)) fail_msg("%s on GPUs, --zero %d: %g", family[i], zero, gap);
+        }
+    }
     unsetenv("LLMC_NCCL_LIBRARY");
 }
 
