@@ -190,7 +190,7 @@ sanitize-cuda: ## the CUDA backend, compiled for the processor, under the same s
 .PHONY: sanitize-cuda sanitized
 SANITIZED = $(filter-out $(UNSANITIZED:%=$(BUILD)/test_%),$(TESTS))
 sanitized: $(SANITIZED)
-	@LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
+	@TRAJECTORIES=100 LLMC_CUDA_LIBRARY=$(HOST_LIBRARY) ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/leaks.txt:print_suppressions=0 tests/run.sh $(SANITIZED)
 
 # The code for AMX tiles, whose instructions are emulated, on a processor that has the rest of its instructions.
 AMX_TESTS = $(patsubst %,$(BUILD)/test_%,activation_cache attention backend families gpt2 half head)
