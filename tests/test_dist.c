@@ -511,21 +511,24 @@ static void ranks_that_do_not_start(void **state) {
 #define FAMILY                                                                                                         \
     "./train_sft -c $T/family -i $T/chat.shard -l 1e-3 --batch-tokens 256 --micro-tokens 64 --weight-decay 0.1 -x 4 "
 
+/* Trains a model of a family on one rank, and on two with --zero 1 and 2: metrics and weights are the same. */
+static void family_is_the_same_on_two_ranks(const char *name, const char *more) {
+    models_family(name, "family/", 5);
+    sh(FAMILY "-o $T/one.safetensors --metrics $T/one.jsonl %s", more);
+    for (int zero = 1; zero <= 2; zero++) {
+        sh("$RANKS 2 " FAMILY "-o $T/many.safetensors --metrics $T/many.jsonl --zero %d %s", zero, more);
+        assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
+        const double gap = weights_gap("one.safetensors", "many.safetensors");
+        if (!(gap < 1e-4)) fail_msg("%s %s, --zero %d: %g", name, more, zero, gap);
+    }
+}
+
 /* Each family has tensors that others lack; two ranks update all of them as one does, also with adapters. */
 static void families_are_the_same_on_two_ranks(void **state) {
     NEEDS_MPI();
     static const char *const name[] = {"llama-a", "qwen2", "qwen3-odd", "smollm3", "olmo2", "phi3", "gemma2", "gemma3"};
-    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
-        const char *adapters = i % 4 == 3 ? "--lora-rank 2" : "";
-        models_family(name[i], "family/", 5);
-        sh(FAMILY "-o $T/one.safetensors --metrics $T/one.jsonl %s", adapters);
-        for (int zero = 1; zero <= 2; zero++) {
-            sh("$RANKS 2 " FAMILY "-o $T/many.safetensors --metrics $T/many.jsonl --zero %d %s", zero, adapters);
-            assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
-            const double gap = weights_gap("one.safetensors", "many.safetensors");
-            if (!(gap < 1e-4)) fail_msg("%s, --zero %d: %g", name[i], zero, gap);
-        }
-    }
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++)
+        family_is_the_same_on_two_ranks(name[i], i % 4 == 3 ? "--lora-rank 2" : "");
 }
 
 static void a_signal_on_any_rank_stops_all(void **state) {
@@ -574,17 +577,8 @@ static void ranks_on_gpus(void **state) {
     assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
     assert_true(weights_gap("one.bin", "many.bin") < 1e-4);
     refused(1, "RANK=0 WORLD_SIZE=2 " GPU "-o $T/kept", "MASTER_ADDR and MASTER_PORT are not");
-    static const char *const family[] = {"qwen3-odd", "gemma3"};
-    for (int i = 0; i < 2; i++) {
-        models_family(family[i], "family/", 5);
-        sh(FAMILY "-x 2 --device cuda -o $T/one.safetensors --metrics $T/one.jsonl");
-        for (int zero = 1; zero <= 2; zero++) {
-            sh("$RANKS 2 " FAMILY "-x 2 --device cuda -o $T/many.safetensors --metrics $T/many.jsonl --zero %d", zero);
-            assert_near_metrics("one.jsonl", "many.jsonl", 1e-4);
-            const double gap = weights_gap("one.safetensors", "many.safetensors");
-            if (!(gap < 1e-4)) fail_msg("%s on GPUs, --zero %d: %g", family[i], zero, gap);
-        }
-    }
+    family_is_the_same_on_two_ranks("qwen3-odd", "--device cuda -x 2");
+    family_is_the_same_on_two_ranks("gemma3", "--device cuda -x 2");
     unsetenv("LLMC_NCCL_LIBRARY");
 }
 
