@@ -304,7 +304,14 @@ static void test_published_rows(void **state) {
         {"{\"text\":\"Height.\",\"task_id\":927,\"test_setup_code\":\"root = Node(1)\\r\\nroot.left = Node(2)\","
          "\"test_list\":[\"assert (height(root)) == 2\"]}",
          "class Node:\n  def __init__(self, x):\n    self.x, self.left = x, None\ndef height(n):\n  return height(n.left) + 1 if n else 0",
-         "class Node:\n  def __init__(self, x):\n    self.x, self.left = x, None\ndef height(n):\n  return 1", 1}};
+         "class Node:\n  def __init__(self, x):\n    self.x, self.left = x, None\ndef height(n):\n  return 1", 1},
+        {"{\"prompt\":\"Area.\",\"task_id\":82,\"test_imports\":[\"import math\",\"from collections import deque\"],"
+         "\"test_list\":[\"assert math.isclose(area(2), 12.566370614359172, rel_tol=0.001)\",\"assert area(deque()) == 0\"]}",
+         "def area(r):\n  return 3.14159 * r * r if r else 0", "def area(r):\n  return 6.28 * r if r else 1", 2},
+        {"{\"text\":\"Root.\",\"test_imports\":[\"import math\"],\"test_setup_code\":\"four = Box(math.sqrt(16))\","
+         "\"test_list\":[\"assert root(four) == math.sqrt(4)\"]}",
+         "class Box:\n  def __init__(self, x):\n    self.x = x\ndef root(b):\n  return b.x ** 0.5",
+         "class Box:\n  def __init__(self, x):\n    self.x = x\ndef root(b):\n  return b.x", 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Error e;
         CodeVerdict v;
@@ -431,7 +438,11 @@ static void test_make_shard(void **state) {
         {"\"tests\":[\"x\"],\"language\":\"c\"", "line 2: field 'language': is 'c'"},
         {"\"tests\":[\"x\"],\"test\":\"def check(c): 1\",\"entry_point\":\"f\"",
          "line 2: field 'test': is given together with the field 'tests'"},
-        {"\"tests\":[\"x\"],\"setup\":1", "line 2: field 'setup': is a number, must be a text"}};
+        {"\"tests\":[\"x\"],\"setup\":1", "line 2: field 'setup': is a number, must be a text"},
+        {"\"tests\":[\"x\"],\"test_imports\":\"import re\"",
+         "line 2: field 'test_imports': is a text, must be a list of import statements"},
+        {"\"tests\":[\"x\"],\"test_imports\":[\"import re\",1]",
+         "line 2: field 'test_imports': has an item 2 that is no text, must be a list of import statements"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         TextBuffer text = {0};
         text_format(
@@ -481,7 +492,7 @@ static void test_unread_fields(void **state) {
         {"\"tests\":[\"x\"],\"setup\":\"\",\"test_setup_code\":\"x = 1\"", "'test_setup_code'"},
         {"\"tests\":[\"x\"],\"entry_point\":\"f\",\"fn_name\":\"f\"", "'entry_point'", "'fn_name'"},
         {"\"tests\":[\"x\"],\"run\":\"make\",\"files\":{\"a\":\"b\"}", "'run'", "'files'"},
-        {"\"test_list\":[\"x\"],\"test_imports\":[\"import re\"],\"challenge_test_list\":[\"y\"]", "'test_imports'",
+        {"\"run\":\"make\",\"test_imports\":[\"import re\"],\"challenge_test_list\":[\"y\"]", "'test_imports'",
          "'challenge_test_list'"},
         {"\"tests\":[\"x\"],\"use_all\":true,\"tolerance\":0.1", "'use_all'", "'tolerance'"}};
     char text[400];
@@ -496,7 +507,7 @@ static void test_unread_fields(void **state) {
         }
     }
     put("read.jsonl",
-        "{\"prompt\":\"a\",\"task\":\"code\",\"test_list\":[\"x\"],\"test_setup_code\":\"x = 1\",\"test_imports\":[],"
+        "{\"prompt\":\"a\",\"task\":\"code\",\"test_list\":[\"x\"],\"test_setup_code\":\"x = 1\",\"test_imports\":[\"import re\"],"
         "\"challenge_test_list\":[],\"level\":1}\n"
         "{\"prompt\":\"b\",\"task\":\"code\",\"test\":\"def check(c): 1\",\"entry_point\":\"f\",\"setup\":\"x = 1\"}\n"
         "{\"prompt\":\"c\",\"task\":\"code\",\"tests\":{\"inputs\":[\"1\"],\"outputs\":[\"1\"]},\"fn_name\":\"f\","

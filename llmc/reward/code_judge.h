@@ -91,8 +91,8 @@ typedef struct CodeRow {
     CodeForm form;
     bool c;
     json_t *tests;       /* in the order in which they run: calls, then weak tests */
-    char *setup, *entry; /* "" and NULL: none */
-    bool after;          /* the setup is run after the program, whose classes it may use */
+    char *setup, *after; /* code that is run before the program, and after it: "" if none, NULL if `why` is set */
+    char *entry;         /* or NULL */
     json_t *files, *run; /* of a command */
     int weak;            /* number of weak tests */
     char *why;           /* why its completions cannot be scored, or NULL */
@@ -129,7 +129,7 @@ enum { CODE_MEMO = 1 << 16 };
 
 static inline void code_row_free(CodeRow *r) {
     json_decref(r->tests), json_decref(r->files), json_decref(r->run);
-    free(r->setup), free(r->entry), free(r->why);
+    free(r->setup), free(r->after), free(r->entry), free(r->why);
     *r = (CodeRow){0};
 }
 
@@ -186,7 +186,7 @@ failed:
     return NULL;
 }
 
-/* A text, or the lines of a list joined. */
+/* A text, or the lines of a list joined; NULL has no line. */
 static inline json_t *code_joined(const json_t *value) {
     TextBuffer text = {0};
     if (json_is_string(value)) return json_incref((json_t *)value);
@@ -268,17 +268,30 @@ static inline bool code_row_asserts(CodeJudge *j, CodeRow *r, const json_t *fiel
     return ok;
 }
 
+/* Reads the code that is run before the program, and after it: the imports of the tests, then MBPP's setup. */
+static inline void code_row_setup(CodeRow *r, const json_t *fields) {
+    const char *name;
+    const json_t *setup = code_setup(fields, &name);
+    const char *code = setup ? json_string_value(setup) : "";
+    const bool before = !strcmp(name, "setup");
+    TextBuffer after = {0};
+    json_t *imports = code_joined(verify_present(fields, "test_imports"));
+    text_format(&after, "%s%s%s", json_string_value(imports), json_string_length(imports) ? "\n" : "",
+                before ? "" : code);
+    r->setup = xstrdup(before ? code : "");
+    r->after = xstrdup(after.text);
+    json_decref(imports);
+    text_free(&after);
+}
+
 /* Reads a record. False if the sandbox failed. */
 static inline bool code_row_read(CodeJudge *j, CodeRow *r, const json_t *fields, Error *e) {
     const char *field;
     Error why;
     const char *language = json_string_value(json_object_get(fields, "language"));
-    const char *setup = json_string_value(code_setup(fields, &field)),
-               *entry = json_string_value(json_object_get(fields, "entry_point"));
+    const char *entry = json_string_value(json_object_get(fields, "entry_point"));
     r->form = code_form(fields);
     r->c = language ? !strcmp(language, "c") : j->o.language;
-    r->setup = xstrdup(setup ? setup : "");
-    r->after = setup && !strcmp(field, "test_setup_code");
     r->entry = entry ? xstrdup(entry) : NULL;
     if (!code_tests_check(fields, &field, &why)) {
         char text[1200];
@@ -286,6 +299,7 @@ static inline bool code_row_read(CodeJudge *j, CodeRow *r, const json_t *fields,
         r->why = xstrdup(text);
         return true;
     }
+    code_row_setup(r, fields);
     if (r->c && code_form_is_python(r->form)) {
         r->why = xstrdup("asserts and calls are not for --code-language c");
         return true;
@@ -393,7 +407,10 @@ static inline void code_slot_begin(CodeJudge *j, CodeSlot *s) {
         json_object_set_new(request, "files", files);
     } else {
         if (program) json_object_set_new(request, "language", json_string(r->c ? "c" : "python"));
-        else json_object_set_new(request, r->after ? "after" : "setup", json_string(r->setup));
+        else {
+            json_object_set_new(request, "setup", json_string(r->setup));
+            json_object_set_new(request, "after", json_string(r->after));
+        }
         json_object_set(request, "source", source);
     }
     json_decref(source);

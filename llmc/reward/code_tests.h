@@ -8,7 +8,8 @@
  *   command         files: {name: text}; run: "make test"                passes if its exit status is 0
  *
  * setup is run before the completion's program, for asserts, a check function and calls. test_setup_code is run after it,
- * because that of MBPP uses the program's classes. language is python, or c with inputs and outputs or a command. Names of
+ * because that of MBPP uses the program's classes, and before that code the statements of test_imports, a list, which
+ * MBPP's sanitized rows have for their tests. language is python, or c with inputs and outputs or a command. Names of
  * MBPP are read too. A field that is null is absent. The inputs of a form are texts, or lists of lines.
  *
  *     json_t *fields = json_pack("{s:[s]}", "tests", "assert f(1) == 2");
@@ -98,14 +99,19 @@ static inline bool code_check_outputs(const json_t *fields, const json_t *tests,
     return !function || json_is_string(function) || error_set(e, "has a fn_name that is no text");
 }
 
+/* Whether a list has texts alone. what: the statements that they are. */
+static inline bool code_check_statements(const json_t *list, const char *what, Error *e) {
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (!json_is_string(json_array_get(list, i)))
+            return error_set(e, "has an item %zu that is no text, must be a list of %s", i + 1, what);
+    return true;
+}
+
 static inline bool code_check_asserts(const json_t *tests, Error *e) {
     if (!json_is_array(tests))
         return code_field_error(tests, "a list of asserts, or an object with inputs and outputs", e);
     if (!json_array_size(tests)) return error_set(e, "is an empty list, must have a test");
-    for (size_t i = 0; i < json_array_size(tests); i++)
-        if (!json_is_string(json_array_get(tests, i)))
-            return error_set(e, "has an item %zu that is no text, must be a list of asserts", i + 1);
-    return true;
+    return code_check_statements(tests, "asserts", e);
 }
 
 static inline bool code_check_command(const json_t *fields, const char **field, Error *e) {
@@ -134,6 +140,7 @@ static inline bool code_check_size(const json_t *fields, const json_t *tests, Er
 static inline bool code_tests_check(const json_t *fields, const char **field, Error *e) {
     const char *name;
     const json_t *tests = code_tests(fields, &name), *setup = code_setup(fields, field),
+                 *imports = verify_present(fields, "test_imports"),
                  *language = verify_present(fields, *field = "language");
     const CodeForm form = code_form(fields);
     const char *word = json_string_value(language);
@@ -144,6 +151,9 @@ static inline bool code_tests_check(const json_t *fields, const char **field, Er
         return error_set(e, "is 'c', whose tests must be inputs and outputs, or a command");
     code_setup(fields, field);
     if (setup && !json_is_string(setup)) return code_field_error(setup, "a text", e);
+    *field = "test_imports";
+    if (imports && !json_is_array(imports)) return code_field_error(imports, "a list of import statements", e);
+    if (!code_check_statements(imports, "import statements", e)) return false;
     if (tests && verify_present(fields, *field = "test"))
         return error_set(e, "is given together with the field '%s', and only one is read: remove the other", name);
     *field = tests ? name : "test";
@@ -184,8 +194,8 @@ static inline int code_unread_fields(const json_t *fields, const char *name[CODE
                             {"fn_name", NULL, 1 << CODE_CALLS},
                             {"run", NULL, 1 << CODE_COMMAND},
                             {"files", NULL, 1 << CODE_COMMAND},
-                            {"test_imports", NULL, 0}, /* of MBPP */
-                            {"challenge_test_list", NULL, 0}};
+                            {"test_imports", NULL, PYTHON},
+                            {"challenge_test_list", NULL, 0}}; /* of MBPP */
     const int form = 1 << code_form(fields);
     int count = 0;
     for (int i = 0; i < CODE_UNREAD; i++) {
