@@ -3,9 +3,9 @@
 # output, in some minutes.
 #
 # The task is that of README.md's tour, sorting four digits. The teacher has four layers, the student one; it is fine-tuned for
-# 150 steps and then trained for 100 steps on as many answers (256 per step) in each way. The figures are means and standard
-# deviations over the seeds (1 to 5 if none is given), in percent of the 200 held-out problems: greedy accuracy, and right
-# samples. Fails if the exact on-policy divergence does not teach more than GRPO without a teacher.
+# 150 steps and then trained for 100 steps (or $STEPS) on as many answers (256 per step) in each way. The figures are means and
+# standard deviations over the seeds (1 to 5 if none is given), in percent of the 200 held-out problems: greedy accuracy, and
+# right samples. Fails if the exact on-policy divergence does not teach more than GRPO without a teacher.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- 1 2 3 4 5

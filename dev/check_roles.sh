@@ -7,7 +7,8 @@
 # not divide by a deviation. Both compare all completions of a prompt, whatever their part. Figures are means and standard
 # deviations over the seeds (1 to 5 if none is given): the share of right samples of 2048 random sums, its difference from
 # that of dapo with the same seed, and the mean reward of the proposers in the last ten generations. Fails if hierarchical_grpo
-# does not solve more sums than the model that it began with.
+# does not solve more sums than the model that it began with. Environment:
+# SFT_STEPS (150), the steps of the fine-tuning, and STEPS (150), those of each method.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- 1 2 3 4 5

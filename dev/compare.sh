@@ -21,8 +21,9 @@
 #   all                       all of these
 #
 # The peers are installed from PyPI (dev/requirements.txt) into a virtual environment, which is created if it is missing:
-# PEERS_VENV, or ~/.cache/llmc-peers if that is not set. The script runs make first. It prints one line per topic with the
-# results of both sides and their ratio.
+# PEERS_VENV, or ~/.cache/llmc-peers if that is not set. Both sides have OMP_NUM_THREADS threads, by
+# default one for each core. The script runs make first. It prints one line per topic with the results of both sides and their
+# ratio.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${PEERS_VENV:-$HOME/.cache/llmc-peers}

@@ -9,6 +9,13 @@
 #            (the paper: 4 revisions, 16 principles, 182k red-team prompts). Control: SFT on the answers before their revision
 #   RL-CAI   two answers of that model, compared by the base model with a principle drawn for each pair, in both orders; a reward
 #            model of the soft labels; PPO with it and a check that the answer helps (the paper: people's preferences)
+#
+# Environment, beside that of scripts/loop.sh:
+#
+#   REVISIONS   of an answer (2)
+#   ROWS        demonstrations that the base model is trained on (8000)
+#   RL_STEPS    steps of PPO (60)
+#   TIE         pairs whose label is closer to 1/2 than this are dropped (0.02)
 # shellcheck shell=dash disable=SC1091
 export LOOP_BASE=own
 : "${STEPS:=120}" "${BASE_STEPS:=800}" "${REVISIONS:=2}" "${ROWS:=8000}" "${PROBLEMS:=900}" "${RL_STEPS:=60}" "${TIE:=0.02}"

@@ -4,6 +4,12 @@
 #
 # With FROM=base each round trains the base instead (ReST-EM, which scripts/rest-em.sh runs). Control: the same rounds on as many
 # samples, right or not.
+#
+# Environment, beside that of scripts/loop.sh:
+#
+#   FROM          the model that each round trains: last or base (last)
+#   PER_PROBLEM   right samples of a problem that are kept, at most (4)
+#   TITLE         title of the table (expert iteration)
 # shellcheck disable=SC1091
 cd "$(dirname "$0")/.." && . scripts/loop.sh
 : "${ROUNDS:=3}" "${FROM:=last}" "${PER_PROBLEM:=4}"

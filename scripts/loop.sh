@@ -4,11 +4,26 @@
 # The toy task of all of them is to sort four digits; a hundred answers take a tenth of a second of a processor. The base
 # model is trained on a few thousand demonstrations, and stopped while it still makes many mistakes. A fifth of its
 # demonstrations have a prompt that ends with the answer in parentheses, so that it can use a hint. Everything is written to
-# loops/ (or $LOOP_OUT): a folder for each script and seed, with its log. Environment: ROUNDS, PROBLEMS (of a round), SAMPLES
-# (of a problem), STEPS (of training in a round), BASE_STEPS, SHOWN (demonstrations), HELDOUT (problems of the evaluation).
+# loops/ (or $LOOP_OUT): a folder for each script and seed, with its log. Environment, with defaults for the toy task:
+#
+#   ROUNDS           rounds of a script that has them, with a default of its own
+#   PROBLEMS         problems of a round, or prompts (1000)
+#   SAMPLES          samples of a problem (4)
+#   STEPS            steps of SFT or DPO in a round (60)
+#   BASE_STEPS       steps of the base model's training (110)
+#   SHOWN            demonstrations that the base model is trained on (4000)
+#   HELDOUT          problems of the evaluation (300)
+#   ANSWER_TOKENS    most tokens of an answer (12; with LOOP_MODEL 32)
+#   SFT_RATE         learning rate of SFT (1e-3; with LOOP_MODEL 5e-4, also for the base)
+#   DPO_RATE         learning rate of DPO (3e-4; with LOOP_MODEL 5e-5)
+#   RL_RATE          learning rate of tulu.sh's reinforcement learning (5e-4; with LOOP_MODEL 3e-4)
+#   NGRAM            words of an n-gram that tulu.sh's training data and its evaluation must not share (5; with LOOP_MODEL 13)
 #
 # LOOP_MODEL=FILE runs star.sh and tulu.sh with a real model, by adapters of rank 16 that each output has in its weights, in bfloat16.
 # The task is then word problems of one step in the form of GSM8K, and the base is this model after a few demonstrations.
+#
+# A script that reads this file can set LOOP_NAME, the name of its folder (default: that of the script), and LOOP_BASE=own if it makes
+# its base model itself. A default that it sets before it reads this file replaces the one above.
 #
 # A stage that is complete is skipped when a script runs again. It runs again if its command or one of its input files changed.
 set -eu

@@ -10,6 +10,8 @@
 #   distilled       a model of a quarter of the size, SFT on the last model's right samples; no RL
 #
 # Control: the first RL with rewards drawn at random.
+#
+# Environment, beside that of scripts/loop.sh: COLD (200), and RL_STEPS (100), the steps of GRPO in each of its runs.
 # shellcheck disable=SC1091
 cd "$(dirname "$0")/.." && . scripts/loop.sh
 : "${COLD:=200}" "${RL_STEPS:=100}"

@@ -6,6 +6,9 @@
 # pool grows in each round: SHOTS examples of the pool, a new instruction; kept if it is well formed and its ROUGE-L with every
 # earlier one is below NEAR; then the answer, again after examples. At last SFT on the pool. The paper: GPT-3, 175 seeds, 8 examples
 # (6 by people, 2 by the model), ROUGE-L below 0.7, 52k instructions. Control: SFT on the seeds alone.
+#
+# Environment, beside that of scripts/loop.sh: SEEDS (20), SHOTS (3), NEAR (0.85), and WRITTEN (600), the instructions that the model
+# writes in a round.
 # shellcheck shell=dash disable=SC1091
 export LOOP_BASE=own
 : "${BASE_STEPS:=300}" "${STEPS:=150}"

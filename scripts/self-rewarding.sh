@@ -10,6 +10,8 @@
 #
 # Control: pairs in random order. The column judge has how often the model itself orders two answers with different points
 # as they should be.
+#
+# Environment, beside that of scripts/loop.sh: ROWS (6000), the rows of IFT and EFT together.
 # shellcheck shell=dash disable=SC1091
 export LOOP_BASE=own
 : "${BASE_STEPS:=400}" "${STEPS:=40}" "${DPO_RATE:=1e-4}" "${ROUNDS:=2}" "${ROWS:=6000}" "${PROBLEMS:=400}"

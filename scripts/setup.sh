@@ -9,7 +9,8 @@
 #
 # It prints nothing if nothing is missing, asks nothing, and installs only the packages it names. It runs as root, or with
 # sudo if that needs no password; otherwise it prints the command to run and exits with 1. On a system without Debian's
-# package tools it checks for the libraries with the compiler and lists the missing ones.
+# package tools it checks for the libraries with the compiler, $CC or cc, and lists the missing ones. nvcc is looked for in the path
+# and in $CUDA_HOME, by default /usr/local/cuda.
 set -eu
 
 packages="gcc g++ libc6-dev make pkg-config libdnnl-dev libzstd-dev zlib1g-dev libpcre2-dev libjansson-dev libyaml-dev libutf8proc-dev libxxhash-dev libgmp-dev libsqlite3-dev libcurl4-openssl-dev libedit-dev libseccomp-dev libmicrohttpd-dev bubblewrap python3 libcmocka-dev duktape libopenmpi-dev openmpi-bin"

@@ -9,6 +9,8 @@
 #   RLVR       PPO in the paper, here GRPO; the reward is the check of the answer, beta 0.05
 #
 # Control: RLVR from the SFT model without DPO.
+#
+# Environment, beside that of scripts/loop.sh: RL_STEPS (240), the steps of RLVR, and PROMPTS (32), the prompts of a step.
 # shellcheck disable=SC1091
 [ -n "${LOOP_MODEL:-}" ] || : "${SFT_RATE:=5e-4}" "${DPO_RATE:=3e-5}"
 cd "$(dirname "$0")/.." && . scripts/loop.sh
