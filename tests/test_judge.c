@@ -940,6 +940,34 @@ static void rubrics_of_a_server(void **state) {
     for (size_t i = 0; i < sizeof none / sizeof *none; i++) assert_true(isnan(ask_rubric(none[i], o, &sums)));
 }
 
+/* The lines of a rubric among 300,000 tokens that are labels, in one line or in as many, and lines of other text. */
+static void lines_of_a_huge_reply(void **state) {
+    (void)state;
+    enum { TOKENS = 300000, CRITERIA = 3 };
+    static const char *const labels[] = {"yes", "no"}, *const filler[] = {" yes", "yes\n", "1 2: ", " no", "\n12345:"},
+                             *const lines[CRITERIA][3] = {
+                                 {"\n- \"", "2", "\": "}, {"\n", "1", " **:\t"}, {"\n##", "3_", ":"}};
+    json_t *places = json_array();
+    for (int k = 0; k < CRITERIA; k++) {
+        for (int i = 0; i < TOKENS / CRITERIA; i++)
+            json_array_append_new(places, json_pack("{s:s}", "token", filler[i % (2 * k + 1)]));
+        for (int i = 0; i < 3; i++) json_array_append_new(places, json_pack("{s:s}", "token", lines[k][i]));
+        json_array_append_new(places,
+                              json_pack("{s:s,s:[{s:s,s:f},{s:s,s:f}]}", "token", " no", "top_logprobs", "token", " no",
+                                        "logprob", log(0.5), "token", "yes", "logprob", log(0.125 * (k + 1))));
+    }
+    const JudgeReply r = {.logprobs = places};
+    double p[CRITERIA], mass;
+    assert_true(judge_reply_label_lines(&r, labels, CRITERIA, NULL, p, &mass));
+    for (int k = 0; k < CRITERIA; k++)
+        assert_near(p[lines[k][1][0] - '1'], 0.125 * (k + 1) / (0.5 + 0.125 * (k + 1)), 1e-12);
+    assert_near(mass, 0.5 + 0.25, 1e-12);
+    json_array_append_new(places, json_pack("{s:s}", "token", "\n4:"));
+    json_array_append_new(places, json_pack("{s:s}", "token", " no"));
+    assert_false(judge_reply_label_lines(&r, labels, CRITERIA, NULL, p, &mass));
+    json_decref(places);
+}
+
 static double value_by(const char *pattern, const char *content) {
     static const char *const labels[] = {"1", "2", "3", "4", "5"};
     Error e;
@@ -1154,6 +1182,7 @@ int main(void) {
         cmocka_unit_test(servers_that_refuse),
         cmocka_unit_test(probabilities_of_a_server),
         cmocka_unit_test(rubrics_of_a_server),
+        cmocka_unit_test(lines_of_a_huge_reply),
         cmocka_unit_test(patterns),
         cmocka_unit_test(many_requests_and_a_cache),
         cmocka_unit_test(refusals),

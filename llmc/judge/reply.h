@@ -140,15 +140,33 @@ static inline bool judge_reply_labels(const JudgeReply *r, const char *const *la
     return false;
 }
 
-/* The number before the colon that ends a text, in its last line; 0 if there is none. */
-static inline long judge_line_number(const char *text) {
-    const char *line = strrchr(text, '\n'), *number = line ? line + 1 : text;
-    char *end;
-    number += strspn(number, " \t*_#>{\",-");
-    const long k = strtol(number, &end, 10);
-    if (end == number || end > number + 4 || *number == '+') return 0;
-    end += strspn(end, " \t*_\"");
-    return *end == ':' && !end[1 + strspn(end + 1, " \t*_\"")] ? k : 0;
+/* What a reply's last line is: blanks, then a number of up to four digits, blanks, a colon and blanks, or other text. Zeros: an
+ * empty line. */
+typedef struct JudgeLine {
+    enum { JUDGE_LINE_START, JUDGE_LINE_NUMBER, JUDGE_LINE_NUMBERED, JUDGE_LINE_COLON, JUDGE_LINE_OTHER } part;
+    int digits;
+    long number;
+} JudgeLine;
+
+/* Goes on with the text of a token. */
+static inline void judge_line_add(JudgeLine *line, const char *token) {
+    static const char before[] = " \t\v\f\r*_#>{\",-", blanks[] = " \t*_\"";
+    for (; *token; token++) {
+        const bool digit = *token >= '0' && *token <= '9';
+        if (*token == '\n') *line = (JudgeLine){0};
+        else if (digit && line->part <= JUDGE_LINE_NUMBER) {
+            line->part = ++line->digits > 4 ? JUDGE_LINE_OTHER : JUDGE_LINE_NUMBER;
+            line->number = 10 * line->number + (*token - '0');
+        } else if (*token == ':' && (line->part == JUDGE_LINE_NUMBER || line->part == JUDGE_LINE_NUMBERED))
+            line->part = JUDGE_LINE_COLON;
+        else if (!strchr(line->part == JUDGE_LINE_START ? before : blanks, *token)) line->part = JUDGE_LINE_OTHER;
+        else if (line->part == JUDGE_LINE_NUMBER) line->part = JUDGE_LINE_NUMBERED;
+    }
+}
+
+/* The number before the colon with which a line ends; 0 if it does not end so. */
+static inline long judge_line_number(const JudgeLine *line) {
+    return line->part == JUDGE_LINE_COLON ? line->number : 0;
 }
 
 /* Sets p: (n) to the probability of the first of two labels in the line of each of n criteria, and *mass to the mean of their
@@ -156,19 +174,18 @@ static inline long judge_line_number(const char *text) {
 static inline bool judge_reply_label_lines(const JudgeReply *r, const char *const *labels, int n, const char *end,
                                            double *p, double *mass) {
     const int64_t count = (int64_t)json_array_size(r->logprobs), first = judge_reply_after(r, end);
-    TextBuffer text = {0};
+    JudgeLine line = {0};
     bool ok = first >= 0;
     int found = 0;
     *mass = 0;
-    text_clear(&text);
     for (int k = 0; k < n; k++) p[k] = NAN;
     for (int64_t at = first; ok && at < count; at++) {
         const json_t *place = json_array_get(r->logprobs, (size_t)at);
         const char *token = json_string_value(json_object_get(place, "token"));
         if (!token) continue;
         const long k =
-            judge_token_is(token, labels[0]) || judge_token_is(token, labels[1]) ? judge_line_number(text.text) : 0;
-        text_append(&text, token, strlen(token));
+            judge_token_is(token, labels[0]) || judge_token_is(token, labels[1]) ? judge_line_number(&line) : 0;
+        judge_line_add(&line, token);
         if (!k) continue;
         double both[2];
         const double sum = judge_place_labels(place, labels, 2, both);
@@ -178,7 +195,6 @@ static inline bool judge_reply_label_lines(const JudgeReply *r, const char *cons
         *mass += sum / n;
         found++;
     }
-    text_free(&text);
     return ok && found == n;
 }
 
