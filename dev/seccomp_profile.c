@@ -90,12 +90,22 @@ static struct scmp_arg_cmp comparison(const json_t *argument) {
     die("the profile compares an argument by '%s'", json_is_string(op) ? json_string_value(op) : "");
 }
 
+/* The error number under a key, by default EPERM. The kernel knows numbers up to 4095. */
+static uint32_t error_number(const json_t *from, const char *key) {
+    const json_t *number = json_object_get(from, key);
+    const json_int_t value = json_integer_value(number);
+    if (!number || json_is_null(number)) return EPERM;
+    if (!json_is_integer(number) || value < 0 || value > 4095)
+        die("the profile's %s is %s; expected a whole number from 0 to 4095", key,
+            json_dumps(number, JSON_ENCODE_ANY | JSON_COMPACT));
+    return (uint32_t)value;
+}
+
 /* The action under a key of an entry or of the profile: to allow a call, or to refuse it with the error of the second key. */
 static uint32_t action_of(const json_t *from, const char *key, const char *number_key) {
-    const json_t *action = json_object_get(from, key), *number = json_object_get(from, number_key);
+    const json_t *action = json_object_get(from, key);
     if (equals(action, "SCMP_ACT_ALLOW")) return SCMP_ACT_ALLOW;
-    if (equals(action, "SCMP_ACT_ERRNO"))
-        return SCMP_ACT_ERRNO((uint32_t)(number ? json_integer_value(number) : EPERM));
+    if (equals(action, "SCMP_ACT_ERRNO")) return SCMP_ACT_ERRNO(error_number(from, number_key));
     die("the profile's %s is '%s'; expected SCMP_ACT_ALLOW or SCMP_ACT_ERRNO", key,
         json_is_string(action) ? json_string_value(action) : "");
 }
