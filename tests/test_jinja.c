@@ -72,9 +72,6 @@ static void require_message(const Error *e) {
     assert_null(strchr(e->text, '\n'));
 }
 
-/* What transformers' sandbox forbids and llama.cpp allows. */
-static bool allowed(const char *text) { return strstr(text, "append(") || strstr(text, "pop("); }
-
 static void test_snippets(void **state) {
     (void)state;
     size_t i, wrong = 0, refused = 0;
@@ -91,7 +88,7 @@ static void test_snippets(void **state) {
             got && json_is_string(want) ? !strcmp(got, json_string_value(want)) : !got && json_is_null(want);
         const bool refusal = !got && (strstr(e.text, "not supported") || strstr(e.text, "is too large"));
         if (!equal && refusal) refused++;
-        else if (!equal && !allowed(text)) {
+        else if (!equal) {
             printf("%s\n  got  %s\n  want %s\n", text, got ? got : e.text,
                    json_is_null(want) ? "an error" : json_string_value(want));
             wrong++;
@@ -168,7 +165,7 @@ static void test_published(void **state) {
             text_append(&all, one.text, one.length);
             const json_t *want = json_array_get(full, (size_t)k);
             texts += want != NULL;
-            if (want && !allowed(json_string_value(source))) wrong += !same_record(name, k, &one, want);
+            if (want) wrong += !same_record(name, k, &one, want);
             if (k % BLOCK != BLOCK - 1) continue;
             char hash[20];
             snprintf(hash, sizeof hash, "%016llx", (unsigned long long)XXH3_64bits(all.text, all.length));
@@ -184,7 +181,7 @@ static void test_published(void **state) {
         jinja_free(&j);
     }
     assert_true(i > 60);
-    assert_true(texts >= 60);
+    if (!getenv("LLMC_TEMPLATES")) assert_true(texts >= 60);
     assert_int_equal(wrong, 0);
 }
 

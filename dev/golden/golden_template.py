@@ -28,7 +28,10 @@ tokens are added. The text is cut where a trained span begins: at {% generation 
 assistant's messages, see llmc/text/jinja_chat.h.
 
 Messages are prepared as by apply_chat_template(): keys whose value is null are dropped, reasoning gets its other names.
+
+The environment is that of transformers in jinja2's sandbox without its immutability, which forbids append() and pop().
 """
+import copy
 import io
 import json
 import pathlib
@@ -37,11 +40,12 @@ import re
 import sys
 from datetime import datetime
 
-import jinja2
+import jinja2.sandbox
 import xxhash
 import zstandard
 from transformers.utils import chat_template_utils as peer
 
+peer.ImmutableSandboxedEnvironment = jinja2.sandbox.SandboxedEnvironment
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CONVERSATIONS, BLOCK = 200, 10
 FULL = ("qwen3", "llama3_2", "gemma3", "phi3", "qwen3_training", "deepseek_r1_distill")
@@ -80,7 +84,8 @@ m | tojson|l | tojson|u | tojson|u | tojson(ensure_ascii=true)|html | tojson|non
 html | safe|(html | safe) + '<'|'<' + (html | safe)|(html | safe) ~ '<'|html | safe | upper|html | safe | length|(html | safe) == html|[html | safe] | tojson|n | safe|s | string|n | string|none | string|m | string|l | string
 'a\nb\n\nc' | indent|'a\nb' | indent(2)|'a\nb' | indent(2, true)|'a\n\nb' | indent(2, blank=true)|'a\nb' | indent('>> ')|'a\r\nb\n' | indent(1)|n | indent|range(3) | list|range(1, 4) | list|range(4, 1, -1) | list|range(0) | list|range(1, 2, 0)|range(200000) | list|range(5)[2]|range(5)[1:3] | list|range('a')|3 in range(5)
 m.keys() | list|m.values() | list|m.items() | list|m.get('a')|m.get('z')|m.get('z', 1)|m.get()|m.get('a', 1, 2)|m.a.get('c')|dict(a=1, b=2)|dict(m)|dict({'a': 1}, b=2)|namespace(a=1).a|namespace(a=1).b|namespace(a=1)['a']|namespace({'q': 2}).q|namespace(_a=1)|raise_exception('no')|strftime_now('%Y-%m-%d')|strftime_now('%d %B %Y')|strftime_now('%b %-d, %j %A %H:%M')|nofunction()|s.nomethod()|n()|s()|x()|m.items
-s is nosuchtest|s | nosuchfilter|s.__class__|''.__class__.__mro__|m.__class__|l.append(1)|s.format|'%s' % s|l is sameas l|joiner()|cycler(1)|self|caller|varargs|(m.items() | first)[0]|(l | map('string') | list)[0]|'a' 'b'|'a'|"a\\'b"|'\\u00e9\\x41\\101\\q'|1_000|0x10|a b|a.|a[|(1|1)|{'a' 1}|[1 2]|+-1|--1|- 'a'|not|is|a is|a | |~1
+s is nosuchtest|s | nosuchfilter|s.__class__|''.__class__.__mro__|m.__class__|s.format|'%s' % s|l is sameas l|joiner()|cycler(1)|self|caller|varargs|(m.items() | first)[0]|(l | map('string') | list)[0]|'a' 'b'|'a'|"a\\'b"|'\\u00e9\\x41\\101\\q'|1_000|0x10|a b|a.|a[|(1|1)|{'a' 1}|[1 2]|+-1|--1|- 'a'|not|is|a is|a | |~1
+l.append(1)|l.append(l)|l.append()|l.append(1, 2)|l.append(item=1)|l.pop()|l.pop(0)|l.pop(-3)|l.pop(3)|l.pop(-4)|l.pop('a')|l.pop(none)|l.pop(1.0)|l.pop(true)|l.pop(0, 1)|l.pop(index=0)|[].pop()|(1, 2).append(3)|(1, 2).pop()|s.append('x')|s.pop()|range(3).pop()|x.append(1)
 """
 BLOCKS = [
     "{% if n > 5 %}big{% elif n %}small{% else %}zero{% endif %}", "{% for i in l %}{{ i }}{% if not loop.last %},{% endif %}{% endfor %}", "{% for i in [] %}x{% else %}none{% endfor %}",
@@ -98,6 +103,12 @@ BLOCKS = [
     "{% generation %}x{% endgeneration %}", "{% for i in l %}{% generation %}{{ i }}{% endgeneration %}\n{% endfor %}", "{%- generation -%} a {%- endgeneration -%} b", "{% generation %}{% set z = 1 %}{% endgeneration %}{{ z is defined }}", "{% for i in l recursive %}{% endfor %}", "{% set loop = 1 %}", "{{ loop }}", "{% for loop in l %}{% endfor %}",
     "{% for i in l %}{% if loop.first %}{% set z = i %}{% endif %}{{ z }}{% endfor %}", "{% for n in l %}{{ n }}{% endfor %}{{ n }}", "{% set ns = namespace(l=[]) %}{% for i in l %}{% set ns.l = ns.l + [i * 2] %}{% endfor %}{{ ns.l }}", "{{ l\n | join(',')\n }}", "{% set a = l | map('string') %}{{ a | join }}{{ a | join }}", "{% set a = m.items() %}{{ a | length }}{{ a | list }}{{ a | list }}",
     "{% for i in l | reject('equalto', 1) %}{{ loop.index }}{{ loop.last }}{{ i }}{% endfor %}", "{{ 'a' if n == 7 and s is string else 'b' }}", "{{ (n == 7) ~ '' }}", "{{ n == 7 or x.y.z }}", "{% if x %}a{% endif %}{{ x }}{{ m.q }}", "{{ people[0].name ~ people[0]['age'] }}", "{{ people[1:] | length }}{{ people[::-1][0].name }}", "{{ [people[0].name, 1,] }}", "{%- for p in people if p.age is defined and p.age > 26 -%} {{ p.name }} {%- endfor -%}",
+    "{% set q = namespace(ids=[]) %}{% for i in l %}{% set _ = q.ids.append('functions.f:' ~ i) %}{% endfor %}{{ q.ids.pop(0) }}{{ q.ids }}{% if q.ids %}{{ q.ids.pop() }}{% endif %}{{ q.ids | length }}", "{% set a = [] %}{% set b = a %}{% set _ = b.append(1) %}{{ a }}{{ a.append(2) }}{{ b }}",
+    "{% set a = [1, 2, 3] %}{% set b = a | list %}{% set c = a + [] %}{% set d = a[:] %}{% set _ = a.append(4) %}{% set _ = b.append(5) %}{% set _ = c.append(6) %}{% set _ = d.append(7) %}{{ a }}{{ b }}{{ c }}{{ d }}", "{% set a = [1, 2, 3] %}{% set b = a | sort %}{% set c = a * 1 %}{% set d = m.items() | list %}{% set _ = a.pop(0) %}{% set _ = b.pop() %}{% set _ = d.pop() %}{{ a }}{{ b }}{{ c }}{{ d }}{{ m }}",
+    "{% set a = [1] %}{% for i in a %}{{ i }}{% if i < 6 %}{% set _ = a.append(i + 1) %}{% endif %}{% endfor %}{{ a }}", "{% set a = [1] %}{% for i in a %}{{ i }}{{ loop.last }}{% set _ = a.append(i + 1) %}{% endfor %}{{ a }}", "{% set a = [1, 2, 3, 4] %}{% for i in a %}{{ i }}{% if not loop.last %}{% set _ = a.pop(0) %}{% endif %}{% endfor %}{{ a }}", "{% set a = [1, 2, 3, 4, 5] %}{% for i in a if i != 2 %}{{ i }}{% set _ = a.pop() %}{% else %}none{% endfor %}{{ a }}",
+    "{% set a = [1, 2] %}{% for i in a %}{{ loop.length }}{{ loop.revindex }}{% if loop.first %}{% set _ = a.append(3) %}{% endif %}{{ loop.length }}{{ loop.revindex0 }}{{ loop.nextitem }};{% endfor %}", "{% set a = [1, 2, 3] %}{% for i in a if i %}{% if loop.first %}{% set _ = a.pop() %}{% endif %}{{ loop.length }}{% set _ = a.append(4) %}{{ loop.length }}{{ loop.last }};{% endfor %}{{ a }}",
+    "{% set a = [] %}{% macro f(x) %}{% set _ = a.append(x) %}{% endmacro %}{{ f(1) }}{{ f(2) }}{{ a }}", "{% macro f(x, y=[]) %}{% set _ = y.append(x) %}{{ y }}{% endmacro %}{{ f(1) }}{{ f(2) }}", "{% set a = [l] * 2 %}{% set _ = a[0].append(2) %}{{ a }}{{ l }}", "{% set d = {'k': []} %}{% for i in l %}{% set _ = d.k.append(i) %}{% endfor %}{{ d }}{{ d | tojson }}",
+    "{% set _ = people.append({'name': 'D'}) %}{{ people | map(attribute='name') | list }}", "{% for i in l %}{% set a = [] %}{% set _ = a.append(i) %}{{ a }}{% endfor %}", "{% set a = l | map('string') %}{% set b = a | list %}{% set _ = b.append('x') %}{{ b }}{{ l }}", "{% if l.append(4) %}x{% endif %}{{ l }}", "{% set a = (l, l) %}{% set _ = l.pop() %}{{ a }}", "{% do l.append(1) %}",
 ]
 
 
@@ -105,7 +116,7 @@ def snippets():
     expressions = [e for line in EXPRESSIONS.strip().split("\n") for e in re.split(r"(?<=[^ ])\|(?=[^ ])", line)]
     for template in ["{{ " + e + " }}" for e in expressions] + BLOCKS:
         try:
-            result = peer._compile_jinja_template(template).render(strftime_now=DATE.strftime, **VALUES)
+            result = peer._compile_jinja_template(template).render(strftime_now=DATE.strftime, **copy.deepcopy(VALUES))
             yield template, None if " at 0x" in result else result  # an address is no result
         except Exception:
             yield template, None
@@ -190,7 +201,7 @@ def prepared(messages):
 
 def render(template, case):
     """One record of the format above, as bytes."""
-    given = dict(case["conversation"], **case["variables"])
+    given = copy.deepcopy(dict(case["conversation"], **case["variables"]))
     given["messages"] = prepared(given["messages"])
     try:
         compiled = peer._compile_jinja_template(template)

@@ -51,10 +51,11 @@ typedef struct JinjaScope {
 typedef struct JinjaLoop {
     const JinjaNode *node;
     JinjaScope *outer;
-    JinjaList all;
-    size_t next;      /* first item whose condition is not yet evaluated */
-    JinjaList passed; /* the items of the loop, as far as they are known */
-    size_t at;        /* index of the current item */
+    const JinjaList *all; /* of a LIST the list itself, which the body may change */
+    size_t next;          /* first item whose condition is not yet evaluated; SIZE_MAX after the last one */
+    JinjaList passed;     /* the items of the loop, as far as they are known */
+    size_t at;            /* index of the current item */
+    int64_t length;       /* that of the list when it was asked for first; -1 before */
 } JinjaLoop;
 
 typedef struct JinjaMacro {
@@ -135,8 +136,12 @@ static inline void jinja_assign_target(JinjaRun *r, const JinjaNode *target, Jin
 static inline bool jinja_loop_has(JinjaRun *r, JinjaLoop *loop, size_t index) {
     const JinjaNode *node = loop->node;
     JinjaScope *scope = r->scope;
-    while (loop->passed.count <= index && loop->next < loop->all.count && !r->failed) {
-        const JinjaValue item = loop->all.items[loop->next++];
+    while (loop->passed.count <= index && !r->failed) {
+        if (loop->next >= loop->all->count) {
+            loop->next = SIZE_MAX; /* as an iterator of Python, it stays at its end */
+            break;
+        }
+        const JinjaValue item = loop->all->items[loop->next++];
         if (node->third) {
             jinja_open_scope(r, loop->outer);
             jinja_assign_target(r, node->left, item);
@@ -162,14 +167,19 @@ static inline JinjaValue jinja_loop_attribute(JinjaRun *r, const JinjaLoop *cons
                                                      : jinja_undefined("there is no next item");
     const bool length = !strcmp(name, "length"), rest = !strcmp(name, "revindex"), rest0 = !strcmp(name, "revindex0");
     if (!length && !rest && !rest0) return jinja_fail(r, "'loop.%.60s' is not supported", name);
-    jinja_loop_has(r, loop, SIZE_MAX - 1);
-    return jinja_int((int64_t)loop->passed.count - (length ? 0 : rest ? at : at + 1));
+    if (loop->length < 0 && loop->node->third) jinja_loop_has(r, loop, SIZE_MAX - 1);
+    if (loop->length < 0) loop->length = (int64_t)(loop->node->third ? loop->passed.count : loop->all->count);
+    return jinja_int(loop->length - (length ? 0 : rest ? at : at + 1));
 }
 
 static inline JinjaFlow jinja_run_for(JinjaRun *r, const JinjaNode *node) {
     JinjaScope *outer = r->scope;
+    const JinjaValue iterated = jinja_eval(r, node->right);
     JinjaLoop *loop = (JinjaLoop *)jinja_alloc(r, sizeof *loop);
-    *loop = (JinjaLoop){.node = node, .outer = outer, .all = jinja_items(r, jinja_eval(r, node->right))};
+    JinjaList *items = (JinjaList *)jinja_alloc(r, sizeof *items);
+    *items = jinja_items(r, iterated);
+    *loop = (JinjaLoop){
+        .node = node, .outer = outer, .all = iterated.kind == JINJA_LIST ? iterated.list : items, .length = -1};
     for (; jinja_loop_has(r, loop, loop->at); loop->at++) {
         jinja_open_scope(r, outer);
         jinja_assign(r, node->number, (JinjaValue){.kind = JINJA_LOOP, .loop = loop});

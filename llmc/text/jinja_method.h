@@ -425,6 +425,7 @@ static inline JinjaValue jinja_method_append(JinjaRun *r, JinjaValue self, const
 
 static inline JinjaValue jinja_method_pop(JinjaRun *r, JinjaValue self, const JinjaValue *a) {
     JinjaList *l = self.list;
+    if (a[0].kind == JINJA_NONE) return jinja_fail(r, "pop: the index is none");
     int64_t at = jinja_integer_argument(r, a[0], -1);
     if (at < 0) at += (int64_t)l->count;
     if (at < 0 || at >= (int64_t)l->count || !jinja_step(r, l->count / 4)) return jinja_fail(r, "pop: no such item");
@@ -457,8 +458,8 @@ static const JinjaBuiltin jinja_map_methods[] = {
     {"values",     "",                0, jinja_method_values},
     {0}};
 static const JinjaBuiltin jinja_list_methods[] = {
-    {"append",     "item",            1, jinja_method_append},
-    {"pop",        "index",           0, jinja_method_pop},
+    {"append",     "0",               1, jinja_method_append},
+    {"pop",        "0",               0, jinja_method_pop},
     {0}};
 // clang-format on
 
