@@ -6,9 +6,10 @@
 (LLAMA_CPP as in dev/golden/golden_gguf.py; xllamacpp is llama.cpp with a Python interface, as a wheel.)
 
 A tiny model of every architecture is made by transformers, converted by llama.cpp's converter, read and written by
-build/copy_model as F32 and Q8_0, and loaded by llama.cpp, whose log-probabilities of the next token are compared with
-those of transformers. Each FILE is copied as F32, compared with gguf-py's values bit for bit, copied as F16, BF16 and
-Q8_0, and llama.cpp completes a text with FILE and the copies.
+build/copy_model as F32, F16, BF16 and Q8_0, and loaded by llama.cpp, whose log-probabilities of the next token are compared
+with those of transformers. It fails if one differs by more than LIMITS: llama.cpp keeps keys and values in float16, and rounds
+the inputs of products to the type of the weights. Each FILE is copied as F32, compared with gguf-py's values bit for bit, copied
+as F16, BF16 and Q8_0, and llama.cpp completes a text with FILE and the copies.
 """
 
 import os
@@ -30,6 +31,7 @@ from transformers import AutoModelForCausalLM
 PROMPT = [1, 3, 7, 4, 21, 9, 3, 3, 12, 17, 5, 6, 22, 8]
 WINDOW = 9  # longer prompts differ if llama.cpp has no windows in the architecture
 TEXT = "The capital of France is"
+LIMITS = {"F32": 0.01, "F16": 0.01, "BF16": 0.05, "Q8_0": 0.05}
 
 
 def copy(source, target, kind):
@@ -66,13 +68,14 @@ def compare_models():
                 prompt = 2 * PROMPT
             with torch.no_grad():
                 expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-            for type in ("F32", "Q8_0"):
+            for type, limit in LIMITS.items():
                 copy(folder / "in.gguf", folder / "out.gguf", type)
                 answer = serve(folder / "out.gguf", prompt, 1, golden_gguf.VOCAB)
                 top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
                 got = {t["id"]: t["logprob"] for t in top}
                 worst = max(abs(got[i] - expected[i].item()) for i in got)
                 print(f"{name} {type}: {len(got)} log-probabilities, largest difference {worst:.2g}")
+                assert len(got) == golden_gguf.VOCAB and worst <= limit, (name, type)
 
 
 def compare_file(path):
