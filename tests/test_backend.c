@@ -777,6 +777,10 @@ static const int linear_shape[][3] = {/* N, IC, OC */ {1, 24, 72},
                                       {16, 32, 32},
                                       {33, 64, 100},
                                       {17, 1, 1},
+                                      {4, 300, 150},
+                                      {7, 33, 65},
+                                      {12, 70, 40},
+                                      {128, 410, 33},
                                       {1, 1, 257},
                                       {31, 257, 3},
                                       {130, 48, 192},
@@ -922,6 +926,33 @@ static void test_linear_bf16_bits(void **state) {
         B->linear_forward(d, one, acts(x + i * IC, 1, IC), dev_w, dev_b, 1, IC, OC);
         assert_memory_equal(fetch(one, OC), want_y + i * OC, OC * sizeof(float));
     }
+    assert_true(B->sync(d, &e));
+    B->close(d);
+}
+
+/* In float32 a row of few has the same bits alone and in a batch of any size, with any number of threads. */
+static void test_linear_few_bits(void **state) {
+    (void)state;
+    enum { N = GEMM_KEPT_ROWS, IC = 700, OC = 171 };
+    Random r = random_start(18, 0);
+    const float *x = noise(&r, N * IC, 1);
+    Weights *dev_w = weights(noise(&r, IC * OC, 1), IC * OC), *dev_b = weights(noise(&r, OC, 1), OC);
+    Device *d;
+    Error e;
+    assert_true(B->open(&d, DTYPE_FLOAT32, &e));
+    Acts *y = acts(NULL, N, OC);
+    B->linear_forward(d, y, acts(x, N, IC), dev_w, dev_b, N, IC, OC);
+    const float *want = fetch(y, N * OC);
+    const int threads = omp_get_max_threads();
+    for (int n = 1; n <= N; n += n < 14 ? 1 : 19) {
+        omp_set_num_threads(n % 3 + 1);
+        for (int first = 0; first + n <= N; first += 37) {
+            Acts *some = acts(NULL, n, OC);
+            B->linear_forward(d, some, acts(x + first * IC, n, IC), dev_w, dev_b, n, IC, OC);
+            assert_memory_equal(fetch(some, (size_t)(n * OC)), want + first * OC, (size_t)(n * OC) * sizeof(float));
+        }
+    }
+    omp_set_num_threads(threads);
     assert_true(B->sync(d, &e));
     B->close(d);
 }
@@ -1251,21 +1282,21 @@ static void test_stale_weights(void **state) {
 static void test_many_shapes(void **state) {
     (void)state;
     Random r = random_start(10, 0);
-    enum { SIDE = 12 };
-    const float *w = noise(&r, SIDE * SIDE, 1), *x = noise(&r, SIDE * 16, 1);
+    enum { SIDE = 12, ROWS = GEMM_KEPT_ROWS + ROW_ALIGN }; /* products of fewer rows need no plan */
+    const float *w = noise(&r, SIDE * SIDE, 1), *x = noise(&r, SIDE * ROWS, 1);
     Device *d;
     Error e;
     assert_true(B->open(&d, DTYPE_FLOAT32, &e));
-    Acts *dev_x = device_words(x, SIDE * 16, SIDE * 16, false), *y = acts(NULL, 16, SIDE);
+    Acts *dev_x = device_words(x, SIDE * ROWS, SIDE * ROWS, false), *y = acts(NULL, ROWS, SIDE);
     Weights *dev_w = device_words(w, SIDE * SIDE, SIDE * SIDE, false);
     for (int IC = 1; IC <= SIDE; IC++)
         for (int OC = 1; OC <= SIDE; OC += 3) {
             /* pretends that the table is full: making that many plans would take seconds */
             if (IC == SIDE / 2) d->plan_count = GEMM_PLANS;
-            B->linear_forward(d, y, dev_x, dev_w, NULL, 2, IC, OC);
+            B->linear_forward(d, y, dev_x, dev_w, NULL, ROWS, IC, OC);
             assert_true(d->plan_count < SIDE * SIDE);
-            sum_check("many shapes", fetch(y, (size_t)(2 * OC)), linear_reference(x, w, NULL, 2, IC, OC, same), IC,
-                      (size_t)(2 * OC));
+            sum_check("many shapes", fetch(y, (size_t)(ROWS * OC)), linear_reference(x, w, NULL, ROWS, IC, OC, same),
+                      IC, (size_t)(ROWS * OC));
         }
     assert_true(B->sync(d, &e));
     B->close(d);
@@ -1617,6 +1648,7 @@ int main(void) {
         TEST(test_linear),
         TEST(test_linear_bf16),
         TEST(test_linear_bf16_bits),
+        TEST(test_linear_few_bits),
         TEST(test_bf16_operands),
         TEST(test_quantized),
         TEST(test_lora),

@@ -4,16 +4,18 @@
  *   gemm_nn   out[N,M]  = x[N,K] w[K,M]              its gradient with respect to the input
  *   gemm_tn   out[M,K] += y[N,M]^T x[N,K]            its gradient with respect to the weights (store_next: = instead)
  *
- * Products in float32 are oneDNN's (its C API), those in bfloat16 our own (tiles_product.h). On processors without bfloat16
- * arithmetic, activations in bfloat16 are converted, and products are those in float32.
+ * Products in float32 are oneDNN's (its C API), except those by weights of up to GEMM_KEPT_ROWS rows, as in decode, which
+ * are our own (panels.h). So are those in bfloat16 (tiles_product.h). On processors without bfloat16 arithmetic,
+ * activations in bfloat16 are converted, and products are those in float32.
  *
- * Weights are packed once per update, into oneDNN's own blocked layout or that of tiles.h, and kept. `packs` finds them
- * by address, and gemm_weights_changed() marks them stale. Products in bfloat16 of more than GEMM_KEPT_ROWS rows, as in
- * training, pack them into scratch memory instead, unless a copy is kept for decode. In bfloat16 the packing rounds the
- * float32 weights, and activations are rounded before each product, or stored in bfloat16 (act.h). Sums stay float32.
+ * Weights are packed once per update, into the layout of panels.h or that of tiles.h, and kept. `packs` finds them by
+ * address, and gemm_weights_changed() marks them stale. On AVX-512, oneDNN's products of more rows read the same copy.
+ * Products of more rows on AVX2 read the weights as they are, and in bfloat16 they pack them into scratch memory, unless a
+ * copy is kept for decode. In bfloat16 the packing rounds the float32 weights, and activations are rounded before each
+ * product, or stored in bfloat16 (act.h). Sums stay float32.
  *
- * Measured (dev/bench/bench_gemm.c): packed float32 weights reach 95-99 % of the FMA peak from 32 rows on, where sgemm,
- * which packs at each call, reaches 40 %; in the two gradients sgemm is as good and needs no memory.
+ * Measured (dev/bench/bench_gemm.c): products of 32 rows reach 91 % of the FMA peak on AVX-512 and 85 % on AVX2, where
+ * oneDNN's reach 84 and 40 to 75 %. In the two gradients sgemm is as good as packed weights and needs no memory.
  *
  * In bfloat16 one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
  * its own operands: a row gives the same bits in any batch, of the sampler or of the trainer, with any number of threads.
@@ -28,6 +30,7 @@
 #include "../base/error.h"    /* checked, xrealloc, Error, error_set */
 #include "../model/backend.h" /* Acts, DTYPE_BF16, ROW_ALIGN, Dtype */
 #include "act.h"              /* Act, ACT_HALF, act_get, act_set */
+#include "panels.h"           /* PanelsProduct, panels_product_team */
 #include "tiles.h"            /* CPU_TILES, tiles_pack_team, tiles_count, TILES_PAIRS, ... */
 #include "tiles_product.h"    /* TilesProduct, tiles_product_team, TILES_ADD, TILES_STORE, ... */
 #include <omp.h>
@@ -39,6 +42,7 @@
 typedef struct GemmPlan {
     int N, M, K;
     bool bias, used;
+    bool packed; /* weights are in blocks of the layout `weights`, otherwise as they are */
     dnnl_primitive_t primitive;
     dnnl_memory_t x, w, b, out, scratchpad; /* handles are set at each call */
     dnnl_memory_desc_t weights;
@@ -64,7 +68,7 @@ typedef struct GemmPack {
 
 enum {
     GEMM_PLANS = 2048,
-    GEMM_KEPT_ROWS = 128, /* products of more rows in bfloat16 do not keep packed weights */
+    GEMM_KEPT_ROWS = 128, /* products of more rows are oneDNN's, or in bfloat16 do not keep packed weights */
     GEMM_WIDE = 2,        /* the first of those buffers that products use */
     CPU_WIDE = 4,         /* buffers of floats for operations that compute with those */
     GEMM_WIDE_ROWS = 512,
@@ -203,6 +207,13 @@ static inline void gemm_plan_make(Device *d, GemmPlan *p) {
     DNNL_TRY(d, dnnl_matmul_desc_init(&matmul, &x, &w, p->bias ? &b : NULL, &out));
     DNNL_TRY(d, dnnl_primitive_desc_create(&description, &matmul, attr, d->engine, NULL));
     p->weights = *dnnl_primitive_desc_query_md(description, dnnl_query_weights_md, 0);
+    p->packed = p->weights.format_desc.blocking.inner_nblks > 0;
+    if (!p->packed) { /* a transposed copy would be no faster than the weights themselves */
+        dnnl_primitive_desc_destroy(description);
+        DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&p->weights, 2, ws, dnnl_f32, dnnl_ba));
+        DNNL_TRY(d, dnnl_matmul_desc_init(&matmul, &x, &p->weights, p->bias ? &b : NULL, &out));
+        DNNL_TRY(d, dnnl_primitive_desc_create(&description, &matmul, attr, d->engine, NULL));
+    }
     const dnnl_memory_desc_t scratchpad = *dnnl_primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0);
     p->scratchpad_bytes = dnnl_memory_desc_get_size(&scratchpad);
     DNNL_TRY(d, dnnl_primitive_create(&p->primitive, description));
@@ -287,26 +298,25 @@ static inline GemmPack *gemm_pack_add(Device *d, GemmPack pack) {
     return &d->packs[d->pack_count++];
 }
 
-/* Returns the weights w [M,K] in the plan's layout. */
-static inline void *gemm_packed(Device *d, const GemmPlan *p, const float *w) {
+/* Returns the weights w [M,K] in a layout of [K,M]. */
+static inline void *gemm_packed(Device *d, const dnnl_memory_desc_t *layout, const float *w) {
     GemmPack *pack = NULL;
     for (int i = 0; i < d->pack_count && !pack; i++)
-        if (d->packs[i].from == w && dnnl_memory_desc_equal(&d->packs[i].layout, &p->weights)) pack = &d->packs[i];
+        if (d->packs[i].from == w && dnnl_memory_desc_equal(&d->packs[i].layout, layout)) pack = &d->packs[i];
     if (!pack)
         pack = gemm_pack_add(d, (GemmPack){.from = w,
-                                           .count = (size_t)p->M * (size_t)p->K,
-                                           .layout = p->weights,
-                                           .bytes = dnnl_memory_desc_get_size(&p->weights)});
+                                           .count = (size_t)(layout->dims[0] * layout->dims[1]),
+                                           .layout = *layout,
+                                           .bytes = dnnl_memory_desc_get_size(layout)});
     if (!pack->fresh) {
-        dnnl_dims_t dims = {p->K, p->M};
         dnnl_memory_desc_t plain;
         dnnl_memory_t from, to;
         dnnl_primitive_desc_t description;
         dnnl_primitive_t reorder;
-        dnnl_status_t s = dnnl_memory_desc_init_by_tag(&plain, 2, dims, dnnl_f32, dnnl_ba);
+        dnnl_status_t s = dnnl_memory_desc_init_by_tag(&plain, 2, layout->dims, dnnl_f32, dnnl_ba);
         if (!s) s = dnnl_memory_create(&from, &plain, d->engine, (void *)(uintptr_t)w);
-        if (!s) s = dnnl_memory_create(&to, &p->weights, d->engine, pack->weights);
-        if (!s) s = dnnl_reorder_primitive_desc_create(&description, &plain, d->engine, &p->weights, d->engine, NULL);
+        if (!s) s = dnnl_memory_create(&to, layout, d->engine, pack->weights);
+        if (!s) s = dnnl_reorder_primitive_desc_create(&description, &plain, d->engine, layout, d->engine, NULL);
         if (!s) s = dnnl_primitive_create(&reorder, description);
         if (s) {
             cpu_fail(d, "reorder of weights", (int)s);
@@ -329,8 +339,8 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
     return d->half[which];
 }
 
-/* Returns whether a product of N rows packs its weights into scratch memory. That costs little beside so many rows; a
- * packed copy of all weights is worth its memory only for decode. */
+/* Returns whether a product of N rows makes no packed copy of its weights that is kept, except for oneDNN on AVX-512. A copy
+ * of all weights is worth its memory only for decode: packing them each time costs little beside so many rows. */
 static inline bool gemm_passing(int N) { return N > GEMM_KEPT_ROWS; }
 
 #ifdef CPU_TILES
@@ -385,13 +395,11 @@ static inline void gemm_weights_changed(Device *d, const float *w, size_t n, boo
     }
 }
 
-/* Rows of the plan for N rows: 4, 8 or a multiple of ROW_ALIGN. With 4 and 8 rows the decode of a few sequences is
- * bound by memory bandwidth; 16 rows are already bound by arithmetic. */
-static inline int gemm_rows(int N) { return N <= 4 ? 4 : N <= 8 ? 8 : (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
+/* Rows of the plan for N rows. */
+static inline int gemm_rows(int N) { return (N + ROW_ALIGN - 1) / ROW_ALIGN * ROW_ALIGN; }
 
 /* A batch of any length uses few plans, each of which holds some 100 KB of code: rows of the result are computed in
- * blocks of 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block, so that decode reads
- * weights once. */
+ * blocks of 512, 256 and 128, with up to 128 in the last one. Up to 256 rows are one block. */
 static inline int gemm_block(int N, int rows_left) {
     if (N <= 256 || rows_left <= 128) return rows_left;
     return rows_left >= 512 ? 512 : rows_left >= 256 ? 256 : 128;
@@ -414,14 +422,29 @@ static inline void gemm_run(Device *d, GemmPlan *p, const float *x, void *w, con
     DNNL_TRY(d, dnnl_stream_wait(d->stream));
 }
 
-/* out[N,M] = x[N,K] w[M,K]^T + b in blocks of rows, by oneDNN. */
+/* out[N,M] = x[N,K] w[M,K]^T + b for few rows. */
+static inline void gemm_panels(Device *d, float *out, const float *x, const float *w, const float *b, int N, int M,
+                               int K) {
+    const dnnl_dims_t dims = {K, M};
+    dnnl_memory_desc_t layout;
+    DNNL_TRY(d, dnnl_memory_desc_init_by_tag(&layout, 2, dims, dnnl_f32, dnnl_BA16a64b));
+    const float *packed = (const float *)gemm_packed(d, &layout, w);
+    if (d->failed) return;
+    const PanelsProduct p = {.rows = N, .cols = M, .depth = K, .x = x, .w = packed, .bias = b, .out = out};
+#pragma omp parallel if (cpu_worth_product(N, M, K))
+    panels_product_team(&p);
+}
+
+/* out[N,M] = x[N,K] w[M,K]^T + b; more rows than few are computed in blocks, by oneDNN. */
 static inline void gemm_rows_by_weights(Device *d, float *out, const float *x, const float *w, const float *b, int N,
                                         int M, int K) {
+    if (!gemm_passing(N)) return gemm_panels(d, out, x, w, b, N, M, K);
     for (int first = 0, rows; first < N; first += rows) {
         rows = gemm_block(N, N - first);
         GemmPlan *p = gemm_plan(d, gemm_rows(rows), M, K, b != NULL);
         if (d->failed) return;
-        gemm_run(d, p, x + (size_t)first * (size_t)K, gemm_packed(d, p, w), b, out + (size_t)first * (size_t)M);
+        void *weights = p->packed ? gemm_packed(d, &p->weights, w) : (void *)(uintptr_t)w;
+        gemm_run(d, p, x + (size_t)first * (size_t)K, weights, b, out + (size_t)first * (size_t)M);
     }
 }
 
@@ -484,12 +507,13 @@ static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_hal
 #endif
 
 #if defined CPU_HALF && !defined CPU_TILES
-/* The same two without bfloat16 arithmetic: products in float32 of operands that are converted, GEMM_WIDE_ROWS rows at a
- * time. Weights are not rounded. */
+/* The same two without bfloat16 arithmetic: products in float32 of operands that are converted, up to GEMM_WIDE_ROWS rows at
+ * a time. The parts are equal, so that all of them are of few rows (gemm_passing()) or none. Weights are not rounded. */
 static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *out, bool out_half, const void *x,
                                              bool x_half, const float *w, const float *b, int N, int M, int K) {
-    for (int first = 0; first < N; first += GEMM_WIDE_ROWS) {
-        const int n = N - first < GEMM_WIDE_ROWS ? N - first : GEMM_WIDE_ROWS;
+    const int parts = (N + GEMM_WIDE_ROWS - 1) / GEMM_WIDE_ROWS;
+    for (int part = 0; part < parts; part++) {
+        const int first = (int)((long)N * part / parts), n = (int)((long)N * (part + 1) / parts) - first;
         const size_t rows = (size_t)gemm_rows(n), in = (size_t)first * (size_t)K, at = (size_t)first * (size_t)M;
         Acts *half = (Acts *)((Act *)out + at);
         const float *from = (const float *)x + in;
