@@ -9,7 +9,7 @@
 #include "../llmc/model/model_fits.h"     /* model_fits, FitSide, fit_extends */
 #include "../llmc/model/model_text.h"     /* ModelText */
 #include "../llmc/records/shard.h"        /* RECORD_PREFERENCE, Record, ShardWriter, shard_abort, ... */
-#include "../llmc/rollout/stop_text.h"    /* StopTexts, stop_text_cut, stop_text_decode */
+#include "../llmc/rollout/stop_text.h"    /* StopTexts, stop_text_cut, stop_text_decode, stop_text_match */
 #include "../llmc/text/tokenizer.h"       /* tokenizer_free, tokenizer_store, Tokenizer, tokenizer_add_special, ... */
 #include "../llmc/text/tokenizer_files.h" /* tokenizer_open */
 #include "files.h"                        /* files_path, files_get, files_put */
@@ -464,10 +464,10 @@ static void stop_texts(void **state) {
     for (size_t i = 0; i < sizeof said_texts / sizeof *said_texts; i++) {
         TokenList ids = {0};
         if (!tokenizer_encode(&t, said_texts[i], strlen(said_texts[i]), 0, &ids, &e)) fail_msg("%s", e.text);
-        const char *first = NULL, *end = NULL;
+        const char *first = NULL, *end = NULL, *met = NULL, *found = NULL;
         for (int k = 0; k < s.count; k++) {
             const char *at = strstr(said_texts[i], s.text[k]);
-            if (at && (!end || at + strlen(s.text[k]) < end)) first = at, end = at + strlen(s.text[k]);
+            if (at && (!end || at + strlen(s.text[k]) < end)) first = at, end = at + strlen(s.text[k]), met = s.text[k];
         }
         size_t bytes = 0;
         for (int32_t n = 1; n <= ids.count; n++) {
@@ -479,6 +479,8 @@ static void stop_texts(void **state) {
             const size_t cut = stop_text_cut(&s, ids.ids, n);
             const bool ends = end && (size_t)(end - said_texts[i]) > before && (size_t)(end - said_texts[i]) <= bytes;
             if (!end || (size_t)(end - said_texts[i]) > bytes) assert_int_equal(cut, 0);
+            assert_int_equal(stop_text_match(&s, ids.ids, n, &found), cut);
+            assert_ptr_equal(found, ends ? met : NULL);
             if (!ends) continue;
             assert_int_equal(cut, bytes - (size_t)(first - said_texts[i]));
             char *kept = stop_text_decode(&s, &text, ids.ids, n, NULL);

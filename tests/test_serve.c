@@ -235,6 +235,7 @@ static void greedy_text_is_that_of_the_model(void **state) {
         json_t *a = completion(body);
         assert_string_equal(json_text_of(choice(a, 0), "text"), want);
         assert_string_equal(json_text_of(choice(a, 0), "finish_reason"), got < 30 ? "stop" : "length");
+        assert_true(json_is_null(json_object_get(choice(a, 0), "stop_reason")));
         assert_true(json_is_null(json_object_get(choice(a, 0), "logprobs")));
         assert_int_equal(json_number_of(json_object_get(a, "usage"), "prompt_tokens"), n);
         assert_int_equal(json_number_of(json_object_get(a, "usage"), "completion_tokens"), got + (got < 30));
@@ -338,7 +339,7 @@ static void samples_depend_on_their_seed_alone(void **state) {
 /* What the events of a stream join to. */
 typedef struct Joined {
     TextBuffer text;
-    json_t *ids, *logps, *calls;
+    json_t *ids, *logps, *calls, *stop_reason;
     char finish[20];
     int events, role, usage;
     bool done;
@@ -377,6 +378,10 @@ static Joined join(const char *path, const char *body, int index) {
         if (json_object_get(delta, "tool_calls")) j.calls = json_incref(json_object_get(delta, "tool_calls"));
         const char *finish = json_string_value(json_object_get(c, "finish_reason"));
         if (finish) snprintf(j.finish, sizeof j.finish, "%s", finish);
+        json_t *reason = json_object_get(c, "stop_reason");
+        assert_non_null(reason);
+        assert_true(finish || json_is_null(reason));
+        if (finish) j.stop_reason = json_incref(reason);
         json_decref(event);
     }
     assert_true(j.done);
@@ -386,7 +391,7 @@ static Joined join(const char *path, const char *body, int index) {
 
 static void joined_free(Joined *j) {
     text_free(&j->text);
-    json_decref(j->ids), json_decref(j->logps), json_decref(j->calls);
+    json_decref(j->ids), json_decref(j->logps), json_decref(j->calls), json_decref(j->stop_reason);
 }
 
 static void pieces_join_to_the_whole(void **state) {
@@ -408,6 +413,7 @@ static void pieces_join_to_the_whole(void **state) {
             const json_t *c = choice(a, (size_t)k), *logprobs = json_object_get(c, "logprobs");
             assert_string_equal(j.text.text, json_text_of(c, "text"));
             assert_string_equal(j.finish, json_text_of(c, "finish_reason"));
+            assert_true(json_equal(j.stop_reason, json_object_get(c, "stop_reason")));
             assert_true(json_equal(j.ids, json_object_get(c, "token_ids")));
             assert_true(json_equal(j.logps, json_object_get(logprobs, "token_logprobs")));
             assert_int_equal(j.usage, 1);
@@ -419,7 +425,7 @@ static void pieces_join_to_the_whole(void **state) {
     stop();
 }
 
-/* A stop text ends the text before it, and so do both texts of a request. */
+/* A stop text ends the text before it, and so do both texts of a request; the answer names the one that was met. */
 static void stop_texts_end_the_text(void **state) {
     (void)state;
     start(&chance, NULL);
@@ -435,6 +441,7 @@ static void stop_texts_end_the_text(void **state) {
     *strstr(text, word) = 0;
     assert_string_equal(json_text_of(choice(b, 0), "text"), text);
     assert_string_equal(json_text_of(choice(b, 0), "finish_reason"), "stop");
+    assert_string_equal(json_text_of(choice(b, 0), "stop_reason"), word);
     free(text), json_decref(a), json_decref(b);
     stop();
 }
@@ -1229,6 +1236,41 @@ static void texts_become_branches(void **state) {
     stop_gateway();
 }
 
+/* A prompt without room is refused with a message that names its limit, and the trajectory is full: the tokens of a trajectory, of
+ * which a text that continues nothing needs all of its own; and the context. */
+static void prompts_without_room_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        int32_t most;
+        int asked, length;
+        const char *why;
+    } cases[] = {
+        {100, 0, 200, "the prompt has 200 tokens, of which 200 are new; a trajectory has at most 100 tokens"},
+        {100, 5, 90, "the prompt has 90 tokens, of which 90 are new because it continues none of the earlier"},
+        {1000, 0, CONTEXT, "this model's maximum context length is 192 tokens, but the prompt has 192 and"},
+        {1000, 5, CONTEXT + 9, "this model's maximum context length is 192 tokens, but the prompt has 201 and"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[400];
+        start_gateway(&chance, NULL, cases[i].most);
+        ServeTrajectory *y = serve_trajectory_open(&gateway, 7);
+        if (cases[i].asked) {
+            snprintf(body, sizeof body, "{\"prompt\":\"%0*d\",\"max_tokens\":8}", cases[i].asked, 1);
+            json_decref(ask_trajectory(y, "completions", body, 200));
+        }
+        assert_false(y->full);
+        snprintf(body, sizeof body, "{\"prompt\":\"%0*d\",\"max_tokens\":8}", cases[i].length, 2);
+        json_t *a = ask_trajectory(y, "completions", body, 400), *fault = json_object_get(a, "error");
+        assert_string_equal(json_text_of(fault, "code"), "context_length_exceeded");
+        assert_holds(json_text_of(fault, "message"), cases[i].why);
+        assert_true(y->full);
+        assert_int_equal(y->branches, cases[i].asked > 0);
+        json_decref(a);
+        Completion c = taken(y);
+        completion_free(&c);
+        stop_gateway();
+    }
+}
+
 /* A text whose tokens are others when it is encoded again: the drawn ones are kept. */
 static void drawn_tokens_are_not_encoded_again(void **state) {
     (void)state;
@@ -1292,6 +1334,7 @@ int main(void) {
         cmocka_unit_test(ids_are_those_of_one_answer),
         cmocka_unit_test(chats_become_branches),
         cmocka_unit_test(texts_become_branches),
+        cmocka_unit_test(prompts_without_room_are_refused),
         cmocka_unit_test(drawn_tokens_are_not_encoded_again),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -33,8 +33,8 @@ static inline size_t stop_text_longest(const StopTexts *s) {
 }
 
 /* Finds the stop text in text[0..n) that ends first, but after byte `known`. Returns the bytes from its beginning to the
- * end of the text, or 0 if there is none. */
-static inline size_t stop_text_find(const StopTexts *s, const char *text, size_t n, size_t known) {
+ * end of the text, or 0 if there is none. *found: the stop text, unless there is none. */
+static inline size_t stop_text_find(const StopTexts *s, const char *text, size_t n, size_t known, const char **found) {
     size_t cut = 0, first = SIZE_MAX;
     for (int i = 0; i < s->count; i++) {
         const size_t length = strlen(s->text[i]), from = known + 1 > length ? known + 1 - length : 0;
@@ -43,13 +43,13 @@ static inline size_t stop_text_find(const StopTexts *s, const char *text, size_t
         if ((size_t)(at - text) + length == first && n - (size_t)(at - text) <= cut) continue;
         first = (size_t)(at - text) + length;
         cut = n - (size_t)(at - text);
+        *found = s->text[i];
     }
     return cut;
 }
 
-/* Whether a stop text ends in the last of n tokens: the bytes from its beginning to the end of the completion's text, or
- * 0. */
-static inline size_t stop_text_cut(const StopTexts *s, const int32_t *tokens, int32_t n) {
+/* stop_text_cut(). *found: the stop text, unless there is none. */
+static inline size_t stop_text_match(const StopTexts *s, const int32_t *tokens, int32_t n, const char **found) {
     TextBuffer tail = {0};
     if (!s->count || !n) return 0;
     const int32_t most = (int32_t)stop_text_longest(s) + 1, first = n > most ? n - most : 0;
@@ -57,9 +57,16 @@ static inline size_t stop_text_cut(const StopTexts *s, const int32_t *tokens, in
     tokenizer_decode_more(s->tokenizer, tokens + first, n - 1 - first, false, &started, &tail);
     const size_t known = tail.length;
     tokenizer_decode_more(s->tokenizer, tokens + n - 1, 1, false, &started, &tail);
-    const size_t cut = tail.length ? stop_text_find(s, tail.text, tail.length, known) : 0;
+    const size_t cut = tail.length ? stop_text_find(s, tail.text, tail.length, known, found) : 0;
     text_free(&tail);
     return cut;
+}
+
+/* Whether a stop text ends in the last of n tokens: the bytes from its beginning to the end of the completion's text, or
+ * 0. */
+static inline size_t stop_text_cut(const StopTexts *s, const int32_t *tokens, int32_t n) {
+    const char *unused;
+    return stop_text_match(s, tokens, n, &unused);
 }
 
 /* The text of a completion: model_text_decode() up to the stop text in its last token. The caller frees it. *length: its

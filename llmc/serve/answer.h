@@ -23,7 +23,7 @@
 #include "../base/text.h"         /* TextBuffer, text_append, text_free, text_string, ... */
 #include "../model/model_text.h"  /* model_text_decode_bytes */
 #include "../rollout/rollout.h"   /* Completion, sampling_is_stop */
-#include "../rollout/stop_text.h" /* stop_text_cut, stop_text_longest */
+#include "../rollout/stop_text.h" /* stop_text_cut, stop_text_longest, stop_text_match */
 #include "../text/text_stream.h"  /* TextStream, text_stream_cut, text_stream_take */
 #include "../text/tokenizer.h"    /* tokenizer_decode_more, tokenizer_decode */
 #include "../tools/tool_format.h" /* ToolCalls, TOOL_LLAMA3, tool_calls_free, ToolFormat, ... */
@@ -199,6 +199,16 @@ static inline const char *serve_finish(const ServeChoice *a, bool calls) {
     return calls ? "tool_calls" : a->c.finished ? "stop" : "length";
 }
 
+/* The stop text that ended a choice, under vLLM's name stop_reason: a client cannot tell it from the model's end token by
+ * finish_reason. null: something else ended it, or nothing. */
+static inline json_t *serve_stop_reason(const ServeChoice *a) {
+    const Completion *c = &a->c;
+    const char *text = NULL;
+    if (c->finished && serve_text_tokens(a) == c->count)
+        stop_text_match(&a->job->request.how.texts, c->tokens, c->count, &text);
+    return text ? json_utf8(text, strlen(text)) : json_null();
+}
+
 /* The text of a prompt that is echoed. */
 static inline json_t *serve_prompt_text(const ServeModel *m, const ServeRequest *q, int prompt) {
     if (q->text[prompt]) return json_string(q->text[prompt]);
@@ -262,9 +272,9 @@ static inline json_t *serve_completion_choice(const ServeModel *m, const ServeCh
         text = json_stringn(all.text, all.length);
         text_free(&all);
     }
-    json_t *choice = json_pack("{s:i,s:o,s:o,s:s}", "index", index, "text", text, "logprobs",
+    json_t *choice = json_pack("{s:i,s:o,s:o,s:s,s:o}", "index", index, "text", text, "logprobs",
                                serve_completion_logprobs(m, a, q->echo, 0, a->c.count, &offset), "finish_reason",
-                               serve_finish(a, false));
+                               serve_finish(a, false), "stop_reason", serve_stop_reason(a));
     if (q->token_ids) {
         json_object_set_new(choice, "prompt_token_ids",
                             serve_ids(q->prompt[a->prompt].ids, q->prompt[a->prompt].count));
@@ -284,9 +294,9 @@ static inline json_t *serve_chat_choice(const ServeModel *m, const ServeChoice *
     json_t *message =
         json_pack("{s:s,s:o}", "role", "assistant", "content", any && !shown ? json_null() : json_utf8(said, shown));
     if (any) json_object_set_new(message, "tool_calls", serve_call_list(a, &calls, false));
-    json_t *choice = json_pack("{s:i,s:o,s:o,s:s}", "index", index, "message", message, "logprobs",
+    json_t *choice = json_pack("{s:i,s:o,s:o,s:s,s:o}", "index", index, "message", message, "logprobs",
                                q->top < 0 ? json_null() : serve_chat_logprobs(m, a, 0, a->c.count), "finish_reason",
-                               serve_finish(a, any));
+                               serve_finish(a, any), "stop_reason", serve_stop_reason(a));
     if (q->token_ids) json_object_set_new(choice, "token_ids", serve_ids(a->c.tokens, a->c.count));
     tool_calls_free(&calls);
     free(said);
@@ -413,12 +423,13 @@ static inline void serve_piece_event(ServePieces *p, int i, TextBuffer *out) {
         if (chat) {
             json_t *delta = json_pack("{s:o}", "content", said);
             if (first) json_object_set_new(delta, "role", json_string("assistant"));
-            choice = json_pack("{s:i,s:o,s:o,s:n}", "index", i, "delta", delta, "logprobs",
-                               q->top < 0 ? json_null() : serve_chat_logprobs(m, a, from, n), "finish_reason");
+            choice = json_pack("{s:i,s:o,s:o,s:n,s:n}", "index", i, "delta", delta, "logprobs",
+                               q->top < 0 ? json_null() : serve_chat_logprobs(m, a, from, n), "finish_reason",
+                               "stop_reason");
         } else
-            choice =
-                json_pack("{s:i,s:o,s:o,s:n}", "index", i, "text", said, "logprobs",
-                          serve_completion_logprobs(m, a, first && q->echo, from, n, &piece->offset), "finish_reason");
+            choice = json_pack("{s:i,s:o,s:o,s:n,s:n}", "index", i, "text", said, "logprobs",
+                               serve_completion_logprobs(m, a, first && q->echo, from, n, &piece->offset),
+                               "finish_reason", "stop_reason");
         if (q->token_ids) {
             json_object_set_new(choice, "token_ids", serve_ids(a->c.tokens + from, n));
             if (first)
@@ -448,11 +459,11 @@ static inline void serve_piece_end(ServePieces *p, int i, TextBuffer *out) {
         const size_t rest = any ? (calls.before > piece->sent ? calls.before - piece->sent : 0) : piece->kept.length;
         if (rest && rest <= piece->kept.length)
             json_object_set_new(delta, "content", json_utf8(piece->kept.text, rest));
-        choice = json_pack("{s:i,s:o,s:n,s:s}", "index", i, "delta", delta, "logprobs", "finish_reason",
-                           serve_finish(a, any));
+        choice = json_pack("{s:i,s:o,s:n,s:s,s:o}", "index", i, "delta", delta, "logprobs", "finish_reason",
+                           serve_finish(a, any), "stop_reason", serve_stop_reason(a));
     } else
-        choice =
-            json_pack("{s:i,s:s,s:n,s:s}", "index", i, "text", "", "logprobs", "finish_reason", serve_finish(a, false));
+        choice = json_pack("{s:i,s:s,s:n,s:s,s:o}", "index", i, "text", "", "logprobs", "finish_reason",
+                           serve_finish(a, false), "stop_reason", serve_stop_reason(a));
     json_array_append_new(json_object_get(event, "choices"), choice);
     serve_event(out, event);
     tool_calls_free(&calls);

@@ -255,6 +255,28 @@ static inline void serve_trajectory_settings(ServeTrajectory *y, const ServeMode
     q->how.top_k = s->top_k;
 }
 
+/* Refuses a request whose prompt has no room. before: the tokens of the branch that it continues, 0 if it begins one. left: those
+ * that the trajectory has left for the answer. */
+static inline bool serve_trajectory_full(const ServeGateway *g, ServeTrajectory *y, const ServeRequest *q,
+                                         int32_t before, int32_t left, ServeFault *f) {
+    const char *name = serve_prompt_name(q);
+    const int32_t n = q->prompt[0].count;
+    y->full = true;
+    if (left < 1)
+        serve_refuse(
+            f, 400, name,
+            "the prompt has %d tokens, of which %d are new%s; a trajectory has at most %d tokens, and this one "
+            "has %d (--max-completion-length)",
+            n, n - before, y->branches && !before ? " because it continues none of the earlier requests" : "", g->most,
+            y->tokens);
+    else
+        serve_refuse(f, 400, name,
+                     "this model's maximum context length is %d tokens, but the prompt has %d and needs one more for "
+                     "the answer",
+                     g->engine->serve->length, n);
+    return serve_code(f, "context_length_exceeded");
+}
+
 /* Makes a request one of a trajectory: its prompt has the tokens that were drawn, and its answer the room that is left. */
 static inline bool serve_trajectory_prepare(const ServeGateway *g, ServeTrajectory *y, ServeRequest *q, ServeFault *f) {
     const ServeModel *m = g->engine->serve;
@@ -268,14 +290,7 @@ static inline bool serve_trajectory_prepare(const ServeGateway *g, ServeTrajecto
         y->continued = serve_trajectory_continue(y, m, q);
         const int32_t n = q->prompt[0].count, before = y->continued < 0 ? 0 : y->branch[y->continued].count;
         const int32_t left = g->most - y->tokens - (n - before), room = m->length - n;
-        if (left < 1 || room < 1) {
-            ok = serve_refuse(f, 400, serve_prompt_name(q),
-                              "the prompt has %d tokens, of which %d are new; a trajectory has at most %d tokens, and "
-                              "this one has %d (--max-completion-length)",
-                              n, n - before, g->most, y->tokens) ||
-                 serve_code(f, "context_length_exceeded");
-            y->full = true;
-        }
+        if (left < 1 || room < 1) ok = serve_trajectory_full(g, y, q, before, left, f);
         y->lowered = q->how.max_new >= left || q->how.max_new >= room;
         if (q->how.max_new > left) q->how.max_new = left;
         if (q->how.max_new > room) q->how.max_new = room;

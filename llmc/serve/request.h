@@ -729,8 +729,8 @@ static inline bool serve_check(ServeRequest *q, const ServeModel *m, ServeFault 
         return serve_refuse(f, 400, "logprobs", "the answer would have up to %lld log-probabilities, at most %d",
                             (long long)(listed * (1 + q->top)), SERVE_LOGPROBS);
     if (!q->how.max_new && !q->echo) return serve_refuse(f, 400, "max_tokens", "max_tokens 0 is used only with echo");
-    for (int i = 0; i < q->prompts; i++) {
-        const int64_t most = q->limited && !m->gateway ? q->how.max_new : 1;
+    for (int i = 0; i < q->prompts && !m->gateway; i++) { /* gateway.h knows the room of a trajectory */
+        const int64_t most = q->limited ? q->how.max_new : 1;
         if (q->prompt[i].count + most > m->length) return serve_too_long(q, m, i, most, f);
     }
     return true;
