@@ -17,8 +17,9 @@ text = json.loads(sys.stdin.readline())["prompt"]
 for turn in range(2):
     body = json.dumps({"prompt": text, "stop": ["</c>"], "max_tokens": 16}).encode()
     request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/completions", body, {"Content-Type": "application/json"})
-    text += json.load(urllib.request.urlopen(request))["choices"][0]["text"]
+    choice = json.load(urllib.request.urlopen(request))["choices"][0]
+    text += choice["text"]
     call = re.search(r"<c>(\d+)\*(\d+)$", text)
-    if not call:
+    if not call or choice["stop_reason"] != "</c>":
         break
     text += "</c><r>%d</r>" % (int(call[1]) * int(call[2]))
