@@ -164,7 +164,8 @@ static inline void generation_show(Generation *g, const char *when) {
         const RewardInput in = prompts_input(p, i, text, length, &c, 0, how.max_new);
         double right;
         if (!evaluation_check_all(&in, 1, g->code.open ? &g->code.scorer : NULL, &right, &e)) die("%s", e.text);
-        metrics_line(&g->t->metrics, "%-6s %s%s%s", when, p->what[i].text, text,
+        const bool several = c.trajectory && c.trajectory->turns > 1; /* the text is that of the last turn */
+        metrics_line(&g->t->metrics, "%-6s %s%s%s%s", when, p->what[i].text, several ? " ... " : "", text,
                      isnan(right)  ? ""
                      : right > 0.5 ? "  (right)"
                                    : "  (wrong)");
