@@ -14,6 +14,7 @@
 #include "../llmc/tools/tool_format.h"    /* TOOL_PYTHON_TOKENS */
 #include "cpu_device.h"                   /* close_device, open_device_one_thread */
 #include "files.h"                        /* text_of, files_path, files_directory, files_setup, ... */
+#include "rows.h"                         /* rows_unread */
 #include "scripted.h"                     /* scripted_id, Scripted, assert_completion, scripted_close, ... */
 #include "shards.h"                       /* open_shard, assert_record */
 #include "shell.h"                        /* run, assert_holds, out, put, ... */
@@ -206,7 +207,10 @@ static void test_runs(void **state) {
     char *rows = text_of(files_path("rows.jsonl"));
     assert_holds(rows, "{\"type\":\"python\",\"text\":\"");
     assert_holds(rows, "{\"type\":\"python_output\",\"text\":\"");
+    rows_unread(rows);
     free(rows);
+    run(0, "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 10 --tools calculator");
+    assert_true(rows_unread(out) > 0);
     run(0, "./data/make_shard --kind chat --template nanochat -i $T/rows.jsonl -o $T/again.shard");
     run(0, "./data/show --records 1 $T/again.shard");
     assert_holds(out, "<|output_start|>");

@@ -13,6 +13,7 @@
 #include "../llmc/tools/tool_program.h" /* ToolReply */
 #include "../llmc/tools/tools.h"        /* tools_add, Tools, tools_free, TOOL_CALCULATOR, ... */
 #include "files.h"                      /* files_path, text_of, occurrences, files_directory, ... */
+#include "rows.h"                       /* rows_unread */
 #include "run.h"                        /* metric */
 #include "shell.h"                      /* assert_holds, run, out, refused_output, ... */
 
@@ -575,6 +576,7 @@ static void test_runs(void **state) {
     run(0,
         "./train_sft --layers 1 --width 64 --heads 2 --context 64 -i $T/sft.shard -x 60 --batch-tokens 1024 -l 5e-3 -o $T/sft.bin");
     run(0, GRPO "--tools calculator " FORMAT " --metrics $T/m.jsonl");
+    assert_holds(said, "= ... "); /* a prompt and the last of several turns */
     char *metrics = text_of(files_path("m.jsonl"));
     const char *turns = strstr(metrics, "\"turns/mean\":");
     assert_true(turns && strtod(turns + 13, NULL) > 1.2);
@@ -701,6 +703,7 @@ static void test_programs(void **state) {
                 "{\"op\":\"call\"\\1\"content\":\"77\",\"reward\":0.25,\"done\":true,\"id\":\\2}");
     run(0, GENERATE "--tool-cmd 'sh $T/done.sh' --tool-workers 1");
     assert_holds(out, "\"stop\":\"tool_stopped\",\"turn_rewards\":[0.25]");
+    assert_true(rows_unread(out) >= occurrences(out, "\"stop\":\"tool_stopped\""));
     run(0, GRPO "--tool-cmd 'sh $T/done.sh' " FORMAT " --reward none --metrics $T/m.jsonl --tool-workers 2");
     char *metrics = text_of(files_path("m.jsonl"));
     const char *reward = strstr(metrics, "\"reward\":0.");
@@ -821,6 +824,7 @@ static void test_rewards(void **state) {
     assert_holds(lines, "\"messages\":[{\"role\":\"user\",\"content\":\"");
     assert_holds(lines, "\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"calculator\"");
     assert_holds(lines, "{\"role\":\"tool\",\"content\":\"");
+    assert_int_equal(occurrences(lines, "\"unread\":"), lines_of(lines));
     free(lines);
     char *metrics = text_of(files_path("m.jsonl"));
     assert_holds(metrics, "\"tools/calculator/calls\":");
@@ -1001,10 +1005,24 @@ static void test_cut_results(void **state) {
         occurrences(said, "results of tools had more than 10 tokens and were cut (--max-tool-response-length)"), 1);
     const double cut = metric("m.jsonl", 0, "tools/truncated_results");
     assert_true(cut > 5 && cut >= metric("m.jsonl", 0, "tools/product/calls"));
-    /* one that does not fit into the completion ends it, and is not among its tokens */
-    run(0, GENERATE "--tool-cmd 'sh $T/long.sh' --tool-workers 1 -g 30");
+    /* one that does not fit into the completion ends it, is not among its tokens, and is unread in its messages, as those after
+     * the last turn are */
+    put_program("ends.sh", HELLO ",\"episodes\":true", "/\"op\":\"end\"/w '$T/ends'",
+                "{\"op\":\"call\"\\1\"content\":\"abcdefghijklmnopqrstuvwxyz\",\"id\":\\2}");
+    run(0, GENERATE "--tool-cmd 'sh $T/ends.sh' --tool-workers 1 -g 30");
     assert_holds(out, "\"stop\":\"max_tokens\"");
     assert_null(strstr(out, "97,98,99,100,101"));
+    const size_t unread = rows_unread(out);
+    assert_true(unread > 0);
+    char *ends = text_of(files_path("ends"));
+    assert_int_equal(occurrences(ends, "\"unread\":1,"), unread);
+    free(ends);
+    run(0,
+        "./generate -c $T/sft.bin -i $T/tasks.shard --temperature 0 -g 44 --tools calculator " FORMAT " --max-turns 1");
+    assert_int_equal(rows_unread(out), occurrences(out, "\"stop\":\"max_turns\""));
+    run(0, "./generate -c $T/sft.bin --temperature 0 -g 44 --tools calculator " FORMAT " --max-turns 1 '12*34='");
+    assert_holds(said, "[max_turns after 1 turn, ");
+    assert_holds(said, " drawn, 1 result not read]\n");
 }
 
 /* Tools that take 0.1 s: completions that end with the time, and slots that wait. */

@@ -8,9 +8,9 @@
  *
  * "prompt", "completion", "answer" and "task" are always present; the record's other fields follow, among them
  * "messages" if the record has the messages of which "prompt" is the rendered text. For a completion of several turns,
- * "completion" is the last one, "messages" has all turns, calls and results, and "stop" says why it ended. Bytes that are not
- * valid UTF-8 are replaced by U+FFFD. The program must flush its output (python: print(..., flush=True)) and should
- * exit at the end of its input.
+ * "completion" is the last one, "messages" has all turns, calls and results, "unread" says how many of the last results the
+ * model has not observed, and "stop" why it ended. Bytes that are not valid UTF-8 are replaced by U+FFFD. The program must
+ * flush its output (python: print(..., flush=True)) and should exit at the end of its input.
  *
  *     import json, sys
  *     for line in sys.stdin:
@@ -135,7 +135,8 @@ static inline void reward_command_text(json_t *line, const char *key, VerifySpan
     json_object_set_new(line, key, json_utf8(text.s, text.n));
 }
 
-/* Adds the messages of a completion of several turns, after those of the prompt, and why it ended. */
+/* Adds the messages of a completion of several turns, after those of the prompt, how many of its last results the model has not
+ * observed, and why it ended. */
 static inline void reward_command_turns(json_t *line, const RewardInput *in) {
     const json_t *given = json_object_get(line, "messages");
     json_t *messages = json_is_array(given) ? json_copy((json_t *)given) : json_array();
@@ -144,6 +145,7 @@ static inline void reward_command_turns(json_t *line, const RewardInput *in) {
                               json_pack("{s:s,s:O}", "role", "user", "content", json_object_get(line, "prompt")));
     json_array_extend(messages, (json_t *)in->messages);
     json_object_set_new(line, "messages", messages);
+    json_object_set_new(line, "unread", json_integer(in->unread));
     json_object_set_new(line, "stop", json_string(in->stop));
 }
 

@@ -42,6 +42,7 @@ typedef struct RewardInput {
     int32_t turns, calls;   /* of the model, and of tools; 0 turns: one */
     const char *stop;       /* why a completion of several turns ended; NULL: it has one turn */
     const json_t *messages; /* its turns and their answers, after the prompt's messages; or NULL */
+    int32_t unread;         /* answers at the end of the messages that the model has not observed */
 } RewardInput;
 
 typedef struct VerifySpan {

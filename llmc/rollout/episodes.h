@@ -811,6 +811,7 @@ static inline bool episodes_turn(void *context, const RolloutSample *who, const 
     size_t n;
     bool parked = true;
     char *said = episodes_said(x, c, p->y->first, &n);
+    p->y->unread = 0;
     if (p->row.text >= 0) {
         episodes_message(p, said, n, &none, true);
         episodes_step(x, p, said, n);
@@ -827,11 +828,15 @@ static inline int episodes_results(const Episodes *x, const Episode *p) {
     return unseen ? 0 : p->count;
 }
 
-/* Adds what the model observes to the trajectory's messages. */
+/* Adds the results of a turn to the trajectory's messages. They are unread until the model's next turn, which there may not be:
+ * then they have no tokens. */
 static inline void episodes_observed(const Episodes *x, Episode *p) {
     if (x->format.kind == TOOL_PYTHON_TOKENS) {
-        for (int i = 0; i < episodes_results(x, p); i++)
-            if (p->call[i].content) episodes_part(p, "python_output", p->call[i].content, strlen(p->call[i].content));
+        for (int i = 0; i < episodes_results(x, p); i++) {
+            if (!p->call[i].content) continue;
+            episodes_part(p, "python_output", p->call[i].content, strlen(p->call[i].content));
+            p->y->unread++;
+        }
         return;
     }
     for (int i = 0; i < p->count; i++) {
@@ -840,6 +845,7 @@ static inline void episodes_observed(const Episodes *x, Episode *p) {
         json_t *message = json_pack("{s:s,s:s}", "role", p->role ? p->role : "tool", "content", content);
         if (*p->call[i].name) json_object_set_new(message, "name", json_string(p->call[i].name));
         json_array_append_new(p->y->messages, message);
+        p->y->unread++;
     }
 }
 
@@ -913,8 +919,8 @@ static inline bool episodes_send_end(Episodes *x, Episode *p) {
         if (!g->episodes || !(p->row.programs >> i & 1) || (lost && p->link[i].life != g->worker[worker].life))
             continue;
         episodes_send(x, p, i,
-                      json_pack("{s:s,s:s,s:i,s:O}", "op", "end", "reason", trajectory_stop_name(p->y->stop), "turns",
-                                p->y->turns, "messages", p->y->messages),
+                      json_pack("{s:s,s:s,s:i,s:O,s:i}", "op", "end", "reason", trajectory_stop_name(p->y->stop),
+                                "turns", p->y->turns, "messages", p->y->messages, "unread", p->y->unread),
                       EPISODE_END);
     }
     if (p->y->stop == STOP_TOOL_FAILED) episodes_forget(x, p);
@@ -947,6 +953,7 @@ static inline void episodes_end(void *context, const RolloutSample *who, const C
         size_t n;
         const ToolCalls none = {0};
         char *said = episodes_said(x, c, y->first, &n);
+        y->unread = 0;
         if (x->format.kind == TOOL_PYTHON_TOKENS) episodes_part(p, "text", said, n);
         else episodes_message(p, said, n, &none, true);
         free(said);
@@ -987,8 +994,9 @@ static inline void episode_join_first(json_t *messages, size_t at) {
 }
 
 /* Adds the fields of a completion of several turns to a row of JSON: the messages of the prompt (those of the row, or its
- * prompt as the user's) with those of the turns, the lengths of the runs of drawn and observed tokens, beginning with the
- * drawn ones, why it ended, what the environment gave it, and its role. */
+ * prompt as the user's) with those of the turns, the number of results at their end that the model has not observed, the
+ * lengths of the runs of drawn and observed tokens, beginning with the drawn ones, why it ended, what the environment gave it,
+ * and its role. */
 static inline void episode_row(json_t *row, const Completion *c) {
     const Trajectory *y = c->trajectory;
     if (!y) return;
@@ -1002,6 +1010,7 @@ static inline void episode_row(json_t *row, const Completion *c) {
     for (int32_t k = 0; k < y->turns; k++)
         json_array_append_new(rewards, isnan(y->turn_reward[k]) ? json_null() : json_real(y->turn_reward[k]));
     json_object_set_new(row, "messages", messages);
+    json_object_set_new(row, "unread", json_integer(y->unread));
     json_object_set_new(row, "drawn", trajectory_runs(y, c->count));
     json_object_set_new(row, "stop", json_string(trajectory_stop_name(y->stop)));
     json_object_set_new(row, "turn_rewards", rewards);

@@ -154,7 +154,8 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .turns = c->trajectory ? c->trajectory->turns : 1,
                          .calls = c->trajectory ? c->trajectory->counts.calls : 0,
                          .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
-                         .messages = c->trajectory ? c->trajectory->messages : NULL};
+                         .messages = c->trajectory ? c->trajectory->messages : NULL,
+                         .unread = c->trajectory ? c->trajectory->unread : 0};
 }
 
 /* The reward input of an empty completion to prompt i. */

@@ -170,7 +170,8 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
                               .turns = c->trajectory ? c->trajectory->turns : 1,
                               .calls = c->trajectory ? c->trajectory->counts.calls : 0,
                               .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
-                              .messages = c->trajectory ? c->trajectory->messages : NULL};
+                              .messages = c->trajectory ? c->trajectory->messages : NULL,
+                              .unread = c->trajectory ? c->trajectory->unread : 0};
         item[i] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
     double *right = (double *)xcalloc((size_t)n, sizeof *right);

@@ -82,8 +82,9 @@ typedef struct Trajectory {
     char role[TRAJECTORY_NAME];       /* given by the environment, such as a player's; "": none */
     char episode_id[TRAJECTORY_NAME]; /* shared with others of its prompt, such as a game's; "": none */
     json_t *messages;                 /* its turns and their answers as OpenAI's messages; NULL: not kept */
-    int32_t thought;                  /* tokens before the end of its thinking (thinking.h); -1: none is marked */
-    int32_t waits;                    /* ends of its thinking that were removed */
+    int32_t unread;  /* results at the end of the messages that the model has not observed, because it ended before */
+    int32_t thought; /* tokens before the end of its thinking (thinking.h); -1: none is marked */
+    int32_t waits;   /* ends of its thinking that were removed */
     /* set by trajectory_count() */
     int32_t drawn_count;
     int32_t *drawn_ids; /* (drawn_count) */

@@ -169,8 +169,10 @@ static inline void answer_turns_close(AnswerTurns *t) {
 
 /* Prints on standard error how an answer ended. why: the reason of a tool that failed, or NULL. */
 static inline void answer_tell_end(const AnswerTurns *t, const Trajectory *y, const char *why) {
-    fprintf(stderr, "[%s after %d turn%s, %lld token%s drawn%s%s]\n", trajectory_stop_name(y->stop), y->turns,
-            PLURAL(y->turns), (long long)t->drawn, PLURAL(t->drawn), why ? ": " : "", why ? why : "");
+    char unread[60] = "";
+    if (y->unread) snprintf(unread, sizeof unread, ", %d result%s not read", y->unread, PLURAL(y->unread));
+    fprintf(stderr, "[%s after %d turn%s, %lld token%s drawn%s%s%s]\n", trajectory_stop_name(y->stop), y->turns,
+            PLURAL(y->turns), (long long)t->drawn, PLURAL(t->drawn), unread, why ? ": " : "", why ? why : "");
 }
 
 /* The sampling of answer_turns_run(). Results of tools are polled, so that a signal need not wait for one. */
