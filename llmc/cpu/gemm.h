@@ -8,11 +8,11 @@
  * are our own (panels.h). So are those in bfloat16 (tiles_product.h). On processors without bfloat16 arithmetic,
  * activations in bfloat16 are converted, and products are those in float32.
  *
- * Weights are packed once per update, into the layout of panels.h or that of tiles.h, and kept. `packs` finds them by
- * address, and gemm_weights_changed() marks them stale. On AVX-512, oneDNN's products of more rows read the same copy.
- * Products of more rows on AVX2 read the weights as they are, and in bfloat16 they pack them into scratch memory, unless a
- * copy is kept for decode. In bfloat16 the packing rounds the float32 weights, and activations are rounded before each
- * product, or stored in bfloat16 (act.h). Sums stay float32.
+ * For few rows, weights are packed once per update, into the layout of panels.h or that of tiles.h, and kept. `packs` finds
+ * them by address, and gemm_weights_changed() marks them stale. Of products of more rows, oneDNN's read the same copy on
+ * AVX-512, and on AVX2 the weights as they are. Those in bfloat16 read a copy that is kept for decode; if there is none, they
+ * pack the weights into scratch memory. In bfloat16 the packing rounds the float32 weights, and activations are rounded before
+ * each product, or stored in bfloat16 (act.h). Sums stay float32.
  *
  * Measured (dev/bench/bench_gemm.c): products of 32 rows reach 92 to 94 % of the FMA peak on AVX-512 and 85 to 87 % on
  * AVX2, where oneDNN's reach 84 and 39 to 80 %. In the two gradients sgemm is as good as packed weights and needs no memory.
@@ -339,8 +339,9 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
     return d->half[which];
 }
 
-/* Returns whether a product of N rows makes no packed copy of its weights that is kept, except for oneDNN on AVX-512. A copy
- * of all weights is worth its memory only for decode: packing them each time costs little beside so many rows. */
+/* Returns whether a product has more rows than those for which a packed copy of the weights is made and kept. A copy of all
+ * weights is worth its memory only for decode: packing them each time costs little beside so many rows. In float32 on AVX-512,
+ * oneDNN's layout for these products is that of the copy, and they make and keep it, too. */
 static inline bool gemm_passing(int N) { return N > GEMM_KEPT_ROWS; }
 
 #ifdef CPU_TILES

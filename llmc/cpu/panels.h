@@ -16,7 +16,7 @@
 #ifndef LLMC_CPU_PANELS_H
 #define LLMC_CPU_PANELS_H
 
-#include "product.h" /* CpuVec, CPU_INLINE, CPU_VEC */
+#include "product.h" /* CpuVec, CPU_VEC, CPU_CASES_6, CPU_INLINE, ... */
 #include <omp.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,6 +39,15 @@ enum {
 };
 
 #define PANELS_UNROLL _Pragma("GCC unroll 12")
+
+/* The cases of a switch over 1 to PANELS_FEW, and over 1 to PANELS_TILE. */
+#ifdef __AVX512F__
+#define PANELS_FEW_CASES  CPU_CASES_6
+#define PANELS_TILE_CASES CPU_CASES_12
+#else
+#define PANELS_FEW_CASES(X) X(1)
+#define PANELS_TILE_CASES   CPU_CASES_6
+#endif
 
 typedef struct PanelsProduct {
     int rows, cols, depth;
@@ -91,14 +100,10 @@ static inline void panels_few(const PanelsProduct *p, int column) {
     float c[PANELS_FEW * PANELS_WIDTH] __attribute__((aligned(64)));
     const float *b = panels_at(p, column);
     switch (p->rows) {
-    case 1: panels_stream(1, p->depth, p->x, b, c); break;
-#ifdef __AVX512F__
-    case 2: panels_stream(2, p->depth, p->x, b, c); break;
-    case 3: panels_stream(3, p->depth, p->x, b, c); break;
-    case 4: panels_stream(4, p->depth, p->x, b, c); break;
-    case 5: panels_stream(5, p->depth, p->x, b, c); break;
-    case 6: panels_stream(6, p->depth, p->x, b, c); break;
-#endif
+#define ROWS(n)                                                                                                        \
+    case n: panels_stream(n, p->depth, p->x, b, c); break;
+        PANELS_FEW_CASES(ROWS)
+#undef ROWS
     }
     panels_store(p, 0, p->rows, column, PANELS_WIDTH, c);
 }
@@ -149,20 +154,7 @@ static inline void panels_chunk(int rows, bool begin, int depth, const float *a,
         if (once) panels_tile(n, begin, depth, from, lda, by, to, soon, 2);                                            \
         else panels_tile(n, begin, depth, from, lda, by, to, soon, 1);                                                 \
         break;
-                ROWS(1)
-                ROWS(2)
-                ROWS(3)
-                ROWS(4)
-                ROWS(5)
-                ROWS(6)
-#ifdef __AVX512F__
-                ROWS(7)
-                ROWS(8)
-                ROWS(9)
-                ROWS(10)
-                ROWS(11)
-                ROWS(12)
-#endif
+                PANELS_TILE_CASES(ROWS)
 #undef ROWS
             }
         }

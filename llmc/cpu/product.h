@@ -36,6 +36,10 @@ typedef float CpuQuad __attribute__((vector_size(16), aligned(4), may_alias));
 #define CPU_UNROLL _Pragma("GCC unroll 8")
 #endif
 
+/* The cases of a switch over 1 to 6, or 1 to 12: X(n) is one. */
+#define CPU_CASES_6(X)  X(1) X(2) X(3) X(4) X(5) X(6)
+#define CPU_CASES_12(X) CPU_CASES_6(X) X(7) X(8) X(9) X(10) X(11) X(12)
+
 typedef enum { CPU_SET, CPU_ADD, CPU_RESCALE } CpuProductMode;
 
 /* C[mr, nv] = initial + A[mr, depth] B[depth, nv], with nv in vectors. The initial value is 0, C or C * rescale,

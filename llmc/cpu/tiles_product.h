@@ -18,6 +18,7 @@
 #ifndef LLMC_CPU_TILES_PRODUCT_H
 #define LLMC_CPU_TILES_PRODUCT_H
 
+#include "product.h"          /* CPU_CASES_12 */
 #include "tiles.h"            /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
 #include "tiles_activation.h" /* tiles_act, tiles_act_backward, tiles_narrow, tiles_widen_high, ... */
 #include <math.h>
@@ -375,18 +376,7 @@ static inline void tiles_sums_vector(float *c, const uint16_t *a, TilesStride st
         switch (r) {
 #define ROWS(n)                                                                                                        \
     case n: tiles_vector_rows(n, to, from, stride, b, steps, next, lines); break;
-            ROWS(1)
-            ROWS(2)
-            ROWS(3)
-            ROWS(4)
-            ROWS(5)
-            ROWS(6)
-            ROWS(7)
-            ROWS(8)
-            ROWS(9)
-            ROWS(10)
-            ROWS(11)
-            ROWS(12)
+            CPU_CASES_12(ROWS)
 #undef ROWS
         }
         first += r;

@@ -133,11 +133,9 @@ static inline char *prompts_said(const Sampling *how, const ModelText *t, const 
     return stop_text_decode(&how->texts, t, c->tokens + first, c->count - first, length);
 }
 
-/* The reward input of a completion c to prompt i. text: the completion as text, of `length` bytes. Lengths are those of
- * the tokens that the model drew. */
-static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, size_t length,
-                                        const Completion *c, uint64_t id, int32_t max_tokens) {
-    const PromptText *w = &p->what[i];
+/* The reward input of a completion c to a prompt, without id, max_tokens and the prompt's tokens. text: the completion as
+ * text, of `length` bytes. Lengths are those of the tokens that the model drew. */
+static inline RewardInput prompt_text_input(const PromptText *w, const char *text, size_t length, const Completion *c) {
     return (RewardInput){.prompt = w->text,
                          .completion = text,
                          .completion_length = length,
@@ -145,17 +143,24 @@ static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char 
                          .answer = w->answer,
                          .fields = w->fields,
                          .tokens = completion_drawn(c),
-                         .max_tokens = max_tokens,
                          .finished = c->finished,
-                         .id = id,
                          .ids = completion_drawn_ids(c),
-                         .prompt_ids = prompts_tokens(p, i),
-                         .prompt_tokens = prompts_length(p, i),
                          .turns = c->trajectory ? c->trajectory->turns : 1,
                          .calls = c->trajectory ? c->trajectory->counts.calls : 0,
                          .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
                          .messages = c->trajectory ? c->trajectory->messages : NULL,
                          .unread = c->trajectory ? c->trajectory->unread : 0};
+}
+
+/* The whole reward input of a completion c to prompt i. */
+static inline RewardInput prompts_input(const Prompts *p, int64_t i, const char *text, size_t length,
+                                        const Completion *c, uint64_t id, int32_t max_tokens) {
+    RewardInput in = prompt_text_input(&p->what[i], text, length, c);
+    in.id = id;
+    in.max_tokens = max_tokens;
+    in.prompt_ids = prompts_tokens(p, i);
+    in.prompt_tokens = prompts_length(p, i);
+    return in;
 }
 
 /* The reward input of an empty completion to prompt i. */

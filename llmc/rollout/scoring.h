@@ -30,9 +30,9 @@
 #include "../sandbox/sandbox.h"      /* SandboxOptions */
 #include "evaluation.h"              /* evaluation_check_all */
 #include "inference.h"               /* Inference */
-#include "prompts.h"                 /* PromptText, prompts_said */
-#include "rollout.h"                 /* Completion, RolloutRequest, Sampling, completion_drawn, ... */
-#include "trajectory.h"              /* trajectory_lost, trajectory_stop_name */
+#include "prompts.h"                 /* PromptText, prompt_text_input, prompts_said */
+#include "rollout.h"                 /* Completion, RolloutRequest, Sampling */
+#include "trajectory.h"              /* trajectory_lost */
 
 typedef struct ScoringOptions {
     bool reward_sandbox;
@@ -154,24 +154,11 @@ static inline bool scoring_run(Scoring *s, const ModelText *text, const Sampling
         const Completion *c = &q->out[i];
         size_t length;
         said[i] = prompts_said(how, text, c, &length);
-        in[i] = (RewardInput){.prompt = what->text,
-                              .completion = said[i],
-                              .completion_length = length,
-                              .task = what->task,
-                              .answer = what->answer,
-                              .fields = what->fields,
-                              .tokens = completion_drawn(c),
-                              .max_tokens = how->max_new,
-                              .finished = c->finished,
-                              .id = q->id + (uint64_t)i,
-                              .ids = completion_drawn_ids(c),
-                              .prompt_ids = q->prompt,
-                              .prompt_tokens = q->prompt_len,
-                              .turns = c->trajectory ? c->trajectory->turns : 1,
-                              .calls = c->trajectory ? c->trajectory->counts.calls : 0,
-                              .stop = c->trajectory ? trajectory_stop_name(c->trajectory->stop) : NULL,
-                              .messages = c->trajectory ? c->trajectory->messages : NULL,
-                              .unread = c->trajectory ? c->trajectory->unread : 0};
+        in[i] = prompt_text_input(what, said[i], length, c);
+        in[i].id = q->id + (uint64_t)i;
+        in[i].max_tokens = how->max_new;
+        in[i].prompt_ids = q->prompt;
+        in[i].prompt_tokens = q->prompt_len;
         item[i] = (RewardItem){q->prompt, c->tokens, q->prompt_len, c->count};
     }
     double *right = (double *)xcalloc((size_t)n, sizeof *right);
