@@ -890,7 +890,7 @@ static void test_linear_bf16(void **state) {
     B->close(d);
 }
 
-/* In bfloat16 a row has the same bits alone and in a batch, with any number of threads, and so have the
+/* In bfloat16 a row has the same bits alone and in a batch of any size, with any number of threads, and so have the
  * gradients with any number of threads. */
 static void test_linear_bf16_bits(void **state) {
     (void)state;
@@ -921,10 +921,10 @@ static void test_linear_bf16_bits(void **state) {
         want_dw = got_dw;
     }
     omp_set_num_threads(threads);
-    for (int i = 0; i < N; i += 50) {
-        Acts *one = acts(NULL, 1, OC);
-        B->linear_forward(d, one, acts(x + i * IC, 1, IC), dev_w, dev_b, 1, IC, OC);
-        assert_memory_equal(fetch(one, OC), want_y + i * OC, OC * sizeof(float));
+    for (int n = 1, i = 0; n <= 13; i += n++) { /* with different code by the number of rows */
+        Acts *few = acts(NULL, n, OC);
+        B->linear_forward(d, few, acts(x + i * IC, n, IC), dev_w, dev_b, n, IC, OC);
+        assert_memory_equal(fetch(few, n * OC), want_y + i * OC, (size_t)(n * OC) * sizeof(float));
     }
     assert_true(B->sync(d, &e));
     B->close(d);

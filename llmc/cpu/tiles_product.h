@@ -11,14 +11,15 @@
  * 32 columns are in registers, and the epilogue of a block follows its products.
  *
  * The weights of a decode step are read from memory. During the products of a panel the next one is fetched into the
- * second-level cache, and at the end of a unit the first panel of the unit that the thread probably takes next.
+ * second-level cache, and at the end of a unit the first panel of the unit that the thread probably takes next. Without AMX, a
+ * product of up to TILES_FEW rows instead reads B in the order of its memory, and leaves fetching to the processor.
  *
  * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
  */
 #ifndef LLMC_CPU_TILES_PRODUCT_H
 #define LLMC_CPU_TILES_PRODUCT_H
 
-#include "product.h"          /* CPU_CASES_12 */
+#include "product.h"          /* CPU_CASES_6, CPU_CASES_12 */
 #include "tiles.h"            /* TILES_BLOCK, TILES_BLOCK_SIZE, TILES_INLINE, tiles_blocks, ... */
 #include "tiles_activation.h" /* tiles_act, tiles_act_backward, tiles_narrow, tiles_widen_high, ... */
 #include <math.h>
@@ -35,6 +36,7 @@ enum {
     TILES_UNITS = 4,               /* fewest units for each thread, if there are as many */
     TILES_CACHED = 256,            /* most blocks of A in the second-level cache */
     TILES_VECTOR_ROWS = 12,        /* without AMX: most rows whose sums are in registers together */
+    TILES_FEW = 6,                 /* without AMX: most rows of a product that reads B in the order of its memory */
     TILES_HEAD_GROUPS = 8,         /* the head: groups of columns with statistics of their own */
     TILES_HEAD_STATISTICS = 4 * 16 /* the head: numbers per row and group */
 };
@@ -365,9 +367,40 @@ TILES_INLINE void tiles_vector_rows(const int r, float *c, const char *a, TilesS
     }
 }
 
-/* tiles_sums() without tiles: only the first `rows` rows of c are computed, in groups of at most TILES_VECTOR_ROWS. */
+/* The same for r rows, all that the product has. Most of its time is that of reading B from memory, so that each half of a block
+ * is read in turn: this is the order of the memory, which the processor fetches in advance by itself. */
+TILES_INLINE void tiles_vector_few(const int r, float *c, const char *a, TilesStride stride, const uint16_t *b,
+                                   int steps) {
+    __m512 left[TILES_FEW], right[TILES_FEW];
+    for (int i = 0; i < r; i++) left[i] = right[i] = _mm512_setzero_ps();
+    for (int s = 0; s < steps; s++, a += stride.block)
+        for (int line = 0; line < TILES_BLOCK; line++, b += TILES_BLOCK) {
+            const __m512bh y = (__m512bh)_mm512_load_si512(b);
+#pragma GCC unroll 6
+            for (int i = 0; i < r; i++) {
+                int32_t both;
+                memcpy(&both, a + (size_t)i * stride.row + 4 * (line % (TILES_BLOCK / 2)), sizeof both);
+                const __m512bh x = (__m512bh)_mm512_set1_epi32(both);
+                if (line < TILES_BLOCK / 2) left[i] = _mm512_dpbf16_ps(left[i], x, y);
+                else right[i] = _mm512_dpbf16_ps(right[i], x, y);
+            }
+        }
+    for (int i = 0; i < r; i++) {
+        _mm512_store_ps(c + TILES_BLOCK * i, left[i]);
+        _mm512_store_ps(c + TILES_BLOCK * i + 16, right[i]);
+    }
+}
+
+/* tiles_sums() without tiles, for a product of `all` rows: only the first `rows` rows of c are computed, in groups of at most
+ * TILES_VECTOR_ROWS. */
 static inline void tiles_sums_vector(float *c, const uint16_t *a, TilesStride stride, const uint16_t *b, int steps,
-                                     int rows, const char *next, int ahead) {
+                                     int all, int rows, const char *next, int ahead) {
+    switch (all) {
+#define ROWS(n)                                                                                                        \
+    case n: tiles_vector_few(n, c, (const char *)a, stride, b, steps); return;
+        CPU_CASES_6(ROWS)
+#undef ROWS
+    }
     const int groups = (rows + TILES_VECTOR_ROWS - 1) / TILES_VECTOR_ROWS, lines = (ahead + groups - 1) / groups;
     for (int first = 0, group = 0; group < groups; group++) {
         const int r = (rows - first + groups - group - 1) / (groups - group);
@@ -426,7 +459,7 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
                     if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more);
                     else {
                         tiles_finish(p, epilogue, &q, q.rows, group);
-                        tiles_sums_vector(c, a, p->lda ? plain : packed, b, n,
+                        tiles_sums_vector(c, a, p->lda ? plain : packed, b, n, p->rows,
                                           tiles_least(TILES_BLOCK, p->rows - (strip0 + i) * TILES_BLOCK), next, more);
                     }
                     next += (size_t)(ahead * n) * 64;
