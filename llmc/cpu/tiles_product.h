@@ -367,8 +367,8 @@ TILES_INLINE void tiles_vector_rows(const int r, float *c, const char *a, TilesS
     }
 }
 
-/* The same for r rows, all that the product has. Most of its time is that of reading B from memory, so that each half of a block
- * is read in turn: this is the order of the memory, which the processor fetches in advance by itself. */
+/* The same for r rows, all that the product has. Most of its time is that of reading B from memory, so that the first half of a
+ * block is read before the second: in the order of the memory, which the processor fetches in advance by itself. */
 TILES_INLINE void tiles_vector_few(const int r, float *c, const char *a, TilesStride stride, const uint16_t *b,
                                    int steps) {
     __m512 left[TILES_FEW], right[TILES_FEW];
@@ -395,7 +395,7 @@ TILES_INLINE void tiles_vector_few(const int r, float *c, const char *a, TilesSt
  * TILES_VECTOR_ROWS. */
 static inline void tiles_sums_vector(float *c, const uint16_t *a, TilesStride stride, const uint16_t *b, int steps,
                                      int all, int rows, const char *next, int ahead) {
-    switch (all) {
+    switch (all) { /* 1 to TILES_FEW */
 #define ROWS(n)                                                                                                        \
     case n: tiles_vector_few(n, c, (const char *)a, stride, b, steps); return;
         CPU_CASES_6(ROWS)
