@@ -7,6 +7,9 @@
  *
  *     make build/emulate_amx.so && LD_PRELOAD=build/emulate_amx.so build/test_half
  *
+ * It is not for a processor with AMX: that one runs LDTILECFG itself, for which Linux asks no permission, so that the library
+ * does not learn the shapes of the tiles.
+ *
  * Instructions: LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED and TDPBF16PS. Any other instruction, a
  * palette other than 1, a tile without a shape, and shapes that do not fit one another end the process with a line that says
  * so.
