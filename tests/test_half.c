@@ -227,7 +227,7 @@ RUN(attention) {
                    .head_size = head_size,
                    .q_stride = WIDTH,
                    .kv_stride = WIDTH,
-                   .scale = 0.2f,
+                   .scale = 1.1f / sqrtf((float)head_size),
                    .segment = I(0),
                    .q = A(1),
                    .k = acts_at(b, A(1), (size_t)(HEADS * head_size)),
@@ -256,7 +256,7 @@ RUN(decode) {
                    .head_size = head_size,
                    .q_stride = HEADS * head_size,
                    .kv_stride = KV * head_size,
-                   .scale = 0.2f,
+                   .scale = 1.1f / sqrtf((float)head_size),
                    .segment = I(5),
                    .q = A(0),
                    .k = A(2),
@@ -410,10 +410,12 @@ static void test_rotary(void **state) {
     both("rotary", 8, rotary);
 }
 
-/* Heads of 32 channels are multiplied in bfloat16, those of 24 in float32. */
+/* Heads of whole vectors are multiplied in bfloat16, on tiles if they have up to 256 channels; those of 24 in float32. */
 static void test_attention(void **state) {
     (void)state;
-    for (head_size = 24; head_size <= 32; head_size += 8) {
+    static const int sizes[] = {16, 24, 32, 48, 64, 112, 256, 272};
+    for (size_t size = 0; size < sizeof sizes / sizeof *sizes; size++) {
+        head_size = sizes[size];
         const size_t queries = (size_t)(HEADS * head_size), keys = (size_t)(KV * head_size);
         for (attention_kind = 0; attention_kind < 3; attention_kind++) {
             cell_new(INT, batch, sizeof batch / 4, 4, false);
@@ -422,7 +424,7 @@ static void test_attention(void **state) {
             floats(ROWS * HEADS, 1);
             acts(ROWS * queries);
             cell_new(ACTS, FLOATS(ROWS * (size_t)WIDTH), ROWS * (size_t)WIDTH, 2, true);
-            both("attention", 16, attention);
+            both("attention", 24, attention); /* an array of 300,000 elements has rare large errors */
         }
         int32_t slot[30];
         for (int i = 0; i < 30; i++) slot[i] = i % 7 ? 5 + 4 * i : -1;

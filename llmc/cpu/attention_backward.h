@@ -16,6 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, CPU_PAIRS, act_store */
 #include "attention_strip.h"  /* CPU_STRIP, CPU_LANES, CPU_KEYS, cpu_segments, ... */
+#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_add, cpu_tiles_set, ... */
 #include "gemm.h"             /* Device, cpu_scratch */
 #include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_add, cpu_pairs_round, cpu_pairs_set */
@@ -47,6 +48,7 @@ typedef struct CpuBackward {
     Act ds_half[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));
     CpuPair ds_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* (KEYS / 2, LANES) */
 #endif
+    bool tiles; /* cpu_head_tiles() */
     /* the gradients of keys and values of one head, rows row0 .. of the batch, which are `stride` apart */
     float *dk, *dv;
     size_t row0, stride;
@@ -87,6 +89,66 @@ static inline void cpu_softmax_backward_block(CpuBackward *f, const CpuBlock *b,
     }
 }
 
+#ifdef CPU_HEAD_TILES
+/* The same for tiles. P and dS are rounded to f->p_half and f->ds_half, with zeros for the other lanes of `from` .. `to` - 1,
+ * and dS to f->ds_pairs, with zeros up to a multiple of 32 keys. */
+static inline void cpu_softmax_backward_tiles(CpuBackward *f, const CpuBlock *b, float scale, float cap, size_t ld,
+                                              int from, int to) {
+    const __m512 factor = _mm512_set1_ps(scale), one = _mm512_set1_ps(1.0f);
+    const __m512i zero = _mm512_setzero_si512();
+    for (int at = from; at < to; at += CPU_VEC) {
+        const bool outside = at < b->first || at >= b->last;
+        const __m512 lse = _mm512_loadu_ps(f->lse + at), delta = _mm512_loadu_ps(f->delta + at);
+        const __m512i seen = _mm512_loadu_si512(f->lanes.seen + at), start = _mm512_loadu_si512(f->lanes.from + at);
+        CpuPair *pairs = f->ds_pairs + at;
+        int k = 0;
+        for (; k < b->keys; k += 2, pairs += ld) {
+            __m512 p[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, ds[2] = {p[0], p[0]};
+            for (int i = 0; i < 2 && k + i < b->keys && !outside; i++) {
+                const size_t row = (size_t)(k + i) * ld + (size_t)at;
+                const __mmask16 in = b->masked ? cpu_tiles_seen(b->key + k + i, seen, start) : 0xffff;
+                __m512 s = _mm512_mul_ps(_mm512_load_ps(f->p + row), factor), slope = factor;
+                if (cap > 0) {
+                    const __m512 bent = tiles_tanh(_mm512_mul_ps(s, _mm512_set1_ps(1.0f / cap)));
+                    s = _mm512_mul_ps(_mm512_set1_ps(cap), bent);
+                    slope = _mm512_mul_ps(factor, _mm512_fnmadd_ps(bent, bent, one));
+                }
+                p[i] = _mm512_maskz_mov_ps(in, tiles_exp(_mm512_sub_ps(s, lse)));
+                ds[i] = _mm512_mul_ps(_mm512_mul_ps(p[i], slope), _mm512_sub_ps(_mm512_load_ps(f->ds + row), delta));
+            }
+            const __m512i probabilities = tiles_round(p[0], p[1]), gradients = tiles_round(ds[0], ds[1]);
+            Act *p_row = f->p_half + (size_t)k * ld + at, *ds_row = f->ds_half + (size_t)k * ld + at;
+            _mm256_store_si256((__m256i *)(void *)p_row, _mm512_castsi512_si256(probabilities));
+            _mm256_store_si256((__m256i *)(void *)(p_row + ld), _mm512_extracti64x4_epi64(probabilities, 1));
+            _mm256_store_si256((__m256i *)(void *)ds_row, _mm512_castsi512_si256(gradients));
+            _mm256_store_si256((__m256i *)(void *)(ds_row + ld), _mm512_extracti64x4_epi64(gradients, 1));
+            _mm512_store_si512(pairs, cpu_tiles_pairs(ds[0], ds[1]));
+        }
+        for (; k % CPU_TILE_DEPTH; k += 2, pairs += ld) _mm512_store_si512(pairs, zero);
+    }
+}
+
+/* One block of keys and values, and its gradients dk and dv, for the lanes of b. */
+static inline void cpu_differentiate_tiles(CpuBackward *f, const Attention *a, const CpuBlock *b, const Act *k,
+                                           const Act *v, float *dk, float *dv) {
+    const int D = a->head_size, n = b->last - b->first, steps = cpu_tiles_steps(D);
+    const int from = b->first / CPU_TILE_DEPTH * CPU_TILE_DEPTH, to = cpu_tiles_up(b->last, CPU_TILE_DEPTH);
+    const size_t ld = CPU_LANES, stride = a->kv_stride, lane = (size_t)b->first, rows = (size_t)(from / 2) * (size_t)D;
+    Act *keys = (Act *)(void *)f->keys, *values = (Act *)(void *)f->values;
+    size_t row;
+    const Act *left = cpu_tiles_rows(keys, k, stride, b->keys, D, &row);
+    cpu_tiles_set(b->keys, n, steps, left, row, f->q_pairs + lane, ld, f->p + lane, ld);
+    left = cpu_tiles_rows(values, v, stride, b->keys, D, &row);
+    cpu_tiles_set(b->keys, n, steps, left, row, f->dout_pairs + lane, ld, f->ds + lane, ld);
+    cpu_softmax_backward_tiles(f, b, a->scale, a->cap, ld, from, to);
+    const int depth = cpu_tiles_steps(to - from);
+    cpu_tiles_add(b->keys, D, depth, f->p_half + from, ld, f->dout_rows + rows, D, dv, f->stride);
+    cpu_tiles_add(b->keys, D, depth, f->ds_half + from, ld, f->q_rows + rows, D, dk, f->stride);
+    cpu_tiles_transpose(keys, k, stride, b->keys, D);
+    cpu_tiles_add(D, n, cpu_tiles_steps(b->keys), keys, CPU_KEYS, f->ds_pairs + lane, ld, f->dq + lane, ld);
+}
+#endif
+
 /* Lanes lane0 .. lane1-1 and the first `keys` rows of k and v, masked by lanes.seen (Dao et al. 2022, alg. 4):
  *   dV += P^T dO,  dP = dO V^T,  dK += dS^T Q,  dQ += dS K */
 static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t row, int kv, int keys, int lane0,
@@ -100,6 +162,12 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         const int n = b.last - b.first, used = (b.last < f->lanes.count ? b.last : f->lanes.count) - b.first;
         const size_t at = b.key * f->stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
+#ifdef CPU_HEAD_TILES
+        if (f->tiles) {
+            cpu_differentiate_tiles(f, a, &b, k + b.key * stride, v + b.key * stride, dk + at, dv + at);
+            continue;
+        }
+#endif
 #ifdef CPU_PAIRS
         if (cpu_head_pairs(a)) {
             const Act *k_block = k + b.key * stride, *v_block = v + b.key * stride;
@@ -137,6 +205,7 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
 static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part, float *dk,
                                                 float *dv, size_t row0, size_t stride) {
     CpuBackward f;
+    f.tiles = cpu_head_tiles(a);
     f.dk = dk;
     f.dv = dv;
     f.row0 = row0;
@@ -157,6 +226,14 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         cpu_lanes_load_pairs(f.dout_pairs, ld, l, dout, out_stride, D);
         cpu_lanes_load_rows(f.q_rows, l, (const Act *)a->q, a->q_stride, D);
         cpu_lanes_load_rows(f.dout_rows, l, dout, out_stride, D);
+    }
+#endif
+#ifdef CPU_HEAD_TILES
+    if (f.tiles) {
+        cpu_tiles_fill(f.q_pairs, D / 2, ld);
+        cpu_tiles_fill(f.dout_pairs, D / 2, ld);
+        cpu_tiles_fill(f.q_rows, l->padded / 2, (size_t)D);
+        cpu_tiles_fill(f.dout_rows, l->padded / 2, (size_t)D);
     }
 #endif
     if (!pairs) {
@@ -317,6 +394,7 @@ static inline void cpu_attention_backward(Device *device, const Attention *a) {
     int64_t tickets = 0;
 #pragma omp parallel if (cpu_attention_pairs(a) > CPU_PAIRS_THREADED)
     {
+        cpu_tiles_begin(a);
         CpuFamilies w = cpu_families(a);
         int64_t passed = 0, ticket;
         for (bool more = cpu_families_next(&w); more;) {
@@ -327,6 +405,7 @@ static inline void cpu_attention_backward(Device *device, const Attention *a) {
                 cpu_attention_backward_family(a, &w, (int)(ticket - passed),
                                               device->partial + sums * (size_t)omp_get_thread_num());
         }
+        cpu_tiles_end(a);
     }
 }
 

@@ -16,6 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, CPU_PAIRS, act_floats, ... */
 #include "attention_strip.h"  /* CPU_KEYS, CPU_LANES, CPU_STRIP, CpuLanes, ... */
+#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_add, cpu_tiles_set, ... */
 #include "product.h"          /* CPU_VEC, CpuVec, CPU_UNROLL, CpuQuad, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
 #include "vector_math.h"      /* cpu_exp, cpu_cap, cpu_max */
@@ -36,6 +37,7 @@ typedef struct CpuForward {
     CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));            /* not scaled, (D / 2, LANES) */
     CpuPair p_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* probabilities, (KEYS / 2, LANES) */
 #endif
+    bool tiles; /* cpu_head_tiles() */
 } CpuForward;
 
 /* Multiplies the scores of a block by `scale` and converts them to probabilities relative to the new maximum, for lanes
@@ -79,6 +81,65 @@ static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float sca
     }
 }
 
+#ifdef CPU_HEAD_TILES
+/* The same for tiles. The probabilities are rounded to f->p_pairs, with zeros up to a multiple of 32 keys. */
+static inline void cpu_softmax_tiles(CpuForward *f, const CpuBlock *b, float scale, float cap, size_t ld) {
+    const __m512 low = _mm512_set1_ps(-INFINITY);
+    const bool scaled = cap > 0 || scale <= 0; /* scores are scaled before their maximum is known */
+    const __m512 factor = _mm512_set1_ps(scaled ? 1.0f : scale);
+    for (int at = b->first; at < b->last; at += CPU_VEC) {
+        float *s = f->s + at;
+        CpuPair *pairs = f->p_pairs + at;
+        if (scaled || b->masked) {
+            const __m512i seen = _mm512_loadu_si512(f->lanes.seen + at), from = _mm512_loadu_si512(f->lanes.from + at);
+            for (int k = 0; k < b->keys; k++) {
+                __m512 x = _mm512_load_ps(s + k * ld);
+                if (scaled) x = _mm512_mul_ps(x, _mm512_set1_ps(scale));
+                if (cap > 0)
+                    x = _mm512_mul_ps(_mm512_set1_ps(cap), tiles_tanh(_mm512_mul_ps(x, _mm512_set1_ps(1.0f / cap))));
+                _mm512_store_ps(s + k * ld, _mm512_mask_mov_ps(low, cpu_tiles_seen(b->key + k, seen, from), x));
+            }
+        }
+        __m512 most[2] = {low, low};
+        for (int k = 0; k < b->keys; k++) most[k % 2] = _mm512_max_ps(_mm512_load_ps(s + k * ld), most[k % 2]);
+        const __m512 m = _mm512_loadu_ps(f->m + at);
+        const __m512 next = _mm512_max_ps(_mm512_mul_ps(_mm512_max_ps(most[0], most[1]), factor), m);
+        const __m512 alpha = tiles_exp(_mm512_sub_ps(m, next));
+        __m512 total[2] = {_mm512_mul_ps(_mm512_loadu_ps(f->sum + at), alpha), _mm512_setzero_ps()};
+        int k = 0;
+        for (; k < b->keys; k += 2, pairs += ld) {
+            __m512 p[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int i = 0; i < 2 && k + i < b->keys; i++) {
+                p[i] = tiles_exp(_mm512_fmsub_ps(_mm512_load_ps(s + (k + i) * ld), factor, next));
+                total[i] = _mm512_add_ps(total[i], p[i]);
+            }
+            _mm512_store_si512(pairs, cpu_tiles_pairs(p[0], p[1]));
+        }
+        for (; k % CPU_TILE_DEPTH; k += 2, pairs += ld) _mm512_store_si512(pairs, _mm512_setzero_si512());
+        _mm512_storeu_ps(f->alpha + at, alpha);
+        _mm512_storeu_ps(f->m + at, next);
+        _mm512_storeu_ps(f->sum + at, _mm512_add_ps(total[0], total[1]));
+    }
+}
+
+/* One block of keys and values, for the lanes of b. */
+static inline void cpu_attend_tiles(CpuForward *f, const Attention *a, const CpuBlock *b, const Act *k, const Act *v) {
+    const int D = a->head_size, n = b->last - b->first;
+    const size_t ld = CPU_LANES, stride = a->kv_stride, lane = (size_t)b->first;
+    Act *buffer = (Act *)(void *)f->rows;
+    size_t row;
+    const Act *keys = cpu_tiles_rows(buffer, k + b->key * stride, stride, b->keys, D, &row);
+    cpu_tiles_set(b->keys, n, cpu_tiles_steps(D), keys, row, f->q_pairs + lane, ld, f->s + lane, ld);
+    cpu_softmax_tiles(f, b, a->scale, a->cap, ld);
+    bool higher = false;
+    for (int i = b->first; i < b->last; i++) higher |= f->alpha[i] != 1;
+    for (int d = 0; higher && d < D; d++)
+        for (int i = b->first; i < b->last; i++) f->out[d * ld + i] *= f->alpha[i];
+    cpu_tiles_transpose(buffer, v + b->key * stride, stride, b->keys, D);
+    cpu_tiles_add(D, n, cpu_tiles_steps(b->keys), buffer, CPU_KEYS, f->p_pairs + lane, ld, f->out + lane, ld);
+}
+#endif
+
 /* Prefetches D elements at x into the second-level cache. A head's part of a row is short and the rows are far apart, so
  * the hardware prefetcher detects no stream. Saves a quarter to a half of the time of decode. */
 static inline void cpu_prefetch(const Act *x, int D) {
@@ -98,6 +159,12 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, c
                 cpu_prefetch(v + i * stride, D);
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
+#ifdef CPU_HEAD_TILES
+        if (f->tiles) {
+            cpu_attend_tiles(f, a, &b, k, v);
+            continue;
+        }
+#endif
 #ifdef CPU_PAIRS
         if (cpu_head_pairs(a)) {
             cpu_pairs_set(b.keys, n, D / 2, (const CpuPair *)(k + b.key * stride), stride / 2, 1, f->q_pairs + b.first,
@@ -292,6 +359,9 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
     else
 #endif
         cpu_lanes_load(f->q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
+#ifdef CPU_HEAD_TILES
+    if (f->tiles) cpu_tiles_fill(f->q_pairs, D / 2, ld);
+#endif
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
     cpu_lanes_prefix(l, a, prefix);
     cpu_attend(f, a, k + prefix_start * stride, v + prefix_start * stride, prefix, 0, l->count);
@@ -312,6 +382,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
 /* Parts u0 .. u1-1 of a strip (see CpuPart): first everything processed by lanes, then the rows with few lanes. */
 static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
     CpuForward f;
+    f.tiles = cpu_head_tiles(a);
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
     const int prefix = segment[p->s0].prefix_len, first = cpu_part(a, u0).h0;
@@ -355,6 +426,7 @@ static inline void cpu_attention_forward(Device *device, const Attention *a) {
     {
         /* A task is a range of parts of a strip. Each thread advances through the strips to the task that its ticket
          * names. */
+        cpu_tiles_begin(a);
         CpuStrips w = cpu_strips(a, 0, a->segments);
         int64_t passed = 0, ticket;
         for (bool more = cpu_strips_next(&w); more;) {
@@ -371,6 +443,7 @@ static inline void cpu_attention_forward(Device *device, const Attention *a) {
             cpu_attention_forward_strip(a, &w.at, (int)((int64_t)parts * task / tasks),
                                         (int)((int64_t)parts * (task + 1) / tasks));
         }
+        cpu_tiles_end(a);
     }
 }
 
