@@ -84,7 +84,7 @@ static inline void *cpu_new(bool zeroed, size_t bytes, const char *what, Error *
         error_set(e, "out of memory: %zu bytes for %s, the machine has %zu", bytes, what, machine);
         return NULL;
     }
-    if (!zeroed) cpu_huge_pages(base, all);
+    cpu_huge_pages(base, all);
     char *memory = base + 2 * CPU_ALIGN - (uintptr_t)base % CPU_ALIGN;
     memcpy(memory - sizeof base, &base, sizeof base);
     return memory;

@@ -11,8 +11,9 @@
  * 32 columns are in registers, and the epilogue of a block follows its products.
  *
  * The weights of a decode step are read from memory. During the products of a panel the next one is fetched into the
- * second-level cache, and at the end of a unit the first panel of the unit that the thread probably takes next. Without AMX, a
- * product of up to TILES_FEW rows instead reads B in the order of its memory, and leaves fetching to the processor.
+ * second-level cache, and at the end of a unit the first panel of the unit that the thread probably takes next. On AMX, a
+ * product of one strip fetches B in the order of its memory, a little in advance, and without AMX one of up to TILES_FEW rows
+ * reads it in that order and leaves fetching to the processor.
  *
  * An element's sum depends on the depth alone: not on the other rows or columns, on its place, or on the number of threads.
  */
@@ -296,26 +297,38 @@ TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, Ti
 
 /* ---- the kernel ------------------------------------------------------------------------------------------------ */
 
+/* Fetches 8 cache lines from `at` on into the first-level cache. */
+TILES_INLINE void tiles_fetch(const char *at) {
+    for (int i = 0; i < 8; i++) _mm_prefetch(at + 64 * i, _MM_HINT_T0);
+}
+
 /* c [32, 32] = `steps` blocks of a strip of A by as many of a panel of B. During the products, the pending sums are
- * finished, and `ahead` cache lines per block are prefetched from `next` on. */
+ * finished, and `ahead` cache lines per block are prefetched from `next` on. If these are as many as a block has, because the
+ * product has one strip, the panel is fetched in the order of its memory instead, half a block in advance. */
 TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int steps, const TilesProduct *p,
                              TilesEpilogue epilogue, TilesPending *q, int group, const char *next, int ahead) {
     const int each = (q->rows - q->done + steps - 1) / steps;
+    const bool once = ahead == TILES_BLOCK;
     __asm__ volatile("" ::: "memory"); /* gcc 12's intrinsics do not say that they read memory */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int s = 0; s < steps; s++, a += TILES_BLOCK_SIZE, b += TILES_BLOCK_SIZE) {
+        const char *soon = (const char *)(b + TILES_BLOCK_SIZE / 2);
         _tile_loadd(6, b, 64);
+        if (once) tiles_fetch(soon);
         _tile_stream_loadd(4, a, 64);
         _tile_dpbf16ps(0, 4, 6);
+        if (once) tiles_fetch(soon + 512);
         _tile_loadd(7, b + TILES_BLOCK_SIZE / 2, 64);
+        if (once) tiles_fetch(soon + 1024);
         _tile_dpbf16ps(1, 4, 7);
         _tile_stream_loadd(5, a + TILES_BLOCK_SIZE / 2, 64);
         _tile_dpbf16ps(2, 5, 6);
+        if (once) tiles_fetch(soon + 1536);
         _tile_dpbf16ps(3, 5, 7);
-        for (int i = 0; i < ahead; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        for (int i = 0; i < (once ? 0 : ahead); i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
         if (q->done < q->rows) tiles_finish(p, epilogue, q, q->done + each < q->rows ? q->done + each : q->rows, group);
     }
     _tile_stored(0, c, 4 * TILES_BLOCK);
