@@ -37,6 +37,10 @@ typedef struct CpuForward {
     CpuPair q_pairs[CPU_STRIP / 2] __attribute__((aligned(64)));            /* not scaled, (D / 2, LANES) */
     CpuPair p_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* probabilities, (KEYS / 2, LANES) */
 #endif
+#ifdef CPU_HEAD_TILES
+    float weighted[2][CPU_TILES_HEAD * CPU_TILE]
+        __attribute__((aligned(64))); /* the values of a block, (D, 16 lanes) */
+#endif
     bool tiles; /* cpu_head_tiles() */
 } CpuForward;
 
@@ -82,61 +86,76 @@ static inline void cpu_softmax_block(CpuForward *f, const CpuBlock *b, float sca
 }
 
 #ifdef CPU_HEAD_TILES
-/* The same for tiles. The probabilities are rounded to f->p_pairs, with zeros up to a multiple of 32 keys. */
-static inline void cpu_softmax_tiles(CpuForward *f, const CpuBlock *b, float scale, float cap, size_t ld) {
+/* The same for tiles and the lanes of one vector, from `at` on. The probabilities are rounded to f->p_pairs, with zeros up to a
+ * multiple of 32 keys. */
+TILES_INLINE void cpu_softmax_tiles(CpuForward *f, const CpuBlock *b, int at, float scale, float cap) {
     const __m512 low = _mm512_set1_ps(-INFINITY);
     const bool scaled = cap > 0 || scale <= 0; /* scores are scaled before their maximum is known */
     const __m512 factor = _mm512_set1_ps(scaled ? 1.0f : scale);
-    for (int at = b->first; at < b->last; at += CPU_VEC) {
-        float *s = f->s + at;
-        CpuPair *pairs = f->p_pairs + at;
-        if (scaled || b->masked) {
-            const __m512i seen = _mm512_loadu_si512(f->lanes.seen + at), from = _mm512_loadu_si512(f->lanes.from + at);
-            for (int k = 0; k < b->keys; k++) {
-                __m512 x = _mm512_load_ps(s + k * ld);
-                if (scaled) x = _mm512_mul_ps(x, _mm512_set1_ps(scale));
-                if (cap > 0)
-                    x = _mm512_mul_ps(_mm512_set1_ps(cap), tiles_tanh(_mm512_mul_ps(x, _mm512_set1_ps(1.0f / cap))));
-                _mm512_store_ps(s + k * ld, _mm512_mask_mov_ps(low, cpu_tiles_seen(b->key + k, seen, from), x));
-            }
+    const size_t ld = CPU_LANES;
+    float *s = f->s + at;
+    CpuPair *pairs = f->p_pairs + at;
+    if (scaled || b->masked) {
+        const __m512i seen = _mm512_loadu_si512(f->lanes.seen + at), from = _mm512_loadu_si512(f->lanes.from + at);
+        for (int k = 0; k < b->keys; k++) {
+            __m512 x = _mm512_load_ps(s + k * ld);
+            if (scaled) x = _mm512_mul_ps(x, _mm512_set1_ps(scale));
+            if (cap > 0)
+                x = _mm512_mul_ps(_mm512_set1_ps(cap), tiles_tanh(_mm512_mul_ps(x, _mm512_set1_ps(1.0f / cap))));
+            _mm512_store_ps(s + k * ld, _mm512_mask_mov_ps(low, cpu_tiles_seen(b->key + k, seen, from), x));
         }
-        __m512 most[2] = {low, low};
-        for (int k = 0; k < b->keys; k++) most[k % 2] = _mm512_max_ps(_mm512_load_ps(s + k * ld), most[k % 2]);
-        const __m512 m = _mm512_loadu_ps(f->m + at);
-        const __m512 next = _mm512_max_ps(_mm512_mul_ps(_mm512_max_ps(most[0], most[1]), factor), m);
-        const __m512 alpha = tiles_exp(_mm512_sub_ps(m, next));
-        __m512 total[2] = {_mm512_mul_ps(_mm512_loadu_ps(f->sum + at), alpha), _mm512_setzero_ps()};
-        int k = 0;
-        for (; k < b->keys; k += 2, pairs += ld) {
-            __m512 p[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-            for (int i = 0; i < 2 && k + i < b->keys; i++) {
-                p[i] = tiles_exp(_mm512_fmsub_ps(_mm512_load_ps(s + (k + i) * ld), factor, next));
-                total[i] = _mm512_add_ps(total[i], p[i]);
-            }
-            _mm512_store_si512(pairs, cpu_tiles_pairs(p[0], p[1]));
-        }
-        for (; k % CPU_TILE_DEPTH; k += 2, pairs += ld) _mm512_store_si512(pairs, _mm512_setzero_si512());
-        _mm512_storeu_ps(f->alpha + at, alpha);
-        _mm512_storeu_ps(f->m + at, next);
-        _mm512_storeu_ps(f->sum + at, _mm512_add_ps(total[0], total[1]));
     }
+    const int even = b->keys / 2 * 2;
+    __m512 most = low, other = low; /* of every second key */
+    for (int k = 0; k < even; k += 2) {
+        most = _mm512_max_ps(_mm512_load_ps(s + k * ld), most);
+        other = _mm512_max_ps(_mm512_load_ps(s + (k + 1) * ld), other);
+    }
+    if (even < b->keys) most = _mm512_max_ps(_mm512_load_ps(s + even * ld), most);
+    const __m512 m = _mm512_loadu_ps(f->m + at);
+    const __m512 next = _mm512_max_ps(_mm512_mul_ps(_mm512_max_ps(most, other), factor), m);
+    const __m512 alpha = tiles_exp(_mm512_sub_ps(m, next));
+    __m512 total = _mm512_mul_ps(_mm512_loadu_ps(f->sum + at), alpha), rest = _mm512_setzero_ps();
+    int k = 0;
+    for (; k < b->keys; k += 2, pairs += ld) {
+        const __m512 p = tiles_exp(_mm512_fmsub_ps(_mm512_load_ps(s + k * ld), factor, next));
+        __m512 q = _mm512_setzero_ps();
+        if (k < even) q = tiles_exp(_mm512_fmsub_ps(_mm512_load_ps(s + (k + 1) * ld), factor, next));
+        total = _mm512_add_ps(total, p);
+        rest = _mm512_add_ps(rest, q);
+        _mm512_store_si512(pairs, cpu_tiles_pairs(p, q));
+    }
+    for (; k % CPU_TILE_DEPTH; k += 2, pairs += ld) _mm512_store_si512(pairs, _mm512_setzero_si512());
+    _mm512_storeu_ps(f->alpha + at, alpha);
+    _mm512_storeu_ps(f->m + at, next);
+    _mm512_storeu_ps(f->sum + at, _mm512_add_ps(total, rest));
 }
 
-/* One block of keys and values, for the lanes of b. */
+/* One block of keys and values, for the lanes of b, 16 at a time. The tiles compute the scores of the next lanes and the weighted
+ * values of the last ones during the softmax, which does not need them. */
 static inline void cpu_attend_tiles(CpuForward *f, const Attention *a, const CpuBlock *b, const Act *k, const Act *v) {
-    const int D = a->head_size, n = b->last - b->first;
-    const size_t ld = CPU_LANES, stride = a->kv_stride, lane = (size_t)b->first;
-    Act *buffer = (Act *)(void *)f->rows;
+    const int D = a->head_size, steps = cpu_tiles_steps(D), depth = cpu_tiles_steps(b->keys);
+    const size_t ld = CPU_LANES, stride = a->kv_stride;
+    Act *copy = (Act *)(void *)f->rows, *values = copy + CPU_KEYS * CPU_TILES_HEAD;
     size_t row;
-    const Act *keys = cpu_tiles_rows(buffer, k + b->key * stride, stride, b->keys, D, &row);
-    cpu_tiles_set(b->keys, n, cpu_tiles_steps(D), keys, row, f->q_pairs + lane, ld, f->s + lane, ld);
-    cpu_softmax_tiles(f, b, a->scale, a->cap, ld);
-    bool higher = false;
-    for (int i = b->first; i < b->last; i++) higher |= f->alpha[i] != 1;
-    for (int d = 0; higher && d < D; d++)
-        for (int i = b->first; i < b->last; i++) f->out[d * ld + i] *= f->alpha[i];
-    cpu_tiles_transpose(buffer, v + b->key * stride, stride, b->keys, D);
-    cpu_tiles_add(D, n, cpu_tiles_steps(b->keys), buffer, CPU_KEYS, f->p_pairs + lane, ld, f->out + lane, ld);
+    const Act *keys = cpu_tiles_rows(copy, k + b->key * stride, stride, b->keys, D, &row);
+    cpu_tiles_column(b->keys, steps, keys, row, f->q_pairs + b->first, ld, f->s + b->first, ld);
+    cpu_tiles_transpose(values, v + b->key * stride, stride, b->keys, D);
+    for (int at = b->first, turn = 0; at < b->last + CPU_TILE; at += CPU_TILE, turn ^= 1) {
+        const int next = at + CPU_TILE, before = at - CPU_TILE;
+        if (next < b->last) cpu_tiles_column(b->keys, steps, keys, row, f->q_pairs + next, ld, f->s + next, ld);
+        if (at < b->last) {
+            cpu_softmax_tiles(f, b, at, a->scale, a->cap);
+            cpu_tiles_column(D, depth, values, CPU_KEYS, f->p_pairs + at, ld, f->weighted[turn], CPU_TILE);
+        }
+        if (before < b->first) continue;
+        const __m512 alpha = _mm512_loadu_ps(f->alpha + before);
+        const float *more = f->weighted[turn ^ 1];
+        for (int d = 0; d < D; d++) {
+            float *out = f->out + d * ld + before;
+            _mm512_store_ps(out, _mm512_fmadd_ps(_mm512_load_ps(out), alpha, _mm512_load_ps(more + d * CPU_TILE)));
+        }
+    }
 }
 #endif
 
