@@ -2,9 +2,10 @@
  *
  * Includes attention_forward.h and attention_backward.h, which divide their work as attention_strip.h describes, and
  * implements kv_store of backend.h. Acts are arrays of Act (act.h). If that is bfloat16, products of blocks are those of
- * product_pairs.h, for heads of a multiple of 16 channels, and otherwise of operands converted to float32. Softmax is
- * computed over blocks of keys, so no array grows with the square of the length. Scratch memory is on the thread's stack,
- * at most 0.4 MB, or 1.2 MB with bfloat16, whose gradients of keys and values are summed as floats in the device's memory.
+ * attention_tiles.h (AMX) or product_pairs.h, for heads of a multiple of 16 channels, and otherwise of operands converted to
+ * float32. Softmax is computed over blocks of keys, so no array grows with the square of the length. Scratch memory is on the
+ * thread's stack, at most 0.4 MB, or 1.2 MB with bfloat16, whose gradients of keys and values are summed as floats in the
+ * device's memory.
  *
  * A result does not depend, to the last bit, on the other segments of the batch, on its place in the batch or on the
  * number of threads, because the order of every sum depends on the query's own segment alone.

@@ -20,6 +20,7 @@
 #include "gemm.h"             /* Device, cpu_scratch */
 #include "product.h"          /* CPU_VEC, cpu_product_add, cpu_product_set */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_add, cpu_pairs_round, cpu_pairs_set */
+#include "tiles.h"            /* tiles_exp, tiles_round, tiles_tanh */
 #include "vector_math.h"      /* cpu_cap, cpu_exp */
 #include <assert.h>
 #include <math.h>

@@ -16,9 +16,10 @@
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, CPU_PAIRS, act_floats, ... */
 #include "attention_strip.h"  /* CPU_KEYS, CPU_LANES, CPU_STRIP, CpuLanes, ... */
-#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_add, cpu_tiles_set, ... */
+#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_begin, cpu_tiles_column, ... */
 #include "product.h"          /* CPU_VEC, CpuVec, CPU_UNROLL, CpuQuad, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
+#include "tiles.h"            /* TILES_INLINE, tiles_exp, tiles_tanh */
 #include "vector_math.h"      /* cpu_exp, cpu_cap, cpu_max */
 #include <assert.h>
 #include <math.h>
