@@ -295,6 +295,18 @@ TILES_INLINE void tiles_finish(const TilesProduct *p, TilesEpilogue epilogue, Ti
     q->done = end;
 }
 
+/* Fetches what tiles_act_backward() reads and writes for 32 activations of a row. */
+TILES_INLINE void tiles_act_expect(const TilesActivation *t, int row, int column) {
+    const size_t F = (size_t)t->hidden, wide = t->kind == MLP_GELU ? F : 2 * F;
+    const size_t at = (size_t)row * wide + (size_t)column;
+    _mm_prefetch(t->pre + at, _MM_HINT_T1);
+    _mm_prefetch(t->dpre + at, _MM_HINT_T1);
+    _mm_prefetch(t->act + (size_t)row * F + (size_t)column, _MM_HINT_T1);
+    if (t->kind == MLP_GELU) return;
+    _mm_prefetch(t->pre + at + F, _MM_HINT_T1);
+    _mm_prefetch(t->dpre + at + F, _MM_HINT_T1);
+}
+
 /* ---- the kernel ------------------------------------------------------------------------------------------------ */
 
 /* Fetches 8 cache lines from `at` on into the first-level cache. */
@@ -302,13 +314,17 @@ TILES_INLINE void tiles_fetch(const char *at) {
     for (int i = 0; i < 8; i++) _mm_prefetch(at + 64 * i, _MM_HINT_T0);
 }
 
-/* c [32, 32] = `steps` blocks of a strip of A by as many of a panel of B. During the products, the pending sums are
- * finished, and `ahead` cache lines per block are prefetched from `next` on. If these are as many as a block has, because the
- * product has one strip, the panel is fetched in the order of its memory instead, half a block in advance. */
+/* c [32, 32] = `steps` blocks of a strip of A by as many of a panel of B, for rows `row` .. and columns `column` .. of C.
+ * During the products, the pending sums are finished, and `ahead` cache lines per block are prefetched from `next` on; and
+ * what the epilogue of an activation needs, if these are its last products. If `ahead` is as many lines as a block has, because
+ * the product has one strip, the panel is fetched in the order of its memory instead, half a block in advance. */
 TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int steps, const TilesProduct *p,
-                             TilesEpilogue epilogue, TilesPending *q, int group, const char *next, int ahead) {
+                             TilesEpilogue epilogue, TilesPending *q, int group, const char *next, int ahead, int row,
+                             int column, bool last) {
     const int each = (q->rows - q->done + steps - 1) / steps;
     const bool once = ahead == TILES_BLOCK;
+    const int end = epilogue == TILES_ACTIVATION && last ? tiles_least(row + TILES_BLOCK, p->rows) : row;
+    const int expected = (end - row + steps - 1) / steps;
     __asm__ volatile("" ::: "memory"); /* gcc 12's intrinsics do not say that they read memory */
     _tile_zero(0);
     _tile_zero(1);
@@ -329,6 +345,7 @@ TILES_INLINE void tiles_sums(float *c, const uint16_t *a, const uint16_t *b, int
         if (once) tiles_fetch(soon + 1536);
         _tile_dpbf16ps(3, 5, 7);
         for (int i = 0; i < (once ? 0 : ahead); i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        for (int i = 0; i < expected && row < end; i++) tiles_act_expect(p->activation, row++, column);
         if (q->done < q->rows) tiles_finish(p, epilogue, q, q->done + each < q->rows ? q->done + each : q->rows, group);
     }
     _tile_stored(0, c, 4 * TILES_BLOCK);
@@ -466,21 +483,21 @@ TILES_INLINE void tiles_unit(const bool amx, const TilesProduct *p, TilesEpilogu
                                : p->a + ((size_t)(strip0 + i) * (size_t)steps + (size_t)first) * TILES_BLOCK_SIZE;
                     const int slot = (plan->pass < steps ? (panel - panel0) * plan->block : 0) + i;
                     float *sum = sums + (size_t)slot * TILES_BLOCK_SIZE;
+                    const int row = (strip0 + i) * TILES_BLOCK, column = panel * TILES_BLOCK;
                     const bool begin = first == 0, last = first + n == steps;
                     float *c = begin && !last ? sum : fresh[turn];
                     const int more = following < 0 ? 0 : ahead;
-                    if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more);
+                    if (amx) tiles_sums(c, a, b, n, p, epilogue, &q, group, next, more, row, column, last);
                     else {
                         tiles_finish(p, epilogue, &q, q.rows, group);
                         tiles_sums_vector(c, a, p->lda ? plain : packed, b, n, p->rows,
-                                          tiles_least(TILES_BLOCK, p->rows - (strip0 + i) * TILES_BLOCK), next, more);
+                                          tiles_least(TILES_BLOCK, p->rows - row), next, more);
                     }
                     next += (size_t)(ahead * n) * 64;
                     q.rows = 0;
                     q.done = 0;
                     if (begin && !last) continue;
                     turn ^= 1;
-                    const int row = (strip0 + i) * TILES_BLOCK, column = panel * TILES_BLOCK;
                     q = (TilesPending){.c = c,
                                        .sum = begin ? NULL : sum,
                                        .last = last,
