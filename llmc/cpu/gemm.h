@@ -345,10 +345,15 @@ static inline uint16_t *gemm_half(Device *d, int which, size_t count) {
 static inline bool gemm_passing(int N) { return N > GEMM_KEPT_ROWS; }
 
 #ifdef CPU_TILES
-/* tiles_pack_team(), tiles_turn_team() and tiles_product_team(), by all threads if it is worth it. */
+/* tiles_pack_team(), tiles_pack_both_team(), tiles_turn_team() and tiles_product_team(), by all threads if it is worth it. */
 static inline void cpu_tiles_pack(uint16_t *to, TilesForm form, const void *x, bool half, size_t ld, int n, int depth) {
 #pragma omp parallel if (cpu_worth((size_t)n * (size_t)depth))
     tiles_pack_team(to, form, x, half, ld, n, depth);
+}
+
+static inline void cpu_tiles_pack_both(uint16_t *transposed, uint16_t *pairs, const float *x, int n, int depth) {
+#pragma omp parallel if (cpu_worth((size_t)n * (size_t)depth))
+    tiles_pack_both_team(transposed, pairs, x, n, depth);
 }
 
 static inline void cpu_tiles_turn(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {

@@ -241,14 +241,13 @@ static inline void head_tiles_rows(Device *d, const Head *a, int first, int n, b
     if (a->dweight) cpu_tiles_pack(h_pairs, TILES_PAIRS, h, ACT_HALF, channels, C, n);
     for (t.first = 0; t.first < Vp; t.first += block) {
         const int tokens = tiles_least(block, Vp - t.first);
+        const float *weight = head_tiles_floats_of(d, a, t.first, tokens);
         logits.cols = tokens;
+        logits.b = weight_kept ? weight_kept + (size_t)t.first * tiles_blocks(C) * TILES_BLOCK : weight_block;
+        if (kept || weight_kept) cpu_tiles_pack(weight_turned, TILES_PAIRS, weight, false, channels, C, tokens);
+        else cpu_tiles_pack_both(weight_block, weight_turned, weight, tokens, C);
         if (kept) head_tiles_gradient(&logits);
-        else {
-            logits.b = head_tiles_weight(d, a, t.first, weight_kept, weight_block, tokens);
-            cpu_tiles_product(&logits);
-        }
-        cpu_tiles_pack(weight_turned, TILES_PAIRS, head_tiles_floats_of(d, a, t.first, tokens), false, channels, C,
-                       tokens);
+        else cpu_tiles_product(&logits);
         dh.depth = tokens;
         dh.epilogue = t.first ? TILES_ADD : TILES_STORE;
         cpu_tiles_product(&dh);

@@ -202,6 +202,25 @@ static inline void tiles_pack_team(uint16_t *to, TilesForm form, const void *x, 
         }
 }
 
+/* Packs the matrix x [n, depth] of floats twice, which reads it once: as the right operand x^T (TILES_PAIRS_TRANSPOSED, of n x
+ * depth) and as the right operand x (TILES_PAIRS, of depth x n). Called by all threads of a team. */
+static inline void tiles_pack_both_team(uint16_t *transposed, uint16_t *pairs, const float *x, int n, int depth) {
+    const size_t steps = tiles_blocks(depth), strips = tiles_blocks(n);
+#pragma omp for collapse(2) schedule(static)
+    for (int row = 0; row < n; row += TILES_BLOCK)
+        for (int column = 0; column < depth; column += TILES_RUN * TILES_BLOCK) {
+            const size_t i = (size_t)row / TILES_BLOCK, k = (size_t)column / TILES_BLOCK;
+            uint16_t run[TILES_RUN * TILES_BLOCK_SIZE] __attribute__((aligned(64)));
+            tiles_read_run(run, x + (size_t)row * (size_t)depth + (size_t)column, false, (size_t)depth, n - row,
+                           depth - column);
+            for (size_t b = 0; b < TILES_RUN && k + b < steps; b++) {
+                const uint16_t *block = run + b * TILES_BLOCK_SIZE;
+                tiles_transpose_pairs(transposed + (i * steps + k + b) * TILES_BLOCK_SIZE, block);
+                tiles_interleave(pairs + ((k + b) * strips + i) * TILES_BLOCK_SIZE, block);
+            }
+        }
+}
+
 /* Turns a packed matrix of n x depth into its transpose, packed as depth x n: a left operand x into x^T, or (pairs) a right
  * operand w^T into w. Called by all threads of a team. */
 static inline void tiles_turn_team(uint16_t *to, const uint16_t *from, int n, int depth, bool pairs) {
