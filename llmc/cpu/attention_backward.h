@@ -268,6 +268,9 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         cpu_lanes_own(l, a, own, prefix);
         cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
     }
+#ifdef CPU_HEAD_TILES
+    if (f.tiles) return cpu_tiles_store((Act *)a->dq, a->q_stride, l, f.dq, D, scale);
+#endif
     cpu_lanes_store((Act *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
 }
 

@@ -396,6 +396,9 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
             if (lse) lse[(size_t)l->row[lane] * a->heads + l->head[lane]] = f->m[lane] + logf(f->sum[lane]);
         }
     }
+#ifdef CPU_HEAD_TILES
+    if (f->tiles) return cpu_tiles_store((Act *)a->out, (size_t)a->heads * D, l, f->out, D, scale);
+#endif
     cpu_lanes_store((Act *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
 }
 

@@ -12,9 +12,9 @@
 
 #include "../model/backend.h" /* Attention */
 #include "act.h"              /* Act, CPU_PAIRS */
-#include "attention_strip.h"  /* CPU_KEYS, cpu_head_pairs */
+#include "attention_strip.h"  /* CPU_KEYS, CPU_LANES, CpuLanes, cpu_head_pairs */
 #include "product_pairs.h"    /* CpuPair */
-#include "tiles.h"            /* CPU_TILES, TILES_INLINE, tiles_amx */
+#include "tiles.h"            /* CPU_TILES, TILES_INLINE, tiles_amx, tiles_round, ... */
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
@@ -199,6 +199,31 @@ TILES_INLINE __m512i cpu_tiles_pairs(__m512 first, __m512 second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, both);
+}
+
+/* The lanes' rows of x = from[D, CPU_LANES] * scale[lane], like cpu_lanes_store(); D is a multiple of 16. */
+static inline void cpu_tiles_store(Act *x, size_t stride, const CpuLanes *l, const float *from, int D,
+                                   const float *scale) {
+    Act rows[CPU_TILE * CPU_TILE_DEPTH] __attribute__((aligned(64))) = {0}; /* [16 lanes][32 channels] */
+    for (int lane = 0; lane < l->count; lane += CPU_TILE) {
+        const __m512 factor = _mm512_loadu_ps(scale + lane);
+        const int lanes = l->count - lane < CPU_TILE ? l->count - lane : CPU_TILE;
+        for (int d = 0; d < D; d += CPU_TILE_DEPTH) {
+            const int n = D - d < CPU_TILE_DEPTH ? D - d : CPU_TILE_DEPTH;
+            for (int i = 0; i < n; i += 2) {
+                const float *at = from + (size_t)(d + i) * CPU_LANES + lane;
+                const __m512 even = _mm512_mul_ps(_mm512_load_ps(at), factor);
+                const __m512 odd = _mm512_mul_ps(_mm512_load_ps(at + CPU_LANES), factor);
+                _mm512_store_si512(rows + i * CPU_TILE, cpu_tiles_pairs(even, odd));
+            }
+            tiles_transpose_dwords(rows, rows);
+            for (int i = 0; i < lanes; i++) {
+                Act *to = x + l->row[lane + i] * stride + (size_t)l->head[lane + i] * D + d;
+                const __mmask32 in = n == CPU_TILE_DEPTH ? 0xffffffffu : 0xffffu;
+                _mm512_mask_storeu_epi16(to, in, _mm512_load_si512(rows + i * CPU_TILE_DEPTH));
+            }
+        }
+    }
 }
 
 /* The lanes of a vector that see key `key`. */

@@ -27,7 +27,7 @@ enum {
     PANELS_STEP = 16,                      /* the depth is rounded up to a multiple of it */
     PANELS_HALF = 32,                      /* threads divide the columns into multiples of it */
     PANELS_ROWS = 64,                      /* most rows of a unit */
-    PANELS_DEPTH = 48,                     /* most of the depth that stays in the first-level cache */
+    PANELS_DEPTH = 96,                     /* most of the depth that stays in the first-level cache */
     PANELS_LINE = 64 / (int)sizeof(float), /* floats of a cache line */
     PANELS_AHEAD = 512,                    /* floats from a weight to the one that is fetched with it, for few rows */
     PANELS_TILE = 6,                       /* most rows whose sums of so many vectors are in registers together: */
