@@ -187,6 +187,10 @@ static inline void cpu_linear_forward(Device *d, Acts *out, const Acts *x, const
 static inline void cpu_linear_backward(Device *d, Acts *dx, Floats *dw, Floats *db, const Acts *dout, const Acts *x,
                                        const Weights *w, int N, int IC, int OC) {
     if (dx) gemm_nn(d, (Act *)dx, (const Act *)dout, (const float *)w, N, IC, OC);
+#if defined CPU_HALF && defined CPU_TILES
+    if (dw && db && tiles_amx()) /* one pass over dout serves both */
+        return gemm_tn_sums_bf16(d, (float *)dw, (float *)db, dout, true, (const Act *)x, N, OC, IC);
+#endif
     if (dw) gemm_tn(d, (float *)dw, (const Act *)dout, (const Act *)x, N, OC, IC);
     if (db) cpu_column_sums(d, (float *)db, (const Act *)dout, N, OC);
 }

@@ -491,8 +491,13 @@ static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *o
     gemm_product_bf16(d, p, transposed, x, x_half, w);
 }
 
-/* out[M,K] += or = y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. */
-static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
+/* out[M,K] += or = y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. sums: the sums of its columns are added to it; NULL:
+ * they are not computed, nor are they of floats. */
+static inline void gemm_tn_sums_bf16(Device *d, float *out, float *sums, const void *y, bool y_half, const Act *x,
+                                     int N, int M, int K) {
+    if (sums)
+        d->partial =
+            (float *)cpu_scratch(d, d->partial, &d->partial_count, (size_t)TILES_PARTS * (size_t)M, sizeof(float));
     uint16_t *left = gemm_half(d, 0, tiles_count(M, N)), *right = gemm_half(d, 1, tiles_count(K, N));
     const TilesProduct p = {.rows = M,
                             .cols = K,
@@ -505,10 +510,15 @@ static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_hal
                             .sums = gemm_sums(d)};
 #pragma omp parallel if (cpu_worth_product(N, M, K))
     {
-        tiles_pack_team(left, TILES_ROWS_TRANSPOSED, y, y_half, (size_t)M, M, N);
+        if (sums) tiles_pack_sums_team(left, (const uint16_t *)y, M, N, d->partial, sums);
+        else tiles_pack_team(left, TILES_ROWS_TRANSPOSED, y, y_half, (size_t)M, M, N);
         tiles_pack_team(right, TILES_PAIRS, x, ACT_HALF, (size_t)K, K, N);
         tiles_product_team(&p);
     }
+}
+
+static inline void gemm_tn_bf16(Device *d, float *out, const void *y, bool y_half, const Act *x, int N, int M, int K) {
+    gemm_tn_sums_bf16(d, out, NULL, y, y_half, x, N, M, K);
 }
 #endif
 

@@ -31,7 +31,8 @@
 enum {
     TILES_BLOCK = 32,
     TILES_BLOCK_SIZE = TILES_BLOCK * TILES_BLOCK,
-    TILES_RUN = 8 /* blocks of a row that are packed together */
+    TILES_RUN = 8,   /* blocks of a row that are packed together */
+    TILES_PARTS = 16 /* of the rows of a matrix, whose sums are made apart and added in this order */
 };
 
 static inline size_t tiles_blocks(int n) { return ((size_t)n + TILES_BLOCK - 1) / TILES_BLOCK; }
@@ -200,6 +201,45 @@ static inline void tiles_pack_team(uint16_t *to, TilesForm form, const void *x, 
                 tiles_transpose_pairs(out, out);
             }
         }
+}
+
+/* Packs x [depth, n] of bfloat16 as the left operand x^T (TILES_ROWS_TRANSPOSED), and adds the sums of its columns to `sums`.
+ * parts: scratch, (TILES_PARTS, n). Called by all threads of a team. */
+static inline void tiles_pack_sums_team(uint16_t *to, const uint16_t *x, int n, int depth, float *parts, float *sums) {
+    const int steps = (int)tiles_blocks(depth);
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80); /* 1 */
+#pragma omp for collapse(2) schedule(static)
+    for (int part = 0; part < TILES_PARTS; part++)
+        for (int column = 0; column < n; column += TILES_RUN * TILES_BLOCK) {
+            uint16_t run[TILES_RUN * TILES_BLOCK_SIZE] __attribute__((aligned(64)));
+            __m512 sum[2 * TILES_RUN];
+            for (int i = 0; i < 2 * TILES_RUN; i++) sum[i] = _mm512_setzero_ps();
+            for (int k = part * steps / TILES_PARTS; k < (part + 1) * steps / TILES_PARTS; k++) {
+                const int row = k * TILES_BLOCK;
+                tiles_read_run(run, x + (size_t)row * (size_t)n + (size_t)column, true, (size_t)n, depth - row,
+                               n - column);
+                for (int b = 0; b < TILES_RUN && column + b * TILES_BLOCK < n; b++) {
+                    uint16_t *out =
+                        to + ((size_t)(column / TILES_BLOCK + b) * (size_t)steps + (size_t)k) * TILES_BLOCK_SIZE;
+                    tiles_interleave(out, run + b * TILES_BLOCK_SIZE);
+                    __m512 low = sum[2 * b], high = sum[2 * b + 1];
+                    for (int pair = 0; pair < TILES_BLOCK / 2; pair++) {
+                        const uint16_t *at = out + TILES_BLOCK * pair;
+                        low = _mm512_dpbf16_ps(low, (__m512bh)_mm512_load_si512(at), ones);
+                        high = _mm512_dpbf16_ps(high, (__m512bh)_mm512_load_si512(at + TILES_BLOCK_SIZE / 2), ones);
+                    }
+                    sum[2 * b] = low;
+                    sum[2 * b + 1] = high;
+                    tiles_transpose_pairs(out, out);
+                }
+            }
+            float *partial = parts + (size_t)part * (size_t)n + (size_t)column;
+            for (int i = 0; i < 2 * TILES_RUN; i++)
+                _mm512_mask_storeu_ps(partial + 16 * i, tiles_mask16(n - column - 16 * i), sum[i]);
+        }
+#pragma omp for schedule(static)
+    for (int column = 0; column < n; column++)
+        for (int part = 0; part < TILES_PARTS; part++) sums[column] += parts[(size_t)part * (size_t)n + (size_t)column];
 }
 
 /* Packs the matrix x [n, depth] of floats twice, which reads it once: as the right operand x^T (TILES_PAIRS_TRANSPOSED, of n x
