@@ -491,8 +491,8 @@ static inline void gemm_rows_by_weights_bf16(Device *d, bool transposed, void *o
     gemm_product_bf16(d, p, transposed, x, x_half, w);
 }
 
-/* out[M,K] += or = y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. sums: the sums of its columns are added to it; NULL:
- * they are not computed, nor are they of floats. */
+/* out[M,K] += or = y[N,M]^T x[N,K] in packed blocks. y_half: y is bfloat16. sums: NULL, or, only if y is bfloat16, where the
+ * sums of its columns are added, [M]. */
 static inline void gemm_tn_sums_bf16(Device *d, float *out, float *sums, const void *y, bool y_half, const Act *x,
                                      int N, int M, int K) {
     if (sums)
