@@ -14,8 +14,9 @@
  * pack the weights into scratch memory. In bfloat16 the packing rounds the float32 weights, and activations are rounded before
  * each product, or stored in bfloat16 (act.h). Sums stay float32.
  *
- * Measured (dev/bench/bench_gemm.c): products of 32 rows reach 92 to 94 % of the FMA peak on AVX-512 and 85 to 87 % on
- * AVX2, where oneDNN's reach 84 and 39 to 80 %. In the two gradients sgemm is as good as packed weights and needs no memory.
+ * Measured (dev/bench/bench_gemm.c) on a Zen 4, when a unit of work was half a panel: products of 32 rows reach 92 to 94 % of
+ * the FMA peak on AVX-512 and 85 to 87 % on AVX2, where oneDNN's reach 84 and 39 to 80 %. On a Xeon with less bandwidth they
+ * reach 64 %, and with half panels 45 %. In the two gradients sgemm is as good as packed weights and needs no memory.
  *
  * In bfloat16 one packed copy of the weights serves decode, forward and backward pass, and an element's sum depends only on
  * its own operands: a row gives the same bits in any batch, of the sampler or of the trainer, with any number of threads.
