@@ -424,7 +424,7 @@ static void test_attention(void **state) {
             floats(ROWS * HEADS, 1);
             acts(ROWS * queries);
             cell_new(ACTS, FLOATS(ROWS * (size_t)WIDTH), ROWS * (size_t)WIDTH, 2, true);
-            both("attention", 24, attention); /* an array of 300,000 elements has rare large errors */
+            both("attention", head_size <= 112 ? 16 : 24, attention); /* of more elements, rarer errors are seen */
         }
         int32_t slot[30];
         for (int i = 0; i < 30; i++) slot[i] = i % 7 ? 5 + 4 * i : -1;
