@@ -49,7 +49,6 @@ typedef struct CpuBackward {
     Act ds_half[CPU_KEYS * CPU_LANES] __attribute__((aligned(64)));
     CpuPair ds_pairs[CPU_KEYS * CPU_LANES / 2] __attribute__((aligned(64))); /* (KEYS / 2, LANES) */
 #endif
-    bool tiles; /* cpu_head_tiles() */
     /* the gradients of keys and values of one head, rows row0 .. of the batch, which are `stride` apart */
     float *dk, *dv;
     size_t row0, stride;
@@ -164,7 +163,7 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
         const size_t at = b.key * f->stride;
         float *p = f->p + b.first, *ds = f->ds + b.first;
 #ifdef CPU_HEAD_TILES
-        if (f->tiles) {
+        if (cpu_head_tiles(a)) {
             cpu_differentiate_tiles(f, a, &b, k + b.key * stride, v + b.key * stride, dk + at, dv + at);
             continue;
         }
@@ -206,7 +205,6 @@ static inline void cpu_differentiate(CpuBackward *f, const Attention *a, size_t 
 static inline void cpu_attention_backward_strip(const Attention *a, const CpuStrip *p, int kv, CpuPart part, float *dk,
                                                 float *dv, size_t row0, size_t stride) {
     CpuBackward f;
-    f.tiles = cpu_head_tiles(a);
     f.dk = dk;
     f.dv = dv;
     f.row0 = row0;
@@ -230,7 +228,7 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
     }
 #endif
 #ifdef CPU_HEAD_TILES
-    if (f.tiles) {
+    if (cpu_head_tiles(a)) {
         cpu_tiles_fill(f.q_pairs, D / 2, ld);
         cpu_tiles_fill(f.dout_pairs, D / 2, ld);
         cpu_tiles_fill(f.q_rows, l->padded / 2, (size_t)D);
@@ -269,7 +267,7 @@ static inline void cpu_attention_backward_strip(const Attention *a, const CpuStr
         cpu_differentiate(&f, a, segment[own.segment].key_start, kv, l->own[own.last - 1], own.first, own.last);
     }
 #ifdef CPU_HEAD_TILES
-    if (f.tiles) return cpu_tiles_store((Act *)a->dq, a->q_stride, l, f.dq, D, scale);
+    if (cpu_head_tiles(a)) return cpu_tiles_store((Act *)a->dq, a->q_stride, l, f.dq, D, scale);
 #endif
     cpu_lanes_store((Act *)a->dq, a->q_stride, l, f.dq, ld, D, scale);
 }

@@ -16,7 +16,7 @@
 #include "../model/batch.h"   /* Segment */
 #include "act.h"              /* Act, act_get, CPU_PAIRS, act_floats, ... */
 #include "attention_strip.h"  /* CPU_KEYS, CPU_LANES, CPU_STRIP, CpuLanes, ... */
-#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_begin, cpu_tiles_column, ... */
+#include "attention_tiles.h"  /* CPU_HEAD_TILES, cpu_head_tiles, cpu_tiles_begin, cpu_tiles_set, ... */
 #include "product.h"          /* CPU_VEC, CpuVec, CPU_UNROLL, CpuQuad, ... */
 #include "product_pairs.h"    /* CpuPair, cpu_pairs_rescale, cpu_pairs_set */
 #include "tiles.h"            /* TILES_INLINE, tiles_exp, tiles_tanh */
@@ -42,7 +42,6 @@ typedef struct CpuForward {
     float weighted[2][CPU_TILES_HEAD * CPU_TILE]
         __attribute__((aligned(64))); /* the values of a block, (D, 16 lanes) */
 #endif
-    bool tiles; /* cpu_head_tiles() */
 } CpuForward;
 
 /* Multiplies the scores of a block by `scale` and converts them to probabilities relative to the new maximum, for lanes
@@ -140,14 +139,14 @@ static inline void cpu_attend_tiles(CpuForward *f, const Attention *a, const Cpu
     Act *copy = (Act *)(void *)f->rows, *values = copy + CPU_KEYS * CPU_TILES_HEAD;
     size_t row;
     const Act *keys = cpu_tiles_rows(copy, k + b->key * stride, stride, b->keys, D, &row);
-    cpu_tiles_column(b->keys, steps, keys, row, f->q_pairs + b->first, ld, f->s + b->first, ld);
+    cpu_tiles_set(b->keys, CPU_TILE, steps, keys, row, f->q_pairs + b->first, ld, f->s + b->first, ld);
     cpu_tiles_transpose(values, v + b->key * stride, stride, b->keys, D);
     for (int at = b->first, turn = 0; at < b->last + CPU_TILE; at += CPU_TILE, turn ^= 1) {
         const int next = at + CPU_TILE, before = at - CPU_TILE;
-        if (next < b->last) cpu_tiles_column(b->keys, steps, keys, row, f->q_pairs + next, ld, f->s + next, ld);
+        if (next < b->last) cpu_tiles_set(b->keys, CPU_TILE, steps, keys, row, f->q_pairs + next, ld, f->s + next, ld);
         if (at < b->last) {
             cpu_softmax_tiles(f, b, at, a->scale, a->cap);
-            cpu_tiles_column(D, depth, values, CPU_KEYS, f->p_pairs + at, ld, f->weighted[turn], CPU_TILE);
+            cpu_tiles_set(D, CPU_TILE, depth, values, CPU_KEYS, f->p_pairs + at, ld, f->weighted[turn], CPU_TILE);
         }
         if (before < b->first) continue;
         const __m512 alpha = _mm512_loadu_ps(f->alpha + before);
@@ -180,7 +179,7 @@ static inline void cpu_attend(CpuForward *f, const Attention *a, const Act *k, c
                 if (i + b.keys < keys) cpu_prefetch(k + (i + b.keys) * stride, D);
             }
 #ifdef CPU_HEAD_TILES
-        if (f->tiles) {
+        if (cpu_head_tiles(a)) {
             cpu_attend_tiles(f, a, &b, k, v);
             continue;
         }
@@ -380,7 +379,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
 #endif
         cpu_lanes_load(f->q, ld, l, (const Act *)a->q, a->q_stride, D, a->scale);
 #ifdef CPU_HEAD_TILES
-    if (f->tiles) cpu_tiles_fill(f->q_pairs, D / 2, ld);
+    if (cpu_head_tiles(a)) cpu_tiles_fill(f->q_pairs, D / 2, ld);
 #endif
     for (int d = 0; d < D; d++) memset(f->out + d * ld, 0, l->padded * sizeof(float));
     cpu_lanes_prefix(l, a, prefix);
@@ -397,7 +396,7 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
         }
     }
 #ifdef CPU_HEAD_TILES
-    if (f->tiles) return cpu_tiles_store((Act *)a->out, (size_t)a->heads * D, l, f->out, D, scale);
+    if (cpu_head_tiles(a)) return cpu_tiles_store((Act *)a->out, (size_t)a->heads * D, l, f->out, D, scale);
 #endif
     cpu_lanes_store((Act *)a->out, (size_t)a->heads * D, l, f->out, ld, D, scale);
 }
@@ -405,7 +404,6 @@ static inline void cpu_attend_lanes(CpuForward *f, const Attention *a, int prefi
 /* Parts u0 .. u1-1 of a strip (see CpuPart): first everything processed by lanes, then the rows with few lanes. */
 static inline void cpu_attention_forward_strip(const Attention *a, const CpuStrip *p, int u0, int u1) {
     CpuForward f;
-    f.tiles = cpu_head_tiles(a);
     CpuLanes *l = &f.lanes;
     const Segment *segment = cpu_segments(a);
     const int prefix = segment[p->s0].prefix_len, first = cpu_part(a, u0).h0;

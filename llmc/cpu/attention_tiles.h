@@ -76,42 +76,6 @@ TILES_INLINE void cpu_tiles(const bool add, int m, int n, int steps, const Act *
     __asm__ volatile("" ::: "memory");
 }
 
-/* C[m, 16] = A[m, 32 steps] B[32 steps, 16]; the rows of A and of C exist up to the next multiple of 16. */
-TILES_INLINE void cpu_tiles_column(int m, int steps, const Act *a, size_t lda, const CpuPair *b, size_t ldb, float *c,
-                                   size_t ldc) {
-    const size_t a_row = lda * sizeof *a, b_row = ldb * sizeof *b, c_row = ldc * sizeof *c;
-    __asm__ volatile("" ::: "memory");
-    for (int i = 0; i < m; i += 4 * CPU_TILE) {
-        const int tiles = (m - i + CPU_TILE - 1) / CPU_TILE; /* four at a time */
-        const Act *left = a + (size_t)i * lda;
-        const CpuPair *pairs = b;
-        float *to = c + (size_t)i * ldc;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int s = 0; s < steps; s++, left += CPU_TILE_DEPTH, pairs += CPU_TILE * ldb) {
-            _tile_loadd(6, pairs, b_row);
-            _tile_loadd(4, left, a_row);
-            _tile_dpbf16ps(0, 4, 6);
-            if (tiles < 2) continue;
-            _tile_loadd(5, left + CPU_TILE * lda, a_row);
-            _tile_dpbf16ps(1, 5, 6);
-            if (tiles < 3) continue;
-            _tile_loadd(4, left + 2 * CPU_TILE * lda, a_row);
-            _tile_dpbf16ps(2, 4, 6);
-            if (tiles < 4) continue;
-            _tile_loadd(5, left + 3 * CPU_TILE * lda, a_row);
-            _tile_dpbf16ps(3, 5, 6);
-        }
-        _tile_stored(0, to, c_row);
-        if (tiles > 1) _tile_stored(1, to + CPU_TILE * ldc, c_row);
-        if (tiles > 2) _tile_stored(2, to + 2 * CPU_TILE * ldc, c_row);
-        if (tiles > 3) _tile_stored(3, to + 3 * CPU_TILE * ldc, c_row);
-    }
-    __asm__ volatile("" ::: "memory");
-}
-
 /* C[m, n] = A B; the rows of A and of C exist up to the next multiple of 16. */
 static inline void cpu_tiles_set(int m, int n, int steps, const Act *a, size_t lda, const CpuPair *b, size_t ldb,
                                  float *c, size_t ldc) {
