@@ -8,8 +8,8 @@
  * With few rows, a weight from memory takes part in few operations, so that what counts is when it arrives. A unit of work
  * is the 64 columns of a panel, or 32 of them, by up to PANELS_ROWS rows. PANELS_DEPTH of its depth stay in the first-level
  * cache while the rows pass, and during these products the next ones are fetched into the second-level cache, one or two lines
- * with each step of the depth. Whole panels are so read in the order of their memory, which the processor's own prefetching
- * follows. Up to PANELS_FEW rows have all sums of a panel in registers instead, and read it once.
+ * with each step of the depth. Whole panels are therefore read in the order of their memory, which the processor's own
+ * prefetching follows. Up to PANELS_FEW rows have all sums of a panel in registers instead, and read it once.
  *
  * An element's sum adds its terms in the order of the depth, then the bias. It does not depend on the other rows, on its
  * place, or on the number of threads.
@@ -30,7 +30,7 @@ enum {
     PANELS_DEPTH = 96,                     /* most of the depth that stays in the first-level cache */
     PANELS_LINE = 64 / (int)sizeof(float), /* floats of a cache line */
     PANELS_AHEAD = 512,                    /* floats from a weight to the one that is fetched with it, for few rows */
-    PANELS_TILE = 6,                       /* most rows whose sums of so many vectors are in registers together: */
+    PANELS_TILE = 6,                       /* most rows whose sums of PANELS_VECTORS vectors are in registers */
 #ifdef __AVX512F__
     PANELS_VECTORS = 4,
     PANELS_FEW = 6
